@@ -1,0 +1,365 @@
+"""The exceptions that this package raises, and the table of the manager's error codes.
+
+::
+
+    TcmError
+    ├── ConnectionLostError (ConnectionError)     the socket died while a reply was awaited
+    ├── ConnectFailedError (ConnectionError)      no socket could be opened
+    ├── AuthenticationError                       the manager refused the token or the identity
+    ├── PermissionDeniedError                     the identity lacks a role
+    ├── CallTimeoutError (TimeoutError)           sent, and not answered within the deadline
+    ├── PoolTimeoutError (TimeoutError)           no socket came free within the deadline
+    ├── ShuttingDownError                         the manager is draining
+    ├── BackpressureError                         the manager dropped the request: too much work
+    ├── RateLimitedError                          the manager's limit of messages a second
+    ├── ProtocolError                             a message that breaks the protocol
+    ├── MessageTooLargeError                      a message over its limit, either way
+    ├── ContractError (ValueError)                the manager refused the request's form
+    ├── InputError (ValueError)                   refused here, before anything was sent
+    ├── ConfigError (ValueError)                  a setting that cannot work
+    ├── ModelFileError (ValueError)               a model file that cannot be read
+    ├── ManagementError                           a management job failed
+    ├── ClientClosedError                         the client was closed
+    └── InferenceError                            the inference failed behind the manager
+        ├── TritonTimeoutError, TritonNetworkError, TritonOverloadedError, CircuitOpenError,
+        │   ServerNotReadyError, ModelNotReadyError, ConfigDownloadError         (retriable)
+        ├── InferenceFailedError, ShapeMismatchError, ModelMissingError, TritonAuthError,
+        │   ModelLoadError, SharedMemoryUnavailableError, SharedMemoryRegistrationError,
+        │   ServerCreationError, MissingArgumentError, MissingInstanceError, TritonError   (fatal)
+        ├── PayloadTooLargeError                  413: over the manager's payload budget
+        └── StreamTimeoutError                    a stream ran into the manager's limit
+
+Every class survives ``pickle`` with all its fields, so that it can cross a process boundary.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tcm_sync.config import Route
+
+
+class TcmError(Exception):
+    """What every error of this package is.
+
+    Parameters
+    ----------
+    message : str
+        What happened, and what to do about it.
+    **fields
+        Any of the attributes below.
+
+    Attributes
+    ----------
+    code : str or None
+        The manager's error code, if it gave one.
+    retriable : bool
+        Whether the same request may succeed when it is sent again.
+    retry_after : float or None
+        Seconds that the manager asks to wait before trying again.
+    attempts : int
+        How many attempts the call made that count (see `RetryPolicy`); 0 if nothing was sent.
+    history : tuple of TcmError
+        The failures of the attempts before this one, oldest first.
+    outcome_unknown : bool
+        Whether the request may have run although no result came back.
+    model_name : str or None
+        The model that was called.
+    route : Route or None
+        Where the call was to run.
+    uuid : str or None
+        The uuid of the socket that was used: what the manager's log calls the client.
+    elapsed : float or None
+        Seconds from the start of the call to this error.
+    """
+
+    code: str | None = None
+    retriable: bool = False
+    retry_after: float | None = None
+    attempts: int = 0
+    history: tuple[TcmError, ...] = ()
+    outcome_unknown: bool = False
+    model_name: str | None = None
+    route: Route | None = None
+    uuid: str | None = None
+    elapsed: float | None = None
+
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        for name, value in fields.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} has no field {name!r}")
+            setattr(self, name, value)
+
+    @property
+    def message(self) -> str:
+        """What happened, without the facts of the call."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        facts = []
+        if self.model_name is not None:
+            facts.append(f"model {self.model_name!r}")
+        if self.route is not None:
+            facts.append(f"container {self.route.container_id!r}")
+        if self.uuid is not None:
+            facts.append(f"uuid {self.uuid}")
+        if self.attempts > 1:
+            facts.append(f"{self.attempts} attempts")
+        if self.elapsed is not None:
+            facts.append(f"{self.elapsed:.3g} s")
+        return f"{self.message} ({', '.join(facts)})" if facts else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, vars(self))
+
+
+def _rebuild(kind: type[TcmError], message: str, fields: dict[str, Any]) -> TcmError:
+    return kind(message, **fields)
+
+
+class ConnectionLostError(TcmError, ConnectionError):
+    """The socket died before the reply came. Whether the request ran is unknown."""
+
+    retriable = True
+
+
+class ConnectFailedError(TcmError, ConnectionError):
+    """No socket to the manager could be opened; nothing was sent."""
+
+    retriable = True
+
+
+class AuthenticationError(TcmError):
+    """The manager refused the token or the identity. Repeating the same one does not help."""
+
+
+class PermissionDeniedError(TcmError):
+    """The identity lacks the role that the request needs: see ``roles=`` of `AuthContext`."""
+
+
+class CallTimeoutError(TcmError, TimeoutError):
+    """The request was sent and no reply came within the deadline. It may still be running.
+
+    Attributes
+    ----------
+    advisories : int
+        How often the manager said meanwhile that the request is delayed
+        (``BACKPRESSURE_INSUFFICIENT_BUDGET``).
+    """
+
+    advisories: int = 0
+
+
+class PoolTimeoutError(TcmError, TimeoutError):
+    """Every socket was busy for as long as the call could wait; nothing was sent."""
+
+
+class ShuttingDownError(TcmError):
+    """The manager is draining. Without ``dropped_type`` the request may have run all the same."""
+
+    retriable = True
+
+
+class BackpressureError(TcmError):
+    """The manager dropped the request because a queue was full or a quota used up. It did not run."""
+
+    retriable = True
+
+
+class RateLimitedError(TcmError):
+    """The manager's limit of messages a second was passed. The request did not run."""
+
+    retriable = True
+
+
+class ProtocolError(TcmError):
+    """A message that the protocol does not allow. The socket it came on is given up."""
+
+
+class MessageTooLargeError(TcmError):
+    """A message is over its limit: ours before sending, or the manager's (close code 1009).
+
+    Attributes
+    ----------
+    size : int or None
+        Bytes of the message, where known.
+    limit : int or None
+        The most bytes that a message may have, where known.
+    """
+
+    size: int | None = None
+    limit: int | None = None
+
+
+class ContractError(TcmError, ValueError):
+    """The manager refused the form of the request. Mend the request; repeating it does not help."""
+
+
+class InputError(TcmError, ValueError):
+    """The arguments of a call cannot be sent. Found here, before anything was sent."""
+
+
+class ConfigError(TcmError, ValueError):
+    """A setting of the client that cannot work."""
+
+
+class ModelFileError(TcmError, ValueError):
+    """A model file that cannot be read or run."""
+
+
+class ManagementError(TcmError):
+    """A management job ran and failed."""
+
+
+class ClientClosedError(TcmError):
+    """The client was closed, before the call or while it waited."""
+
+
+class InferenceError(TcmError):
+    """The inference failed behind the manager. Codes that the table does not know have this class."""
+
+
+class TritonTimeoutError(InferenceError):
+    """Triton did not answer the manager in time."""
+
+    retriable = True
+
+
+class TritonNetworkError(InferenceError):
+    """The manager could not reach Triton."""
+
+    retriable = True
+
+
+class TritonOverloadedError(InferenceError):
+    """Triton has more work than it takes."""
+
+    retriable = True
+
+
+class CircuitOpenError(InferenceError):
+    """The manager has stopped asking this Triton for a while, after repeated failures."""
+
+    retriable = True
+
+
+class ServerNotReadyError(InferenceError):
+    """The Triton server is not ready yet."""
+
+    retriable = True
+
+
+class ModelNotReadyError(InferenceError):
+    """The model is not ready yet."""
+
+    retriable = True
+
+
+class ConfigDownloadError(InferenceError):
+    """The manager could not fetch the model's configuration."""
+
+    retriable = True
+
+
+class InferenceFailedError(InferenceError):
+    """Triton refused or failed the inference."""
+
+
+class ShapeMismatchError(InferenceError):
+    """A tensor's data is not nested as its shape says, or the shape is not the model's."""
+
+
+class ModelMissingError(InferenceError):
+    """There is no such model on the server."""
+
+
+class TritonAuthError(InferenceError):
+    """Triton refused the manager's credentials."""
+
+
+class ModelLoadError(InferenceError):
+    """Triton could not load the model."""
+
+
+class SharedMemoryUnavailableError(InferenceError):
+    """The manager found no shared memory under the key."""
+
+
+class SharedMemoryRegistrationError(InferenceError):
+    """Triton could not register the shared memory."""
+
+
+class ServerCreationError(InferenceError):
+    """The Triton server could not be created."""
+
+
+class MissingArgumentError(InferenceError):
+    """The request lacks an argument."""
+
+
+class MissingInstanceError(InferenceError):
+    """The manager has no such instance."""
+
+
+class TritonError(InferenceError):
+    """A failure that Triton does not explain further."""
+
+
+class PayloadTooLargeError(InferenceError):
+    """The tensors are over the manager's payload budget (413). Never repeated.
+
+    Attributes
+    ----------
+    estimated_bytes : int or None
+        What the manager reckons from shapes and datatypes.
+    limit_bytes : int or None
+        Its budget for one request.
+    """
+
+    estimated_bytes: int | None = None
+    limit_bytes: int | None = None
+
+
+class StreamTimeoutError(InferenceError):
+    """A stream ran into the manager's limit on the whole stream."""
+
+
+class CodeRule(NamedTuple):
+    """What a code of the manager means here: the class to raise, and whether to try again."""
+
+    error: type[TcmError]
+    retriable: bool
+
+
+#: Every code that the manager is known to send (docs/wire.rst, "Error codes").
+ERROR_CODES: Mapping[str, CodeRule] = MappingProxyType(
+    {
+        "SYSTEM_SHUTDOWN": CodeRule(ShuttingDownError, retriable=True),
+        "BACKPRESSURE_QUEUE_FULL": CodeRule(BackpressureError, retriable=True),
+        "BACKPRESSURE_EXECUTOR_FULL": CodeRule(BackpressureError, retriable=True),
+        "BACKPRESSURE_TENANT_LIMIT_REACHED": CodeRule(BackpressureError, retriable=True),
+        "TRITON_TIMEOUT": CodeRule(TritonTimeoutError, retriable=True),
+        "TRITON_NETWORK": CodeRule(TritonNetworkError, retriable=True),
+        "TRITON_OVERLOADED": CodeRule(TritonOverloadedError, retriable=True),
+        "TRITON_CIRCUIT_OPEN": CodeRule(CircuitOpenError, retriable=True),
+        "TRITON_SERVER_NOT_READY": CodeRule(ServerNotReadyError, retriable=True),
+        "TRITON_MODEL_NOT_READY": CodeRule(ModelNotReadyError, retriable=True),
+        "TRITON_CONFIG_DOWNLOAD_FAILED": CodeRule(ConfigDownloadError, retriable=True),
+        "TRITON_INFERENCE_FAILED": CodeRule(InferenceFailedError, retriable=False),
+        "TRITON_SHAPE_MISMATCH": CodeRule(ShapeMismatchError, retriable=False),
+        "TRITON_MODEL_MISSING": CodeRule(ModelMissingError, retriable=False),
+        "TRITON_AUTH_FAILED": CodeRule(TritonAuthError, retriable=False),
+        "TRITON_MODEL_LOAD_FAILED": CodeRule(ModelLoadError, retriable=False),
+        "TRITON_SHM_UNAVAILABLE": CodeRule(SharedMemoryUnavailableError, retriable=False),
+        "TRITON_SHM_REGISTRATION_FAILED": CodeRule(SharedMemoryRegistrationError, retriable=False),
+        "TRITON_SERVER_CREATION_FAILED": CodeRule(ServerCreationError, retriable=False),
+        "TRITON_MISSING_ARGUMENT": CodeRule(MissingArgumentError, retriable=False),
+        "TRITON_MISSING_INSTANCE": CodeRule(MissingInstanceError, retriable=False),
+        "TRITON_ERROR": CodeRule(TritonError, retriable=False),
+    }
+)
