@@ -1,0 +1,167 @@
+"""What every test is held to: it leaves no thread, descriptor, process or shared memory file behind.
+
+The check compares the process before and after each test, fixtures of the test included. What ends by
+itself has ``PATIENCE`` seconds to do so. Descriptors are compared by what they point to, so that a
+number that was closed and given out again is not mistaken for the old one. Off Linux only threads are seen.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PATIENCE = 5.0
+_PROC = Path("/proc/self")
+_SHM = Path("/dev/shm")
+_LINUX = sys.platform == "linux"
+#: Opened once by a library and kept for good: not what a test leaves behind.
+_PERMANENT = ("/dev/urandom", "/dev/random", "/sys/", "/proc/", "/usr/share/zoneinfo/")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the process holds at one moment."""
+
+    threads: frozenset[threading.Thread]
+    descriptors: Counter[str]
+    children: frozenset[int]
+    shared: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Footprint:
+        return cls(_threads(), Counter(_descriptors().values()), _children(), _shared_files())
+
+    def grown_to(self, after: Footprint) -> list[str]:
+        """Describe what there is after and was not before, one line each."""
+        return [
+            *(_describe_thread(thread) for thread in after.threads - self.threads),
+            *_describe_descriptors(after.descriptors - self.descriptors),
+            *(_describe_child(pid) for pid in after.children - self.children),
+            *(f"/dev/shm/{name}" for name in after.shared - self.shared if not _belongs_to_others(name)),
+        ]
+
+
+def _threads() -> frozenset[threading.Thread]:
+    # A thread that a library started in C has a stand-in object that outlives it.
+    return frozenset(t for t in threading.enumerate() if type(t).__name__ != "_DummyThread")
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir(_PROC / "fd") if _LINUX else ():
+        try:
+            target = os.readlink(_PROC / "fd" / name)
+        except OSError:  # the descriptor of this very listing
+            continue
+        if not target.startswith(_PERMANENT) and not Path(target).name.startswith(".coverage"):
+            found[int(name)] = target
+    return found
+
+
+def _children() -> frozenset[int]:
+    pids: set[int] = set()
+    for children in _PROC.glob("task/*/children") if _LINUX else ():
+        try:
+            pids.update(map(int, children.read_text().split()))
+        except OSError:  # the thread ended meanwhile
+            continue
+    return frozenset(pids)
+
+
+def _shared_files() -> frozenset[str]:
+    return frozenset(os.listdir(_SHM)) if _LINUX else frozenset()
+
+
+def _describe_thread(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    at = "".join(traceback.format_stack(frame, limit=3)).rstrip() if frame else "  (just ending)"
+    return f"thread {thread.name!r} (daemon={thread.daemon}), which is in\n{at}"
+
+
+def _describe_descriptors(extra: Counter[str]) -> list[str]:
+    lines = []
+    for target, count in extra.items():
+        numbers = [number for number, there in _descriptors().items() if there == target]
+        ends = _addresses(numbers[0]) if numbers else ""
+        lines.append(f"{count} x descriptor of {target}{ends}, among the numbers {numbers}")
+    return lines
+
+
+def _addresses(number: int) -> str:
+    try:
+        if not stat.S_ISSOCK(os.fstat(number).st_mode):
+            return ""
+        with socket.socket(fileno=os.dup(number)) as end:
+            try:
+                return f" ({end.getsockname()} -> {end.getpeername()})"
+            except OSError:
+                return f" ({end.getsockname()}, not connected)"
+    except OSError:
+        return " (just closed)"
+
+
+def _describe_child(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        words = []
+    command = b" ".join(words).decode(errors="replace").strip()
+    return f"child process {pid}: {command or 'ended, and never waited for'}"
+
+
+def _belongs_to_others(name: str) -> bool:
+    """Whether the shared memory file is gone, another user's, or mapped by a process that is not ours."""
+    try:
+        if (_SHM / name).stat().st_uid != os.getuid():
+            return True
+    except OSError:
+        return True
+    ours = {os.getpid(), *_children()}
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if int(maps.parent.name) not in ours and f"/dev/shm/{name}\n" in maps.read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _resource_tracker() -> None:
+    """Start multiprocessing's helper process, which lives as long as this one, before anything is counted."""
+    if _LINUX:
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fail the test that leaves a thread, a descriptor, a child process or a /dev/shm file behind."""
+    before = Footprint.now()
+    yield
+    patience_ends = time.monotonic() + PATIENCE
+    left = before.grown_to(Footprint.now())
+    if left:
+        gc.collect()  # what only a cycle keeps open reports itself as a ResourceWarning, which is an error
+        left = before.grown_to(Footprint.now())
+    while left and time.monotonic() < patience_ends:
+        time.sleep(0.01)
+        left = before.grown_to(Footprint.now())
+    if left:
+        pytest.fail("the test left behind:\n" + "\n".join(left), pytrace=False)
