@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import socket
 import stat
 import sys
@@ -30,7 +31,9 @@ _PROC = Path("/proc/self")
 _SHM = Path("/dev/shm")
 _LINUX = sys.platform == "linux"
 #: Opened once by a library and kept for good: not what a test leaves behind.
-_PERMANENT = ("/dev/urandom", "/dev/random", "/sys/", "/proc/", "/usr/share/zoneinfo/")
+_PERMANENT = re.compile(
+    r"/dev/u?random$|/sys/|/proc/|/usr/share/zoneinfo/|.*/\.onnxruntime/|.*/\.coverage[^/]*$"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def _descriptors() -> dict[int, str]:
             target = os.readlink(_PROC / "fd" / name)
         except OSError:  # the descriptor of this very listing
             continue
-        if not target.startswith(_PERMANENT) and not Path(target).name.startswith(".coverage"):
+        if not _PERMANENT.match(target):
             found[int(name)] = target
     return found
 
