@@ -1,0 +1,1 @@
+"""What travels: the messages as msgspec structs, their encoding and decoding (docs/wire.rst)."""

@@ -1,0 +1,56 @@
+"""Our messages as JSON text."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tcm_sync.errors import MessageTooLargeError
+from tcm_sync.wire.messages import AuthRequest, InferencePayload
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode_payload(payload: AuthRequest | InferencePayload) -> bytes:
+    """Write a payload as JSON. It is the same for every attempt and every socket."""
+    return _encoder.encode(payload)
+
+
+def encode_message(uuid: str, kind: str, payload: bytes) -> bytes:
+    """Put a payload into the envelope of the socket that it goes out on.
+
+    Parameters
+    ----------
+    uuid : str
+        The socket's own, of characters that JSON does not escape.
+    kind : str
+        The message's type: ``"auth"`` or ``"inference"``.
+    payload : bytes
+        JSON text.
+    """
+    return b'{"uuid":"%b","type":"%b","payload":%b}' % (uuid.encode(), kind.encode(), payload)
+
+
+def check_size(size: int, limit: int, *, at_least: bool = False) -> None:
+    """Refuse a message that the manager would refuse (docs/wire.rst, "Sizes").
+
+    Parameters
+    ----------
+    size : int
+        Bytes of the whole message.
+    limit : int
+        ``max_message_bytes`` of the client, which should be the manager's.
+    at_least : bool
+        Whether `size` is only a lower bound, found before anything was encoded.
+
+    Raises
+    ------
+    MessageTooLargeError
+        Nothing was sent.
+    """
+    if size > limit:
+        raise MessageTooLargeError(
+            f"the message has {'at least ' if at_least else ''}{size:,} bytes, and max_message_bytes is "
+            f"{limit:,}: send fewer rows a call, or raise the limit here and in the manager alike",
+            size=size,
+            limit=limit,
+        )

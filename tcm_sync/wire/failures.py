@@ -1,0 +1,92 @@
+"""The manager's refusals as exceptions, by the table of codes (docs/errors.rst)."""
+
+from __future__ import annotations
+
+import re
+
+from tcm_sync.errors import (
+    ERROR_CODES,
+    AuthenticationError,
+    BackpressureError,
+    CodeRule,
+    ContractError,
+    InferenceError,
+    MessageTooLargeError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitedError,
+    ShuttingDownError,
+    TcmError,
+)
+from tcm_sync.wire.messages import ErrorReply, Failure
+from tcm_sync.wire.quote import quote
+
+#: Advice that answers nothing: the request is only delayed, its reply still comes.
+ADVISORY = "BACKPRESSURE_INSUFFICIENT_BUDGET"
+
+_PAYLOAD_TOO_LARGE = re.compile(r"413 Payload Too Large(?:.*?estimated_bytes=(\d+))?(?:.*?limit_bytes=(\d+))?", re.S)
+_TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
+
+_UNKNOWN = CodeRule(InferenceError, retriable=False)
+
+
+def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmError:
+    """Turn the data of a FAILED inference into the error to raise.
+
+    A text is a contract error: the manager did not get as far as asking Triton. Of a code that the table
+    does not know, the reply's own ``retriable`` decides.
+    """
+    if isinstance(failure, str):
+        return ContractError(f"the manager refused the request: {quote(failure, secret)}")
+    text = quote(failure.message, secret)
+    if found := _PAYLOAD_TOO_LARGE.search(failure.message):
+        estimated, limit = (int(number) if number else None for number in found.groups())
+        return PayloadTooLargeError(
+            f"{text}: send fewer rows a call",
+            code=failure.code,
+            estimated_bytes=estimated,
+            limit_bytes=limit,
+        )
+    rule = ERROR_CODES.get(failure.code, _UNKNOWN._replace(retriable=failure.retriable))
+    seconds = failure.retry_after_seconds
+    return rule.error(
+        text or failure.code,
+        code=quote(failure.code, secret),
+        retriable=rule.retriable,
+        retry_after=max(0.0, seconds) if seconds is not None else None,
+    )
+
+
+def failure_of_error(error: ErrorReply, secret: str | None = None) -> TcmError:
+    """Turn an ``error`` message into the error to raise for the request it answers."""
+    text = quote(error.message, secret)
+    if error.code is None:
+        return _failure_without_code(error.message, text)
+    rule = ERROR_CODES.get(error.code, CodeRule(ProtocolError, retriable=False))
+    code = quote(error.code, secret)
+    if rule.error is ShuttingDownError:
+        return ShuttingDownError(
+            f"the manager is shutting down: {text}", code=code, outcome_unknown=error.dropped_type is None
+        )
+    if rule.error is BackpressureError:
+        return BackpressureError(f"the manager dropped the request, it was not run: {text}", code=code)
+    return rule.error(f"{code}: {text}", code=code, retriable=rule.retriable)
+
+
+def _failure_without_code(message: str, text: str) -> TcmError:
+    """Read the manager's refusals that are words alone (docs/wire.rst, "Errors")."""
+    if message.startswith("Forbidden"):
+        return PermissionDeniedError(f"{text}: give AuthContext(roles=...) the role, or the token its claim")
+    if message.startswith("Rate limit exceeded"):
+        return RateLimitedError(f"{text}; messages_per_second= keeps a client below the manager's limit")
+    if found := _TOO_LARGE.match(message):
+        limit = int(found[1])
+        return MessageTooLargeError(
+            f"the manager's limit is {limit:,} bytes a message: send fewer rows a call, and set "
+            f"max_message_bytes={limit}",
+            limit=limit,
+        )
+    if message.startswith(("Invalid token", "Too many failed auth attempts")):
+        return AuthenticationError(f"the manager refused the authentication: {text}")
+    return ProtocolError(f"the manager refused the message: {text}")
