@@ -1,14 +1,22 @@
-"""The check of tests/conftest.py, on tests that do leave something behind."""
+"""The harness itself: the check of tests/conftest.py, and the scripted peer seen by another client."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
+import websocket
+
+from ..peer.connection import BINARY, CONTINUATION, TEXT, ClientLeft, make_frame, unmasked
+from ..peer.scripted import ScriptedPeer
 
 CONFTEST = Path(__file__).parents[1] / "conftest.py"
 LEAKY = """
@@ -95,3 +103,124 @@ def test_whatever_a_test_leaves_behind_fails_that_test_and_no_other(tmp_path):
     }, run.stdout
     for named in ("'straggler'", "127.0.0.1", "pipe:[", "input()", "never waited for", "/dev/shm/harness_"):
         assert named in run.stdout
+
+
+# --- the scripted peer ---
+
+
+def test_a_script_talks_to_a_client_that_is_not_ours():
+    def script(connection):
+        connection.accept(["X-Extra: 1"])
+        connection.authenticate(["json"])
+        payload = connection.recv_request()
+        connection.reply({"y": payload["x"]}, fragments=3)
+        connection.close(1001, "enough")
+
+    with ScriptedPeer(script) as peer:
+        client = websocket.create_connection(peer.uri, timeout=10)
+        assert client.getheaders()["x-extra"] == "1"
+        client.send('{"uuid": "u-1", "type": "auth", "payload": {"token": "t"}}')
+        assert client.recv() == '{"type": "auth.ok", "payload": {"capability": ["json"]}}'
+        client.send('{"uuid": "u-1", "type": "inference", "payload": {"x": [1.5]}}')
+        assert '"data": {"y": [1.5]}' in client.recv()
+        opcode, data = client.recv_data()
+        assert (opcode, data) == (8, b"\x03\xe9enough")
+        client.shutdown()
+    (connection,) = peer.connections
+    assert (peer.uuids, peer.requests, connection.auth) == (["u-1"], 1, {"token": "t"})
+    assert [frame.opcode for frame in connection.frames] == [TEXT, TEXT]
+
+
+def test_each_connection_has_its_script_and_the_last_serves_the_rest():
+    said = []
+    with ScriptedPeer(
+        lambda connection: said.append("first"), lambda connection: said.append("later")
+    ) as peer:
+        for _ in range(3):
+            with pytest.raises(websocket.WebSocketException):
+                websocket.create_connection(peer.uri, timeout=10)
+    assert said == ["first", "later", "later"]
+
+
+def say(peer, message):
+    """Send one message and wait for the end of the connection."""
+    client = websocket.create_connection(peer.uri, timeout=10)
+    try:
+        client.send(message)
+        while client.recv():
+            pass
+    except websocket.WebSocketException:
+        pass
+    finally:
+        client.shutdown()
+
+
+def test_a_fault_of_a_script_is_raised_in_the_test():
+    def script(connection):
+        connection.accept()
+        assert connection.recv_json() == "expected"
+
+    with pytest.raises(AssertionError, match="expected"), ScriptedPeer(script) as peer:
+        say(peer, '"something else"')
+
+
+def test_a_uuid_that_comes_twice_is_a_fault():
+    def script(connection):
+        connection.accept()
+        connection.authenticate()
+
+    auth = '{"uuid": "u-1", "type": "auth", "payload": {}}'
+    with pytest.raises(AssertionError, match="u-1 was used before"), ScriptedPeer(script) as peer:
+        say(peer, auth) or say(peer, auth)
+
+
+def test_probes_are_answered_beside_the_scripts():
+    with ScriptedPeer() as peer:
+        peer.http["/ready"] = (503, {"status": "not_ready"})
+        base = peer.uri.replace("ws://", "http://").removesuffix("/ws")
+        with urllib.request.urlopen(f"{base}/health", timeout=10) as answer:
+            assert answer.read() == b'{"status": "ok"}'
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            urllib.request.urlopen(f"{base}/ready", timeout=10)
+        refused.value.close()
+    assert len(peer.probes) == 2
+    assert peer.connections == []
+
+
+def test_a_peer_that_stopped_listening_refuses_and_may_listen_again():
+    with ScriptedPeer() as peer:
+        address = ("127.0.0.1", peer.port)
+        peer.stop_listening()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=10)
+        peer.listen()
+        socket.create_connection(address, timeout=10).close()
+        assert peer.port == address[1]
+
+
+def test_a_script_that_waits_is_woken_at_the_end():
+    reading, woken = threading.Event(), threading.Event()
+
+    def script(connection):
+        reading.set()
+        try:
+            connection.recv_bytes(10**6)
+        except ClientLeft:
+            woken.set()
+
+    with ScriptedPeer(script) as peer:
+        client = socket.create_connection(("127.0.0.1", peer.port), timeout=10)
+        client.sendall(b"GET /ws HTTP/1.1\r\n")
+        assert reading.wait(10)
+    client.close()
+    assert woken.is_set()
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536])
+def test_frames_are_what_another_implementation_makes(size):
+    payload = bytes(index % 251 for index in range(size))
+    for opcode, fin in ((TEXT, True), (BINARY, False), (CONTINUATION, True)):
+        theirs = websocket.ABNF(int(fin), 0, 0, 0, opcode, 1, payload)
+        theirs.get_mask_key = lambda length: b"k3y!"
+        assert make_frame(opcode, payload, fin=fin, mask=b"k3y!") == theirs.format()
+    assert unmasked(unmasked(payload, b"k3y!"), b"k3y!") == payload

@@ -1,0 +1,402 @@
+"""Replies in odd pieces, of odd sizes, with odd company, and late ones."""
+
+# ruff: noqa: SIM117 - the peer and its client are one thing, what is expected of a call is another
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tcm_sync import CallTimeoutError, MessageTooLargeError, ProtocolError
+
+from .connection import CONTINUATION, PING, PONG, TEXT
+from .scripted import ScriptedPeer
+from .scripts import ask, ask_many, connect, echo, echo_once, failing, wait_for
+
+KIB = 1024
+
+
+def test_40_kilobytes_in_one_byte_reads():
+    numbers = [number / 7 for number in range(2000)]
+
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.bytewise = True
+        connection.reply({"y": numbers})
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        result = client.infer("m", {"x": [[1.0]]})
+    assert result["y"].tolist() == numbers
+
+
+def test_everything_from_the_handshake_on_in_one_byte_reads():
+    def script(connection):
+        connection.bytewise = True
+        echo(connection)
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        for value in range(5):
+            assert ask(client, float(value)) == value
+
+
+def test_fragments_with_a_ping_between_them():
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        message = json.dumps(
+            connection.inference({"y": ["größer"]}, "COMPLETED"), ensure_ascii=False
+        ).encode()
+        middle = message.index("ö".encode()) + 1  # a fragment may end inside a character
+        connection.send_frame(TEXT, message[:middle], fin=False)
+        connection.send_frame(PING, b"are you there")
+        assert connection.wait_frame(PONG).payload == b"are you there"
+        connection.send_frame(CONTINUATION, b"", fin=False)
+        connection.send_frame(CONTINUATION, message[middle:], fin=True)
+        connection.wait_eof()
+        answered.append(True)
+
+    answered = []
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        result = client.infer("m", {"x": [[1.0]]})
+        assert result["y"].item() == "größer"
+    assert answered
+
+
+def test_an_idle_socket_answers_pings_too():
+    ponged = threading.Event()
+
+    def script(connection):
+        connection.welcome()
+        for payload in (b"", b"x" * 125):
+            connection.send_frame(PING, payload)
+            assert connection.wait_frame(PONG).payload == payload
+        ponged.set()
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        client.open(wait=True)
+        wait_for(ponged)
+
+
+def test_a_quiet_socket_is_pinged():
+    def script(connection):
+        connection.welcome()
+        for _ in range(2):
+            frame = connection.wait_frame(PING)
+            connection.send_frame(PONG, frame.payload)
+        pinged.set()
+        connection.wait_eof()
+
+    pinged = threading.Event()
+    with ScriptedPeer(script) as peer, connect(peer, ping_interval=0.05) as client:
+        client.open(wait=True)
+        wait_for(pinged)
+
+
+def test_a_socket_that_answers_no_ping_is_given_up():
+    def silent(connection):
+        connection.welcome()
+        connection.wait_eof()
+
+    with ScriptedPeer(silent, echo) as peer, connect(peer, ping_interval=0.05) as client:
+        client.open(wait=True)
+        wait_for(peer.connections[0].over)
+        assert ask(client, 3.0) == 3.0
+    assert len(peer.connections) == 2
+
+
+def test_several_messages_in_one_segment():
+    def script(connection):
+        connection.accept()
+        connection.read_auth()
+        with connection.together():
+            connection.alert()
+            connection.send_text({"type": "auth.ok"})
+            connection.alert()
+        connection.recv_request()
+        with connection.together():
+            connection.advise()
+            connection.send_frame(PING, b"p")
+            connection.reply({"y": [[6.0]]})
+            connection.alert()
+            connection.advise()
+        while True:
+            echo_once(connection)
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        assert ask(client) == 6.0
+        assert ask(client, 7.0) == 7.0
+    assert len(peer.connections) == 1
+
+
+# --- company that answers nothing ---
+
+
+def chatter(connection):
+    """Send all that a client must let pass, whenever it comes."""
+    connection.alert()
+    connection.advise()
+    connection.send_text({"type": "telemetry", "payload": {"load": [1, 2]}})
+    connection.send_text(
+        {"type": "inference.progress", "uuid": connection.uuid, "payload": {"data": {"y": [[-1.0]]}}}
+    )
+    connection.send_text({"type": "alert", "extra": None})
+    connection.send_frame(PONG, b"unasked for")
+
+
+def test_alerts_advisories_and_unknown_types_in_every_state():
+    idle = threading.Event()
+
+    def script(connection):
+        connection.accept()
+        chatter(connection)
+        connection.read_auth()
+        chatter(connection)
+        connection.send_text({"type": "auth.ok", "payload": {"capability": ["json"], "new": 1}, "newer": {}})
+        chatter(connection)
+        for value in (1.0, 2.0):
+            connection.recv_request()
+            chatter(connection)
+            reply = connection.inference({"y": [[value]]})
+            reply["_correlation_id"] = "x"
+            reply["payload"]["_auth"] = {"roles": []}
+            connection.send_text(reply)
+            chatter(connection)
+        idle.set()
+        while True:
+            echo_once(connection)
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        assert ask(client) == 1.0
+        assert ask(client) == 2.0
+        wait_for(idle)
+        assert ask(client, 3.0) == 3.0
+    assert len(peer.connections) == 1
+
+
+def test_a_call_that_only_hears_advice_says_how_much_of_it():
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        for _ in range(3):
+            connection.advise()
+            connection.alert()
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        with failing(CallTimeoutError) as caught:
+            ask(client, timeout=0.5)
+    assert caught.value.advisories == 3
+    assert caught.value.outcome_unknown
+
+
+# --- whose reply it is ---
+
+
+@pytest.mark.parametrize("size", [1, 200 * KIB], ids=["small", "large"])
+def test_a_reply_with_another_uuid_is_nobodys(size):
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        stray = connection.inference({"y": ["z" * size]})
+        stray["uuid"] = "somebody-else"
+        connection.send_text(stray)
+        connection.wait_eof()
+
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        with failing(ProtocolError, "uuid"):
+            ask(client)
+        assert ask(client, 2.0) == 2.0
+    assert [connection.requests for connection in peer.connections] == [1, 1]
+
+
+@pytest.mark.parametrize("missing", ["uuid", "type", "payload"])
+def test_a_reply_that_lacks_a_field_is_no_reply(missing):
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        message = connection.inference({"y": [[1.0]]})
+        del message[missing]
+        connection.send_text(message)
+        connection.wait_eof()
+
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        with failing(ProtocolError):
+            ask(client)
+        assert ask(client, 2.0) == 2.0
+
+
+def test_a_second_reply_to_one_request_reaches_no_other_call():
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        with connection.together():
+            connection.reply({"y": [[1.0]]})
+            connection.reply({"y": [[-1.0]]})
+        connection.wait_eof()
+
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        assert ask(client) == 1.0
+        wait_for(peer.connections[0].over)
+        for value in (2.0, 3.0):
+            assert ask(client, value) == value
+
+
+def test_a_reply_that_nobody_waits_for_costs_the_socket_and_no_call():
+    def script(connection):
+        connection.welcome()
+        connection.reply({"y": [[-1.0]]})
+        connection.wait_eof()
+
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        client.open(wait=True)
+        wait_for(peer.connections[0].over)
+        assert ask(client, 2.0) == 2.0
+    assert peer.connections[0].requests == 0
+
+
+def test_a_late_reply_reaches_nobody():
+    """The call times out; the next twenty callers get their own answers, the late one comes in between."""
+    late = threading.Event()
+
+    def script(connection):
+        connection.welcome()
+        payload = connection.recv_request()
+        wait_for(late)
+        connection.reply({"y": [[-1.0]]})
+        connection.wait_eof()
+        assert payload
+
+    with ScriptedPeer(script, echo) as peer, connect(peer, pool_size=2) as client:
+        with failing(CallTimeoutError, "model 'm'", "0.2") as caught:
+            ask(client, timeout=0.2)
+        assert caught.value.outcome_unknown
+        assert caught.value.uuid == peer.uuids[0]
+        threads = 4
+        assert ask_many(client, map(float, range(10)), threads) == list(range(10))
+        late.set()
+        assert ask_many(client, map(float, range(10, 20)), threads) == list(range(10, 20))
+    assert peer.connections[0].requests == 1
+
+
+def test_many_late_replies_under_load_reach_nobody():
+    """Every third request is answered too late, with a number that nobody asked for."""
+
+    def script(connection):
+        connection.welcome()
+        while True:
+            payload = connection.recv_request()
+            value = payload["request"]["inputs"][0]["data"][0][0]
+            if value % 3 == 0:
+                try:
+                    connection.sock.settimeout(0.1)
+                    connection.recv_some()
+                except TimeoutError:
+                    pass
+                connection.reply({"y": [[-1.0]]})
+                connection.wait_eof()
+            connection.reply({"y": [[value]]})
+
+    def call(value):
+        if value % 3:
+            return ask(client, value)
+        with pytest.raises(CallTimeoutError):
+            ask(client, value, timeout=0.05)
+        return value
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        with ThreadPoolExecutor(8) as threads:
+            values = [float(value) for value in range(120)]
+            assert list(threads.map(call, values)) == values
+
+
+# --- how it is written, and how long it is ---
+
+FORMS = {
+    "as the manager writes": lambda m: json.dumps(m),
+    "compact": lambda m: json.dumps(m, separators=(",", ":")),
+    "indented": lambda m: json.dumps(m, indent=2),
+    "uuid first": lambda m: json.dumps({key: m[key] for key in ("uuid", "type", "payload")}),
+    "payload first": lambda m: json.dumps({key: m[key] for key in ("payload", "uuid", "type")}),
+    "another key first": lambda m: json.dumps({"_correlation_id": "a", "type": "x"} | m),
+    "blanks around": lambda m: f" \r\n\t{json.dumps(m)}\n\n",
+    "escaped": lambda m: json.dumps(m).replace('"inference"', '"\\u0069nference"'),
+    "a key twice": lambda m: json.dumps(m)[:-1] + f', "uuid": {json.dumps(m["uuid"])}}}',
+}
+
+
+@pytest.mark.parametrize("size", [10, 100 * KIB], ids=["small", "large"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_reply_is_understood_however_its_json_is_written(form, size):
+    def script(connection):
+        connection.welcome()
+        while True:
+            connection.recv_request()
+            connection.send_text(form(connection.inference({"y": ["c" * size, "ü"]})))
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        for _ in range(2):
+            result = client.infer("m", {"x": [[1.0]]})
+            assert result["y"].tolist() == ["c" * size, "ü"]
+    assert len(peer.connections) == 1
+
+
+def of_size(connection, size):
+    """Make a reply of so many bytes."""
+    empty = len(json.dumps(connection.inference({"y": [""]})))
+    return json.dumps(connection.inference({"y": ["d" * (size - empty)]}))
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+def test_a_reply_of_just_the_limit_is_read(fragments):
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.send_text(of_size(connection, 100 * KIB), fragments=fragments)
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer, max_reply_bytes=100 * KIB) as client:
+        result = client.infer("m", {"x": [[1.0]]})
+    assert len(result["y"].item()) > 99 * KIB
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+def test_a_reply_over_the_limit_is_refused_before_it_is_read_and_never_asked_for_again(fragments):
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        message = of_size(connection, 100 * KIB + 1).encode()
+        step = -(-len(message) // fragments)
+        pieces = [message[at : at + step] for at in range(0, len(message), step)]
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            shown = b"" if last else piece  # the header of the last one alone must be enough
+            opcode = CONTINUATION if number else TEXT
+            connection.send_frame(opcode, shown, fin=last, length=len(piece))
+        connection.wait_eof()
+
+    with ScriptedPeer(script, echo) as peer, connect(peer, max_reply_bytes=100 * KIB) as client:
+        with failing(MessageTooLargeError, "max_reply_bytes") as caught:
+            ask(client)
+        assert caught.value.limit == 100 * KIB
+        assert ask(client, 2.0) == 2.0
+    assert [connection.requests for connection in peer.connections] == [1, 1]
+
+
+@pytest.mark.parametrize("length", [2**32, 2**62, 2**63 - 1])
+def test_an_absurd_length_is_believed_by_nobody(length):
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.send_frame(TEXT, b"{", length=length)
+        connection.wait_eof()
+
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        with failing(MessageTooLargeError, "max_reply_bytes"):
+            ask(client)
+        assert ask(client, 2.0) == 2.0

@@ -1,0 +1,190 @@
+"""A manager that drains: SYSTEM_SHUTDOWN in its three meanings, and what holds the callers back."""
+
+# ruff: noqa: SIM117 - the peer and its client are one thing, what is expected of a call is another
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tcm_sync import ShuttingDownError
+
+from .connection import PATIENCE
+from .scripted import ScriptedPeer
+from .scripts import ask, background, connect, echo, failing, wait_for
+
+
+def drop(connection):
+    connection.error("Request dropped: system is shutting down.", "SYSTEM_SHUTDOWN", dropped_type="inference")
+
+
+def reject(connection):
+    connection.error("Server is shutting down; request rejected.", "SYSTEM_SHUTDOWN")
+
+
+def dropped_from_the_queue(connection):
+    connection.welcome()
+    connection.recv_request()
+    drop(connection)
+    connection.close(1000)
+
+
+def rejected(connection):
+    connection.welcome()
+    connection.recv_request()
+    reject(connection)
+    connection.close(1012)
+
+
+def rejected_when_idle(connection):
+    connection.welcome()
+    reject(connection)
+    connection.close(1012)
+
+
+def rejected_after_the_reply(connection):
+    connection.welcome()
+    connection.recv_request()
+    with connection.together():
+        connection.reply({"y": [[1.0]]})
+        reject(connection)
+    connection.close(1012)
+
+
+@pytest.mark.parametrize("script", [dropped_from_the_queue, rejected])
+def test_a_refused_inference_is_sent_again_on_a_new_socket_and_is_no_attempt(script):
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        result = client.infer("m", {"x": [[2.0]]})
+    assert result["y"].item() == 2.0
+    assert result.attempts == 1
+    assert [connection.requests for connection in peer.connections] == [1, 1]
+
+
+@pytest.mark.parametrize(("script", "unknown"), [(dropped_from_the_queue, False), (rejected, True)])
+def test_without_a_policy_the_error_says_whether_it_may_have_run(script, unknown):
+    with ScriptedPeer(script) as peer, connect(peer, retry=None) as client:
+        with failing(ShuttingDownError, "shutting down") as caught:
+            ask(client)
+    assert caught.value.outcome_unknown is unknown
+    assert caught.value.code == "SYSTEM_SHUTDOWN"
+    assert peer.requests == 1
+
+
+def test_on_an_idle_socket_no_call_has_failed():
+    with ScriptedPeer(rejected_when_idle, echo) as peer, connect(peer) as client:
+        client.open(wait=True)
+        wait_for(peer.connections[0].over)
+        result = client.infer("m", {"x": [[2.0]]})
+    assert result["y"].item() == 2.0
+    assert result.attempts == 1
+    assert peer.connections[0].requests == 0
+
+
+def test_trailing_a_good_reply_no_call_has_failed():
+    with ScriptedPeer(rejected_after_the_reply, echo) as peer, connect(peer) as client:
+        assert ask(client) == 1.0
+        wait_for(peer.connections[0].over)
+        assert ask(client, 2.0) == 2.0
+    assert [connection.requests for connection in peer.connections] == [1, 1]
+
+
+def test_the_reply_of_another_socket_still_comes():
+    busy, told = threading.Event(), threading.Event()
+
+    def working(connection):
+        connection.welcome()
+        connection.recv_request()
+        busy.set()
+        wait_for(told)
+        connection.reply({"y": [[1.0]]})
+        connection.close(1000)
+
+    with ScriptedPeer(working, rejected, echo) as peer, connect(peer, pool_size=2) as client:
+        with background(lambda: ask(client)) as first:
+            wait_for(busy)
+            assert ask(client, 2.0) == 2.0
+            told.set()
+            assert first() == 1.0
+    assert [connection.requests for connection in peer.connections] == [1, 1, 1]
+
+
+def test_idle_sockets_are_retired_when_another_is_told():
+    both, told = threading.Barrier(2, timeout=PATIENCE), threading.Event()
+
+    def answer_together(connection):
+        connection.welcome()
+        data = connection.recv_request()["request"]["inputs"][0]["data"]
+        both.wait()
+        connection.reply({"y": data})
+        if connection.number == 0:
+            wait_for(told)
+            reject(connection)
+            connection.close(1012)
+        connection.wait_eof()
+
+    with ScriptedPeer(answer_together, answer_together, echo) as peer, connect(peer, pool_size=2) as client:
+        with background(lambda: ask(client, 1.0)) as first:
+            assert ask(client, 2.0) == 2.0
+            assert first() == 1.0
+        told.set()
+        for connection in peer.connections[:2]:
+            wait_for(connection.over)
+        assert ask(client, 3.0) == 3.0
+    assert [connection.requests for connection in peer.connections] == [1, 1, 1]
+
+
+# --- the gate ---
+
+
+def test_a_503_of_ready_holds_everybody_back():
+    connected_at_probe = []
+
+    def not_ready_twice(connection):
+        connected_at_probe.append(len(peer.connections))
+        ready = len(connected_at_probe) > 2
+        connection.read_handshake()
+        connection.answer_http(
+            200 if ready else 503, b'{"status": "ready"}' if ready else b'{"status": "not_ready"}'
+        )
+
+    with ScriptedPeer(rejected, echo) as peer, connect(peer) as client:
+        peer.http["/ready"] = not_ready_twice
+        assert ask(client, 2.0) == 2.0
+    assert connected_at_probe[:3] == [1, 1, 1]
+    assert len(peer.connections) == 2
+
+
+def silent(connection):
+    connection.drop()
+
+
+@pytest.mark.parametrize(
+    "answer", [(404, {}), (401, {}), (302, {}), (500, {}), (200, {"status": "?"}), silent]
+)
+def test_any_other_answer_of_ready_lets_one_connection_try(answer):
+    with ScriptedPeer(rejected, echo) as peer, connect(peer) as client:
+        peer.http["/ready"] = answer
+        assert ask(client, 2.0) == 2.0
+    assert len(peer.connections) == 2
+
+
+def test_a_manager_that_drains_for_ever_is_asked_seldom_and_the_error_says_why():
+    with ScriptedPeer(rejected) as peer, connect(peer) as client:
+        with failing(ShuttingDownError, "shutting down") as caught:
+            ask(client, timeout=2.5)
+        assert caught.value.elapsed < PATIENCE / 2
+    assert 2 <= len(peer.connections) <= 4  # after pauses of 0.5 s and 1 s; 2 s no longer fit
+
+
+def test_a_draining_manager_that_authenticates_and_refuses_is_asked_seldom_by_many():
+    def call(value):
+        with pytest.raises(ShuttingDownError):
+            ask(client, value, timeout=2.5)
+
+    with ScriptedPeer(rejected_when_idle) as peer, connect(peer) as client:
+        with background(lambda: call(1.0)) as one, background(lambda: call(2.0)) as other:
+            call(3.0)
+            one()
+            other()
+    assert len(peer.connections) <= 8

@@ -1,0 +1,127 @@
+"""The same over TLS, with a real handshake: trust, names, and a long upload."""
+
+# ruff: noqa: SIM117 - the peer and its client are one thing, what is expected of a call is another
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import numpy as np
+import orjson
+import pytest
+import trustme
+
+from tcm_sync import ConnectFailedError, TcmClient, TlsSettings
+
+from .conftest import server_context
+from .connection import CONTINUATION, PATIENCE, PING, PONG, TEXT
+from .scripted import ScriptedPeer
+from .scripts import ROUTE, ask, ask_many, connect, echo, failing
+
+MEGABYTE = 10**6
+
+
+def trusting(ca_file, **more):
+    return TlsSettings(ca_file=str(ca_file), **more)
+
+
+def test_calls_over_tls(server_tls, ca_file):
+    with ScriptedPeer(echo, tls=server_tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
+        client.open(wait=True)
+        values = [float(value) for value in range(100)]
+        assert ask_many(client, values, threads=8) == values
+        assert client.health() is True
+        assert client.ready().ok is True
+
+
+def test_an_unknown_authority_is_told_at_once(server_tls, tmp_path):
+    stranger = tmp_path / "stranger.pem"
+    trustme.CA().cert_pem.write_to_path(str(stranger))
+    with ScriptedPeer(echo, tls=server_tls) as peer:
+        with connect(peer, tls=trusting(stranger), connect_timeout=PATIENCE) as client:
+            with failing(ConnectFailedError, "certificate", "ca_file") as caught:
+                client.open(wait=True)
+    assert "verify failed" in str(caught.value)
+    assert peer.connections == []
+    assert len(peer.refused) == 1
+
+
+def test_the_systems_authorities_do_not_know_ours_either(server_tls):
+    with ScriptedPeer(echo, tls=server_tls) as peer, connect(peer, connect_timeout=PATIENCE) as client:
+        with failing(ConnectFailedError, "certificate"):
+            client.open(wait=True)
+    assert peer.connections == []
+
+
+def test_a_certificate_for_another_name_is_refused(authority, ca_file):
+    tls = server_context(authority, "manager.example")
+    with ScriptedPeer(echo, tls=tls) as peer:
+        with connect(peer, tls=trusting(ca_file), connect_timeout=PATIENCE) as client:
+            with failing(ConnectFailedError, "certificate", "127.0.0.1"):
+                client.open(wait=True)
+        named = trusting(ca_file, server_hostname="manager.example")
+        with connect(peer, tls=named) as client:
+            assert ask(client, 3.0) == 3.0
+
+
+def test_a_tls_handshake_that_never_ends(ca_file):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        settings = {"route": ROUTE, "tls": trusting(ca_file), "connect_timeout": 0.5}
+        with TcmClient(f"wss://127.0.0.1:{port}/ws", **settings) as client:
+            with failing(ConnectFailedError, str(port)):
+                client.open(wait=True)
+
+
+def test_a_50_megabyte_upload_answers_pings_before_it_ends(server_tls, ca_file):
+    said = "a" * (50 * MEGABYTE)
+    echoed = {}
+
+    def ping_meanwhile(connection):
+        connection.welcome()
+        arrived = threading.Event()
+
+        def ping_once():
+            if not arrived.is_set():
+                arrived.set()
+                connection.send_frame(PING, b"still there?")
+
+        message = connection.recv_message(ping_once)
+        connection.count_request()
+        payload = orjson.loads(message)["payload"]
+        echoed["text"] = payload["request"]["inputs"][0]["data"]
+        connection.reply({"y": [float(len(echoed["text"][0]))]})
+        connection.wait_eof()
+
+    settings = {"tls": trusting(ca_file), "max_message_bytes": 60 * MEGABYTE}
+    with ScriptedPeer(ping_meanwhile, tls=server_tls) as peer, connect(peer, **settings) as client:
+        result = client.infer("m", {"x": np.array([said], dtype=object)})
+    assert result["y"].item() == len(said)
+    assert result.attempts == 1
+    assert echoed["text"] == [said]
+    (connection,) = peer.connections
+    opcodes = [frame.opcode for frame in connection.frames]
+    last_of_upload = max(at for at, opcode in enumerate(opcodes) if opcode in (TEXT, CONTINUATION))
+    assert PONG in opcodes[:last_of_upload]
+    assert connection.frames[opcodes.index(PONG)].payload == b"still there?"
+
+
+@pytest.mark.parametrize("size", [100, 16 * 1024, 2 * MEGABYTE])
+def test_replies_of_every_size_are_read_out_of_the_tls_object(server_tls, ca_file, size):
+    """A record may hold the end of one message and the start of the next, where no selector sees it."""
+
+    def script(connection):
+        connection.welcome()
+        for _ in range(5):
+            connection.recv_request()
+            connection.alert()
+            connection.reply({"y": ["b" * size]})
+            connection.alert()
+        connection.wait_eof()
+
+    with ScriptedPeer(script, tls=server_tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
+        for _ in range(5):
+            result = client.infer("m", {"x": np.array([[1.0]])})
+            assert len(result["y"].item()) == size
+    assert len(peer.connections) == 1
