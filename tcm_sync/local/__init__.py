@@ -1,0 +1,7 @@
+"""A manager for laptops and tests: see `LocalManager`."""
+
+from tcm_sync.local.manager import LocalManager
+from tcm_sync.local.models import Model, ModelFailure
+from tcm_sync.local.stats import LocalStats
+
+__all__ = ["LocalManager", "LocalStats", "Model", "ModelFailure"]

@@ -1,0 +1,208 @@
+"""What the sockets of a `LocalManager` share: who is connected, what waits, what runs, how it ends.
+
+Everything here happens in the event loop's thread, except the models, which the workers run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync.local.auth import Authenticator
+from tcm_sync.local.inference import Inference
+from tcm_sync.local.limits import SlidingWindow
+from tcm_sync.local.scheduler import Job, Scheduler
+from tcm_sync.local.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tcm_sync.local.models import LoadedModel
+    from tcm_sync.local.session import Session
+    from tcm_sync.local.settings import Settings
+    from tcm_sync.local.stats import Counters
+
+#: How long the scheduler of a draining manager still takes what is sent to it (docs/wire.rst, "Draining").
+SCHEDULER_STAYS = 0.5
+_DRAIN_POLL = 0.005
+
+DROPPED_BY_SHUTDOWN = ("SYSTEM_SHUTDOWN", "Request dropped: system is shutting down.")
+QUEUE_FULL = ("BACKPRESSURE_QUEUE_FULL", "Request dropped due to backpressure (per-user queue full).")
+EXECUTOR_FULL = ("BACKPRESSURE_EXECUTOR_FULL", "Request dropped due to backpressure (executor full).")
+DELAYED = (
+    "BACKPRESSURE_INSUFFICIENT_BUDGET",
+    "Request delayed due to tenant budget (DRR cost-aware fairness).",
+)
+
+
+def error_message(message: str, code: str | None = None, **more: str) -> dict[str, Any]:
+    """Make a message of type ``error``."""
+    payload = {"message": message, **more} if code is None else {"code": code, "message": message, **more}
+    return {"type": "error", "payload": payload}
+
+
+class Core:
+    """The manager behind its sockets.
+
+    Parameters
+    ----------
+    settings : Settings
+    models : mapping of str to LoadedModel
+    counters : Counters
+    loop : asyncio.AbstractEventLoop
+        The loop that all methods are called in.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Mapping[str, LoadedModel],
+        counters: Counters,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.settings = settings
+        self.counters = counters
+        self.draining = False
+        self.authenticator = Authenticator(settings.tokens, settings.auth_failures_per_minute)
+        self.scheduler = Scheduler(
+            quantum=settings.quantum,
+            queue_size=settings.queue_size,
+            executor_queue_size=settings.executor_queue_size,
+        )
+        self.workers = Workers(settings.workers)
+        self._inference = Inference(
+            models,
+            container_id=settings.container_id,
+            vm_ip=settings.vm_ip,
+            max_payload_bytes=settings.max_payload_bytes,
+            count_execution=counters.count_execution,
+        )
+        self._loop = loop
+        self._sessions: dict[str, Session] = {}  # by uuid, in the order in which they connected
+        self._tenants: dict[str, SlidingWindow] = {}
+        self._work = asyncio.Event()  # set while a tick may have something to take
+
+    @property
+    def connected(self) -> int:
+        """How many sessions are authenticated now."""
+        return len(self._sessions)
+
+    def join(self, uuid: str, session: Session) -> bool:
+        """Let a session hold a uuid, unless another one does."""
+        return self._sessions.setdefault(uuid, session) is session
+
+    def leave(self, uuid: str, session: Session) -> None:
+        """Give the uuid free. What was asked under it goes on."""
+        if self._sessions.get(uuid) is session:
+            del self._sessions[uuid]
+
+    def sessions(self) -> list[Session]:
+        """List the authenticated sessions, the oldest first."""
+        return list(self._sessions.values())
+
+    def admit_tenant(self, tenant: str) -> bool:
+        """Count a message of the tenant, unless it is over its limit."""
+        if tenant not in self._tenants:
+            self._tenants[tenant] = SlidingWindow(self.settings.tenant_messages_per_second, 1.0)
+        return self._tenants[tenant].admit()
+
+    def send(self, uuid: str, message: Mapping[str, Any]) -> bool:
+        """Send to whoever holds the uuid now, which need not be who asked.
+
+        Returns
+        -------
+        bool
+            Whether anybody does.
+        """
+        session = self._sessions.get(uuid)
+        if session is not None:
+            session.send(message)
+        return session is not None
+
+    def alert(self, message: str, error_type: str) -> bool:
+        """Send an alert to the client that connected first, if there is one."""
+        for session in self._sessions.values():
+            session.send(
+                {"type": "alert", "error_type": error_type, "message": message, "timestamp": time.time()}
+            )
+            return True
+        return False
+
+    def enqueue(self, job: Job) -> None:
+        """Let an inference wait for its turn, or refuse it."""
+        if self.scheduler.put(job):
+            self._work.set()
+        else:
+            self._refuse(job, QUEUE_FULL)
+
+    async def schedule(self) -> None:
+        """Wake at every tick at which something waits, and give the workers what its turn is; for ever."""
+        tick = self.settings.tick
+        due = self._loop.time()
+        while True:
+            await self._work.wait()
+            late = self._loop.time() - due
+            if tick:  # the ticks keep their beat while nothing waits
+                due += tick * (math.floor(late / tick) + 1)
+            await asyncio.sleep(max(0.0, due - self._loop.time()) if tick else 0)
+            self._take_turns()
+
+    def _take_turns(self) -> None:
+        turns = self.scheduler.tick()
+        for job in turns.dropped:
+            self._refuse(job, EXECUTOR_FULL)
+        advise_after = self.settings.advise_after
+        for job in turns.run:
+            if advise_after is not None and job.passed_over >= advise_after:
+                code, message = DELAYED
+                self.send(job.uuid, error_message(message, code, job_type="inference", tenant_id=job.tenant))
+            self.workers.submit(lambda job=job: self._run(job))  # type: ignore[misc]
+        if not (self.scheduler.waiting and self.scheduler.has_room):
+            self._work.clear()
+
+    def _run(self, job: Job) -> None:
+        """Answer one request; in a worker's thread."""
+        payload = self._inference.answer(job.payload)
+        text = json.dumps({"type": "inference", "uuid": job.uuid, "payload": payload})
+        try:
+            self._loop.call_soon_threadsafe(self._finish, job.uuid, text)
+        except RuntimeError:  # the loop was closed: the manager has been killed meanwhile
+            return
+
+    def _finish(self, uuid: str, text: str) -> None:
+        self.scheduler.finish()
+        if self.scheduler.waiting:
+            self._work.set()
+        session = self._sessions.get(uuid)
+        if session is None:
+            self.counters.count("lost_replies")
+        else:
+            session.send_text(text)
+
+    def _refuse(self, job: Job, why: tuple[str, str]) -> None:
+        code, message = why
+        self.send(job.uuid, error_message(message, code, dropped_type="inference"))
+
+    async def drain(self, linger: float) -> None:
+        """Drop what waits, let what runs finish, and handle and refuse what is sent meanwhile.
+
+        Parameters
+        ----------
+        linger : float
+            Seconds that this takes at least.
+        """
+        self.draining = True
+        for job in self.scheduler.drop_all():
+            self._refuse(job, DROPPED_BY_SHUTDOWN)
+        start = self._loop.time()
+        while True:
+            elapsed = self._loop.time() - start
+            if elapsed >= SCHEDULER_STAYS:
+                self.scheduler.drop_all()  # who sent it was refused when sending
+            busy = self.scheduler.running or self.scheduler.waiting
+            if elapsed >= linger and not busy:
+                return
+            await asyncio.sleep(_DRAIN_POLL)

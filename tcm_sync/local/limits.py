@@ -1,0 +1,55 @@
+"""Limits on how often something may happen."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class SlidingWindow:
+    """At most `limit` events in any stretch of `period` seconds; what is refused does not count.
+
+    Parameters
+    ----------
+    limit : int or None
+        None is no limit.
+    period : float
+        Seconds.
+    clock : callable
+        Returns seconds; it never goes back.
+    """
+
+    def __init__(
+        self, limit: int | None, period: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit = limit
+        self._period = period
+        self._clock = clock
+        self._events: deque[float] = deque()
+
+    def is_full(self) -> bool:
+        """Tell whether one event more would be too many."""
+        if self._limit is None:
+            return False
+        start = self._clock() - self._period
+        while self._events and self._events[0] <= start:
+            self._events.popleft()
+        return len(self._events) >= self._limit
+
+    def admit(self) -> bool:
+        """Count one event, unless it is too many.
+
+        Returns
+        -------
+        bool
+            Whether it was counted.
+        """
+        if self.is_full():
+            return False
+        if self._limit is not None:
+            self._events.append(self._clock())
+        return True

@@ -1,0 +1,239 @@
+"""`LocalManager`, the manager that runs on a laptop."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from tcm_sync.config import Route
+from tcm_sync.errors import ConfigError
+from tcm_sync.local.models import Model, load_model
+from tcm_sync.local.settings import Settings, Tokens
+from tcm_sync.local.stats import Counters, LocalStats
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from tcm_sync.local.server import Server
+
+
+class LocalManager:
+    """A manager for laptops and tests, in this process: no Triton, no virtual machines, no shared memory.
+
+    It keeps the rules that the recorded manager keeps (docs/wire.rst), pacing included, and runs its models
+    itself. It is not meant for production: one process, no persistence, and its errors are as helpful as
+    those it imitates. Management jobs, pipelines and streams are answered by failures that say so.
+
+    ::
+
+        with LocalManager(models={"digits": "digits.onnx"}) as manager:
+            client = TcmClient(manager.uri, route=manager.route)
+
+    Parameters
+    ----------
+    models : mapping of str to model
+        What it can run, by name. A str or path is an ONNX file, bytes are the contents of one; a callable
+        takes a dict of arrays by input name and returns a mapping of array-likes by output name. Callables
+        are called from several threads, and may raise `ModelFailure`.
+    host : str
+        The address to listen on.
+    port : int
+        The port; 0 is any free one, kept for later starts.
+    container_id, vm_ip : str
+        The one container that it knows.
+    tokens : mapping of str to collection of str, or collection of str, optional
+        Left out, everybody may connect. A mapping gives the roles of each token, and the client block of the
+        auth message is ignored; with a collection the client block tells the roles.
+    tick : float
+        Seconds between the scheduler's wakes. 0 gives requests to the workers as they come.
+    quantum : int
+        The most inferences of one tenant that one wake takes, one from each uuid, the oldest uuids first.
+    workers : int
+        How many inferences run at a time.
+    queue_size : int
+        The most inferences of one uuid that wait; more are refused (``BACKPRESSURE_QUEUE_FULL``).
+    executor_queue_size : int
+        The most inferences that are with the workers, those that run included.
+    max_message_bytes : int
+        The most bytes of a message, in UTF-8.
+    max_payload_bytes : int, optional
+        The most bytes of a request's tensors, judged from shapes and datatypes (413).
+    messages_per_second : int, optional
+        The most messages a second on one connection, auth not counted.
+    tenant_messages_per_second : int, optional
+        The same for all connections of a tenant; ``queue_stats`` does not count.
+    auth_failures_per_minute : int, optional
+        After so many a uuid is refused unheard.
+    advise_after : int, optional
+        A request that was passed over at so many wakes is announced by a
+        ``BACKPRESSURE_INSUFFICIENT_BUDGET`` when its turn comes. None announces none.
+    linger : float
+        Seconds that `stop` drains at least. A real manager takes half a second even when it is idle.
+    ssl_context : ssl.SSLContext, optional
+        Serves ``wss://`` and ``https://``.
+
+    Raises
+    ------
+    ConfigError
+        If a setting cannot work, or if the package websockets is not installed.
+    ModelFileError
+        If an ONNX model cannot be read.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model] | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        container_id: str = "local",
+        vm_ip: str = "127.0.0.1",
+        tokens: Tokens = None,
+        tick: float = 0.010,
+        quantum: int = 5,
+        workers: int = 5,
+        queue_size: int = 10,
+        executor_queue_size: int = 200,
+        max_message_bytes: int = 65_536,
+        max_payload_bytes: int | None = None,
+        messages_per_second: int | None = None,
+        tenant_messages_per_second: int | None = None,
+        auth_failures_per_minute: int | None = None,
+        advise_after: int | None = 10,
+        linger: float = 0.0,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        try:
+            import websockets.asyncio.server  # noqa: F401 - to fail here and not in another thread
+        except ImportError as exc:
+            raise ConfigError(
+                f'LocalManager needs websockets 14 or newer ({exc}): pip install "tcm-sync[local]"'
+            ) from exc
+        self._settings = Settings(
+            host=host,
+            port=port,
+            container_id=container_id,
+            vm_ip=vm_ip,
+            tokens=tokens,
+            tick=tick,
+            quantum=quantum,
+            workers=workers,
+            queue_size=queue_size,
+            executor_queue_size=executor_queue_size,
+            max_message_bytes=max_message_bytes,
+            max_payload_bytes=max_payload_bytes,
+            messages_per_second=messages_per_second,
+            tenant_messages_per_second=tenant_messages_per_second,
+            auth_failures_per_minute=auth_failures_per_minute,
+            advise_after=advise_after,
+            linger=linger,
+            ssl_context=ssl_context,
+        )
+        self._models = {name: load_model(name, model) for name, model in (models or {}).items()}
+        self._counters = Counters()
+        self._port = port
+        self._lock = threading.Lock()  # held while starting, and while looking which run there is
+        self._server: Server | None = None
+
+    def __repr__(self) -> str:
+        state = "stopped" if self._server is None else f"at {self.uri}"
+        return f"<LocalManager {state}, models {sorted(self._models)}>"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        """The port, once it was started."""
+        if not self._port:
+            raise ConfigError("the manager has no port before it is started")
+        return self._port
+
+    @property
+    def uri(self) -> str:
+        """The address that clients connect to."""
+        scheme = "ws" if self._settings.ssl_context is None else "wss"
+        host = self._settings.host
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}/ws"
+
+    @property
+    def route(self) -> Route:
+        """Where its models run."""
+        return Route(self._settings.container_id, self._settings.vm_ip)
+
+    def start(self) -> None:
+        """Listen and serve, in threads of its own. A manager that was stopped forgets all but its port.
+
+        Raises
+        ------
+        RuntimeError
+            If it runs already.
+        OSError
+            If the port cannot be had.
+        """
+        from tcm_sync.local.server import Server
+
+        with self._lock:
+            if self._server is not None:
+                raise RuntimeError("the manager runs already: stop it before starting it again")
+            self._counters = Counters()
+            server = Server(self._settings, self._port, self._models, self._counters)
+            self._port = server.start()
+            self._server = server
+
+    def stop(self) -> None:
+        """Drain and stop: what runs is waited for and answered, what waits is dropped.
+
+        Until then new messages are handled and refused, as by a manager that got SIGTERM (docs/wire.rst,
+        "Draining"). A model that does not return holds this up. Stopping twice does no harm.
+        """
+        with self._lock:
+            server = self._server
+        if server is not None:
+            server.stop()
+            with self._lock:
+                if self._server is server:
+                    self._server = None
+
+    def kill(self) -> None:
+        """Drop every connection at once, as SIGKILL does; also while `stop` drains.
+
+        Models that run go on in their threads, and nobody hears of it; `stop` waits for them.
+        """
+        with self._lock:
+            server = self._server
+        if server is not None:
+            server.kill()
+
+    def alert(self, message: str, error_type: str = "TritonServerStateChanged") -> bool:
+        """Send an alert to the client that connected first, as a manager does unasked.
+
+        Returns
+        -------
+        bool
+            Whether anybody is connected.
+        """
+        server = self._server
+        return server is not None and server.call(lambda: server.core.alert(message, error_type))
+
+    def stats(self) -> LocalStats:
+        """Count what was seen since the last start."""
+        server = self._server
+        if server is None:
+            return self._counters.snapshot(connected=0, waiting=0, running=0)
+        core = server.core
+        return self._counters.snapshot(
+            connected=core.connected, waiting=core.scheduler.waiting, running=core.scheduler.running
+        )

@@ -1,0 +1,170 @@
+"""What a `LocalManager` can run: Python callables and ONNX models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tcm_sync.errors import ERROR_CODES, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+ModelFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
+Model = str | os.PathLike[str] | bytes | ModelFunction
+
+
+class ModelFailure(Exception):
+    """Raised by a model in Python to have its request answered by an error code of its choice.
+
+    Parameters
+    ----------
+    code : str
+        The code, such as ``"TRITON_OVERLOADED"`` (docs/wire.rst, "Error codes").
+    message : str
+        The reason, which becomes the end of the reply's message.
+    retriable : bool, optional
+        What the reply says of itself. Left out, it is what is known of the code, and false for others.
+    retry_after_seconds : float, optional
+        Put in the reply if given.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retriable: bool | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        if retriable is None:
+            retriable = code in ERROR_CODES and ERROR_CODES[code].retriable
+        self.retriable = retriable
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TensorSpec(NamedTuple):
+    """One input as a model declares it: its Triton datatype, and its dims (-1 is any; None is any shape)."""
+
+    name: str
+    datatype: str
+    dims: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to run.
+
+    Attributes
+    ----------
+    name : str
+        What requests call it.
+    run : callable
+        Takes a dict of arrays by input name, returns a mapping of array-likes by output name. Any thread
+        may call it, several at a time.
+    inputs : tuple of TensorSpec or None
+        What the model declares; None for a callable, which takes what comes.
+    """
+
+    name: str
+    run: ModelFunction
+    inputs: tuple[TensorSpec, ...] | None = None
+
+    def check(self, datatypes: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Compare a request with the inputs that the model declares, in the words of Triton.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit.
+        """
+        if self.inputs is None:
+            return
+        if missing := [spec.name for spec in self.inputs if spec.name not in arrays]:
+            raise ValueError(
+                f"[400] [request id: <id_unknown>] expected {len(self.inputs)} inputs but got {len(arrays)} "
+                f"inputs for model '{self.name}'. Got input(s) {_quoted(list(arrays))}, but missing required "
+                f"input(s) {_quoted(missing)}. Please provide all required input(s)."
+            )
+        declared = {spec.name: spec for spec in self.inputs}
+        for name, array in arrays.items():
+            if name not in declared:
+                raise ValueError(
+                    f"[400] [request id: <id_unknown>] unexpected inference input '{name}' "
+                    f"for model '{self.name}'"
+                )
+            self._check_input(declared[name], datatypes[name], array.shape)
+
+    def _check_input(self, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) -> None:
+        if datatype != spec.datatype:
+            raise ValueError(
+                f"[400] [request id: <id_unknown>] inference input '{spec.name}' data-type is '{datatype}', "
+                f"but model '{self.name}' expects '{spec.datatype}'"
+            )
+        dims = spec.dims
+        if dims is None or _fits(shape, dims):
+            return
+        message = (
+            f"[400] [request id: <id_unknown>] unexpected shape for input '{spec.name}' for model "
+            f"'{self.name}'. Expected {_listed(dims)}, got {_listed(shape)}."
+        )
+        if dims and dims[0] == -1:  # an open first dimension makes Triton batch the model
+            message += _BATCHING_NOTE
+        raise ValueError(message)
+
+
+_BATCHING_NOTE = (
+    " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended "
+    "to each input shape. If you want to specify the full shape including the batch dim in your input dims "
+    "config, try setting max_batch_size to zero. See the model configuration docs for more info on "
+    "max_batch_size."
+)
+
+
+def _fits(shape: tuple[int, ...], dims: tuple[int, ...]) -> bool:
+    return len(shape) == len(dims) and all(
+        wanted in (-1, size) for size, wanted in zip(shape, dims, strict=True)
+    )
+
+
+def _listed(dims: Sequence[int]) -> str:
+    return "[" + ",".join(map(str, dims)) + "]"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return "['" + "','".join(names) + "']"
+
+
+def load_model(name: str, model: Model) -> LoadedModel:
+    """Make a model ready to run.
+
+    Parameters
+    ----------
+    name : str
+        What requests call it.
+    model : str, path, bytes or callable
+        An ONNX file, its contents, or a callable from a dict of arrays to a mapping of array-likes.
+
+    Raises
+    ------
+    ModelFileError
+        If the ONNX model cannot be read.
+    ConfigError
+        If it is something else.
+    """
+    if isinstance(model, str | bytes | os.PathLike):
+        from tcm_sync.local.onnx_models import load_onnx
+
+        return load_onnx(name, model)
+    if callable(model):
+        return LoadedModel(name, model)
+    raise ConfigError(
+        f"model {name!r} must be the path of an ONNX file, its bytes, or a callable, "
+        f"not {type(model).__name__}"
+    )

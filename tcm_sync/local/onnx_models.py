@@ -1,0 +1,103 @@
+"""ONNX models, run by onnxruntime if it is installed, else by the reference evaluator of onnx."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync.errors import ModelFileError
+from tcm_sync.local.models import LoadedModel, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+logger = logging.getLogger("tcm_sync.local")
+
+#: Datatypes by ONNX's names of element types, which are onnxruntime's too.
+_DATATYPES = {
+    "float": "FP32",
+    "double": "FP64",
+    "float16": "FP16",
+    "bfloat16": "BF16",
+    "bool": "BOOL",
+    "string": "BYTES",
+    **{f"{sign}int{bits}": f"{sign}INT{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def load_onnx(name: str, source: str | bytes | os.PathLike[str]) -> LoadedModel:
+    """Load an ONNX model from a file or from its bytes.
+
+    Raises
+    ------
+    ModelFileError
+        If there is no such file, if it is not ONNX, or if the model cannot be run; it names model and file.
+    """
+    where = "the bytes given" if isinstance(source, bytes) else os.fspath(source)
+    try:
+        if not isinstance(source, bytes):
+            source = os.fspath(source)
+            with open(source, "rb"):
+                pass  # one wording for a missing file, whatever runs the model
+        try:
+            import onnxruntime
+        except ImportError:
+            logger.info("model %r: onnxruntime is not installed; the slow reference evaluator runs it", name)
+            return _with_reference(name, source)
+        logger.info("model %r: onnxruntime %s runs it", name, onnxruntime.__version__)
+        return _with_onnxruntime(name, source)
+    except Exception as exc:  # both backends raise classes of their own, and ValueErrors of ours
+        raise ModelFileError(f"model {name!r}: {where} cannot be run as an ONNX model: {exc}") from exc
+
+
+def _with_onnxruntime(name: str, source: str | bytes) -> LoadedModel:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # the workers are the threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    output_names = [output.name for output in session.get_outputs()]
+
+    def run(arrays: dict[str, Any]) -> Mapping[str, Any]:
+        return dict(zip(output_names, session.run(output_names, arrays), strict=True))
+
+    specs = []
+    for found in session.get_inputs():
+        kind, _, element = found.type.rstrip(")").partition("(")
+        dims = tuple(size if isinstance(size, int) else -1 for size in found.shape)
+        specs.append(_spec(found.name, element if kind == "tensor" else None, dims or None))
+    return LoadedModel(name, run, tuple(specs))
+
+
+def _with_reference(name: str, source: str | bytes) -> LoadedModel:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    proto = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load_model(source)
+    onnx.checker.check_model(proto)
+    evaluator = ReferenceEvaluator(proto)
+    one_at_a_time = threading.Lock()  # nothing promises that it may be shared by threads
+
+    def run(arrays: dict[str, Any]) -> Mapping[str, Any]:
+        with one_at_a_time:
+            return dict(zip(evaluator.output_names, evaluator.run(None, arrays), strict=True))
+
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    specs = []
+    for found in proto.graph.input:
+        if found.name in weights:  # an old way to write a weight
+            continue
+        tensor = found.type.tensor_type
+        element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+        dims = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
+        specs.append(_spec(found.name, element, dims or None))
+    return LoadedModel(name, run, tuple(specs))
+
+
+def _spec(name: str, element: str | None, dims: tuple[int, ...] | None) -> TensorSpec:
+    if element not in _DATATYPES:
+        raise ValueError(f"its input {name!r} is no tensor of a type that Triton knows")
+    return TensorSpec(name, _DATATYPES[element], dims)

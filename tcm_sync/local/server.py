@@ -1,0 +1,209 @@
+"""The sockets of a `LocalManager`: WebSocket and HTTP on one port, served by a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from websockets.asyncio.server import ServerConnection, serve
+
+from tcm_sync.local.core import Core
+from tcm_sync.local.session import NORMAL, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from websockets.asyncio.server import Server as WebSocketServer
+    from websockets.http11 import Request, Response
+
+    from tcm_sync.local.models import LoadedModel
+    from tcm_sync.local.settings import Settings
+    from tcm_sync.local.stats import Counters
+
+logger = logging.getLogger("tcm_sync.local")
+
+T = TypeVar("T")
+
+#: What the WebSocket library takes at most, far over what the manager takes, which says more when it refuses.
+_LIBRARY_LIMIT = 16 * 2**20
+_CLOSE_PATIENCE = 2.0
+
+
+class Server:
+    """One run of a manager, from binding its port to the end of its thread.
+
+    Parameters
+    ----------
+    settings : Settings
+    port : int
+        0 is any free one.
+    models : mapping of str to LoadedModel
+    counters : Counters
+    """
+
+    def __init__(
+        self, settings: Settings, port: int, models: Mapping[str, LoadedModel], counters: Counters
+    ) -> None:
+        self._settings = settings
+        self._wanted_port = port
+        self._models = models
+        self._counters = counters
+        self._bound: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, name="tcm-local", daemon=True)
+
+    def start(self) -> int:
+        """Bind the port and start serving.
+
+        Returns
+        -------
+        int
+            The port.
+
+        Raises
+        ------
+        OSError
+            If the port cannot be had.
+        """
+        self._thread.start()
+        try:
+            return self._bound.result()
+        except BaseException:
+            self._thread.join()
+            raise
+
+    def stop(self) -> None:
+        """Drain, close everything, and wait until it is done."""
+        self._post(lambda: self._stop.set())
+        self._thread.join()
+        self.core.workers.join()
+
+    def kill(self) -> None:
+        """Drop every connection at once; models that run are not waited for."""
+        self.core.workers.discard()
+        self._post(lambda: self._kill.set())
+        self._thread.join()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call the function in the event loop's thread."""
+        result: Future[T] = Future()
+
+        def run() -> None:
+            result.set_result(function())
+
+        self._loop.call_soon_threadsafe(run)
+        return result.result()
+
+    def _post(self, function: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:  # the loop has ended already
+            return
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as exc:
+            if self._bound.done():
+                raise
+            self._bound.set_exception(exc)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self._kill = asyncio.Event()
+        self._transports: set[asyncio.Transport] = set()
+        self._sessions: dict[Session, asyncio.Task[Any]] = {}
+        server = await self._listen()
+        self.core = Core(self._settings, self._models, self._counters, self._loop)
+        scheduling = asyncio.create_task(self.core.schedule())
+        ending = asyncio.create_task(self._end(server))
+        killed = asyncio.create_task(self._kill.wait())
+        self._bound.set_result(server.sockets[0].getsockname()[1])
+        try:
+            ended, _ = await asyncio.wait({ending, killed}, return_when=asyncio.FIRST_COMPLETED)
+            if ending in ended:
+                await ending
+        finally:
+            for task in (scheduling, ending, killed):
+                task.cancel()
+            server.close(close_connections=False)
+            await self._drop_connections()
+            await server.wait_closed()
+            self.core.workers.finish()
+
+    async def _listen(self) -> WebSocketServer:
+        transports = self._transports
+
+        class Connection(ServerConnection):
+            """Known from its first byte on, so that it can be dropped at any time."""
+
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                super().connection_made(transport)
+                transports.add(self.transport)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                transports.discard(self.transport)
+                super().connection_lost(exc)
+
+        return await serve(
+            self._talk,
+            self._settings.host,
+            self._wanted_port,
+            ssl=self._settings.ssl_context,
+            process_request=self._answer_http,
+            create_connection=Connection,
+            compression=None,
+            max_size=max(_LIBRARY_LIMIT, 4 * self._settings.max_message_bytes),
+            close_timeout=_CLOSE_PATIENCE,
+            logger=logging.getLogger("tcm_sync.local.websockets"),
+        )
+
+    def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer what is no WebSocket, and let ``/ws`` through to its handshake."""
+        path = request.path.partition("?")[0]
+        if path == "/ws":
+            return None
+        if path == "/health":
+            return _json_response(connection, 200, {"status": "ok"})
+        if path == "/ready":  # also while it drains: only the closed port tells
+            return _json_response(connection, 200, {"status": "ready", "models": sorted(self._models)})
+        return _json_response(connection, 404, {"detail": "Not Found"})
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        self._counters.count("connections")
+        session = Session(connection, self.core)
+        task = asyncio.current_task()
+        assert task is not None
+        self._sessions[session] = task
+        try:
+            await session.run()
+        finally:
+            del self._sessions[session]
+
+    async def _end(self, server: WebSocketServer) -> None:
+        """Wait for `stop`, drain, and close every session in order."""
+        await self._stop.wait()
+        logger.info("draining")
+        await self.core.drain(self._settings.linger)
+        server.close(close_connections=False)
+        for session in self._sessions:
+            session.close(NORMAL)
+        if self._sessions:
+            await asyncio.wait(self._sessions.values(), timeout=_CLOSE_PATIENCE)
+
+    async def _drop_connections(self) -> None:
+        while self._transports:
+            for transport in tuple(self._transports):
+                transport.abort()
+            await asyncio.sleep(0)  # the loop tells the connections, which then leave the set
+
+
+def _json_response(connection: ServerConnection, status: int, body: Mapping[str, Any]) -> Response:
+    response = connection.respond(status, json.dumps(body))
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "application/json"
+    return response

@@ -1,0 +1,224 @@
+"""One connection: what it may say, and what it is told (docs/wire.rst)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+from websockets.exceptions import ConnectionClosed
+
+from tcm_sync.local.auth import ANYBODY, AuthRefused, Identity, granted
+from tcm_sync.local.core import error_message
+from tcm_sync.local.limits import SlidingWindow
+from tcm_sync.local.scheduler import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from websockets.asyncio.server import ServerConnection
+
+    from tcm_sync.local.core import Core
+
+logger = logging.getLogger("tcm_sync.local")
+
+TYPES = ("auth", "inference", "info", "management")
+NORMAL, POLICY, TOO_BIG, RESTART = 1000, 1008, 1009, 1012
+
+_TENANT_LIMIT = ("BACKPRESSURE_TENANT_LIMIT_REACHED", "Tenant quota exceeded (messages per second).")
+_SHUTTING_DOWN = ("SYSTEM_SHUTDOWN", "Server is shutting down; request rejected.")
+_NO_MANAGEMENT = "This local manager does no management jobs"
+
+
+class _Envelope(NamedTuple):
+    uuid: str
+    kind: str
+    payload: dict[str, Any]
+
+
+class _Malformed(Exception):
+    """A message without the form of an envelope; the text is what the client is told."""
+
+
+def _read_envelope(text: str) -> _Envelope:
+    try:
+        message = orjson.loads(text)  # which knows no NaN, no Infinity and no 1e400
+    except orjson.JSONDecodeError:
+        raise _Malformed("Invalid JSON format") from None
+    if not isinstance(message, dict):
+        raise _Malformed("Message must be a dictionary")
+    for field in ("uuid", "type", "payload"):
+        if field not in message:
+            raise _Malformed(f"Missing required field: '{field}'")
+    uuid, kind, payload = message["uuid"], message["type"], message["payload"]
+    if not isinstance(uuid, str) or not uuid:
+        raise _Malformed("Field 'uuid' must be a non-empty string")
+    if kind not in TYPES:
+        raise _Malformed(f"Invalid type {kind!r}. Must be one of: {list(TYPES)}")
+    if not isinstance(payload, dict):
+        raise _Malformed("Field 'payload' must be a dictionary")
+    return _Envelope(uuid, kind, payload)
+
+
+class Session:
+    """One connection, from its auth message to its close.
+
+    Parameters
+    ----------
+    connection : websockets.asyncio.server.ServerConnection
+    core : Core
+    """
+
+    def __init__(self, connection: ServerConnection, core: Core) -> None:
+        self._connection = connection
+        self._core = core
+        self._uuid = ""
+        self._identity = Identity(ANYBODY, ())
+        self._messages = SlidingWindow(core.settings.messages_per_second, 1.0)
+        self._outgoing: asyncio.Queue[str | int | None] = asyncio.Queue()  # texts, then a close code or None
+        self._closing = False
+
+    async def run(self) -> None:
+        """Serve the connection until it is closed."""
+        writer = asyncio.create_task(self._write())
+        try:
+            with contextlib.suppress(ConnectionClosed):
+                await self._read()
+        finally:
+            self._core.leave(self._uuid, self)
+            self._outgoing.put_nowait(None)
+            await writer
+            logger.debug("%s is gone", self._uuid or "a stranger")
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message, after those before it."""
+        if message["type"] == "error":
+            payload = message["payload"]
+            self._core.counters.count_nack(payload.get("code", payload["message"]))
+        self.send_text(json.dumps(message))
+
+    def send_text(self, text: str) -> None:
+        """Send a message that is written already."""
+        if not self._closing:
+            self._outgoing.put_nowait(text)
+
+    def close(self, code: int) -> None:
+        """Close the connection once everything is sent; its uuid is free from now on."""
+        if not self._closing:
+            self._closing = True
+            self._core.leave(self._uuid, self)
+            self._outgoing.put_nowait(code)
+
+    def _refuse(self, message: str, close_code: int, code: str | None = None) -> None:
+        self.send(error_message(message, code))
+        self.close(close_code)
+
+    async def _write(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while isinstance(item := await self._outgoing.get(), str):
+                await self._connection.send(item)
+            if item is not None:
+                await self._connection.close(item)
+
+    async def _read(self) -> None:
+        text = await self._receive()
+        if text is not None:
+            self._authenticate(text)
+        while not self._closing and (text := await self._receive()) is not None:
+            self._core.counters.count("messages")
+            self._handle(text)
+            if self._core.draining:  # it is handled, and refused nevertheless
+                self._shut_down()
+
+    async def _receive(self) -> str | None:
+        """Receive a message; None if the connection is to be closed, or is."""
+        message = await self._connection.recv()
+        if not isinstance(message, str):
+            self._connection.transport.abort()
+            return None
+        limit = self._core.settings.max_message_bytes
+        if len(message) > limit or (not message.isascii() and len(message.encode()) > limit):
+            self._refuse(f"Message too large (>{limit} bytes)", TOO_BIG)
+            return None
+        return message
+
+    def _shut_down(self) -> None:
+        code, message = _SHUTTING_DOWN
+        if not self._closing:
+            self._refuse(message, RESTART, code)
+
+    def _authenticate(self, text: str) -> None:
+        try:
+            uuid, kind, payload = _read_envelope(text)
+            if kind != "auth":
+                raise _Malformed("First message must be type 'auth'")
+            self._identity = self._core.authenticator.identify(uuid, payload)
+        except (_Malformed, AuthRefused) as exc:
+            self._refuse(str(exc), POLICY)
+            return
+        if not self._core.join(uuid, self):
+            self._refuse(f"UUID '{uuid}' is already connected", POLICY)
+            return
+        self._uuid = uuid
+        self._core.counters.count_uuid(uuid)
+        logger.debug("%s is connected", uuid)
+        capability = granted(payload.get("capability"))
+        reply = {"type": "auth.ok"}
+        self.send(reply if capability is None else {**reply, "payload": {"capability": capability}})
+        if self._core.draining:
+            self._shut_down()
+
+    def _handle(self, text: str) -> None:
+        if not self._messages.admit():
+            self._refuse("Rate limit exceeded for this client (messages per second)", POLICY)
+            return
+        try:
+            uuid, kind, payload = _read_envelope(text)
+            if uuid != self._uuid:
+                self._refuse(f"UUID mismatch. Expected '{self._uuid}', got '{uuid}'", POLICY)
+                return
+            if kind == "auth":
+                raise _Malformed("Already authenticated")
+        except _Malformed as exc:
+            self.send(error_message(str(exc)))
+            return
+        if kind == "info" and payload.get("action") == "queue_stats":
+            self._inform(payload, self._core.scheduler.queue_stats())
+        elif not self._core.admit_tenant(self._identity.tenant):
+            code, message = _TENANT_LIMIT
+            self._refuse(message, POLICY, code)
+        elif kind == "info":
+            self._core.scheduler.note(uuid, "info")
+            self._inform(payload, {"message": f"Info type '{payload.get('action')}' not implemented yet"})
+        elif not self._identity.may(kind):
+            self.send(error_message(f"Forbidden: missing '{kind}' role"))
+        elif kind == "inference":
+            self._core.enqueue(Job(uuid, self._identity.tenant, payload))
+        else:
+            self._core.scheduler.note(uuid, "management")
+            self._decline_management()
+
+    def _inform(self, payload: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        answer = {
+            "job_id": payload.get("job_id"),
+            "request_type": payload.get("action"),
+            "status": "success",
+            "data": data,
+        }
+        self.send({"type": "info_response", "payload": answer})
+
+    def _decline_management(self) -> None:
+        roles = list(self._identity.roles)
+        self.send(
+            {
+                "uuid": self._uuid,
+                "type": "management",
+                "payload": {"status": False, "data": _NO_MANAGEMENT},
+                "_correlation_id": secrets.token_hex(8),
+                "_auth": {"sub": None, "tenant_id": None, "roles": roles, "capability": ["json"]},
+            }
+        )

@@ -1,0 +1,64 @@
+"""What a `LocalManager` is made with, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tcm_sync.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
+
+Tokens = Mapping[str, Collection[str]] | Collection[str] | None
+
+_AT_LEAST = {
+    "port": 0,
+    "tick": 0,
+    "quantum": 1,
+    "workers": 1,
+    "queue_size": 1,
+    "executor_queue_size": 1,
+    "max_message_bytes": 1,
+    "max_payload_bytes": 1,
+    "messages_per_second": 1,
+    "tenant_messages_per_second": 1,
+    "auth_failures_per_minute": 1,
+    "advise_after": 1,
+    "linger": 0,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a `LocalManager`, whose docstring tells what each means."""
+
+    host: str
+    port: int
+    container_id: str
+    vm_ip: str
+    tokens: Tokens = field(repr=False)
+    tick: float
+    quantum: int
+    workers: int
+    queue_size: int
+    executor_queue_size: int
+    max_message_bytes: int
+    max_payload_bytes: int | None
+    messages_per_second: int | None
+    tenant_messages_per_second: int | None
+    auth_failures_per_minute: int | None
+    advise_after: int | None
+    linger: float
+    ssl_context: ssl.SSLContext | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokens, str):
+            raise ConfigError(
+                f"tokens must be a collection of tokens, not one str; did you mean [{'...'!r}]?"
+            )
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name} must be at least {least}, not {value!r}")

@@ -1,0 +1,93 @@
+"""Counters, for tests that ask what the manager saw."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class LocalStats:
+    """What a `LocalManager` has seen since it was started.
+
+    Attributes
+    ----------
+    connections : int
+        WebSocket connections that were opened.
+    connected : int
+        Authenticated ones that are open now.
+    uuids : tuple of str
+        The uuid of each authenticated connection, in order.
+    messages : int
+        Messages received, without the auth messages.
+    executions : mapping of str to int
+        How often each model was run, whatever came of it.
+    nacks : mapping of str to int
+        Errors sent: by code, or by message where there is no code.
+    waiting, running : int
+        Inferences in the queues, and with the workers, at the moment.
+    lost_replies : int
+        Replies whose uuid nobody held when they were ready.
+    """
+
+    connections: int
+    connected: int
+    uuids: tuple[str, ...]
+    messages: int
+    executions: Mapping[str, int]
+    nacks: Mapping[str, int]
+    waiting: int
+    running: int
+    lost_replies: int
+
+
+class Counters:
+    """The counting behind `LocalStats`; safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._executions: Counter[str] = Counter()
+        self._nacks: Counter[str] = Counter()
+        self._uuids: list[str] = []
+
+    def count(self, what: str) -> None:
+        """Count one of ``connections``, ``messages``, ``lost_replies``."""
+        with self._lock:
+            self._counts[what] += 1
+
+    def count_uuid(self, uuid: str) -> None:
+        """Count an authenticated connection."""
+        with self._lock:
+            self._uuids.append(uuid)
+
+    def count_execution(self, model_name: str) -> None:
+        """Count a run of the model."""
+        with self._lock:
+            self._executions[model_name] += 1
+
+    def count_nack(self, name: str) -> None:
+        """Count an error that was sent."""
+        with self._lock:
+            self._nacks[name] += 1
+
+    def snapshot(self, *, connected: int, waiting: int, running: int) -> LocalStats:
+        """Freeze the counts, beside what is counted elsewhere."""
+        with self._lock:
+            return LocalStats(
+                connections=self._counts["connections"],
+                connected=connected,
+                uuids=tuple(self._uuids),
+                messages=self._counts["messages"],
+                executions=MappingProxyType(dict(self._executions)),
+                nacks=MappingProxyType(dict(self._nacks)),
+                waiting=waiting,
+                running=running,
+                lost_replies=self._counts["lost_replies"],
+            )

@@ -1,0 +1,56 @@
+"""Threads that run models."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Workers:
+    """A fixed number of daemon threads that take calls from one queue.
+
+    Not a `concurrent.futures.ThreadPoolExecutor`, whose threads hold up the interpreter's exit.
+
+    Parameters
+    ----------
+    count : int
+        How many threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._discarding = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"tcm-local-worker-{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Have a thread make the call, which must not raise."""
+        self._calls.put(call)
+
+    def discard(self) -> None:
+        """Make no further call of those that wait."""
+        self._discarding = True
+
+    def finish(self) -> None:
+        """Let each thread end once the calls before this are made."""
+        for _ in self._threads:
+            self._calls.put(None)
+
+    def join(self) -> None:
+        """Wait until all threads have ended, after `finish`."""
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if not self._discarding:
+                call()
+            del call  # else an idle thread would keep the last request alive
