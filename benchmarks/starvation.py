@@ -1,0 +1,169 @@
+"""How LocalManager's scheduler shares its turns, beside what was measured on a real manager.
+
+Each socket sends an inference of an instant model, waits for the reply, and sends the next. The manager
+serves five uuids a tick, the oldest first, so beyond five busy sockets the young ones starve.
+
+    python benchmarks/starvation.py [--seconds 6]
+
+Counts and worst latencies of shorter rows cannot be compared with the expected ones, which are of 6 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import statistics
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import websockets
+from websockets.asyncio.client import connect
+
+from tcm_sync.local import LocalManager
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """A load, and what a real manager made of it in 6 seconds."""
+
+    sockets: int
+    rate: int
+    served: str
+    median_ms: int
+    worst: str
+    replaced_after: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.sockets}" + (f", replaced after {self.replaced_after}" if self.replaced_after else "")
+
+
+ROWS = [
+    Row(1, 98, "even", 10, "20 ms"),
+    Row(2, 196, "even", 10, "20 ms"),
+    Row(4, 391, "even", 10, "20 ms"),
+    Row(5, 473, "565, 572", 10, "22 ms"),
+    Row(8, 482, "4, 576", 10, "3.7 s"),
+    Row(16, 484, "1, 578", 10, "6.0 s"),
+    Row(16, 479, "5, 204", 10, "4.3 s", replaced_after=200),
+    Row(16, 475, "151, 201", 10, "1.6 s", replaced_after=50),
+    Row(16, 472, "162, 186", 10, "0.6 s", replaced_after=20),
+]
+
+
+@dataclass
+class Socket:
+    """What one place of the load has seen, over all the sockets that took it; in seconds."""
+
+    latencies: list[float] = field(default_factory=list)
+    asked_at: float | None = None
+    unanswered: float = 0.0  # how long the last request had waited at the end
+
+
+def serve(pipe: Connection) -> None:
+    """Run the manager in a process of its own until the pipe says something."""
+    with LocalManager({"instant": lambda arrays: arrays}, workers=WORKERS) as manager:
+        pipe.send(manager.uri)
+        with contextlib.suppress(EOFError):
+            pipe.recv()
+
+
+async def keep_busy(uri: str, socket: Socket, replaced_after: int | None) -> None:
+    """Ask and wait for the answer, over and over."""
+    while True:
+        name = uuid.uuid4().hex
+        inputs = [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]
+        payload = {"container_id": "local", "model_name": "instant", "request": {"inputs": inputs}}
+        request = json.dumps({"uuid": name, "type": "inference", "payload": payload})
+        async with connect(uri, compression=None) as connection:
+            await connection.send(json.dumps({"uuid": name, "type": "auth", "payload": {}}))
+            await connection.recv()
+            served = 0
+            while replaced_after is None or served < replaced_after:
+                socket.asked_at = time.perf_counter()
+                await connection.send(request)
+                while '"COMPLETED"' not in await connection.recv():
+                    pass  # a note that the request is delayed
+                socket.latencies.append(time.perf_counter() - socket.asked_at)
+                socket.asked_at = None
+                served += 1
+
+
+async def load(uri: str, row: Row, seconds: float) -> list[Socket]:
+    """Keep the sockets of a row busy for so long, and tell what each has seen."""
+    sockets = [Socket() for _ in range(row.sockets)]
+    tasks = [asyncio.create_task(keep_busy(uri, socket, row.replaced_after)) for socket in sockets]
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    end = time.perf_counter()
+    for socket in sockets:
+        if socket.asked_at is not None:
+            socket.unanswered = end - socket.asked_at
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if not isinstance(result, asyncio.CancelledError):
+            raise RuntimeError("a socket stopped asking") from result
+    return sockets
+
+
+def measure(row: Row, seconds: float) -> tuple[float, str, str, str]:
+    """Start a manager, load it, and sum up."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs,))
+    process.start()
+    theirs.close()
+    try:
+        uri = ours.recv()
+        sockets = asyncio.run(load(uri, row, seconds))
+    finally:
+        ours.close()  # which ends it too
+        process.join()
+    served = [len(socket.latencies) for socket in sockets]
+    latencies = [latency for socket in sockets for latency in socket.latencies]
+    worst = max([*latencies, *(socket.unanswered for socket in sockets)])
+    return (
+        len(latencies) / seconds,
+        f"{min(served)}, {max(served)}",
+        f"{statistics.median(latencies) * 1e3:.0f} ms",
+        f"{worst:.1f} s" if worst > 0.1 else f"{worst * 1e3:.0f} ms",
+    )
+
+
+def main() -> None:
+    """Measure every row, and print it beside what is expected."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=6.0, help="time for each row (default: %(default)s)")
+    seconds = parser.parse_args().seconds
+    print(
+        f"websockets {websockets.__version__}, {seconds:g} s a row; measured here | on a real manager in 6 s"
+    )
+    layout = "{:<26}{:>12}{:>22}{:>18}{:>20}"
+    print(layout.format("sockets", "requests/s", "fewest, most served", "median latency", "worst latency"))
+    for row in ROWS:
+        rate, served, median, worst = measure(row, seconds)
+        print(
+            layout.format(
+                row.name,
+                f"{rate:.0f} | {row.rate}",
+                f"{served} | {row.served}",
+                f"{median} | {row.median_ms} ms",
+                f"{worst} | {row.worst}",
+            ),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
