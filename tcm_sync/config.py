@@ -217,7 +217,7 @@ class Settings:
     timeout: float | None = 35.0
     connect_timeout: float = 5.0
     ping_interval: float = 20.0
-    retry: RetryPolicy | None = RetryPolicy()
+    retry: RetryPolicy | None = RetryPolicy()  # noqa: RUF009 - it is frozen
     max_message_bytes: int = 65_536
     max_reply_bytes: int = 64 * 2**20
     tls: TlsSettings | None = None
@@ -275,11 +275,15 @@ def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]
     """
     values = {name: value for name, value in environ.items() if name.startswith("TCM_") and value}
     if "TCM_WS_URI" not in values:
-        raise ConfigError("TCM_WS_URI is not set; it is the manager's address, such as ws://localhost:8000/ws")
+        raise ConfigError(
+            "TCM_WS_URI is not set; it is the manager's address, such as ws://localhost:8000/ws"
+        )
     arguments: dict[str, Any] = {"uri": values["TCM_WS_URI"]}
     names = {"uuid": "UUID", "token": "TOKEN", "sub": "SUB", "tenant_id": "TENANT_ID"}
     auth: dict[str, Any] = {
-        field_: values[f"TCM_CLIENT_{name}"] for field_, name in names.items() if f"TCM_CLIENT_{name}" in values
+        field_: values[f"TCM_CLIENT_{name}"]
+        for field_, name in names.items()
+        if f"TCM_CLIENT_{name}" in values
     }
     if "TCM_CLIENT_ROLES" in values:
         auth["roles"] = tuple(filter(None, (role.strip() for role in values["TCM_CLIENT_ROLES"].split(","))))
@@ -332,7 +336,7 @@ def check_count(name: str, value: object) -> int:
     return value
 
 
-def _text(name: str, value: object, kind: type[ConfigError] | type[InputError] = ConfigError) -> None:
+def _text(name: str, value: object, kind: type[ConfigError | InputError] = ConfigError) -> None:
     if not isinstance(value, str) or not value:
         raise kind(f"{name} must be a text that is not empty, not {value!r}")
 

@@ -28,9 +28,9 @@ Decoded = TypeVar("Decoded")
 
 _envelope = msgspec.json.Decoder(Envelope)
 _inference = msgspec.json.Decoder(InferenceMessage)
-_failure = msgspec.json.Decoder(Failure | str)
+_failure: msgspec.json.Decoder[Failure | str] = msgspec.json.Decoder(Failure | str)
 _alert = msgspec.json.Decoder(Alert)
-_auth_ok = msgspec.json.Decoder(AuthOk | None)
+_auth_ok: msgspec.json.Decoder[AuthOk | None] = msgspec.json.Decoder(AuthOk | None)
 _payloads: dict[str, msgspec.json.Decoder[InferenceReply | InfoReply | ManagementReply | ErrorReply]] = {
     "inference": msgspec.json.Decoder(InferenceReply),
     "info_response": msgspec.json.Decoder(InfoReply),

@@ -25,7 +25,9 @@ from tcm_sync.wire.quote import quote
 #: Advice that answers nothing: the request is only delayed, its reply still comes.
 ADVISORY = "BACKPRESSURE_INSUFFICIENT_BUDGET"
 
-_PAYLOAD_TOO_LARGE = re.compile(r"413 Payload Too Large(?:.*?estimated_bytes=(\d+))?(?:.*?limit_bytes=(\d+))?", re.S)
+_PAYLOAD_TOO_LARGE = re.compile(
+    r"413 Payload Too Large(?:.*?estimated_bytes=(\d+))?(?:.*?limit_bytes=(\d+))?", re.S
+)
 _TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
 
 _UNKNOWN = CodeRule(InferenceError, retriable=False)

@@ -17,14 +17,17 @@ def quote(text: str | bytes, secret: str | None = None) -> str:
     secret : str, optional
         A token that must not show even if the other side sends it back.
     """
+    reach = _LONGEST + 4 * len(secret or "")
     if isinstance(text, bytes):
-        if secret is None and len(text) > _LONGEST * 4:
-            text = text[: _LONGEST * 4]
-        text = text.decode("utf-8", "backslashreplace")
+        text = text[: 4 * reach].decode("utf-8", "backslashreplace")
+    cut = len(text) > 4 * reach
+    text = text[: 4 * reach]
     if secret:
         for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}:
             text = text.replace(form, "***")
+        if cut:
+            text = text[: -len(secret)]  # half a token may be left at the end
     shown = text[: _LONGEST + 1]
     if not shown.isprintable():
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
-    return shown if len(text) <= _LONGEST else f"{shown[:_LONGEST]}…"
+    return shown if len(text) <= _LONGEST and not cut else f"{shown[:_LONGEST]}…"

@@ -1,0 +1,113 @@
+"""What calls return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
+    """The outputs of one inference: a read-only mapping of names to arrays.
+
+    The arrays are the caller's own: writable, sharing no memory with anything else.
+
+    Attributes
+    ----------
+    model_name : str
+        The model that answered.
+    raw : bytes
+        The outputs as the manager sent them, JSON text.
+    attempts : int
+        How many attempts it took that count (see `RetryPolicy`), the successful one included.
+    elapsed : float
+        Seconds from the start of the call to its end.
+    """
+
+    __slots__ = ("_arrays", "_raw", "attempts", "elapsed", "model_name")
+
+    def __init__(
+        self,
+        model_name: str,
+        arrays: dict[str, np.ndarray[Any, Any]],
+        raw: bytes,
+        attempts: int,
+        elapsed: float,
+    ) -> None:
+        self.model_name = model_name
+        self.attempts = attempts
+        self.elapsed = elapsed
+        self._arrays = arrays
+        self._raw = raw
+
+    @property
+    def raw(self) -> bytes:
+        """The outputs as the manager sent them, JSON text."""
+        return bytes(self._raw)
+
+    def as_numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """Return the output called `name`.
+
+        Raises
+        ------
+        KeyError
+            There is no such output; the error lists those there are.
+        """
+        try:
+            return self._arrays[name]
+        except KeyError:
+            there = ", ".join(map(repr, self._arrays)) or "none"
+            raise KeyError(f"no output {name!r}; model {self.model_name!r} returned {there}") from None
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        return self.as_numpy(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        outputs = ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in self._arrays.items())
+        return f"<InferResult {self.model_name!r} {{{outputs}}} {self.elapsed * 1e3:.3g} ms>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return InferResult, (self.model_name, self._arrays, self.raw, self.attempts, self.elapsed)
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What ``/ready`` said (docs/wire.rst, "Endpoints").
+
+    It is true in a condition if the manager is ready. A draining manager says that it is, until its port
+    closes, so this is a hint and no promise.
+
+    Attributes
+    ----------
+    ok : bool
+        Whether the manager answered 200.
+    status : str
+        ``"ready"``, ``"not_ready"``, or ``"unreachable"`` if no answer came.
+    reason, detail : str or None
+        Why not.
+    error_id : str or None
+        What an operator finds in the manager's log.
+    raw : mapping
+        The whole answer, where it was a JSON object.
+    """
+
+    ok: bool
+    status: str
+    reason: str | None = None
+    detail: str | None = None
+    error_id: str | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.ok

@@ -1,0 +1,13 @@
+"""How messages travel: sockets, the pool that keeps them, and the one thread that reads them.
+
+The path of a call: `runtime` waits at the gates, `pool` leases a connection (asking `connector` for a new
+one if there is room), `connection` sends in the caller's thread, `reader` resolves the `replies` future.
+
+Order of locks, each taken only while holding those before it, or none:
+
+1. the pool's (guards which connections there are and who waits for one);
+2. one of: a gate's, a connection's (guards its closing and each call on its socket), the connector's.
+
+Under the pool's lock nothing is called that could wait: no network socket, no user callback, no log.
+Finalizers wait for no lock at all: they append to the reader's queue and poke its wake-up socket.
+"""

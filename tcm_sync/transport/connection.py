@@ -1,0 +1,247 @@
+"""One authenticated socket, named by its own uuid: what is written to it, and how it is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tcm_sync.deadline import Deadline
+from tcm_sync.errors import CallTimeoutError, ConnectionLostError
+from tcm_sync.transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
+from tcm_sync.transport.sockets import WOULD_BLOCK, shut_down, wait_ready
+
+if TYPE_CHECKING:
+    from tcm_sync.transport.pool import Pool
+    from tcm_sync.transport.replies import ReplyFuture
+
+_MOST_CONTROLS = 4  # control frames waiting to go out; of pongs only the latest matters (RFC 6455, 5.5.3)
+_MOST_SENT = 1024  # how many times of sending are remembered, to keep a limit of messages a second
+
+
+class Connection:
+    """A socket after its handshake and its auth exchange.
+
+    The caller that leases it writes messages, the reader writes control frames and is the only one to read
+    and to close it. Anybody else who wants it gone shuts it down and tells the reader.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        Connected, shaken hands with, authenticated.
+    uuid : str
+        What the manager knows this socket by.
+    capability : frozenset of str
+        What the manager granted.
+    decoder : FrameDecoder
+        With what was received behind the auth exchange and is not a whole frame yet.
+    early : list of (opcode, payload)
+        What was received behind the auth exchange: the reader begins with it.
+    secret : str or None
+        The token, to be kept out of whatever quotes the manager.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        uuid: str,
+        capability: frozenset[str],
+        decoder: FrameDecoder,
+        early: list[Event],
+        secret: str | None,
+    ) -> None:
+        self.uuid = uuid
+        self.capability = capability
+        self.decoder = decoder
+        self.early = early
+        self.secret = secret
+        self.secured = isinstance(sock, ssl.SSLSocket)
+        self._sock = sock
+        # Guards closed, the three fields below it, and each single call on the socket, which never blocks.
+        self.lock = threading.Lock()
+        self.closed = False
+        self._controls: deque[memoryview] = deque()  # frames that go out before the next data frame
+        self._control_begun = False  # whether the first of them is partly written
+        self._amid_frame = False  # whether a data frame is partly written
+        self.sending = False  # whether a caller's message is under way; only that caller changes it
+        # The reader's own.
+        self.last_received = self.last_sent = monotonic()
+        self.pinged_at: float | None = None
+        # Guarded by the lock of the pool that it belongs to.
+        self.pool: Pool | None = None
+        self.opened_at = self.idle_since = monotonic()
+        self.leased_at: float | None = None
+        self.requests = 0
+        self.most_requests = 0
+        self.spread = 1.0  # of its limits, against those of others
+        self.retiring: str | None = None  # why it is closed when it comes back
+        self.replacing = False  # whether another one is being opened in its place
+        self.sent_at: deque[float] = deque(maxlen=_MOST_SENT)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.uuid}{' closed' if self.closed else ''}>"
+
+    def fileno(self) -> int:
+        """Return the descriptor's number, for the reader's selector."""
+        return self._sock.fileno()
+
+    # --- the caller's side ---
+
+    def send(self, message: bytes, deadline: Deadline, future: ReplyFuture) -> None:
+        """Write a whole text message.
+
+        Parameters
+        ----------
+        message : bytes
+            JSON text.
+        deadline : Deadline
+            For all of it.
+        future : ReplyFuture
+            Marked as started before the first byte goes out.
+
+        Raises
+        ------
+        ConnectionLostError
+            The socket is closed; `outcome_unknown` if anything was written.
+        CallTimeoutError
+            The manager did not take the message in time.
+        """
+        self.sending = True
+        self.sent_at.append(monotonic())
+        written = 0
+        for frame in encode_text(message):
+            view = memoryview(frame)
+            while view:
+                taken, wants_write = self._write(view, future)
+                written += taken
+                view = view[taken:]
+                if view and not taken:
+                    left = deadline.remaining()
+                    if left is not None and left <= 0.0:
+                        raise CallTimeoutError(
+                            f"the deadline passed while the request was being sent: {written:,} of "
+                            f"{len(message):,} bytes were taken by the manager",
+                            outcome_unknown=True,
+                        )
+                    # A TLS object that wants to read first is fed by the reader, so do not wait long.
+                    wait_ready(self._sock, write=wants_write, timeout=left if wants_write else 0.01)
+        self.last_sent = monotonic()
+        self.sending = False
+        while self._controls and self.flush() and not deadline.expired():
+            wait_ready(self._sock, write=True, timeout=deadline.remaining())
+
+    def _write(self, view: memoryview, future: ReplyFuture) -> tuple[int, bool]:
+        """Write what the socket takes: how many bytes, and whether to wait for it to take more."""
+        with self.lock:
+            if self.closed:
+                raise ConnectionLostError("the connection was lost", outcome_unknown=future.started)
+            try:
+                if not self._amid_frame:
+                    self._write_controls()
+                future.started = self._amid_frame = True
+                taken = self._sock.send(view)
+            except ssl.SSLWantReadError:
+                return 0, False
+            except WOULD_BLOCK:
+                return 0, True
+            except OSError as error:
+                raise ConnectionLostError(
+                    f"the connection was lost while sending: {error}", outcome_unknown=future.started
+                ) from error
+            self._amid_frame = taken < len(view)
+            return taken, True
+
+    def shut_down(self) -> None:
+        """End the connection from any thread; the reader sees it and closes the descriptor."""
+        with self.lock:
+            if not self.closed:
+                shut_down(self._sock)
+
+    # --- the reader's side ---
+
+    def receive_into(self, buffer: memoryview) -> int | None:
+        """Read what there is into `buffer`: how many bytes, 0 at the end, None if nothing can be read now.
+
+        Raises
+        ------
+        OSError
+            The socket is dead.
+        """
+        if not self.secured:
+            try:
+                return self._sock.recv_into(buffer)
+            except WOULD_BLOCK:
+                return None
+        # A TLS object must not be read and written at once. Its holder never blocks, so this is short.
+        if not self.lock.acquire(timeout=0.001):
+            return None
+        try:
+            return self._sock.recv_into(buffer)
+        except WOULD_BLOCK:
+            return None
+        finally:
+            self.lock.release()
+
+    def queue_control(self, opcode: int, payload: bytes) -> None:
+        """Queue a ping or a pong; it goes out before the next data frame, or with `flush`."""
+        frame = memoryview(encode_frame(opcode, payload))
+        with self.lock:
+            if len(self._controls) >= _MOST_CONTROLS:
+                self._controls.pop()
+            self._controls.append(frame)
+
+    def flush(self) -> bool:
+        """Write queued control frames, unless a message is half out; whether any wait for the socket."""
+        with self.lock:
+            if self.closed or self._amid_frame or not self._controls:
+                return False  # whoever sends writes them before its next frame
+            try:
+                self._write_controls()
+            except WOULD_BLOCK:
+                return True
+            except OSError:
+                return False  # reading finds out
+            return False
+
+    def _write_controls(self) -> None:
+        while self._controls:
+            frame = self._controls[0]
+            self._control_begun = True
+            taken = self._sock.send(frame)
+            if taken < len(frame):
+                self._controls[0] = frame[taken:]
+                raise BlockingIOError
+            self._controls.popleft()
+            self._control_begun = False
+
+    def pong(self, payload: bytes) -> bool:
+        """Answer a ping; whether the answer waits for the socket."""
+        self.queue_control(PONG, payload)
+        return self.flush()
+
+    def ping(self, now: float) -> bool:
+        """Ask whether the other side is alive; whether the question waits for the socket."""
+        self.pinged_at = now
+        self.queue_control(PING, b"")
+        return self.flush()
+
+    def close(self, farewell: bytes | None = None) -> None:
+        """Close the descriptor, after a close frame if it can go out at once. The reader's alone."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            if farewell is not None and not self._amid_frame and not self._control_begun:
+                with contextlib.suppress(OSError):  # it is a courtesy
+                    self._sock.send(farewell)
+            shut_down(self._sock)
+            self._sock.close()
+
+    def abandon(self) -> None:
+        """Close the descriptor of a child process, which shares the connection with its parent."""
+        self.closed = True
+        self._sock.close()

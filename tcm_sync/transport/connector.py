@@ -1,0 +1,68 @@
+"""The threads that open sockets, so that a caller waits for a socket and never for its opening."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from tcm_sync.transport.sockets import OpeningSockets
+
+_MOST_THREADS = 2
+
+
+class Connector:
+    """Runs jobs that open sockets on at most two daemon threads, started when there is work.
+
+    Name resolution and a token callable know no deadline. Here they hold up nobody but the next job.
+    """
+
+    def __init__(self) -> None:
+        self.opening = OpeningSockets()
+        self._lock = threading.Lock()  # guards the three below
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._threads: set[threading.Thread] = set()
+        self._stopped = False
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Run `job`, which must not raise, on one of the threads."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._jobs.append(job)
+            if len(self._threads) >= _MOST_THREADS:
+                return
+            thread = threading.Thread(target=self._run, name="tcm-sync-connector", daemon=True)
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter is ending
+            with self._lock:
+                self._threads.discard(thread)
+                if not self._threads and job in self._jobs:
+                    self._jobs.remove(job)
+            raise
+
+    def stop(self) -> None:
+        """Forget the jobs that wait, and shut down the sockets of those under way."""
+        with self._lock:
+            self._stopped = True
+            self._jobs.clear()
+        self.opening.abort()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the threads to end, in seconds each; one that resolves a name may not."""
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            if thread is not threading.current_thread() and thread.ident is not None:
+                thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._threads.discard(threading.current_thread())
+                    return
+                job = self._jobs.popleft()
+            job()

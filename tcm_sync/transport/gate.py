@@ -1,0 +1,129 @@
+"""A gate: shut for a while after a failure, longer each time, and then tried by one probe."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from math import inf
+from time import monotonic
+
+from tcm_sync.deadline import Deadline
+from tcm_sync.errors import TcmError
+
+log = logging.getLogger("tcm_sync.pool")
+
+
+class Gate:
+    """Holds callers back together, so that a failing manager is asked by one of them at a time.
+
+    Open, it lets everybody pass. `shut` closes it for a pause that doubles each time; when the pause is
+    over one caller passes as the probe, and its outcome decides: `open`, `shut` again, or `abandon` (no
+    outcome: the next one probes).
+
+    Parameters
+    ----------
+    name : str
+        What the log calls it.
+    initial, maximum : float
+        Seconds of the first pause and of the longest. Pauses are spread by a tenth.
+    """
+
+    def __init__(self, name: str, initial: float, maximum: float) -> None:
+        self.name = name
+        self._initial = initial
+        self._maximum = maximum
+        self._condition = threading.Condition(threading.Lock())  # guards everything below
+        self._pause = 0.0  # of the last shutting; 0.0 once that is forgiven
+        self._opens_at = 0.0
+        self._probing = False
+        self.cause: TcmError | None = None  # why it is shut; None is open
+
+    def shut(self, cause: TcmError, pause: float | None = None) -> None:
+        """Shut, because of `cause`; `pause` is the least pause, in seconds, if somebody knows it."""
+        with self._condition:
+            now = monotonic()
+            if self.cause is not None and not self._probing and now < self._opens_at:
+                return  # others of the same burst have failed before
+            doubled = min(max(self._initial, self._pause * 2), self._maximum)
+            self._pause = doubled if pause is None else max(pause, doubled)
+            seconds = self._pause * random.uniform(1.0, 1.1)  # noqa: S311 - spreads load, guards no secret
+            self.cause, self._opens_at, self._probing = cause, now + seconds, False
+            self._condition.notify_all()
+        log.info("%s gate shut for %.3f s: %s", self.name, seconds, cause)
+
+    def open(self, *, forgive: bool = True) -> None:
+        """Open. Unless forgiven, the next shutting is longer than the last one all the same."""
+        with self._condition:
+            was, self.cause, self._probing = self.cause, None, False
+            if forgive:
+                self._pause = 0.0
+            self._condition.notify_all()
+        if was is not None:
+            log.info("%s gate opened", self.name)
+
+    def forgive(self) -> None:
+        """Forget the pauses of the past: all is well again."""
+        if self._pause and self.cause is None:
+            with self._condition:
+                if self.cause is None:
+                    self._pause = 0.0
+
+    def abandon(self) -> None:
+        """Give up a probe that had no outcome."""
+        with self._condition:
+            self._probing = False
+            self._condition.notify_all()
+
+    def try_pass(self) -> float:
+        """Return 0.0 if the caller may pass (as the probe if the gate is not open), else how long to wait.
+
+        It is `math.inf` while a probe is under way.
+        """
+        if self.cause is None:
+            return 0.0
+        with self._condition:
+            return self._try_pass()
+
+    def _try_pass(self) -> float:
+        if self.cause is None:
+            return 0.0
+        if self._probing:
+            return inf
+        left = self._opens_at - monotonic()
+        if left > 0.0:
+            return left
+        self._probing = True
+        return 0.0
+
+    def wait(self, deadline: Deadline) -> bool:
+        """Wait until the caller may pass; whether it does so as the probe.
+
+        Raises
+        ------
+        TcmError
+            The cause of the shutting: the gate stays shut for longer than `deadline` allows.
+        """
+        if self.cause is None:
+            return False
+        with self._condition:
+            while (seconds := self._try_pass()) > 0.0:
+                assert self.cause is not None
+                left = deadline.remaining()
+                if left is not None and (left <= 0.0 or inf > seconds > left):
+                    raise again(self.cause)
+                self._condition.wait(_sooner(seconds, left))
+            return self._probing and self.cause is not None
+
+
+def again(error: TcmError) -> TcmError:
+    """Return a copy of an error that another call has met, to be raised by this one."""
+    copy = type(error)(error.message, **vars(error))
+    copy.history, copy.attempts, copy.outcome_unknown = (), 0, False
+    copy.uuid = copy.elapsed = copy.model_name = copy.route = None
+    return copy
+
+
+def _sooner(seconds: float, left: float | None) -> float | None:
+    bound = seconds if left is None else min(seconds, left)
+    return None if bound == inf else min(bound, threading.TIMEOUT_MAX)

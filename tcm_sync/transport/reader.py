@@ -1,0 +1,374 @@
+"""The one background thread of a client: it reads every socket and resolves what is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tcm_sync.errors import (
+    ClientClosedError,
+    ConnectionLostError,
+    MessageTooLargeError,
+    ProtocolError,
+    ShuttingDownError,
+    TcmError,
+)
+from tcm_sync.transport import frames
+from tcm_sync.transport.replies import PendingReplies, Refusal
+from tcm_sync.wire.decode import decode_message, peek
+from tcm_sync.wire.failures import ADVISORY, failure_of_error
+from tcm_sync.wire.messages import Alert, AuthOk, ErrorReply, Unknown
+from tcm_sync.wire.quote import quote
+
+if TYPE_CHECKING:
+    from tcm_sync.transport.connection import Connection
+    from tcm_sync.transport.pool import Pool
+
+log = logging.getLogger("tcm_sync.reader")
+
+_BUFFER_BYTES = 256 * 1024
+_READS_A_TURN = 16  # of one socket, before the others have their turn
+
+# After these refusals the manager keeps the socket (docs/wire.rst, "Errors").
+_SOCKET_STAYS = frozenset({"BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FULL"})
+
+
+class Reader:
+    """Waits on all sockets, cuts frames, and hands each reply to the future found under the socket's uuid.
+
+    It runs no user code, never blocks on one socket, and opens none. Only it closes a socket that was
+    registered, since a number that was closed may be another socket's while a thread is still inside send.
+
+    Parameters
+    ----------
+    ping_interval : float
+        Seconds of quiet after which a socket is pinged; one that stays quiet as long again is dead.
+    """
+
+    def __init__(self, ping_interval: float) -> None:
+        self.pending = PendingReplies()
+        self._ping_interval = ping_interval
+        self._selector = selectors.DefaultSelector()
+        self._wakeup, self._waker = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        self._selector.register(self._wakeup, selectors.EVENT_READ, None)
+        # Work for the reader, from any thread; appending and popping are atomic.
+        self._commands: deque[Callable[[], None]] = deque()
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._connections: set[Connection] = set()
+        self._pools: list[Pool] = []
+        self._due = inf  # when to look at what depends on time
+        self._poke_lock = threading.Lock()  # guards the waker: it is not closed while somebody writes to it
+        self._poke_wanted = False
+        self._ended = False
+        self._stopping = False
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="tcm-sync-reader", daemon=True)
+
+    # --- for any thread ---
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def serve(self, pool: Pool) -> None:
+        """Tend `pool` when the time that it asks for has come."""
+        self._pools.append(pool)
+
+    def register(self, connection: Connection) -> None:
+        """Read `connection` from now on."""
+        self._command(lambda: self._register(connection))
+        if self._ended:
+            connection.close()
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """Close `connection`, which the pool has given up."""
+        farewell = frames.encode_close(1000)
+        self._command(lambda: self._drop(connection, farewell, _lost(reason), reason))
+
+    def give_back(self, pool: Pool, connection: Connection) -> None:
+        """Discard a connection whose lease was never ended. Safe in a finalizer: it takes no lock."""
+        self._command(lambda: pool.discard(connection, "its lease was lost"))
+
+    def wake_at(self, when: float) -> None:
+        """Tend the pools at `when`, a time of `time.monotonic`, or sooner."""
+        if when < self._due:
+            self._command(lambda: self._set_due(when))
+
+    def stop(self) -> None:
+        """End the thread: every socket is closed and every waiting call ends with ClientClosedError.
+
+        Safe in a finalizer: it takes no lock and does not wait.
+        """
+        self._stopping = True
+        self._poke()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread to end, in seconds; whether it has."""
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def is_alive(self) -> bool:
+        """Whether the thread runs and has not been told to end."""
+        return self._thread.is_alive() and not self._stopping
+
+    def abandon(self) -> None:
+        """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
+        for connection in self._connections:
+            connection.abandon()
+        self._selector.close()
+        self._wakeup.close()
+        self._waker.close()
+
+    def _command(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        self._poke()
+
+    def _poke(self) -> None:
+        # Never waits, so that a finalizer may do it: whoever holds the lock pokes for the others as well.
+        self._poke_wanted = True
+        while self._poke_wanted and self._poke_lock.acquire(blocking=False):
+            try:
+                self._poke_wanted = False
+                if not self._ended:
+                    self._waker.send(b"\0")
+            except OSError:
+                pass  # it is full, so the reader will wake anyway
+            finally:
+                self._poke_lock.release()
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:
+            self.failure = error
+            log.exception("the reader failed; its calls end with an error, the next call starts another")
+        finally:
+            self._stopping = True
+            self._end()
+
+    def _turn(self) -> None:
+        timeout = None if self._due == inf else max(0.0, self._due - monotonic())
+        for key, mask in self._selector.select(timeout):
+            connection: Connection | None = key.data
+            if connection is None:
+                with contextlib.suppress(BlockingIOError):
+                    self._wakeup.recv(4096)
+                continue
+            if mask & selectors.EVENT_WRITE:
+                self._watch_writing(connection, connection.flush())
+            if mask & selectors.EVENT_READ and not connection.closed:
+                self._read(connection)
+        while self._commands:
+            self._commands.popleft()()
+        if monotonic() >= self._due:
+            self._tend()
+
+    def _end(self) -> None:
+        with self._poke_lock:
+            self._ended = True
+            self._waker.close()
+        while self._commands:  # sockets that were about to be registered, too
+            with contextlib.suppress(Exception):
+                self._commands.popleft()()
+        farewell = frames.encode_close(1000)
+        for connection in list(self._connections):
+            with contextlib.suppress(Exception):
+                self._drop(connection, farewell, self._ending(), "the client was closed")
+        for pool in self._pools:
+            pool.close()
+        for future in self.pending.claim_all():
+            future.resolve(Refusal(self._ending()))
+        self._wakeup.close()
+        self._selector.close()
+
+    def _ending(self) -> TcmError:
+        if self.failure is None:
+            return ClientClosedError("the client was closed while the call waited for its reply")
+        return ConnectionLostError(f"the client's reader failed: {self.failure!r}")
+
+    def _set_due(self, when: float) -> None:
+        self._due = min(self._due, when)
+
+    def _tend(self) -> None:
+        """Do what time asks for: pings, dead sockets, and whatever the pools have."""
+        now = monotonic()
+        self._due = inf  # first, so that no wake_at is missed meanwhile
+        due = inf
+        for connection in list(self._connections):
+            due = min(due, self._check_quiet(connection, now))
+        for pool in self._pools:
+            due = min(due, pool.tend(now))
+        self._set_due(due)
+
+    def _check_quiet(self, connection: Connection, now: float) -> float:
+        """Ping a socket that has been quiet, drop one that stays so; when to look again."""
+        interval = self._ping_interval
+        pinged = connection.pinged_at
+        if pinged is not None and connection.last_received < pinged:
+            if now - pinged >= interval:
+                reason = f"no sign of life for {now - connection.last_received:.0f} s, not even a pong"
+                self._drop(connection, None, _lost(reason), reason)
+                return inf
+            return pinged + interval
+        quiet_since = max(connection.last_received, connection.last_sent)
+        if connection.sending or now - quiet_since < interval:
+            return interval + (now if connection.sending else quiet_since)
+        self._watch_writing(connection, connection.ping(now))
+        return now + interval
+
+    def _register(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        self._selector.register(connection, selectors.EVENT_READ, connection)
+        self._set_due(monotonic() + self._ping_interval)
+        if self._events(connection, connection.early):
+            self._read(connection)  # a TLS object may hold bytes that no selector sees
+
+    def _watch_writing(self, connection: Connection, wanted: bool) -> None:
+        if not connection.closed:
+            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+            self._selector.modify(connection, mask, connection)
+
+    def _drop(self, connection: Connection, farewell: bytes | None, error: TcmError, reason: str) -> None:
+        """Close a socket, tell its pool, and end the call that waits on it with `error`."""
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        self._selector.unregister(connection)
+        # First closed, then claimed: whoever adds a future from now on finds the socket closed.
+        connection.close(farewell)
+        future = self.pending.claim(connection.uuid)
+        if connection.pool is not None:
+            connection.pool.lost(connection, reason)
+        if future is not None:
+            future.resolve(Refusal(error))
+
+    # --- what comes in ---
+
+    def _read(self, connection: Connection) -> None:
+        for _ in range(_READS_A_TURN):
+            try:
+                size = connection.receive_into(self._buffer)
+            except OSError as error:
+                self._drop(connection, None, _lost(str(error)), f"lost: {error}")
+                return
+            if size is None:
+                return
+            if size == 0:
+                self._drop(
+                    connection, None, _lost("closed by the manager without a word"), "closed by the manager"
+                )
+                return
+            connection.last_received = monotonic()
+            try:
+                events = connection.decoder.feed(self._buffer[:size])
+            except (ProtocolError, MessageTooLargeError) as error:
+                self._give_up(connection, error)
+                return
+            if not self._events(connection, events):
+                return
+            if size < _BUFFER_BYTES and not connection.secured:
+                return  # nothing more has come; TLS is read until it says so
+        if connection.secured:
+            self._command(lambda: None if connection.closed else self._read(connection))
+
+    def _events(self, connection: Connection, events: list[frames.Event]) -> bool:
+        """Act on what came in; whether the socket is still open."""
+        try:
+            for opcode, payload in events:
+                if opcode == frames.TEXT:
+                    self._message(connection, payload)
+                elif opcode == frames.PING:
+                    self._watch_writing(connection, connection.pong(payload))
+                elif opcode == frames.CLOSE:
+                    self._closed_by_manager(connection, *frames.read_close(payload))
+                if connection.closed:
+                    return False
+        except ProtocolError as error:
+            self._give_up(connection, error)
+            return False
+        return True
+
+    def _give_up(self, connection: Connection, error: ProtocolError | MessageTooLargeError) -> None:
+        code = 1009 if isinstance(error, MessageTooLargeError) else 1002
+        self._drop(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
+
+    def _message(self, connection: Connection, message: bytes) -> None:
+        if peek(message) == ("inference", connection.uuid):
+            self._reply(connection, message)
+            return
+        secret = connection.secret
+        envelope, payload = decode_message(message, secret)
+        if isinstance(payload, ErrorReply):
+            self._refusal(connection, payload, secret)
+        elif isinstance(payload, Alert):
+            log.warning("%s: alert from the manager: %s", connection.uuid, quote(payload.message, secret))
+        elif isinstance(payload, Unknown):
+            log.debug("%s: message of unknown type %s", connection.uuid, quote(payload.type, secret))
+        elif isinstance(payload, AuthOk):
+            raise ProtocolError("the manager authenticated the socket a second time")
+        elif envelope.uuid is not None and envelope.uuid != connection.uuid:
+            raise ProtocolError(
+                f"the manager sent a reply for uuid {quote(envelope.uuid, secret)} on the socket of "
+                f"{connection.uuid}"
+            )
+        else:
+            self._reply(connection, message)
+
+    def _reply(self, connection: Connection, message: bytes) -> None:
+        future = self.pending.claim(connection.uuid)
+        if future is None:
+            raise ProtocolError("the manager sent a reply that nobody waits for")
+        future.resolve(message)
+
+    def _refusal(self, connection: Connection, payload: ErrorReply, secret: str | None) -> None:
+        """Take an ``error`` message: it names no request, so it is about the one in flight, if any."""
+        if payload.code == ADVISORY:
+            waiting = self.pending.peek(connection.uuid)
+            if waiting is not None:
+                waiting.advisories += 1
+            log.debug("%s: the manager delays the request", connection.uuid)
+            return
+        error = failure_of_error(payload, secret)
+        future = self.pending.claim(connection.uuid)
+        if isinstance(error, ShuttingDownError) and connection.pool is not None:
+            connection.pool.shutting_down(error)
+        if future is not None:
+            stays = payload.code in _SOCKET_STAYS or payload.message.startswith("Forbidden")
+            future.resolve(Refusal(error, reusable=stays))
+        elif not isinstance(error, ShuttingDownError):
+            raise ProtocolError(f"the manager refused what was not asked: {error.message}")
+        else:
+            reason = "the manager is shutting down"
+            self._drop(connection, frames.encode_close(1000), error, reason)
+
+    def _closed_by_manager(self, connection: Connection, code: int, reason: str) -> None:
+        said = f"closed by the manager with code {code}"
+        if reason:
+            said += f" ({quote(reason, connection.secret)})"
+        error: TcmError
+        if code == 1009:
+            error = MessageTooLargeError(f"the message is larger than the manager takes: {said}")
+        elif code in (1002, 1003, 1007):
+            error = ProtocolError(f"the manager found our message faulty: {said}")
+        else:
+            error = _lost(said)
+        answer = frames.encode_close(1000 if code == 1005 else code)
+        self._drop(connection, answer, error, said)
+
+
+def _lost(reason: str) -> ConnectionLostError:
+    return ConnectionLostError(f"the connection was lost: {reason}")
