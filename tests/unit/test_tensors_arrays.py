@@ -1,0 +1,468 @@
+"""What counts as an array: numpy's own in every layout, other libraries', lists and their elements."""
+
+from __future__ import annotations
+
+import array
+import collections
+import datetime
+import decimal
+import enum
+import mmap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tcm_sync.errors import InputError
+from tcm_sync.tensors import InferenceInput, check_inputs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def made(data: object) -> np.ndarray:
+    """Return the checked array; whatever comes in, this is what the encoder can take."""
+    (tensor,) = check_inputs({"x": data})
+    assert type(tensor.array) is np.ndarray
+    assert tensor.array.flags.c_contiguous
+    assert tensor.array.flags.aligned
+    assert tensor.array.dtype.isnative
+    assert tensor.shape == tensor.array.shape
+    return tensor.array
+
+
+def datatype(data: object) -> str:
+    return check_inputs({"x": data})[0].datatype
+
+
+def refused(data: object, match: str) -> None:
+    with pytest.raises(InputError, match=rf'^input "x": .*{match}'):
+        check_inputs({"x": data})
+
+
+# --- numpy arrays ---
+
+GRID = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def misaligned(values: np.ndarray) -> np.ndarray:
+    return np.frombuffer(b"\0" + values.tobytes(), values.dtype, offset=1).reshape(values.shape)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GRID,
+        np.asfortranarray(GRID),
+        GRID.astype(">f4"),
+        GRID.astype("<f4"),
+        np.repeat(GRID, 2, axis=1)[:, ::2],
+        GRID[::-1, ::-1][::-1, ::-1],
+        GRID.T.copy().T,
+        misaligned(GRID),
+        misaligned(GRID.astype(">f4")),
+        GRID.view(type("Measured", (np.ndarray,), {})),
+        GRID.view(np.ma.MaskedArray),
+        np.ma.masked_array(GRID, mask=np.zeros(GRID.shape, bool)),
+    ],
+)
+def test_every_layout_of_an_array_is_the_same_tensor(data: np.ndarray) -> None:
+    before = data.copy()
+    result = made(data)
+    assert result.dtype == np.float32
+    assert result.tolist() == GRID.tolist()
+    assert np.array_equal(data, before)
+
+
+def test_a_read_only_array_is_taken_as_it_is() -> None:
+    data = GRID.copy()
+    data.flags.writeable = False
+    assert made(data) is data
+
+
+def test_a_broadcast_array_is_written_out() -> None:
+    assert made(np.broadcast_to(np.float32(7), (2, 3))).tolist() == [[7.0] * 3] * 2
+
+
+def test_a_memory_mapped_array_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "grid.npy"
+    np.save(path, GRID)
+    data = np.load(path, mmap_mode="r")
+    assert isinstance(data, np.memmap)
+    assert made(data).tolist() == GRID.tolist()
+
+
+@pytest.mark.parametrize("data", [np.ma.masked_array(GRID, mask=GRID > 4), [np.ma.masked, 1.5]])
+def test_masked_elements_are_refused(data: Any) -> None:
+    refused(data, r"masked elements have no form in JSON; \.filled\(\)|mixes MaskedConstant and float")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("?", "BOOL"),
+        ("b", "INT8"),
+        ("h", "INT16"),
+        ("i", "INT32"),
+        ("q", "INT64"),
+        ("B", "UINT8"),
+        ("H", "UINT16"),
+        ("I", "UINT32"),
+        ("Q", "UINT64"),
+        ("e", "FP16"),
+        ("f", "FP32"),
+        ("d", "FP64"),
+        ("U3", "BYTES"),
+        ("S3", "BYTES"),
+        ("intp", "INT64"),
+    ],
+)
+def test_the_datatype_is_that_of_the_dtype(dtype: str, expected: str) -> None:
+    assert datatype(np.ones((1, 2), dtype)) == expected
+    assert datatype(np.ones((1, 2), np.dtype(dtype).newbyteorder())) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        (np.zeros(2, "complex128"), "complex128.*two tensors"),
+        (np.zeros(2, "datetime64[s]"), "datetime64.*integers"),
+        (np.zeros(2, "timedelta64[D]"), "timedelta64.*integers"),
+        (np.zeros(2, [("a", "f4")]), "structured; send each field"),
+        (np.zeros(2, "V3"), "astype"),
+        (np.rec.fromarrays([[1], [2.0]]), "structured; send each field"),
+        (np.array([1.0, np.inf], "f4"), "infinity"),
+        (np.array([-np.inf], "f2"), "infinity"),
+    ],
+)
+def test_arrays_that_no_datatype_carries_are_refused(data: np.ndarray, advice: str) -> None:
+    refused(data, advice)
+
+
+@pytest.mark.skipif(np.dtype("longdouble").itemsize == 8, reason="longdouble is float64 here")
+def test_longdouble_is_refused_alone_and_among_floats() -> None:
+    refused(np.zeros(2, "longdouble"), "longdouble.*float64")
+    refused([np.longdouble(1)], "longdouble.*make the numbers float")
+    refused([np.longdouble(1), 1.0], "longdouble.*make the numbers float")
+
+
+def test_the_small_floats_of_frameworks_are_refused() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    refused(np.zeros(2, ml_dtypes.bfloat16), "BF16.*float32")
+    refused([ml_dtypes.bfloat16(1)], "bfloat16 has no datatype")
+
+
+# --- other libraries' arrays ---
+
+
+def test_pandas_objects_are_arrays() -> None:
+    pd = pytest.importorskip("pandas")
+    assert made(pd.Series([1.5, 2.5], dtype="float32")).tolist() == [1.5, 2.5]
+    assert datatype(pd.Series([1.5], dtype="float32")) == "FP32"
+    assert datatype(pd.Series([1, 2], dtype="Int64")) == "INT64"
+    assert datatype(pd.Series([True, False])) == "BOOL"
+    assert made(pd.Series(["a", "b"])).tolist() == ["a", "b"]
+    assert made(pd.Series(["a", "b"], dtype="string")).tolist() == ["a", "b"]
+    assert made(pd.Series(["a", "b", "a"], dtype="category")).tolist() == ["a", "b", "a"]
+    frame = pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5]})
+    assert made(frame).tolist() == [[1.0, 0.5], [2.0, 1.5]]
+    assert made(frame.to_numpy().astype(object)).tolist() == [[1.0, 0.5], [2.0, 1.5]]
+    assert made([pd.Series([1, 2]), pd.Series([3, 4])]).tolist() == [[1, 2], [3, 4]]
+
+
+def test_what_pandas_holds_besides_is_refused() -> None:
+    pd = pytest.importorskip("pandas")
+    refused(pd.DataFrame({"a": [1], "b": ["x"]}), "mixes int and str")
+    refused(pd.Series(["a", None], dtype=object), "None is no value")
+    refused(pd.Series([1, pd.NA], dtype=object), "NAType has no datatype")
+    refused(pd.Series(pd.to_datetime(["2020-01-01"])), "datetime64.*integers")
+    refused(pd.Series(pd.to_datetime(["2020-01-01"])).astype(object), "Timestamp.*integers")
+
+
+class Wrapped:
+    """An array of another library, as far as numpy can tell."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.values
+
+
+class Interfaced:
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return self.values.__array_interface__
+
+
+class Packed:
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.values.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.values.__dlpack_device__()
+
+
+class Both(Wrapped):
+    def __dlpack__(self, **options: Any) -> Any:
+        raise AssertionError("__array__ comes first")
+
+
+@pytest.mark.parametrize("kind", [Wrapped, Interfaced, Packed, Both])
+def test_the_array_protocols_are_understood_alone_and_in_lists(kind: Any) -> None:
+    assert made(kind(GRID)).tolist() == GRID.tolist()
+    assert datatype(kind(GRID)) == "FP32"
+    assert made([kind(GRID), kind(GRID)]).shape == (2, 3, 4)
+
+
+def test_text_that_comes_through_a_protocol_is_checked_like_any_other() -> None:
+    assert made(Wrapped(np.array(["a", "é"]))).tolist() == ["a", "é"]
+    refused(Wrapped(np.array(["a", 1], object)), "mixes int and str")
+
+
+class Unwilling:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise TypeError("can't convert a device tensor; use .cpu() first")
+
+
+class UnwillingPack:
+    def __dlpack__(self, **options: Any) -> Any:
+        raise BufferError("bfloat16 cannot be exported")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def test_the_words_of_an_array_that_will_not_convert_are_passed_on() -> None:
+    refused(Unwilling(), "Unwilling did not become a numpy array: can't convert a device tensor; use .cpu")
+    refused([Unwilling()], "Unwilling did not become a numpy array")
+    refused(UnwillingPack(), "UnwillingPack did not become a numpy array: bfloat16 cannot")
+    with pytest.raises(InputError) as caught:
+        check_inputs({"x": Unwilling()})
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_buffers_are_arrays() -> None:
+    assert made(array.array("f", [1.5, 2.5])).tolist() == [1.5, 2.5]
+    assert datatype(array.array("f", [1.5])) == "FP32"
+    assert made(memoryview(GRID)).tolist() == GRID.tolist()
+    with mmap.mmap(-1, 16) as region, memoryview(region) as view:
+        result = made(view).tolist()
+    assert result == [0] * 16
+    assert made([array.array("h", [1, 2]), array.array("h", [3, 4])]).tolist() == [[1, 2], [3, 4]]
+    released = memoryview(b"")
+    released.release()
+    refused(released, "memoryview did not become a numpy array")
+
+
+# --- lists ---
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "values"),
+    [
+        ([1.5, 2.5], "FP64", [1.5, 2.5]),
+        ([[1, 2], [3, 4]], "INT64", [[1, 2], [3, 4]]),
+        (((1, 2), [3, 4]), "INT64", [[1, 2], [3, 4]]),
+        (range(3), "INT64", [0, 1, 2]),
+        (collections.deque([1, 2]), "INT64", [1, 2]),
+        ([True, np.False_], "BOOL", [True, False]),
+        ([1, 2.5], "FP64", [1.0, 2.5]),
+        ([np.float32(0.5), 2], "FP64", [0.5, 2.0]),
+        ([2**53, 0.5], "FP64", [2.0**53, 0.5]),
+        ([2**63, 1], "UINT64", [2**63, 1]),
+        ([-(2**63), 2**63 - 1], "INT64", [-(2**63), 2**63 - 1]),
+        ([np.uint64(2**64 - 1), 0], "UINT64", [2**64 - 1, 0]),
+        ([np.int8(1), np.int64(2)], "INT64", [1, 2]),
+        ([np.uint64(1), np.int64(-1)], "INT64", [1, -1]),
+        ([np.float32(1.5), np.float32(2.5)], "FP32", [1.5, 2.5]),
+        ([np.float16(1.5)], "FP16", [1.5]),
+        ([np.int8(1)], "INT8", [1]),
+        ([[np.uint16(1)], [np.uint16(2)]], "UINT16", [[1], [2]]),
+        (["a", "b"], "BYTES", ["a", "b"]),
+        ([["a"], [b"b"]], "BYTES", [["a"], ["b"]]),
+        ([np.str_("é"), np.bytes_(b"b")], "BYTES", ["é", "b"]),
+        ([], "FP64", []),
+        ([[], []] * 0 + [[]], "FP64", [[]]),
+        ([np.array([1, 2], "i2"), np.array([3, 4], "i2")], "INT16", [[1, 2], [3, 4]]),
+        ([[np.ones((1, 2))], [np.zeros((1, 2))]], "FP64", [[[[1.0, 1.0]]], [[[0.0, 0.0]]]]),
+        ([np.array(1.5), np.array(2.5)], "FP64", [1.5, 2.5]),
+        ([np.array(["a"]), np.array(["bc"])], "BYTES", [["a"], ["bc"]]),
+        (np.array([1, 2], object), "INT64", [1, 2]),
+        (np.array([[1.5, 2]], object), "FP64", [[1.5, 2.0]]),
+        (np.array([True], object), "BOOL", [True]),
+    ],
+)
+def test_lists_have_numpys_datatypes(data: Any, expected: str, values: list[Any]) -> None:
+    assert datatype(data) == expected
+    assert made(data).tolist() == values
+
+
+def test_an_object_array_of_arrays_is_joined() -> None:
+    data = np.empty(2, object)
+    data[0], data[1] = np.array([1, 2]), np.array([3, 4])
+    assert made(data).tolist() == [[1, 2], [3, 4]]
+
+
+def test_members_of_an_integer_enum_are_integers() -> None:
+    class Level(enum.IntEnum):
+        LOW = 1
+        HIGH = 2
+
+    assert made([Level.LOW, Level.HIGH]).tolist() == [1, 2]
+    assert datatype([Level.LOW]) == "INT64"
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ([True, 1], "mixes bool and int"),
+        ([True, 1.0], "mixes bool and float"),
+        (["a", 1], "mixes int and str"),
+        (["a", True], "mixes bool and str"),
+        ([b"a", 1.5], "mixes bytes and float"),
+        (np.array(["a", 1], object), "mixes int and str"),
+        ([[1, 2], [3]], "ragged: dimension 1 has lists of lengths 1, 2"),
+        ([[[1], [2]], [[3], [4, 5]]], "ragged: dimension 2 has lists of lengths 1, 2"),
+        ([[1], []], "ragged: dimension 1"),
+        ([1, [2]], "ragged: lists beside elements"),
+        ([[1], 2], "ragged: lists beside elements"),
+        ([[], 2], "ragged: lists beside elements"),
+        ([[1], [[2]]], "ragged: lists beside elements"),
+        (np.array([[1], [2, 3]], object), "ragged: .*object array"),
+        ([np.ones(2), np.ones(3)], r"ragged: arrays of shapes \(2,\) and \(3,\)"),
+        ([np.ones(2, "f4"), np.ones(2, "f8")], "mixes arrays of float32 and float64; .astype"),
+        ([np.ones(2), 1.0], "mixes float and ndarray"),
+        ([np.ones(2), [1.0, 2.0]], "ragged: lists beside elements"),
+        ([2**64], "fit neither INT64 nor UINT64"),
+        ([-(2**63) - 1], "fit neither INT64 nor UINT64"),
+        ([2**63, -1], "fit neither INT64 nor UINT64"),
+        ([10**5000], "fit neither INT64 nor UINT64"),
+        ([2**53 + 1, 0.5], "an integer among the floats"),
+        ([10**400, 0.5], "an integer among the floats"),
+        ([None, 1.0], "None is no value; a missing float is"),
+        ([1j], "complex has no datatype.*two tensors"),
+        ([np.complex64(1)], "complex64 has no datatype.*two tensors"),
+        ([decimal.Decimal(1)], "Decimal has no datatype; elements are bool, int"),
+        ([{"a": 1}, 2], "dict has no datatype"),
+        ([{1}], "set has no datatype"),
+        ([range(2)], "range has no datatype"),
+        ([bytearray(b"a")], "bytearray has no datatype"),
+        ([datetime.datetime(2020, 1, 1)], "datetime has no datatype; send times as integers"),
+        ([datetime.timedelta(1)], "timedelta has no datatype; send times"),
+        ([np.datetime64("2020")], "datetime64 has no datatype; send times"),
+        ([np.timedelta64(1)], "timedelta64 has no datatype; send times"),
+        ([np.void(b"a")], "void has no datatype"),
+        ([float("inf")], "infinity"),
+        ([[1.5], [-float("inf")]], "infinity"),
+        ({"y": 1}, "dict is not array-like; give a numpy array or nested lists"),
+        ({1, 2}, "set is not array-like"),
+        (iter([1]), "list_iterator is not array-like"),
+        (object(), "object is not array-like"),
+        (bytearray(b"ab"), "bytearray is 0-d"),
+    ],
+    ids=lambda value: f"{type(value).__name__} {value!r:.40}" if not isinstance(value, list) else None,
+)
+def test_what_is_no_tensor_is_refused_with_the_reason(data: Any, match: str) -> None:
+    refused(data, match)
+
+
+def test_numpys_warning_about_a_list_does_not_come_instead_of_the_refusal() -> None:
+    refused([np.ones(2), np.ones((2, 2))], "ragged: arrays of shapes")
+
+
+@pytest.mark.parametrize("depth", [33, 100, 100_000])
+def test_lists_nested_too_deep_are_refused(depth: int) -> None:
+    data: list[Any] = [1]
+    for _ in range(depth - 1):
+        data = [data]
+    refused(data, "nested more than 32 deep")
+    while data and isinstance(data[0], list):  # taken apart from outside: freeing it recurses otherwise
+        data = data[0]
+
+
+def test_lists_nested_32_deep_pass_and_arrays_in_them_count() -> None:
+    data: Any = 1
+    for _ in range(32):
+        data = [data]
+    assert made(data).shape == (1,) * 32
+    deep: Any = np.ones(2)
+    for _ in range(31):
+        deep = [deep]
+    assert made(deep).shape == (1,) * 31 + (2,)
+    refused([deep], "nested more than 32 deep")
+
+
+def test_an_array_that_holds_itself_is_refused() -> None:
+    data = np.empty(1, object)
+    data[0] = data
+    refused(data, "arrays that hold arrays, too many deep")
+    data[0] = None
+
+
+def test_a_list_that_holds_itself_is_refused() -> None:
+    data: list[Any] = []
+    data.append(data)
+    refused(data, "nested more than 32 deep")
+    data.clear()
+
+
+# --- text ---
+
+
+def test_text_becomes_plain_str() -> None:
+    class Fancy(str):
+        def __str__(self) -> str:
+            return "another"
+
+    for data in ([Fancy("a"), "é"], np.array(["a", "é"]), np.array(["a", "é".encode()], object)):
+        result = made(data)
+        assert result.dtype == object
+        assert [type(element) for element in result] == [str, str]
+        assert result.tolist() == ["a", "é"]
+
+
+def test_text_arrays_of_either_byte_order_and_any_stride_are_read() -> None:
+    grid = np.array([["a", "bc"], ["é", ""]])
+    for data in (grid, grid.T.copy().T, grid.astype(grid.dtype.newbyteorder()), grid.astype(object)):
+        assert made(data).tolist() == [["a", "bc"], ["é", ""]]
+    assert made(np.char.encode(grid, "utf-8")).tolist() == [["a", "bc"], ["é", ""]]
+
+
+@pytest.mark.skipif(not hasattr(np, "dtypes") or not hasattr(np.dtypes, "StringDType"), reason="numpy 1.26")
+def test_string_dtype_arrays_are_read() -> None:
+    assert made(np.array(["a", "é"], np.dtypes.StringDType())).tolist() == ["a", "é"]
+    missing = np.array(["a", None], np.dtypes.StringDType(na_object=None))
+    refused(missing, "None is no value")
+    refused(np.array(["a\0"], np.dtypes.StringDType()), "ends in NUL")
+
+
+def test_text_whose_length_matters_to_nobody_passes() -> None:
+    assert made(["", "a\0b", "x" * 100_000]).tolist() == ["", "a\0b", "x" * 100_000]
+
+
+@pytest.mark.parametrize(
+    "data", [["a\0"], ["ok", "\0"], [b"a\0"], [["a", "b\0\0"]], np.array(["a\0"], object)]
+)
+def test_text_that_ends_in_nul_is_refused(data: Any) -> None:
+    refused(data, "text that ends in NUL loses it on the way")
+    with pytest.raises(InputError, match='input "x": text that ends in NUL'):
+        check_inputs([InferenceInput("x", np.shape(data), "BYTES", data)])
+
+
+@pytest.mark.parametrize("data", [["\ud800"], ["é", "a\udfff"], np.array(["\ud800"])])
+def test_text_with_a_lone_surrogate_is_refused(data: Any) -> None:
+    refused(data, "lone surrogate is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    "data", [[b"\xff"], [b"ok", b"a\xe9"], np.array([b"\xff"]), np.array([b"\xff"], object)]
+)
+def test_bytes_that_are_not_utf8_are_refused(data: Any) -> None:
+    refused(data, r"bytes that are not UTF-8 \(.* at byte \d\) have no form in JSON; send them as UINT8")

@@ -1,0 +1,217 @@
+"""The JSON text of tensors, and the recorded exchanges of a real manager."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tcm_sync.errors import InputError
+from tcm_sync.tensors import (
+    DATATYPES,
+    InferenceInput,
+    check_inputs,
+    check_output_dtypes,
+    decode_outputs,
+    encode_inputs,
+    minimum_json_bytes,
+)
+from tcm_sync.wire.messages import InputTensor
+
+TRANSCRIPTS = Path(__file__).parents[1] / "wire" / "transcripts.jsonl"
+
+
+def text(data: Any, datatype: str) -> str:
+    (tensor,) = encode_inputs(check_inputs([InferenceInput("x", np.shape(data), datatype, data)]))
+    return bytes(tensor.data).decode()
+
+
+@pytest.mark.parametrize(
+    ("data", "datatype", "expected"),
+    [
+        ([[True, False]], "BOOL", "[[true,false]]"),
+        ([-128, 127], "INT8", "[-128,127]"),
+        ([-(2**15)], "INT16", "[-32768]"),
+        ([-(2**31)], "INT32", "[-2147483648]"),
+        ([-(2**63), 2**63 - 1], "INT64", "[-9223372036854775808,9223372036854775807]"),
+        ([255], "UINT8", "[255]"),
+        ([65535], "UINT16", "[65535]"),
+        ([2**32 - 1], "UINT32", "[4294967295]"),
+        ([2**64 - 1, 0], "UINT64", "[18446744073709551615,0]"),
+        ([1.5, float("nan"), -0.0], "FP16", "[1.5,null,-0.0]"),
+        ([0.1, float("nan"), 1], "FP32", "[0.1,null,1.0]"),
+        ([0.1, float("nan"), 5e-324], "FP64", "[0.1,null,5e-324]"),
+        ([[["é", 'b"\n']], [["", "\0c"]]], "BYTES", '[[["é","b\\"\\n"]],[["","\\u0000c"]]]'),
+        ([[[], []]], "FP32", "[[[],[]]]"),
+        ([[[], []]], "BYTES", "[[[],[]]]"),
+        (np.arange(8, dtype="i4").reshape(2, 2, 2).T, "INT32", "[[[0,4],[2,6]],[[1,5],[3,7]]]"),
+    ],
+)
+def test_the_text_is_nested_as_the_shape_says(data: Any, datatype: str, expected: str) -> None:
+    assert text(data, datatype) == expected
+
+
+def test_what_is_encoded_is_the_wires_input() -> None:
+    tensors = check_inputs({"a": np.zeros((1, 2), "f4"), "b": [["x"]]})
+    encoded = encode_inputs(tensors)
+    assert all(type(tensor) is InputTensor for tensor in encoded)
+    assert msgspec.json.decode(msgspec.json.encode(encoded)) == [
+        {"name": "a", "shape": [1, 2], "datatype": "FP32", "data": [[0.0, 0.0]]},
+        {"name": "b", "shape": [1, 1], "datatype": "BYTES", "data": [["x"]]},
+    ]
+
+
+def test_the_text_does_not_change_with_the_array() -> None:
+    data = np.zeros(2, "f4")
+    encoded = encode_inputs(check_inputs({"x": data}))
+    data[:] = 7
+    assert bytes(encoded[0].data) == b"[0.0,0.0]"
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (1, 1, 1), (2, 3, 4), (1, 0), (0,), (1, 4, 0)])
+@pytest.mark.parametrize("datatype", DATATYPES)
+def test_the_lower_bound_is_one_and_comes_near(shape: tuple[int, ...], datatype: str) -> None:
+    shortest = {"BYTES": "", "BOOL": True}.get(datatype, 0)
+    tensors = check_inputs([InferenceInput("x", shape, datatype, np.full(shape, shortest).tolist())])
+    size = len(bytes(encode_inputs(tensors)[0].data))
+    bound = minimum_json_bytes(tensors)
+    assert bound <= size
+    assert bound >= 2 * np.prod(shape)
+    brackets = 2 * len(shape) * (1 + np.prod(shape[:-1], dtype=int))
+    assert size <= bound + brackets + np.prod(shape, dtype=int)
+
+
+def test_the_lower_bound_counts_text_and_adds_tensors_up() -> None:
+    one = check_inputs({"x": ["a" * 1000, "é" * 500]})
+    assert 1500 <= minimum_json_bytes(one) <= len(bytes(encode_inputs(one)[0].data))
+    two = check_inputs({"x": ["a" * 1000, "é" * 500], "y": np.zeros(100)})
+    assert minimum_json_bytes(two) == minimum_json_bytes(one) + minimum_json_bytes(two[1:])
+
+
+# --- the recorded exchanges ---
+
+
+def recorded() -> dict[str, list[dict[str, Any]]]:
+    """Map each case to its exchange."""
+    lines = TRANSCRIPTS.read_text(encoding="utf-8").splitlines()
+    return {case["case"]: case["exchange"] for case in map(json.loads, lines) if "exchange" in case}
+
+
+def requests(case: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the inferences of a case, each with the payload or the error that answered it."""
+    exchange = [step for step in recorded()[case] if {"client", "server"} & set(step)]
+    found = []
+    for sent, got in itertools.pairwise(exchange):
+        message = sent.get("client")
+        if isinstance(message, str):  # written as it was sent, being no JSON that an encoder would make
+            message = json.loads(message.removeprefix("(verbatim) "))
+        if message and message["type"] == "inference":
+            found.append((message["payload"]["request"], got["server"]["payload"]))
+    assert found
+    return found
+
+
+SAME = [
+    "inference.sdk_shape",
+    "inference.manager_shape",
+    "inference.output.FP16",
+    "inference.output.FP64",
+    "inference.output.BOOL",
+    "inference.output.BYTES",
+    "inference.output.BYTES.single",
+    "inference.output.UINT64",
+    "inference.output.INT64",
+    "inference.output.UINT8",
+    "tensors.empty_and_scalar.1_4_0",
+    "tensors.empty_and_scalar.1_0",
+    "tensors.empty_and_scalar.bytes_1_0_1",
+    "tensors.float_out_of_range.u64_max",
+]
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_recorded_inputs_are_what_is_sent_for_them(case: str) -> None:
+    for request, _ in requests(case):
+        encoded = encode_inputs(check_inputs(request["inputs"]))
+        for tensor, item in zip(encoded, request["inputs"], strict=True):
+            assert tensor.name == item["name"]
+            assert list(tensor.shape) == item.get("shape", item.get("dims"))
+            assert tensor.datatype == item.get("datatype", item.get("type")).removeprefix("TYPE_")
+            sent, written = msgspec.json.decode(tensor.data), item.get("data", item.get("value"))
+            dtype = DATATYPES[tensor.datatype].dtype  # of FP16 the digits may differ, and not the value
+            assert np.array(sent, dtype).tolist() == np.array(written, dtype).tolist()
+
+
+@pytest.mark.parametrize("case", [name for name in SAME if not name.endswith("_shape")])
+def test_recorded_outputs_of_an_identity_are_the_inputs(case: str) -> None:
+    for request, payload in requests(case):
+        (tensor, *_) = check_inputs(request["inputs"])
+        outputs = decode_outputs(
+            json.dumps(payload["data"]).encode(), check_output_dtypes(tensor.array.dtype)
+        )
+        (output, *_) = outputs.values()
+        assert output.dtype == tensor.array.dtype
+        assert output.ravel().tolist() == tensor.array.ravel().tolist()
+        if tensor.datatype != "BYTES":
+            assert output.shape == tensor.shape
+
+
+def test_nan_travels_as_the_null_that_was_recorded() -> None:
+    (sent, answered), (literal, refused) = requests("inference.not_finite")
+    item = sent["inputs"][0]
+    data = [[[float("nan"), 1.5]]]
+    (encoded,) = encode_inputs(check_inputs([{**item, "data": data}]))
+    assert msgspec.json.decode(encoded.data) == item["data"]
+    output = decode_outputs(json.dumps(answered["data"]).encode(), check_output_dtypes("f4"))["OUTPUT__0"]
+    assert np.array_equal(output, data, equal_nan=True)
+    assert np.isnan(literal["inputs"][0]["data"][0][0][0])
+    assert refused["message"] == "Invalid JSON format"
+
+
+REFUSED = [
+    "inference.flat_data",
+    "inference.413",
+    "tensors.empty_and_scalar.scalar",
+    "tensors.empty_and_scalar.scalar_shape1",
+    "tensors.empty_and_scalar.scalar_111",
+    "tensors.empty_and_scalar.0_4",
+    "tensors.empty_and_scalar.1_0_4",
+    "tensors.empty_and_scalar.0_4_add_sub",
+    "tensors.empty_and_scalar.bytes_scalar",
+    "tensors.bytes_trailing_nul",
+    "tensors.bytes_trailing_nul.inner",
+    "tensors.bytes_mixed_number",
+    "tensors.float_out_of_range.1e39",
+    "tensors.float_out_of_range.minus_1e39",
+    "tensors.float_out_of_range.1e400",
+    "tensors.float_out_of_range.f64_1e400",
+    "tensors.float_out_of_range.f16_1e5",
+    "tensors.float_out_of_range.i8_300",
+    "tensors.float_out_of_range.i8_minus_1_u8",
+    "tensors.float_out_of_range.i32_1.5",
+    "tensors.float_out_of_range.u64_over",
+]
+
+
+@pytest.mark.parametrize("case", [name for name in REFUSED if name != "inference.flat_data"])
+def test_what_the_manager_refused_or_changed_is_refused_before_it_is_sent(case: str) -> None:
+    for request, _ in requests(case):
+        with pytest.raises(InputError, match=f'input "{request["inputs"][0]["name"]}": '):
+            check_inputs(request["inputs"])
+
+
+def test_flat_data_that_the_manager_refuses_is_sent_nested() -> None:
+    ((request, payload),) = requests("inference.flat_data")
+    assert payload["data"]["code"] == "TRITON_SHAPE_MISMATCH"
+    encoded = encode_inputs(check_inputs(request["inputs"]))
+    assert msgspec.json.decode(encoded[0].data) == [[1, 2, 3, 4]]
+
+
+def test_every_recorded_case_about_tensors_is_tested_here() -> None:
+    about = {name for name in recorded() if name.startswith(("tensors.", "inference.output."))}
+    assert about <= {*SAME, *REFUSED}
