@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
@@ -68,9 +69,6 @@ def main(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
     """
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Both signals raise KeyboardInterrupt below, also where a shell starts us with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         manager = LocalManager(
             dict(options.model),
@@ -81,27 +79,31 @@ def main(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
             workers=options.workers,
             linger=_LINGER,
         )
-        manager.start()
+        _serve(manager, out)
     except (TcmError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=err)
         return 1
+    return 0
+
+
+def _serve(manager: LocalManager, out: TextIO) -> None:
     try:
+        # Both raise KeyboardInterrupt here, also where a shell has started us with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        manager.start()
         route = manager.route
         print(
             f"serving {manager.uri} (container {route.container_id}, vm_ip {route.vm_ip})",
             file=out,
             flush=True,
         )
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        print("draining", file=out, flush=True)
-    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
         manager.stop()
-    except KeyboardInterrupt:  # asked twice
+    except KeyboardInterrupt:  # while starting, or asked twice
         manager.kill()
-        return 1
-    return 0
 
 
 if __name__ == "__main__":

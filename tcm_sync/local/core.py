@@ -66,6 +66,7 @@ class Core:
         self.settings = settings
         self.counters = counters
         self.draining = False
+        self.taking = True  # inferences; for a while also while draining
         self.authenticator = Authenticator(settings.tokens, settings.auth_failures_per_minute)
         self.scheduler = Scheduler(
             quantum=settings.quantum,
@@ -99,40 +100,29 @@ class Core:
         if self._sessions.get(uuid) is session:
             del self._sessions[uuid]
 
-    def sessions(self) -> list[Session]:
-        """List the authenticated sessions, the oldest first."""
-        return list(self._sessions.values())
-
     def admit_tenant(self, tenant: str) -> bool:
         """Count a message of the tenant, unless it is over its limit."""
         if tenant not in self._tenants:
             self._tenants[tenant] = SlidingWindow(self.settings.tenant_messages_per_second, 1.0)
         return self._tenants[tenant].admit()
 
-    def send(self, uuid: str, message: Mapping[str, Any]) -> bool:
-        """Send to whoever holds the uuid now, which need not be who asked.
-
-        Returns
-        -------
-        bool
-            Whether anybody does.
-        """
+    def send(self, uuid: str, message: Mapping[str, Any]) -> None:
+        """Send to whoever holds the uuid now, if anybody does; it need not be who asked."""
         session = self._sessions.get(uuid)
         if session is not None:
             session.send(message)
-        return session is not None
 
-    def alert(self, message: str, error_type: str) -> bool:
+    def alert(self, message: str, error_type: str) -> None:
         """Send an alert to the client that connected first, if there is one."""
-        for session in self._sessions.values():
+        for session in list(self._sessions.values())[:1]:
             session.send(
                 {"type": "alert", "error_type": error_type, "message": message, "timestamp": time.time()}
             )
-            return True
-        return False
 
     def enqueue(self, job: Job) -> None:
         """Let an inference wait for its turn, or refuse it."""
+        if not self.taking:
+            return  # its sender is told so for every message while the manager drains
         if self.scheduler.put(job):
             self._work.set()
         else:
@@ -200,8 +190,9 @@ class Core:
         start = self._loop.time()
         while True:
             elapsed = self._loop.time() - start
-            if elapsed >= SCHEDULER_STAYS:
-                self.scheduler.drop_all()  # who sent it was refused when sending
+            if self.taking and elapsed >= SCHEDULER_STAYS:
+                self.taking = False
+                self.scheduler.drop_all()  # refused when it was sent
             busy = self.scheduler.running or self.scheduler.waiting
             if elapsed >= linger and not busy:
                 return

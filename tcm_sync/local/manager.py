@@ -137,6 +137,7 @@ class LocalManager:
         self._port = port
         self._lock = threading.Lock()  # held while starting, and while looking which run there is
         self._server: Server | None = None
+        self._killed: list[Server] = []
 
     def __repr__(self) -> str:
         state = "stopped" if self._server is None else f"at {self.uri}"
@@ -206,27 +207,26 @@ class LocalManager:
             with self._lock:
                 if self._server is server:
                     self._server = None
+        while self._killed:
+            self._killed.pop().join_workers()
 
     def kill(self) -> None:
         """Drop every connection at once, as SIGKILL does; also while `stop` drains.
 
-        Models that run go on in their threads, and nobody hears of it; `stop` waits for them.
+        Models that run go on in their threads, and nobody hears of it; `stop` waits for them. It can be
+        started again at once.
         """
         with self._lock:
-            server = self._server
+            server, self._server = self._server, None
         if server is not None:
             server.kill()
+            self._killed.append(server)
 
-    def alert(self, message: str, error_type: str = "TritonServerStateChanged") -> bool:
-        """Send an alert to the client that connected first, as a manager does unasked.
-
-        Returns
-        -------
-        bool
-            Whether anybody is connected.
-        """
+    def alert(self, message: str, error_type: str = "TritonServerStateChanged") -> None:
+        """Send an alert to the client that connected first, as a manager does unasked."""
         server = self._server
-        return server is not None and server.call(lambda: server.core.alert(message, error_type))
+        if server is not None:
+            server.alert(message, error_type)
 
     def stats(self) -> LocalStats:
         """Count what was seen since the last start."""

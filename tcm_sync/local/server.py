@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.server import ServerConnection, serve
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from tcm_sync.local.stats import Counters
 
 logger = logging.getLogger("tcm_sync.local")
-
-T = TypeVar("T")
 
 #: What the WebSocket library takes at most, far over what the manager takes, which says more when it refuses.
 _LIBRARY_LIMIT = 16 * 2**20
@@ -79,7 +77,7 @@ class Server:
         """Drain, close everything, and wait until it is done."""
         self._post(lambda: self._stop.set())
         self._thread.join()
-        self.core.workers.join()
+        self.join_workers()
 
     def kill(self) -> None:
         """Drop every connection at once; models that run are not waited for."""
@@ -87,15 +85,13 @@ class Server:
         self._post(lambda: self._kill.set())
         self._thread.join()
 
-    def call(self, function: Callable[[], T]) -> T:
-        """Call the function in the event loop's thread."""
-        result: Future[T] = Future()
+    def alert(self, message: str, error_type: str) -> None:
+        """Have an alert sent to the client that connected first."""
+        self._post(lambda: self.core.alert(message, error_type))
 
-        def run() -> None:
-            result.set_result(function())
-
-        self._loop.call_soon_threadsafe(run)
-        return result.result()
+    def join_workers(self) -> None:
+        """Wait for the models that still run."""
+        self.core.workers.join()
 
     def _post(self, function: Callable[[], None]) -> None:
         try:

@@ -41,6 +41,13 @@ class Raw:
     def send(self, message: Any) -> None:
         self._connection.send(message if isinstance(message, str | bytes) else json.dumps(message))
 
+    def send_fragments(self, *parts: str) -> None:
+        self._connection.send(parts)
+
+    def ping(self) -> bool:
+        """Ask for a pong, and tell whether it came."""
+        return self._connection.ping().wait(GUARD)
+
     def receive_text(self) -> str:
         text = self._connection.recv(timeout=GUARD)
         assert isinstance(text, str)
@@ -62,7 +69,7 @@ class Raw:
         self.send({"uuid": uuid, "type": "auth", "payload": payload})
         return self.receive()
 
-    def ask(self, model_name: str, *inputs: dict[str, Any], **payload: Any) -> None:
+    def ask(self, model_name: str, /, *inputs: dict[str, Any], **payload: Any) -> None:
         """Send an inference."""
         route = self._manager.route
         request = {"protocol": "http", "inputs": list(inputs)}
@@ -73,7 +80,7 @@ class Raw:
     def ask_info(self, action: str = "queue_stats", **more: Any) -> None:
         self.send({"uuid": self.uuid, "type": "info", "payload": {"action": action, **more}})
 
-    def infer(self, model_name: str, *inputs: dict[str, Any], **payload: Any) -> Any:
+    def infer(self, model_name: str, /, *inputs: dict[str, Any], **payload: Any) -> Any:
         """Send an inference, and return the payload of the reply."""
         self.ask(model_name, *inputs, **payload)
         reply = self.receive()
