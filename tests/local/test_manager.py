@@ -1,0 +1,160 @@
+"""LocalManager as an object: settings, addresses, TLS, HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+import subprocess
+import sys
+
+import pytest
+import trustme
+
+from tcm_sync import Route
+from tcm_sync.errors import ConfigError
+from tcm_sync.local import LocalManager
+
+from .raw import GUARD, tensor, wait_until
+
+
+def test_it_tells_where_it_is():
+    with LocalManager(container_id="c", vm_ip="10.0.0.1") as manager:
+        assert manager.uri == f"ws://127.0.0.1:{manager.port}/ws"
+        assert manager.route == Route("c", "10.0.0.1")
+        assert manager.uri in repr(manager)
+
+
+def test_before_it_is_started_there_is_no_port():
+    manager = LocalManager()
+    with pytest.raises(ConfigError, match="before it is started"):
+        _ = manager.uri
+    assert repr(manager) == "<LocalManager stopped, models []>"
+    assert manager.stats().connections == 0
+    manager.alert("nobody hears this")
+    manager.kill()
+    manager.stop()
+
+
+def test_starting_twice_is_a_mistake():
+    with LocalManager() as manager, pytest.raises(RuntimeError, match="runs already"):
+        manager.start()
+
+
+def test_a_port_that_is_taken_is_an_error_of_the_system():
+    with LocalManager() as first:
+        second = LocalManager(port=first.port)
+        with pytest.raises(OSError, match="address already in use"):
+            second.start()
+        second.stop()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("tick", -1),
+        ("quantum", 0),
+        ("workers", 0),
+        ("queue_size", 0),
+        ("max_message_bytes", 0),
+        ("linger", -0.1),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(setting, value):
+    with pytest.raises(ConfigError, match=f"{setting} must be at least"):
+        LocalManager(**{setting: value})
+
+
+def test_one_str_is_no_collection_of_tokens():
+    with pytest.raises(ConfigError, match="tokens must be a collection") as caught:
+        LocalManager(tokens="secret")
+    assert "secret" not in str(caught.value)
+
+
+def test_without_websockets_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "websockets.asyncio.server", None)
+    with pytest.raises(ConfigError, match=r'pip install "tcm-sync\[local\]"'):
+        LocalManager()
+
+
+def test_callables_need_no_onnx():
+    script = (
+        "import sys\n"
+        "from tcm_sync.local import LocalManager\n"
+        "with LocalManager({'echo': lambda arrays: arrays}):\n"
+        "    assert not {'onnx', 'onnxruntime'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_over_tls(serve, dial):
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    manager = serve(ssl_context=server)
+    assert manager.uri.startswith("wss://")
+    raw = dial(manager, "u", ssl=client)
+    assert raw.infer("echo", tensor([1.0]))["data"] == {"x": [1.0]}
+    connection = http.client.HTTPSConnection("127.0.0.1", manager.port, context=client, timeout=GUARD)
+    with contextlib.closing(connection):
+        connection.request("GET", "/health")
+        assert json.load(connection.getresponse()) == {"status": "ok"}
+    manager.stop()
+    assert raw.wait_for_close() == 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/health", 200),
+        ("/ready", 200),
+        ("/ready?x=1", 200),
+        ("/", 404),
+        ("/metrics", 404),
+        ("/health/", 404),
+    ],
+)
+def test_paths(serve, path, status):
+    connection = http.client.HTTPConnection("127.0.0.1", serve().port, timeout=GUARD)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.status == status
+        assert isinstance(json.load(response), dict)
+
+
+def test_a_websocket_on_another_path_is_not_found(serve):
+    manager = serve()
+    with socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD) as client:
+        client.sendall(
+            b"GET /other HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert client.recv(1000).startswith(b"HTTP/1.1 404")
+
+
+def test_no_compression_is_negotiated(serve):
+    manager = serve()
+    with socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD) as client:
+        client.sendall(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        )
+        answer = client.recv(4096).lower()
+    assert answer.startswith(b"http/1.1 101")
+    assert b"sec-websocket-extensions" not in answer
+
+
+def test_between_two_ticks_everything_waits(serve, dial):
+    manager = serve(tick=3600)
+    raw = dial(manager, "u")
+    for _ in range(3):
+        raw.ask("echo", tensor([1.0]))
+    wait_until(lambda: manager.stats().waiting == 3, "they wait")
+    manager.stop()
+    assert [raw.receive()["payload"]["dropped_type"] for _ in range(3)] == ["inference"] * 3
+    assert manager.stats().executions == {}

@@ -1,0 +1,216 @@
+"""Models: ONNX files under both backends, callables, and what goes wrong with either."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tcm_sync.errors import ConfigError, ModelFileError
+from tcm_sync.local import LocalManager, ModelFailure
+from tcm_sync.local.models import TensorSpec, load_model
+
+from .raw import add_sub_onnx, identity_onnx, onnx_bytes, tensor
+
+
+@pytest.fixture(params=["onnxruntime", "reference"])
+def backend(request, monkeypatch):
+    if request.param == "reference":
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    return request.param
+
+
+def test_an_onnx_file_is_served(backend, serve, dial, tmp_path):
+    file = tmp_path / "add_sub.onnx"
+    file.write_bytes(add_sub_onnx())
+    manager = serve({"by_path": file, "by_name": str(file), "by_bytes": add_sub_onnx()})
+    raw = dial(manager, "u")
+    inputs = tensor([[1.0, 2.0]], name="INPUT0"), tensor([[0.5, 0.5]], name="INPUT1")
+    for name in ("by_path", "by_name", "by_bytes"):
+        assert raw.infer(name, *inputs)["data"] == {"SUM": [[1.5, 2.5]], "DIFF": [[0.5, 1.5]]}
+
+
+@pytest.mark.parametrize(
+    ("element", "datatype", "data"),
+    [
+        (TensorProto.BOOL, "BOOL", [True, False]),
+        (TensorProto.INT8, "INT8", [-128, 127]),
+        (TensorProto.UINT64, "UINT64", [0, 2**64 - 1]),
+        (TensorProto.FLOAT16, "FP16", [1.5, -0.5]),
+        (TensorProto.DOUBLE, "FP64", [0.1, 1e300]),
+        (TensorProto.STRING, "BYTES", ["é", "b"]),
+    ],
+)
+def test_datatypes_reach_an_onnx_model_and_come_back(backend, serve, dial, element, datatype, data):
+    raw = dial(serve({"m": identity_onnx(element, ["n"])}), "u")
+    answer = raw.infer("m", tensor(data, datatype, name="INPUT__0"))
+    assert answer["data"] == {"OUTPUT__0": data}
+
+
+def test_the_backend_is_said_in_the_log(backend, caplog):
+    with caplog.at_level(logging.INFO, "tcm_sync.local"):
+        load_model("adder", add_sub_onnx())
+    expected = "reference evaluator" if backend == "reference" else "onnxruntime"
+    assert [record for record in caplog.records if "'adder'" in record.message and expected in record.message]
+
+
+def test_the_inputs_are_what_the_file_declares(backend):
+    weight = numpy_helper.from_array(np.ones((3, 2), np.float32), "w")
+    model = onnx_bytes(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [("x", TensorProto.FLOAT, ["batch", 3]), ("w", TensorProto.FLOAT, [3, 2])],
+        [("y", TensorProto.FLOAT, ["batch", 2])],
+        [weight],
+    )
+    assert load_model("m", model).inputs == (TensorSpec("x", "FP32", (-1, 3)),)
+
+
+def test_a_declared_shape_is_held_to(backend, serve, dial):
+    raw = dial(serve({"m": identity_onnx(dims=["n", 2])}), "u")
+    assert raw.infer("m", tensor([[1.0, 2.0]], name="INPUT__0"))["status"] == "COMPLETED"
+    answer = raw.infer("m", tensor([[1.0, 2.0, 3.0]], name="INPUT__0"))
+    assert "unexpected shape for input 'INPUT__0' for model 'm'. Expected [-1,2], got [1,3]. NOTE:" in str(
+        answer
+    )
+
+
+def test_an_input_that_the_model_does_not_have_is_refused(backend, serve, dial):
+    raw = dial(serve({"m": identity_onnx(dims=[1])}), "u")
+    answer = raw.infer("m", tensor([1.0], name="INPUT__0"), tensor([1.0], name="more"))
+    assert "unexpected inference input 'more' for model 'm'" in answer["data"]["message"]
+
+
+def test_a_shape_without_an_open_batch_gets_no_note_on_batching(backend, serve, dial):
+    raw = dial(serve({"m": identity_onnx(dims=[1])}), "u")
+    message = raw.infer("m", tensor([1.0, 2.0], name="INPUT__0"))["data"]["message"]
+    assert message.endswith("Expected [1], got [2].")
+
+
+def test_what_the_backend_raises_is_the_reason(backend, serve, dial):
+    reshape = onnx_bytes(
+        [helper.make_node("Reshape", ["x", "to"], ["y"])],
+        [("x", TensorProto.FLOAT, ["n"])],
+        [("y", TensorProto.FLOAT, ["m"])],
+        [numpy_helper.from_array(np.array([7], np.int64), "to")],
+    )
+    raw = dial(serve({"m": reshape}), "u")
+    answer = raw.infer("m", tensor([1.0, 2.0]))
+    assert (answer["status"], answer["data"]["code"]) == ("FAILED", "TRITON_INFERENCE_FAILED")
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", b"\x00\xff" * 100])
+def test_a_file_that_is_no_model_is_named_with_its_model(backend, tmp_path, content):
+    file = tmp_path / "bad.onnx"
+    file.write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"model 'm': .*bad\.onnx cannot be run"):
+        LocalManager({"m": file})
+    with pytest.raises(ModelFileError, match="model 'm': the bytes given cannot be run"):
+        LocalManager({"m": content})
+
+
+def test_a_file_that_is_not_there_is_named_with_its_model(backend, tmp_path):
+    with pytest.raises(ModelFileError, match=r"model 'm': .*none\.onnx cannot be run .* No such file"):
+        LocalManager({"m": tmp_path / "none.onnx"})
+
+
+def test_an_input_of_no_tensor_type_is_refused(backend):
+    graph = helper.make_graph(
+        [helper.make_node("SequenceLength", ["s"], ["n"])],
+        "test",
+        [helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("n", TensorProto.INT64, [])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ModelFileError, match="input 's' is no tensor"):
+        load_model("m", model.SerializeToString())
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(
+        ConfigError, match="model 'm' must be the path of an ONNX file, its bytes, or a callable, not int"
+    ):
+        LocalManager({"m": 5})
+
+
+# Callables
+
+
+def failure_of(serve, dial, model):
+    answer = dial(serve({"m": model}), "u").infer("m", tensor([1.0]))
+    assert (answer["status"], answer["model_name"]) == ("FAILED", "m")
+    return answer["data"]
+
+
+def raising(error):
+    def model(arrays):
+        raise error
+
+    return model
+
+
+def test_a_callable_gets_arrays_by_name(serve, dial):
+    seen = []
+
+    def model(arrays):
+        seen.append(arrays)
+        return {"y": arrays["x"].sum(axis=1), "n": [len(arrays["s"])]}
+
+    raw = dial(serve({"m": model}), "u")
+    answer = raw.infer("m", tensor([[1, 2], [3, 4]], "INT16"), tensor(["a"], "BYTES", name="s"))
+    assert answer["data"] == {"y": [3, 7], "n": [1]}
+    (arrays,) = seen
+    assert (arrays["x"].dtype, arrays["x"].tolist()) == (np.int16, [[1, 2], [3, 4]])
+    assert (arrays["s"].dtype, arrays["s"].tolist()) == (object, ["a"])
+
+
+def test_any_exception_is_a_failed_inference(serve, dial):
+    assert failure_of(serve, dial, raising(RuntimeError("broken"))) == {
+        "code": "TRITON_INFERENCE_FAILED",
+        "message": "[TritonThread] TRITON_INFERENCE_FAILED: model='m' retriable=False reason=broken",
+        "retriable": False,
+    }
+
+
+def test_a_failure_of_a_known_code_is_retriable_as_the_code_is(serve, dial):
+    assert failure_of(serve, dial, raising(ModelFailure("TRITON_OVERLOADED", "busy"))) == {
+        "code": "TRITON_OVERLOADED",
+        "message": "[TritonThread] TRITON_OVERLOADED: model='m' retriable=True reason=busy",
+        "retriable": True,
+    }
+
+
+def test_a_failure_may_say_everything_itself(serve, dial):
+    failure = ModelFailure("MINE", "no", retriable=True, retry_after_seconds=0.5)
+    assert failure_of(serve, dial, raising(failure)) == {
+        "code": "MINE",
+        "message": "[TritonThread] MINE: model='m' retriable=True reason=no",
+        "retriable": True,
+        "retry_after_seconds": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ([1.0], "the model returned a list, not a mapping of tensors by name"),
+        ({"y": [1j]}, "an output of dtype complex128 has no JSON form"),
+        ({"y": np.array(["2020"], "M8[D]")}, "an output of dtype datetime64[D] has no JSON form"),
+        ({"y": np.array([None])}, "an output that holds a NoneType has no JSON form"),
+        ({"y": [b"\xff"]}, "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+    ],
+)
+def test_an_output_that_cannot_be_sent_is_a_failed_inference(serve, dial, output, reason):
+    assert failure_of(serve, dial, lambda arrays: output)["message"].endswith("reason=" + reason)
+
+
+def test_as_many_models_run_at_a_time_as_there_are_workers(serve, dial, gated):
+    manager = serve(workers=3)
+    raw = dial(manager, "u")
+    for number in range(4):
+        raw.ask("gated", tensor([float(number)]))
+    for number in (2, 0, 1, 3):  # any of the first three may be the first to end
+        gated.open(number)
+        assert raw.receive()["payload"]["data"] == {"y": [number]}

@@ -1,0 +1,174 @@
+"""The scheduler by itself: what a tick takes, and from whom."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcm_sync.local.scheduler import Job, Scheduler
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def make(clock):
+    def make_scheduler(**settings):
+        return Scheduler(
+            **{"quantum": 5, "queue_size": 10, "executor_queue_size": 200, **settings}, clock=clock
+        )
+
+    return make_scheduler
+
+
+def put(scheduler, *uuids, tenant="t"):
+    return [scheduler.put(Job(uuid, tenant, {})) for uuid in uuids]
+
+
+def run(scheduler):
+    return [job.uuid for job in scheduler.tick().run]
+
+
+def test_a_tick_takes_the_oldest_uuids_up_to_the_quantum(make):
+    scheduler = make(quantum=2)
+    put(scheduler, "a", "b", "c")
+    assert run(scheduler) == ["a", "b"]
+    put(scheduler, "b", "a")
+    assert run(scheduler) == ["a", "b"]  # c came later than both, and goes on waiting
+    assert run(scheduler) == ["c"]
+
+
+def test_a_tick_takes_one_of_each_uuid(make):
+    scheduler = make()
+    put(scheduler, "a", "a", "a", "b")
+    assert run(scheduler) == ["a", "b"]
+    assert run(scheduler) == ["a"]
+    assert scheduler.waiting == 1
+
+
+def test_jobs_of_one_uuid_run_in_the_order_in_which_they_came(make):
+    scheduler = make()
+    jobs = [Job("a", "t", {"number": number}) for number in range(3)]
+    for job in jobs:
+        scheduler.put(job)
+    assert [scheduler.tick().run for _ in jobs] == [[job] for job in jobs]
+
+
+def test_the_quantum_is_each_tenants_own(make):
+    scheduler = make(quantum=1)
+    put(scheduler, "a", "b", tenant="one")
+    put(scheduler, "c", "d", tenant="two")
+    assert run(scheduler) == ["a", "c"]
+    assert run(scheduler) == ["b", "d"]
+
+
+def test_age_counts_from_the_first_message_of_any_kind(make):
+    scheduler = make(quantum=1)
+    scheduler.note("b", "info")
+    put(scheduler, "a", "b")
+    assert run(scheduler) == ["b"]
+
+
+def test_who_is_passed_over_is_counted_so(make):
+    scheduler = make(quantum=1)
+    late = Job("b", "t", {})
+    put(scheduler, "a")
+    scheduler.put(late)
+    for _ in range(3):
+        assert run(scheduler) == ["a"]
+        put(scheduler, "a")
+    assert late.passed_over == 3
+
+
+def test_a_full_queue_takes_no_more_of_its_uuid_alone(make):
+    scheduler = make(queue_size=2)
+    assert put(scheduler, "a", "a", "a", "b") == [True, True, False, True]
+    assert scheduler.waiting == 3
+
+
+def test_while_the_executor_is_full_everything_waits(make):
+    scheduler = make(executor_queue_size=1)
+    put(scheduler, "a")
+    assert run(scheduler) == ["a"]
+    put(scheduler, "b")
+    assert scheduler.tick() == ([], [])
+    assert (scheduler.waiting, scheduler.running, scheduler.has_room) == (1, 1, False)
+    scheduler.finish()
+    assert run(scheduler) == ["b"]
+
+
+def test_what_a_tick_takes_over_the_room_of_the_executor_is_dropped(make):
+    scheduler = make(executor_queue_size=1)
+    put(scheduler, "a", "b", "c")
+    taken = scheduler.tick()
+    assert [job.uuid for job in taken.run] == ["a"]
+    assert [job.uuid for job in taken.dropped] == ["b", "c"]
+    assert (scheduler.waiting, scheduler.running) == (0, 1)
+
+
+def test_dropping_all_empties_the_queues_and_leaves_what_runs(make):
+    scheduler = make()
+    put(scheduler, "a", "a", "b")
+    scheduler.tick()
+    put(scheduler, "b")
+    assert [job.uuid for job in scheduler.drop_all()] == ["a", "b"]
+    assert (scheduler.waiting, scheduler.running) == (0, 2)
+    assert run(scheduler) == []
+
+
+def test_an_idle_uuid_is_forgotten_and_comes_back_as_the_youngest(make, clock):
+    scheduler = make(quantum=1, forget_after=900.0)
+    put(scheduler, "a")
+    run(scheduler)
+    clock.now = 600
+    put(scheduler, "b")
+    run(scheduler)
+    clock.now = 1000
+    scheduler.tick()
+    assert scheduler.queue_stats()["total_users"] == 1
+    put(scheduler, "a", "b")
+    assert run(scheduler) == ["b"]
+
+
+def test_a_uuid_that_waits_is_not_forgotten(make, clock):
+    scheduler = make(executor_queue_size=1, forget_after=900.0)
+    put(scheduler, "a")
+    run(scheduler)
+    put(scheduler, "b")
+    clock.now = 2000
+    scheduler.tick()
+    scheduler.finish()
+    assert run(scheduler) == ["b"]
+
+
+def test_queue_stats_count_users_by_what_they_sent(make):
+    scheduler = make(executor_queue_size=7)
+    put(scheduler, "a", "a", "b")
+    scheduler.note("a", "info")
+    scheduler.note("c", "management")
+    scheduler.tick()
+    assert scheduler.queue_stats() == {
+        "info_users": 1,
+        "management_users": 1,
+        "inference_users": 2,
+        "total_users": 3,
+        "total_queued": 1,
+        "info_total_queued": 0,
+        "management_total_queued": 0,
+        "inference_total_queued": 1,
+        "executor_info_pending": 0,
+        "executor_management_pending": 0,
+        "executor_inference_pending": 2,
+        "executor_info_available": 100,
+        "executor_management_available": 50,
+        "executor_inference_available": 5,
+    }
