@@ -134,7 +134,9 @@ def _from_elements(elements: list[Any], shape: tuple[int, ...], types: set[type]
     elif kinds == {"int"}:
         flat = _integers(elements, types)
     else:
-        flat = _floats(elements)
+        if "int" in kinds:
+            _check_exact(elements)
+        flat = np.array(elements, dtype=np.float64)
     return flat.reshape(shape)
 
 
@@ -152,7 +154,7 @@ def _kind_of(kind: type) -> str:
         raise Unfit("ragged: lists beside elements, or in an object array; all must be nested equally deep")
     for bases, name in (
         ((str, bytes), "text"),
-        ((bool, np.bool_), "bool"),
+        (np.bool_, "bool"),
         ((int, np.integer), "int"),
         ((float, np.floating), "float"),
     ):
@@ -189,11 +191,11 @@ def _integers(elements: list[Any], types: set[type]) -> npt.NDArray[Any]:
     return np.array(elements, dtype=np.uint64)
 
 
-def _floats(elements: list[Any]) -> npt.NDArray[Any]:
+def _check_exact(elements: list[Any]) -> None:
+    """Refuse integers among floats that are beyond those that float64 has without gaps."""
     for number in elements:
         if not isinstance(number, (float, np.floating)) and abs(int(number)) > _EXACT_IN_FLOAT:
             raise Unfit("an integer among the floats may have no exact float64; make it a float yourself")
-    return np.array(elements, dtype=np.float64)
 
 
 def _checked_text(elements: list[Any], types: set[type]) -> list[str]:

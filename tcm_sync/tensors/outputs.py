@@ -114,12 +114,25 @@ def decode_outputs(
     Raises
     ------
     ProtocolError
-        The JSON is broken, nested too deep, or no object; an output is ragged or mixed, or does not fit
-        the dtype asked for. The message names the output.
+        The JSON is broken, nested too deep, or no object; an output is ragged, mixed or a bare ``null``,
+        or does not fit the dtype asked for. The message names the output.
     InputError
         A dtype is asked for an output that is not there.
     """
-    texts = _split(data)
+    try:
+        return _arrays(_split(data), dtypes)
+    except RecursionError:
+        raise ProtocolError("the outputs of the inference cannot be read: nested too deep") from None
+
+
+def _split(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+    try:
+        return _object.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"the outputs of the inference cannot be read: {quote(str(error))}") from None
+
+
+def _arrays(texts: dict[str, msgspec.Raw], dtypes: OutputDtypes) -> dict[str, npt.NDArray[Any]]:
     for name in dtypes.named:
         if name not in texts:
             there = ", ".join(f'"{quote(name)}"' for name in list(texts)[:20]) or "none"
@@ -131,16 +144,6 @@ def decode_outputs(
         except Unfit as reason:
             raise ProtocolError(f'output "{quote(name)}": {reason}') from None
     return arrays
-
-
-def _split(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
-    try:
-        return _object.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        problem = quote(str(error))
-    except RecursionError:
-        problem = "nested too deep"
-    raise ProtocolError(f"the outputs of the inference cannot be read: {problem}")
 
 
 def _decode(text: bytes, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
@@ -158,8 +161,6 @@ def _decode(text: bytes, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
         nested = _decoder(kind, depth).decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unfit(str(error)) from None
-    except RecursionError:
-        raise Unfit("nested too deep") from None
     array = _array(nested, kind, text)
     if array.ndim != depth:
         raise Unfit("ragged lists")

@@ -304,6 +304,12 @@ def test_lists_have_numpys_datatypes(data: Any, expected: str, values: list[Any]
     assert made(data).tolist() == values
 
 
+@pytest.mark.parametrize("dtype", ["U3", "S3", "object"])
+def test_an_empty_array_of_text_is_bytes(dtype: str) -> None:
+    assert datatype(np.empty((1, 0), dtype)) == "BYTES"
+    assert made(np.empty((1, 0), dtype)).dtype == object
+
+
 def test_an_object_array_of_arrays_is_joined() -> None:
     data = np.empty(2, object)
     data[0], data[1] = np.array([1, 2]), np.array([3, 4])
@@ -357,7 +363,7 @@ def test_members_of_an_integer_enum_are_integers() -> None:
         ([datetime.datetime(2020, 1, 1)], "datetime has no datatype; send times as integers"),
         ([datetime.timedelta(1)], "timedelta has no datatype; send times"),
         ([np.datetime64("2020")], "datetime64 has no datatype; send times"),
-        ([np.timedelta64(1)], "timedelta64 has no datatype; send times"),
+        ([np.timedelta64(1, "s")], "timedelta64 has no datatype; send times"),
         ([np.void(b"a")], "void has no datatype"),
         ([float("inf")], "infinity"),
         ([[1.5], [-float("inf")]], "infinity"),
