@@ -28,7 +28,8 @@ logger = logging.getLogger("tcm_sync.local")
 
 #: What the WebSocket library takes at most, far over what the manager takes, which says more when it refuses.
 _LIBRARY_LIMIT = 16 * 2**20
-_CLOSE_PATIENCE = 2.0
+#: How long a client may take to answer a close frame, in seconds.
+CLOSE_PATIENCE = 2.0
 
 
 class Server:
@@ -154,7 +155,7 @@ class Server:
             create_connection=Connection,
             compression=None,
             max_size=max(_LIBRARY_LIMIT, 4 * self._settings.max_message_bytes),
-            close_timeout=_CLOSE_PATIENCE,
+            close_timeout=CLOSE_PATIENCE,
             logger=logging.getLogger("tcm_sync.local.websockets"),
         )
 
@@ -189,7 +190,7 @@ class Server:
         for session in self._sessions:
             session.close(NORMAL)
         if self._sessions:
-            await asyncio.wait(self._sessions.values(), timeout=_CLOSE_PATIENCE)
+            await asyncio.wait(self._sessions.values(), timeout=CLOSE_PATIENCE)
 
     async def _drop_connections(self) -> None:
         while self._transports:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tcm_sync.local import LocalManager
+from tcm_sync.local import LocalManager, server
 
 from .raw import Gated, Raw, echo
 
@@ -18,8 +18,9 @@ def gated():
 
 
 @pytest.fixture
-def serve(gated):
+def serve(gated, monkeypatch):
     """Start managers with models ``echo`` and ``gated``, scheduled at once unless the test says otherwise."""
+    monkeypatch.setattr(server, "CLOSE_PATIENCE", 0.2)  # the raw client answers no close while nobody reads
     managers = []
 
     def start(models=None, **settings):
@@ -41,8 +42,8 @@ def dial():
     """Open connections, authenticated if a uuid is given."""
     connections = []
 
-    def open_connection(manager, uuid=None, ssl=None, **payload):
-        raw = Raw(manager, ssl)
+    def open_connection(manager, uuid=None, context=None, **payload):
+        raw = Raw(manager, context)
         connections.append(raw)
         if uuid is not None:
             assert raw.auth(uuid, **payload)["type"] == "auth.ok"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 GUARD = 20.0  # seconds; only what hangs takes so long
 
 
@@ -28,40 +32,88 @@ def wait_until(condition, what: str) -> None:
 
 
 class Raw:
-    """One WebSocket connection to a manager, without any rules of a client."""
+    """One WebSocket connection to a manager, on a plain socket and without any rules of a client."""
 
-    def __init__(self, manager, ssl=None) -> None:
-        self._stack = contextlib.ExitStack()
+    def __init__(self, manager, context: ssl.SSLContext | None = None) -> None:
         self._manager = manager
-        plain = socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD)
-        self._connection = self._stack.enter_context(
-            connect(manager.uri, sock=plain, ssl=ssl, max_size=None, open_timeout=GUARD, close_timeout=1)
-        )
+        self._socket = socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD)
+        if context is not None:
+            self._socket = context.wrap_socket(self._socket, server_hostname="127.0.0.1")
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._reader = self._socket.makefile("rb")
+        self._socket.sendall(HANDSHAKE)
+        assert self._reader.readline().startswith(b"HTTP/1.1 101")
+        while self._reader.readline() != b"\r\n":
+            pass
 
     def send(self, message: Any) -> None:
-        self._connection.send(message if isinstance(message, str | bytes) else json.dumps(message))
+        if isinstance(message, bytes):
+            self._send_frame(BINARY, message)
+        else:
+            text = message if isinstance(message, str) else json.dumps(message)
+            self._send_frame(TEXT, text.encode())
 
     def send_fragments(self, *parts: str) -> None:
-        self._connection.send(parts)
+        for number, part in enumerate(parts):
+            opcode = 0 if number else TEXT
+            self._send_frame(opcode, part.encode(), final=number == len(parts) - 1)
 
-    def ping(self) -> bool:
-        """Ask for a pong, and tell whether it came."""
-        return self._connection.ping().wait(GUARD)
+    def _send_frame(self, opcode: int, payload: bytes, *, final: bool = True) -> None:
+        """Send a frame, masked with zeros."""
+        size = len(payload)
+        if size < 126:
+            length = bytes([0x80 | size])
+        elif size < 2**16:
+            length = bytes([0x80 | 126]) + size.to_bytes(2, "big")
+        else:
+            length = bytes([0x80 | 127]) + size.to_bytes(8, "big")
+        self._socket.sendall(bytes([final << 7 | opcode]) + length + bytes(4) + payload)
+
+    def _receive_frame(self) -> tuple[int, bytes]:
+        """Receive a frame, as (opcode, payload); (0, b"") at the end of the connection."""
+        try:
+            head = self._reader.read(2)
+            if len(head) < 2:
+                return 0, b""
+            size = head[1]
+            if size > 125:
+                size = int.from_bytes(self._reader.read(2 if size == 126 else 8), "big")
+            return head[0] & 15, self._reader.read(size)
+        except (ConnectionError, ssl.SSLError):
+            return 0, b""
 
     def receive_text(self) -> str:
-        text = self._connection.recv(timeout=GUARD)
-        assert isinstance(text, str)
-        return text
+        opcode, payload = self._receive_frame()
+        assert opcode == TEXT, (opcode, payload)
+        return payload.decode()
 
     def receive(self) -> dict[str, Any]:
         return json.loads(self.receive_text())
 
     def wait_for_close(self) -> int | None:
-        """Return the code of the manager's close frame; None if the connection just ended."""
-        with pytest.raises(ConnectionClosed) as caught:
-            pytest.fail(f"not closed, but: {self._connection.recv(timeout=GUARD)!r}")
-        received = caught.value.rcvd
-        return None if received is None else received.code
+        """Answer the manager's close frame, and return its code; None if the connection just ended."""
+        opcode, payload = self._receive_frame()
+        if opcode == 0:
+            return None
+        assert opcode == CLOSE, (opcode, payload)
+        self.close()
+        return int.from_bytes(payload[:2], "big")
+
+    def ping(self) -> None:
+        """Ask for a pong, and wait for it."""
+        self._send_frame(PING, b"x")
+        assert self._receive_frame() == (PONG, b"x")
+
+    def close(self) -> None:
+        """Close in order, unless the connection has ended."""
+        with contextlib.suppress(OSError):
+            self._send_frame(CLOSE, (1000).to_bytes(2, "big"))
+        self.drop()
+
+    def drop(self) -> None:
+        """End the TCP connection without a word."""
+        self._reader.close()
+        self._socket.close()
 
     def auth(self, uuid: str = "u", **payload: Any) -> dict[str, Any]:
         """Authenticate, and return what is answered."""
@@ -86,15 +138,6 @@ class Raw:
         reply = self.receive()
         assert (reply["type"], reply["uuid"]) == ("inference", self.uuid), reply
         return reply["payload"]
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def drop(self) -> None:
-        """End the TCP connection without a word."""
-        with contextlib.suppress(OSError):
-            self._connection.socket.shutdown(socket.SHUT_RDWR)
-        self.close()
 
 
 def tensor(

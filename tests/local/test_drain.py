@@ -11,7 +11,7 @@ import pytest
 
 from tcm_sync.local import core
 
-from .raw import GUARD, tensor, wait_until
+from .raw import GUARD, HANDSHAKE, tensor, wait_until
 
 DROPPED = {
     "type": "error",
@@ -186,10 +186,7 @@ def test_stopping_twice_and_from_two_threads_does_no_harm(busy, gated, drain):
 def test_a_client_that_never_answers_the_close_holds_up_nothing(serve):
     manager = serve()
     with socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD) as deaf:
-        deaf.sendall(
-            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        deaf.sendall(HANDSHAKE)
         assert deaf.recv(1000).startswith(b"HTTP/1.1 101")
         manager.stop()
 

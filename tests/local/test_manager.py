@@ -17,7 +17,7 @@ from tcm_sync import Route
 from tcm_sync.errors import ConfigError
 from tcm_sync.local import LocalManager
 
-from .raw import GUARD, tensor, wait_until
+from .raw import GUARD, HANDSHAKE, tensor, wait_until
 
 
 def test_it_tells_where_it_is():
@@ -96,7 +96,7 @@ def test_over_tls(serve, dial):
     authority.configure_trust(client)
     manager = serve(ssl_context=server)
     assert manager.uri.startswith("wss://")
-    raw = dial(manager, "u", ssl=client)
+    raw = dial(manager, "u", context=client)
     assert raw.infer("echo", tensor([1.0]))["data"] == {"x": [1.0]}
     connection = http.client.HTTPSConnection("127.0.0.1", manager.port, context=client, timeout=GUARD)
     with contextlib.closing(connection):
@@ -129,21 +129,14 @@ def test_paths(serve, path, status):
 def test_a_websocket_on_another_path_is_not_found(serve):
     manager = serve()
     with socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD) as client:
-        client.sendall(
-            b"GET /other HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
+        client.sendall(HANDSHAKE.replace(b"/ws", b"/other"))
         assert client.recv(1000).startswith(b"HTTP/1.1 404")
 
 
 def test_no_compression_is_negotiated(serve):
     manager = serve()
     with socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD) as client:
-        client.sendall(
-            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
-        )
+        client.sendall(HANDSHAKE[:-2] + b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n")
         answer = client.recv(4096).lower()
     assert answer.startswith(b"http/1.1 101")
     assert b"sec-websocket-extensions" not in answer
