@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tcm_sync.errors import InputError
-from tcm_sync.tensors import InferenceInput, check_inputs
+from tcm_sync.tensors import check_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
