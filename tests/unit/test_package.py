@@ -1,0 +1,274 @@
+"""The shape of the package: which way imports point, what is public, what an import costs, what pickles."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import configparser
+import json
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import tcm_sync
+from tcm_sync import errors
+from tcm_sync.config import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "tcm_sync"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+#: The floors of the house, from the ground up: a module imports only from the floors below its own, or
+#: from its own subpackage.
+FLOORS = (
+    {"errors", "deadline"},
+    {"retry", "wire"},
+    {"config"},
+    {"tensors", "transport"},
+    {"results"},
+    {"client"},
+    {"local"},
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def requirements(text: str) -> dict[str, str]:
+    """Map each distribution to its version specifier: ``{"numpy": ">=1.26"}``."""
+    found = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, specifier = re.fullmatch(r"([\w-]+)(?:\[\w+\])?(.*)", line).groups()
+            found[name] = specifier
+    return found
+
+
+def room_of(module: str) -> str:
+    """Return the part of the package that a dotted name belongs to; "" is the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imports_of(node: ast.AST) -> Iterator[str]:
+    """Yield every name of this package that the code imports when it runs, at whatever depth."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names if alias.name.split(".")[0] == "tcm_sync")
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"line {child.lineno}: imports here are absolute"
+            if child.module == "tcm_sync":
+                yield from (f"tcm_sync.{alias.name}" for alias in child.names)
+            elif child.module.startswith("tcm_sync."):
+                yield child.module
+        yield from imports_of(child)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_has_a_docstring_and_imports_only_from_below(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "a module says in its docstring what it is for"
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    own = parts[0]
+    if own == "__init__":
+        return  # the front door: it names what is public, from every floor
+    for name in imports_of(tree):
+        room = room_of(name)
+        if room in tcm_sync.__all__:  # `from tcm_sync import TcmClient`, which the client's users may do
+            room = room_of(getattr(tcm_sync, room).__module__)
+            assert FLOOR_OF[own] > FLOOR_OF["client"], f"{own} imports {name} through the front door"
+        assert room == own or FLOOR_OF[room] < FLOOR_OF[own], f"{own} must not import {name}"
+
+
+def test_every_room_has_its_floor() -> None:
+    rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES} - {"__init__"}
+    assert rooms == set(FLOOR_OF)
+
+
+def test_public_names_are_sorted_complete_and_importable() -> None:
+    names = tcm_sync.__all__
+    assert names == sorted(set(names), key=lambda name: (not name.isupper(), name)), "constants first"
+    submodules = {room for room in FLOOR_OF if room in vars(tcm_sync)}
+    public = {name for name in vars(tcm_sync) if not name.startswith("_")}
+    assert public - submodules - {"annotations"} == set(names)
+
+
+def test_every_error_is_public() -> None:
+    assert {kind.__name__ for kind in every_error()} <= set(tcm_sync.__all__)
+
+
+PROBE = """
+import json, os, sys, threading
+
+def descriptors():
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:  # the descriptor of the listing
+            pass
+    return found
+
+loaded, open_before = set(sys.modules), descriptors()
+import tcm_sync
+opened = {number: to for number, to in descriptors().items() if number not in open_before}
+print(json.dumps({
+    "modules": [name for name, module in sys.modules.items()
+                if name not in loaded and getattr(module, "__spec__", None)],
+    "threads": [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()],
+    "opened": opened,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh_import() -> dict[str, Any]:
+    """What ``import tcm_sync`` did to an interpreter of its own."""
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_import_starts_no_thread_and_opens_nothing(fresh_import: dict[str, Any]) -> None:
+    assert fresh_import["threads"] == []
+    assert fresh_import["opened"] == {}
+
+
+def test_import_loads_the_core_dependencies_alone(fresh_import: dict[str, Any]) -> None:
+    loaded = {name.split(".")[0] for name in fresh_import["modules"]}
+    foreign = {name for name in loaded - sys.stdlib_module_names if not name.startswith("_")}
+    core = {"tcm_sync", "numpy", "msgspec", "orjson", "tenacity", "websocket"}
+    # onnx, a core dependency too, is imported where ONNX files are read
+    assert foreign - {"typing_extensions"} == core  # msgspec imports that one where it is installed
+
+
+def test_import_does_not_load_the_local_manager(fresh_import: dict[str, Any]) -> None:
+    assert "tcm_sync.client" in fresh_import["modules"]
+    assert not [name for name in fresh_import["modules"] if name.startswith("tcm_sync.local")]
+
+
+def every_error() -> list[type[errors.TcmError]]:
+    return [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.TcmError) and kind.__module__ == errors.__name__
+    ]
+
+
+def fields_of(kind: type[errors.TcmError]) -> set[str]:
+    return {name for base in kind.__mro__ for name in vars(base).get("__annotations__", {})}
+
+
+def facts_of(error: BaseException) -> tuple[Any, ...]:
+    """Return what tells two errors apart; those in the history likewise, since errors compare by identity."""
+    fields = dict(vars(error))
+    history = [facts_of(earlier) for earlier in fields.pop("history", ())]
+    return type(error), str(error), error.args, fields, history
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_an_error_survives_pickle_with_every_field(kind: type[errors.TcmError]) -> None:
+    earlier = errors.ConnectFailedError("no route to host", attempts=1, uuid="tcm-sync-1")
+    values = {
+        "code": "TRITON_ERROR",
+        "retriable": not kind.retriable,
+        "retry_after": 2.5,
+        "history": (earlier, errors.TcmError("second")),
+        "outcome_unknown": True,
+        "model_name": "digits",
+        "route": Route("ctr-9", vm_ip="10.0.0.7"),
+        "uuid": "tcm-sync-2",
+        "elapsed": 1.25,
+    }
+    fields = {name: values.get(name, 7) for name in fields_of(kind)}
+    assert set(values) < set(fields)
+    error = kind("it failed", **fields)
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        copy = pickle.loads(pickle.dumps(error, protocol))
+        assert facts_of(copy) == facts_of(error)
+        for name, value in fields.items():
+            if name != "history":
+                assert getattr(copy, name) == value
+    assert all(part in str(error) for part in ("it failed", "digits", "ctr-9", "tcm-sync-2", "7 attempts"))
+
+
+def test_an_error_that_says_nothing_more_is_its_message() -> None:
+    assert str(errors.InputError("x must be an array")) == "x must be an array"
+    with pytest.raises(TypeError, match="has no field 'colour'"):
+        errors.InputError("x", colour="red")
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    tree = errors.__doc__.split("Every class survives")[0]
+    named = re.findall(r"[├└]── (.+)|│   (\w+Error.*)|^    (TcmError)$", tree, re.M)
+    text = "\n".join("".join(parts) for parts in named)
+    drawn = re.findall(r"\b(\w+Error)\b(?: \((\w+Error)\))?", text)
+    assert sorted(name for name, _ in drawn) == sorted(kind.__name__ for kind in every_error())
+    for name, other_base in drawn:
+        bases = getattr(errors, name).__bases__
+        builtin = [base.__name__ for base in bases if base.__module__ == builtins.__name__]
+        assert [base for base in builtin if base != "Exception"] == ([other_base] if other_base else [])
+    retriable, fatal = re.search(r"TritonTimeoutError.*\(retriable\)", tree, re.S), "(fatal)"
+    groups = dict.fromkeys(re.findall(r"\w+Error", retriable.group()), True)
+    groups |= dict.fromkeys(re.findall(r"\w+Error", tree[retriable.end() : tree.index(fatal)]), False)
+    assert groups == {name: getattr(errors, name).retriable for name in groups}
+    assert groups.keys() <= {rule.error.__name__ for rule in errors.ERROR_CODES.values()}
+
+
+def test_the_table_of_codes_agrees_with_the_classes() -> None:
+    assert {rule.error for rule in errors.ERROR_CODES.values()} < set(every_error())
+    for code, rule in errors.ERROR_CODES.items():
+        assert rule.error.retriable is rule.retriable, code
+    with pytest.raises(TypeError):
+        errors.ERROR_CODES["TRITON_ERROR"] = None
+
+
+def test_settings_of_the_project_are_written_once() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="came with Python 3.11")
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(pyproject) == {"build-system", "tool"}, "the metadata is in setup.cfg"
+    assert "setuptools" not in pyproject["tool"]
+    sections = set(setup_cfg().sections())
+    assert {name.split(".")[0] for name in sections} == {"metadata", "options"}, "tools are in pyproject.toml"
+    assert sections >= {"metadata", "options", "options.extras_require"}
+    others = {"setup.py", "pytest.ini", "tox.ini", "mypy.ini", "ruff.toml", ".coveragerc", "requirements.txt"}
+    assert not [name for name in others if (ROOT / name).exists()]
+
+
+def test_every_floor_is_among_the_lowest_tested_versions() -> None:
+    config = setup_cfg()
+    floors = requirements(config["options"]["install_requires"])
+    floors |= requirements(config["options.extras_require"]["local"])
+    assert all(specifier.startswith(">=") for specifier in floors.values())
+    lowest = requirements((ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8"))
+    release = {name: specifier.removeprefix(">=").split(".") for name, specifier in floors.items()}
+    exact = {name: specifier.removeprefix("==").split(".") for name, specifier in lowest.items()}
+    assert {name: parts[: len(release[name])] for name, parts in exact.items()} == release
+
+
+def test_the_classifiers_name_the_oldest_python() -> None:
+    config = setup_cfg()
+    oldest = config["options"]["python_requires"].removeprefix(">=")
+    named = re.findall(r"Python :: (3\.\d+)$", config["metadata"]["classifiers"], re.M)
+    assert min(named, key=lambda version: int(version.split(".")[1])) == oldest
