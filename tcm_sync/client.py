@@ -25,10 +25,11 @@ from tcm_sync.config import (
     settings_from_env,
 )
 from tcm_sync.deadline import Deadline
-from tcm_sync.errors import ClientClosedError, ConfigError, InputError, TcmError
+from tcm_sync.errors import ClientClosedError, ConfigError, InputError, ProtocolError, TcmError
 from tcm_sync.results import InferResult, Readiness
 from tcm_sync.retry import Attempts, RetryPolicy
 from tcm_sync.tensors import (
+    OutputDtypes,
     check_inputs,
     check_output_dtypes,
     decode_outputs,
@@ -49,6 +50,7 @@ from tcm_sync.wire.quote import quote
 if TYPE_CHECKING:
     from typing import Self
 
+    import numpy as np
     import numpy.typing as npt
 
 
@@ -351,7 +353,7 @@ class TcmClient:
         attempts = Attempts(policy, deadline)
         try:
             reply = attempts.run(call.attempt, call.runtime.sleep)
-            arrays = decode_outputs(reply.data, dtypes)
+            arrays = call.decode(reply, dtypes)
         except TcmError as error:
             error.model_name, error.route, error.elapsed = model_name, route, deadline.elapsed()
             raise
@@ -460,6 +462,7 @@ class _Call:
         self._payload = payload
         self._deadline = deadline
         self._patient = patient
+        self._connection: Connection | None = None
         self._reply: InferenceReply | None = None
 
     def attempt(self) -> InferenceReply:
@@ -468,11 +471,21 @@ class _Call:
         assert self._reply is not None
         return self._reply
 
+    def decode(self, reply: InferenceReply, dtypes: OutputDtypes) -> dict[str, np.ndarray[Any, Any]]:
+        """Make arrays of a reply, its socket being in use again already."""
+        try:
+            return decode_outputs(reply.data, dtypes)
+        except ProtocolError as error:
+            assert self._connection is not None
+            self.runtime.pool.retire(self._connection, "it sent outputs that cannot be read")
+            error.uuid = self._connection.uuid
+            raise
+
     def _read(self, connection: Connection, message: bytes) -> TcmError | None:
         reply = decode_inference(message, connection.uuid, connection.secret)
         if reply.status == "FAILED":
             return failure_of_reply(decode_failure(reply.data, connection.secret), connection.secret)
-        self._reply = reply
+        self._connection, self._reply = connection, reply
         return None
 
 

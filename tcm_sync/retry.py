@@ -159,7 +159,8 @@ class Attempts:
         """Add `error` to the history, and the history to `error`."""
         error.history = tuple(self.history)
         self.history.append(error)
-        if self.policy is None or self.policy.verdict(error) is not Verdict.FREE:
+        sent = error.uuid is not None  # otherwise it came to no socket
+        if sent and (self.policy is None or self.policy.verdict(error) is not Verdict.FREE):
             self.counted += 1
         error.attempts = self.counted
 

@@ -156,6 +156,8 @@ class FrameDecoder:
                 self._needed = start
                 return None, None
             size = int.from_bytes(buffer[position + 2 : position + start], "big")
+            if size >> 63:
+                raise ProtocolError("a frame length with its highest bit set (RFC 6455, section 5.2)")
         if opcode < CLOSE and self._fragment_bytes + size > self._max_bytes:
             raise MessageTooLargeError(
                 f"the reply has at least {self._fragment_bytes + size:,} bytes, and "

@@ -216,6 +216,14 @@ class Pool:
             self._log_closed(connection, reason)
         self._open_more(wanted)
 
+    def retire(self, connection: Connection, reason: str) -> None:
+        """Close a connection that is not to be used any more: now, or when it comes back."""
+        with self._lock:
+            connection.retiring = reason
+            idle = connection in self._idle
+        if idle:
+            self.discard(connection, reason)
+
     def learn_limit(self, connection: Connection) -> None:
         """Learn from a ``Rate limit exceeded`` how many messages a second a socket may send."""
         now = monotonic()
@@ -336,8 +344,8 @@ class Pool:
         if wanted <= 0 or self._closed:
             return 0
         if (seconds := self.auth_gate.try_pass()) > 0.0:
-            if not self._connections and not self._opening and self.auth_gate.cause is not None:
-                self._fail_waiters(self.auth_gate.cause, seconds=inf, permanent=True)
+            if seconds < inf and self.auth_gate.cause is not None:
+                self._refuse_newest(self.auth_gate.cause, wanted if self._connections else len(self._waiters))
             return 0
         if (seconds := self.manager_gate.try_pass()) > 0.0:
             if self.auth_gate.cause is not None:
@@ -364,6 +372,11 @@ class Pool:
             else:
                 kept.append(waiter)
         self._waiters = kept
+
+    def _refuse_newest(self, cause: TcmError, count: int) -> None:
+        """Fail the callers who need a new socket; those before them wait for one that is there."""
+        for _ in range(count):
+            self._waiters.pop().settle(None, again(cause))
 
     def _open_more(self, count: int) -> None:
         for _ in range(count):

@@ -248,11 +248,11 @@ class Reader:
             return
         self._connections.discard(connection)
         self._selector.unregister(connection)
+        if connection.pool is not None:
+            connection.pool.lost(connection, reason)
         # First closed, then claimed: whoever adds a future from now on finds the socket closed.
         connection.close(farewell)
         future = self.pending.claim(connection.uuid)
-        if connection.pool is not None:
-            connection.pool.lost(connection, reason)
         if future is not None:
             future.resolve(Refusal(error))
 

@@ -12,7 +12,7 @@ import io
 import re
 import socket
 
-from websocket import WebSocket, WebSocketBadStatusException, WebSocketException
+from websocket import WebSocket, WebSocketBadStatusException, WebSocketException, WebSocketTimeoutException
 
 from tcm_sync.config import Endpoint
 from tcm_sync.deadline import Deadline
@@ -26,6 +26,8 @@ HEAD_BYTES = 64 * 1024
 # Of these the answer is rid before websocket-client sees it: cookies go to nobody, and the body of a
 # refusal is not waited for.
 _DROPPED = re.compile(rb"^(?:set-cookie2?|content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
+
+_UNASKED = re.compile(rb"^sec-websocket-(?:extensions|protocol)[ \t]*:", re.IGNORECASE)
 
 
 def shake_hands(
@@ -73,6 +75,8 @@ def shake_hands(
         )
     except WebSocketBadStatusException as error:
         raise _refused(where, error.status_code, stand_in.rest) from error
+    except WebSocketTimeoutException as error:
+        raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
     except (WebSocketException, ValueError, LookupError) as error:
         if stand_in.status is not None and stand_in.status != 101:
             raise _refused(where, stand_in.status, stand_in.rest) from error
@@ -85,6 +89,12 @@ def shake_hands(
         raise ConnectFailedError(f"{where} ended the connection in the handshake: {error}") from error
     if stand_in.status != 101:  # older versions of websocket-client take a redirect for success
         raise _refused(where, stand_in.status or 0, stand_in.rest)
+    if stand_in.unasked is not None:
+        raise ConnectFailedError(
+            f"{where} answered the handshake with {quote(stand_in.unasked)}, which was not asked for "
+            "(RFC 6455, section 4.1)",
+            retriable=False,
+        )
     return stand_in.rest
 
 
@@ -113,6 +123,7 @@ class _HandshakeSocket:
         self._head: io.BytesIO | None = None
         self.status: int | None = None
         self.rest = b""
+        self.unasked: bytes | None = None  # an extension or a subprotocol
 
     def gettimeout(self) -> float:
         return 0.0  # so that websocket-client does not wait by itself
@@ -148,6 +159,7 @@ class _HandshakeSocket:
         lines = bytes(received[:end]).split(b"\r\n")
         if found := re.match(rb"HTTP/1\.\d ([1-5]\d\d)\b", lines[0]):
             self.status = int(found[1])
+        self.unasked = next(filter(_UNASKED.match, lines), None)
         return b"\r\n".join(line for line in lines if not _DROPPED.match(line)) + b"\r\n\r\n"
 
     def close(self) -> None:

@@ -119,7 +119,7 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
 
 def decode_failure(data: bytes, secret: str | None = None) -> Failure | str:
     """Read the data of a FAILED reply: a failure with a code, or the manager's words alone."""
-    return _guarded(lambda: _failure.decode(data), data, secret)
+    return _guarded(lambda: _failure.decode(data), bytes(data), secret)  # it may be a msgspec.Raw
 
 
 def _check_utf8(message: bytes) -> None:
