@@ -95,10 +95,9 @@ class Core:
         """Let a session hold a uuid, unless another one does."""
         return self._sessions.setdefault(uuid, session) is session
 
-    def leave(self, uuid: str, session: Session) -> None:
-        """Give the uuid free. What was asked under it goes on."""
-        if self._sessions.get(uuid) is session:
-            del self._sessions[uuid]
+    def leave(self, uuid: str) -> None:
+        """Give the uuid free, if it was held. What was asked under it goes on."""
+        self._sessions.pop(uuid, None)
 
     def admit_tenant(self, tenant: str) -> bool:
         """Count a message of the tenant, unless it is over its limit."""

@@ -89,7 +89,7 @@ class Session:
             with contextlib.suppress(ConnectionClosed):
                 await self._read()
         finally:
-            self._core.leave(self._uuid, self)
+            self._core.leave(self._uuid)  # also when it is still to be closed
             self._outgoing.put_nowait(None)
             await writer
             logger.debug("%s is gone", self._uuid or "a stranger")
@@ -107,10 +107,9 @@ class Session:
             self._outgoing.put_nowait(text)
 
     def close(self, code: int) -> None:
-        """Close the connection once everything is sent; its uuid is free from now on."""
+        """Close the connection once everything is sent; nothing more will be sent or handled."""
         if not self._closing:
             self._closing = True
-            self._core.leave(self._uuid, self)
             self._outgoing.put_nowait(code)
 
     def _refuse(self, message: str, close_code: int, code: str | None = None) -> None:

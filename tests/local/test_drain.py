@@ -92,8 +92,9 @@ def test_what_waits_in_the_executor_runs(serve, dial, gated, drain):
     manager = serve(workers=1)
     raw, other = dial(manager, "u"), dial(manager, "v")
     raw.ask("gated", tensor([1.0]))
+    wait_until(lambda: manager.stats().executions, "the first runs")
     other.ask("echo", tensor([2.0]))
-    wait_until(lambda: manager.stats().running == 2, "both are with the workers")
+    wait_until(lambda: manager.stats().running == 2, "both are with the worker")
     drain(manager)
     gated.open(1)
     assert raw.receive()["payload"]["status"] == "COMPLETED"
@@ -230,6 +231,7 @@ def test_what_waits_for_a_worker_does_not_run_after_a_kill(serve, dial, gated):
     manager = serve(workers=1)
     raw, other = dial(manager, "u"), dial(manager, "v")
     raw.ask("gated", tensor([1.0]))
+    wait_until(lambda: manager.stats().executions, "the first runs")
     other.ask("echo", tensor([1.0]))
     wait_until(lambda: manager.stats().running == 2, "both are with the worker")
     manager.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tcm_sync.local.limits import SlidingWindow
 
 from .raw import tensor, wait_until
@@ -141,6 +143,7 @@ def test_a_full_executor_drops_what_the_tick_has_taken(serve, dial, gated):
     manager = serve(executor_queue_size=1, tick=0.5)
     first, second = dial(manager, "a"), dial(manager, "b")
     first.ask("gated", tensor([1.0]))
+    wait_until(lambda: manager.stats().waiting, "it waits for the tick")
     second.ask("gated", tensor([2.0]))
     assert second.receive()["payload"] == {
         "code": "BACKPRESSURE_EXECUTOR_FULL",
@@ -166,6 +169,7 @@ def test_a_starved_request_is_announced_as_delayed_just_before_its_turn(serve, d
     old, young = dial(manager, "old"), dial(manager, "young")
     for _ in range(10):  # ten ticks' work
         old.ask("echo", tensor([1.0]))
+    wait_until(lambda: manager.stats().waiting, "the first of them wait")
     young.ask("echo", tensor([2.0]))
     assert young.receive()["payload"] == {
         "code": "BACKPRESSURE_INSUFFICIENT_BUDGET",
@@ -178,10 +182,12 @@ def test_a_starved_request_is_announced_as_delayed_just_before_its_turn(serve, d
     assert manager.stats().nacks == {"BACKPRESSURE_INSUFFICIENT_BUDGET": 1}
 
 
-def test_announcing_delays_can_be_switched_off(serve, dial):
-    manager = serve(quantum=1, tick=0.02, advise_after=None)
+@pytest.mark.parametrize("advise_after", [None, 100])
+def test_a_delay_is_not_announced_when_it_is_short_or_when_nothing_is(serve, dial, advise_after):
+    manager = serve(quantum=1, tick=0.02, advise_after=advise_after)
     old, young = dial(manager, "old"), dial(manager, "young")
     for _ in range(5):
         old.ask("echo", tensor([1.0]))
+    wait_until(lambda: manager.stats().waiting, "the first of them wait")
     assert young.infer("echo", tensor([2.0]))["data"] == {"x": [2.0]}
     assert manager.stats().nacks == {}

@@ -139,6 +139,16 @@ def test_an_idle_uuid_is_forgotten_and_comes_back_as_the_youngest(make, clock):
     assert run(scheduler) == ["b"]
 
 
+def test_a_uuid_that_goes_on_asking_is_not_forgotten(make, clock):
+    scheduler = make(forget_after=900.0)
+    for clock.now in (0, 500, 1000):
+        put(scheduler, "a")
+        run(scheduler)
+    clock.now = 1100
+    scheduler.tick()
+    assert scheduler.queue_stats()["total_users"] == 1
+
+
 def test_a_uuid_that_waits_is_not_forgotten(make, clock):
     scheduler = make(executor_queue_size=1, forget_after=900.0)
     put(scheduler, "a")

@@ -97,6 +97,18 @@ def test_a_refused_double_does_not_disturb_the_holder(serve, dial):
     assert holder.infer("echo", tensor([1.0]))["status"] == "COMPLETED"
 
 
+def test_a_uuid_that_was_refused_is_free_before_its_socket_has_closed(serve, dial):
+    manager = serve(messages_per_second=1)
+    old = dial(manager, "u")
+    for _ in range(2):
+        old.ask_info()
+    assert [old.receive()["type"] for _ in range(2)] == ["info_response", "error"]
+    new = dial(manager, "u")
+    assert old.wait_for_close() == 1008
+    wait_until(lambda: len(manager._server._sessions) == 1, "the old one is gone")
+    assert new.infer("echo", tensor([1.0]))["status"] == "COMPLETED"
+
+
 def test_a_reply_goes_to_whoever_holds_the_uuid_now(serve, dial, gated):
     manager = serve()
     old = dial(manager, "u")
