@@ -368,7 +368,10 @@ class PeerConnection:
         raise ClientLeft("dropped by the script")
 
     def hang_up(self) -> NoReturn:
-        """End the stream without a close frame (FIN). The script ends here."""
+        """End the stream without a close frame (FIN), and wait for the client to do so too."""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        self.wait_eof()
         raise ClientLeft("hung up by the script")
 
     def interrupt(self) -> None:

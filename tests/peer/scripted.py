@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .connection import PATIENCE, ClientLeft, PeerConnection
@@ -152,16 +153,14 @@ class ScriptedPeer:
         with self.lock:
             if path in self.http:
                 self.probes.append(connection)
-                return self._answer_probe
+                answer = self.http[path]
+                return answer if callable(answer) else partial(_answer_probe, answer)
             connection.number = len(self.connections)
             self.connections.append(connection)
             return self.scripts[min(connection.number, len(self.scripts) - 1)]
 
-    def _answer_probe(self, connection: PeerConnection) -> None:
-        connection.read_handshake()
-        answer = self.http[connection.request_line.split()[1]]
-        if callable(answer):
-            answer(connection)
-        else:
-            status, body = answer
-            connection.answer_http(status, json.dumps(body).encode())
+
+def _answer_probe(answer: tuple[int, Any], connection: PeerConnection) -> None:
+    status, body = answer
+    connection.read_handshake()
+    connection.answer_http(status, json.dumps(body).encode())

@@ -11,6 +11,7 @@ import socket
 import threading
 
 import pytest
+import websocket
 
 from tcm_sync import AuthenticationError, ConnectFailedError, TcmClient
 
@@ -129,7 +130,7 @@ def header_that_stops_past_the_limit(connection):
 @pytest.mark.parametrize("script", [endless_header, header_that_stops_past_the_limit])
 def test_a_header_over_64_kib_is_refused_at_once(script):
     with ScriptedPeer(script) as peer, connect(peer, connect_timeout=PATIENCE, retry=None) as client:
-        with failing(ConnectFailedError, "header") as caught:
+        with failing(ConnectFailedError, "65,536") as caught:
             ask(client)
     assert caught.value.elapsed < PATIENCE / 2
 
@@ -221,6 +222,32 @@ def test_cookies_are_never_sent_back():
                     wait_for(peer.connections[-1].over)
     assert len(peer.connections) == 4
     assert not any("cookie" in connection.headers for connection in peer.connections)
+
+
+def test_cookies_are_not_shared_with_other_users_of_websocket_client(monkeypatch):
+    """Its jar is one for the process, filed by host: ours takes none out and puts none in."""
+    monkeypatch.setattr(websocket._handshake.CookieJar, "jar", {})
+
+    def set_cookie(connection):
+        connection.accept([f"Set-Cookie: from-{connection.number}=1; Domain=127.0.0.1"])
+        connection.authenticate()
+        connection.wait_eof()
+
+    def theirs(uuid):
+        other = websocket.create_connection(peer.uri, timeout=PATIENCE)
+        other.send(f'{{"uuid": "{uuid}", "type": "auth", "payload": {{}}}}')
+        assert other.recv()
+        other.shutdown()
+
+    with ScriptedPeer(set_cookie) as peer:
+        theirs("a")
+        theirs("b")
+        with connect(peer) as client:
+            client.open(wait=True)
+        theirs("c")
+    cookies = [connection.headers.get("cookie") for connection in peer.connections]
+    assert cookies[:3] == [None, "from-0=1", None]
+    assert "from-2" not in cookies[3]
 
 
 NOT_WEBSOCKET = {

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -16,9 +17,9 @@ from tcm_sync import (
     RetryPolicy,
 )
 
-from .connection import TEXT
+from .connection import CLOSE, TEXT
 from .scripted import ScriptedPeer
-from .scripts import ask, ask_many, connect, echo, failing, wait_for
+from .scripts import ask, ask_many, connect, echo, failing, wait_for, wait_until
 
 #: 1006 is no code on the wire but its name for the lack of one: here a reset, and "end" a FIN.
 CODES = [1000, 1001, 1006, 1008, 1009, 1011, 1012, None, "end"]
@@ -36,9 +37,7 @@ def leave(connection, code):
 def before_handshake(code):
     def script(connection):
         connection.read_handshake()
-        if code == 1006:
-            connection.drop()
-        connection.hang_up()  # there is no frame to put a code in yet
+        leave(connection, 1006 if code == 1006 else "end")  # there is no frame to put a code in yet
 
     return script
 
@@ -55,14 +54,6 @@ def after_auth(code):
     def script(connection):
         connection.accept()
         connection.read_auth()
-        leave(connection, code)
-
-    return script
-
-
-def when_idle(code):
-    def script(connection):
-        connection.welcome()
         leave(connection, code)
 
     return script
@@ -127,20 +118,39 @@ def test_an_end_before_auth_ok_is_no_attempt(moment, code):
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_an_idle_socket_that_ends_is_noticed_without_a_call_and_costs_none(code):
-    with ScriptedPeer(when_idle(code), echo) as peer, connect(peer, retry=None) as client:
+def test_an_idle_socket_that_ends_is_noticed_without_a_call_and_costs_none(code, caplog):
+    """Even a client that never repeats anything: its next call finds another socket."""
+    opened = threading.Event()
+
+    def script(connection):
+        connection.welcome()
+        wait_for(opened)
+        leave(connection, code)
+
+    with ScriptedPeer(script, echo) as peer, connect(peer, retry=None) as client:
         client.open(wait=True)
-        wait_for(peer.connections[0].over)
+        opened.set()
+        wait_for(peer.connections[0].over)  # all but a reset wait for the client's end
+        wait_until(lambda: code != 1006 or f"{peer.uuids[0]} closed" in caplog.text)
         assert ask(client, 2.0) == 2.0
     assert [connection.requests for connection in peer.connections] == [0, 1]
 
 
-def test_the_end_of_an_idle_socket_is_answered_without_a_call():
-    """The script of the close waits for the client's end: only the reader can have given it."""
-    with ScriptedPeer(when_idle(1000), echo) as peer, connect(peer) as client:
-        client.open(wait=True)
-        wait_for(peer.connections[0].over)
-        assert len(peer.connections) == 1
+@pytest.mark.parametrize("code", CODES)
+def test_a_socket_that_ends_right_after_auth_ok_costs_no_call(code):
+    def script(connection):
+        connection.accept()
+        connection.read_auth()
+        with connection.together():
+            connection.send_text({"type": "auth.ok"})
+            if isinstance(code, int) and code != 1006:
+                connection.send_frame(CLOSE, code.to_bytes(2, "big"))
+        leave(connection, 1006 if code == 1006 else "end")
+
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        result = client.infer("m", {"x": [[2.0]]})
+    assert result["y"].item() == 2.0
+    assert result.attempts <= 2
 
 
 @pytest.mark.parametrize("code", [code for code in CODES if code != 1009])

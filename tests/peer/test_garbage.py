@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 
 import pytest
 
@@ -13,7 +14,7 @@ from tcm_sync.errors import TcmError
 
 from .connection import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, make_frame
 from .scripted import ScriptedPeer
-from .scripts import TOKEN, ask, connect, echo, failing, wait_for
+from .scripts import TOKEN, ask, connect, echo, echo_once, failing, wait_for
 
 REPLY = b'{"type": "inference", "uuid": "%s", "payload": {"data": {"y": [[1]]}, "status": "COMPLETED"}}'
 
@@ -40,11 +41,6 @@ MESSAGES = {
     "payload is null": reply_with(b"null"),
     "status is a number": reply_with(b'{"status": 1, "data": {}}'),
     "status is none of ours": reply_with(b'{"status": "MAYBE", "data": {}}'),
-    "outputs are a list": reply_with(b'{"status": "COMPLETED", "data": [1]}'),
-    "outputs are null": reply_with(b'{"status": "COMPLETED", "data": null}'),
-    "an output is ragged": reply_with(b'{"status": "COMPLETED", "data": {"y": [[1, 2], [3]]}}'),
-    "an output is an object": reply_with(b'{"status": "COMPLETED", "data": {"y": {"z": 1}}}'),
-    "an output mixes kinds": reply_with(b'{"status": "COMPLETED", "data": {"y": [1, "a"]}}'),
     "failed without data": reply_with(b'{"status": "FAILED"}'),
     "failed with a list": reply_with(b'{"status": "FAILED", "data": [1]}'),
     "failed with a numeric code": reply_with(b'{"status": "FAILED", "data": {"code": 5}}'),
@@ -59,6 +55,15 @@ MESSAGES = {
     ),
     "nested in a field of nobody": REPLY[:-1] + b', "extra": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+}
+
+#: Whole replies that can be read, up to outputs that no tensor has.
+OUTPUTS = {
+    "outputs are a list": reply_with(b'{"status": "COMPLETED", "data": [1]}'),
+    "outputs are null": reply_with(b'{"status": "COMPLETED", "data": null}'),
+    "an output is ragged": reply_with(b'{"status": "COMPLETED", "data": {"y": [[1, 2], [3]]}}'),
+    "an output is an object": reply_with(b'{"status": "COMPLETED", "data": {"y": {"z": 1}}}'),
+    "an output mixes kinds": reply_with(b'{"status": "COMPLETED", "data": {"y": [1, "a"]}}'),
 }
 
 
@@ -79,8 +84,8 @@ def frames_around(reply):
         "pong with a reserved bit": make_frame(PONG, b"x", rsv=4) + make_frame(TEXT, reply),
         "continuation of nothing": make_frame(CONTINUATION, reply),
         "text inside a text": make_frame(TEXT, b"{", fin=False) + make_frame(TEXT, reply),
-        "binary inside a text": make_frame(TEXT, b"{", fin=False) + make_frame(BINARY, reply),
         "length with its highest bit": b"\x81\x7f" + struct.pack(">Q", 2**63 + 5) + reply,
+        "binary inside a text": make_frame(TEXT, b"{", fin=False) + make_frame(BINARY, reply),
     }
 
 
@@ -94,10 +99,10 @@ CLOSES = {
     "close reason is no UTF-8": struct.pack(">H", 1000) + b"\xff\xff",
 }
 FRAMES = list(frames_around(b""))
-GARBAGE = [*MESSAGES, *FRAMES, *CLOSES]
+GARBAGE = [*MESSAGES, *OUTPUTS, *FRAMES, *CLOSES]
 
 
-def sending(name, moment):
+def sending(name, moment, go_on=None):
     """Make a script that sends it at one moment, under the socket's own uuid, and waits for the end."""
 
     def script(connection):
@@ -106,10 +111,12 @@ def sending(name, moment):
         uuid = connection.uuid.encode()
         if moment != "auth":
             connection.send_text({"type": "auth.ok"})
+        if moment == "idle":
+            wait_for(go_on)
         if moment == "request":
             connection.recv_request()
-        if name in MESSAGES:
-            connection.send_text(MESSAGES[name].replace(b"%s", uuid))
+        if name in MESSAGES or name in OUTPUTS:
+            connection.send_text((MESSAGES | OUTPUTS)[name].replace(b"%s", uuid))
         elif name in CLOSES:
             connection.send_frame(CLOSE, CLOSES[name])
         else:
@@ -130,6 +137,24 @@ def test_garbage_in_place_of_a_reply(name):
     assert [connection.requests for connection in peer.connections] == [1, 1]
 
 
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_that_are_no_tensors(name):
+    """The reply is complete and this call's own: whether the socket goes on is open."""
+
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.send_text(OUTPUTS[name].replace(b"%s", connection.uuid.encode()))
+        while True:
+            echo_once(connection)
+
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        with failing(ProtocolError):
+            ask(client)
+        assert ask(client, 2.0) == 2.0
+    assert peer.requests == 2
+
+
 @pytest.mark.parametrize("name", CLOSES)
 def test_a_bad_close_in_place_of_a_reply(name):
     with ScriptedPeer(sending(name, "request"), echo) as peer, connect(peer, retry=None) as client:
@@ -140,8 +165,10 @@ def test_a_bad_close_in_place_of_a_reply(name):
 
 @pytest.mark.parametrize("name", GARBAGE)
 def test_garbage_on_an_idle_socket_costs_no_call(name):
-    with ScriptedPeer(sending(name, "idle"), echo) as peer, connect(peer) as client:
+    opened = threading.Event()
+    with ScriptedPeer(sending(name, "idle", opened), echo) as peer, connect(peer) as client:
         client.open(wait=True)
+        opened.set()
         wait_for(peer.connections[0].over)
         assert ask(client, 2.0) == 2.0
     assert peer.connections[0].requests == 0

@@ -204,12 +204,21 @@ def test_pool_timeout_bounds_the_wait_for_a_socket_tighter_than_the_deadline():
     assert peer.requests == 1
 
 
-def test_sockets_are_replaced_after_so_many_requests_and_no_call_notices():
+def test_sockets_are_replaced_after_so_many_requests_less_up_to_a_fifth():
     with ScriptedPeer(echo) as peer, connect(peer, pool_size=1, max_requests=10, retry=None) as client:
-        values = [float(value) for value in range(100)]
-        assert ask_many(client, values, threads=4) == values
-    assert 8 <= len(peer.connections) <= 13
-    assert max(connection.requests for connection in peer.connections) <= 12
+        for turn in range(4):
+            for value in range(10):
+                assert ask(client, float(value)) == value
+            wait_for(peer.connections[turn].over)
+    for worn in peer.connections[:4]:
+        assert 8 <= worn.requests <= 12  # up to two before its own turn began
+
+
+def test_no_call_notices_that_sockets_are_replaced():
+    with ScriptedPeer(echo) as peer, connect(peer, pool_size=2, max_requests=10, retry=None) as client:
+        values = [float(value) for value in range(300)]
+        assert ask_many(client, values, threads=8) == values
+    assert len(peer.connections) > 3
 
 
 @pytest.mark.parametrize("setting", ["max_idle", "max_lifetime"])

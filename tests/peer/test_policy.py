@@ -78,28 +78,46 @@ def told(message, code=None, **more):
 
 @pytest.mark.parametrize("code", RETRIABLE)
 def test_a_passing_failure_is_asked_again_on_the_same_socket(code):
-    script = answering(failed(code, retriable=True), failed(code, retriable=True))
-    with ScriptedPeer(script) as peer, connect(peer) as client:
+    with ScriptedPeer(answering(failed(code, retriable=True))) as peer, connect(peer) as client:
         result = client.infer("m", {"x": [[2.0]]})
     assert result["y"].item() == 2.0
-    assert result.attempts == 3
-    assert peer.requests == 3
+    assert result.attempts == 2
+    assert peer.requests == 2
     assert len(peer.connections) == 1
 
 
 @pytest.mark.parametrize("code", RETRIABLE)
-def test_a_failure_that_does_not_pass_is_raised_with_its_history(code):
+def test_a_failure_that_does_not_pass_is_raised_as_its_own_class(code):
     kind = getattr(tcm_sync, RETRIABLE[code])
-    with ScriptedPeer(answering(*[failed(code, retriable=True)] * 9)) as peer, connect(peer) as client:
-        with failing(kind, code, "because", "model 'm'", "container 'c1'", "4 attempts") as caught:
+    twice = RetryPolicy(attempts=2, initial=0.01)
+    with ScriptedPeer(answering(*[failed(code, retriable=True)] * 2)) as peer:
+        with connect(peer, retry=twice) as client:
+            with failing(kind, code, "because", "model 'm'", "container 'c1'", "2 attempts") as caught:
+                ask(client)
+    assert (caught.value.code, caught.value.retriable) == (code, True)
+    assert peer.requests == 2
+
+
+def test_the_last_failure_has_the_history_of_four_attempts():
+    answers = [
+        failed(code, retriable=True)
+        for code in ("TRITON_TIMEOUT", "TRITON_NETWORK", "TRITON_OVERLOADED", "TRITON_NETWORK")
+    ]
+    with ScriptedPeer(answering(*answers)) as peer, connect(peer) as client:
+        with failing(TritonNetworkError, "4 attempts") as caught:
             ask(client)
         error = caught.value
-        assert (error.code, error.retriable, error.attempts) == (code, True, 4)
-        assert [type(past) for past in error.history] == [kind] * 3
+        assert error.attempts == 4
+        assert [past.code for past in error.history] == [
+            "TRITON_TIMEOUT",
+            "TRITON_NETWORK",
+            "TRITON_OVERLOADED",
+        ]
         assert (error.model_name, error.route, error.uuid) == ("m", ROUTE, peer.uuids[0])
         assert error.elapsed > 0
         assert not error.outcome_unknown
-    assert peer.requests == 4
+        assert ask(client, 2.0) == 2.0
+    assert peer.requests == 5
 
 
 @pytest.mark.parametrize("code", FATAL)

@@ -40,9 +40,8 @@ def test_an_unknown_authority_is_told_at_once(server_tls, tmp_path):
     trustme.CA().cert_pem.write_to_path(str(stranger))
     with ScriptedPeer(echo, tls=server_tls) as peer:
         with connect(peer, tls=trusting(stranger), connect_timeout=PATIENCE) as client:
-            with failing(ConnectFailedError, "certificate", "ca_file") as caught:
+            with failing(ConnectFailedError, "certificate", "not trusted", "ca_file"):
                 client.open(wait=True)
-    assert "verify failed" in str(caught.value)
     assert peer.connections == []
     assert len(peer.refused) == 1
 
@@ -70,7 +69,7 @@ def test_a_tls_handshake_that_never_ends(ca_file):
         port = silent.getsockname()[1]
         settings = {"route": ROUTE, "tls": trusting(ca_file), "connect_timeout": 0.5}
         with TcmClient(f"wss://127.0.0.1:{port}/ws", **settings) as client:
-            with failing(ConnectFailedError, str(port)):
+            with failing(ConnectFailedError, "TLS", "127.0.0.1"):
                 client.open(wait=True)
 
 
