@@ -16,7 +16,6 @@ from tenacity.wait import wait_base
 from tcm_sync.errors import (
     BackpressureError,
     ConfigError,
-    ConnectFailedError,
     ConnectionLostError,
     MessageTooLargeError,
     PayloadTooLargeError,
@@ -90,8 +89,6 @@ class RetryPolicy:
             return Verdict.FATAL
         if isinstance(error, (BackpressureError, RateLimitedError, ShuttingDownError)):
             return Verdict.FREE
-        if isinstance(error, ConnectFailedError):
-            return Verdict.FATAL  # the pool has already tried for as long as there was time
         if isinstance(error, ConnectionLostError):
             if not error.outcome_unknown:
                 return Verdict.FREE
@@ -122,7 +119,7 @@ class Attempts:
             return attempt()
         except TcmError as error:
             failures = [error]
-        if self.policy is None or self.policy.verdict(failures[0]) is Verdict.FATAL:
+        if self.verdict(failures[0]) is Verdict.FATAL:
             self._note(failures[0])
             raise failures[0]
 
@@ -152,15 +149,20 @@ class Attempts:
         if not isinstance(error, TcmError):
             return False
         self._note(error)
-        assert self.policy is not None
-        return self.policy.verdict(error) is not Verdict.FATAL
+        return self.verdict(error) is not Verdict.FATAL
+
+    def verdict(self, error: TcmError) -> Verdict:
+        """Say what `error` means for this call."""
+        # What came to no socket was raised by a gate or the pool, after waiting for as long as there was time.
+        if self.policy is None or error.uuid is None:
+            return Verdict.FATAL
+        return self.policy.verdict(error)
 
     def _note(self, error: TcmError) -> None:
         """Add `error` to the history, and the history to `error`."""
         error.history = tuple(self.history)
         self.history.append(error)
-        sent = error.uuid is not None  # otherwise it came to no socket
-        if sent and (self.policy is None or self.policy.verdict(error) is not Verdict.FREE):
+        if error.uuid is not None and self.verdict(error) is not Verdict.FREE:
             self.counted += 1
         error.attempts = self.counted
 
@@ -189,8 +191,7 @@ class _stop_when_too_late(stop_base):  # noqa: N801
     def __call__(self, retry_state: Any) -> bool:  # noqa: ARG002
         attempts = self.attempts
         left = attempts.deadline.remaining()
-        assert attempts.policy is not None
-        if left is None or attempts.policy.verdict(attempts.history[-1]) is Verdict.FREE:
+        if left is None or attempts.verdict(attempts.history[-1]) is Verdict.FREE:
             return False
         return left < attempts.deadline.elapsed() - attempts.attempt_started
 

@@ -98,7 +98,7 @@ class Opener:
         except TcmError:
             return
         if status == 503:
-            raise ConnectFailedError(f"the manager is not ready: {quote(body)}")
+            raise ShuttingDownError(f"the manager was shutting down, and is not ready yet: {quote(body)}")
 
     def _open_once(self, deadline: Deadline, cautious: bool) -> Connection:
         token = self._token()
@@ -106,7 +106,9 @@ class Opener:
         try:
             rest = shake_hands(sock, self.endpoint, self.headers, deadline)
             uuid = fresh_uuid(self._auth.uuid)
-            exchange = _AuthExchange(sock, uuid, token, self._settings.max_reply_bytes, deadline)
+            exchange = _AuthExchange(
+                self.endpoint, sock, uuid, token, self._settings.max_reply_bytes, deadline
+            )
             exchange.feed(rest)
             capability = exchange.run(_auth_request(self._auth, token))
             if cautious:
@@ -151,8 +153,15 @@ class _AuthExchange:
     """The first messages on a socket, read and written by the thread that opens it."""
 
     def __init__(
-        self, sock: socket.socket, uuid: str, token: str | None, max_bytes: int, deadline: Deadline
+        self,
+        endpoint: Endpoint,
+        sock: socket.socket,
+        uuid: str,
+        token: str | None,
+        max_bytes: int,
+        deadline: Deadline,
     ) -> None:
+        self._where = endpoint.authority
         self._sock = sock
         self._uuid = uuid
         self._token = token
@@ -176,11 +185,13 @@ class _AuthExchange:
             while (granted := self._step()) is None:
                 pass
         except TimeoutError as error:
-            raise ConnectFailedError("the manager did not answer the authentication in time") from error
+            raise ConnectFailedError(f"{self._where} did not answer the authentication in time") from error
         except OSError as error:
             if isinstance(error, TcmError):
                 raise
-            raise ConnectFailedError(f"the connection was lost while authenticating: {error}") from error
+            raise ConnectFailedError(
+                f"{self._where} ended the connection while authenticating: {error}"
+            ) from error
         return granted
 
     def watch(self, deadline: Deadline) -> None:
@@ -197,21 +208,23 @@ class _AuthExchange:
                     kept.append(event)
                 data = receive(self._sock, 16_384, deadline)
                 if not data:
-                    raise ConnectFailedError("the manager closed the socket right after auth.ok")
+                    raise ConnectFailedError(f"{self._where} closed the socket right after auth.ok")
                 self.feed(data)
         except TimeoutError:
             self.events.extend(kept)  # silence, as it should be
         except OSError as error:
             if isinstance(error, TcmError):
                 raise
-            raise ConnectFailedError(f"the connection was lost right after auth.ok: {error}") from error
+            raise ConnectFailedError(
+                f"{self._where} ended the connection right after auth.ok: {error}"
+            ) from error
 
     def _step(self) -> frozenset[str] | None:
         """Read on until the next event; what was granted, once it is."""
         while not self.events:
             data = receive(self._sock, 16_384, self._deadline)
             if not data:
-                raise ConnectFailedError("the manager closed the socket instead of authenticating it")
+                raise ConnectFailedError(f"{self._where} closed the socket instead of authenticating it")
             self.feed(data)
         opcode, payload = self.events.popleft()
         if opcode == frames.PING:
@@ -220,7 +233,7 @@ class _AuthExchange:
             code, reason = frames.read_close(payload)
             said = f" ({quote(reason, self._token)})" if reason else ""
             raise ConnectFailedError(
-                f"the manager closed the socket with code {code}{said} instead of authenticating it"
+                f"{self._where} closed the socket with code {code}{said} instead of authenticating it"
             )
         elif opcode == frames.TEXT:
             return self._message(payload)

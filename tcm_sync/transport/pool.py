@@ -120,6 +120,7 @@ class Pool:
         self._idle: deque[Connection] = deque()  # the most recently used last
         self._waiters: deque[_Waiter] = deque()
         self._opening = 0  # how many are being opened
+        self._cautious = False  # whether the manager was draining when last seen
         self._reached = False  # whether the manager ever let us in
         self._limit = self._messages_allowed()
         self._closed = False
@@ -163,6 +164,7 @@ class Pool:
                 return lease
             waiter = _Waiter(deadline, patient)
             self._waiters.append(waiter)
+            self._serve()
             wanted = self._grow()
         try:
             self._open_more(wanted)
@@ -295,6 +297,7 @@ class Pool:
         """Stop the world: idle sockets are closed, and none is opened until the gate lets one through."""
         self.manager_gate.shut(again(error), _SHUTDOWN_PAUSE)
         with self._lock:
+            self._cautious = True
             self._limit = self._messages_allowed()  # the next manager may have another
             for connection in self._connections.values():
                 connection.retiring = "the manager is shutting down"
@@ -311,18 +314,18 @@ class Pool:
         """Do what time asks for, and return when to come again, or `math.inf`."""
         settings = self._settings
         with self._lock:
-            old = [c for c in self._idle if now - c.idle_since >= settings.max_idle * c.spread]
+            old = [c for c in self._idle if self._expires_at(c) <= now]
             for connection in old:
                 self._forget(connection)
             self._serve()
             wanted = self._grow()
             due = [
-                (now if c.leased_at is not None else c.idle_since) + settings.max_idle * c.spread
+                self._expires_at(c) if c.leased_at is None else now + settings.max_idle * c.spread
                 for c in self._connections.values()
             ]
         for connection in old:
-            self.reader.close(connection, "idle for long")
-            self._log_closed(connection, "idle for long")
+            self.reader.close(connection, "idle or old")
+            self._log_closed(connection, "idle or old")
         self._open_more(wanted)
         return min(due, default=inf)
 
@@ -387,9 +390,8 @@ class Pool:
 
     def _open(self) -> None:
         """Open one socket, on a connector's thread."""
-        cautious = isinstance(self.manager_gate.cause, ShuttingDownError)
         try:
-            connection = self._opener.open(cautious=cautious)
+            connection = self._opener.open(cautious=self._cautious)
         except TcmError as error:
             self._failed(error)
         except BaseException as error:
@@ -411,6 +413,7 @@ class Pool:
         with self._lock:
             self._opening -= 1
             self._reached = True
+            self._cautious = False
             refused = self._closed
             if not refused and not connection.closed:
                 self._connections[connection.uuid] = connection
@@ -418,7 +421,7 @@ class Pool:
                 worn = self._replaced()
                 self._serve()
             wanted = self._grow()
-            self.reader.wake_at(monotonic() + settings.max_idle * spread)
+            self.reader.wake_at(monotonic() + min(settings.max_idle, settings.max_lifetime) * spread)
         log.info("connection %s opened", connection.uuid)
         if refused:
             self.reader.close(connection, "the client was closed")
@@ -488,10 +491,15 @@ class Pool:
         return True
 
     def _worn(self, connection: Connection, now: float) -> bool:
+        old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
+        return connection.requests >= connection.most_requests or now >= old_at
+
+    def _expires_at(self, connection: Connection) -> float:
+        """When an idle connection is closed."""
         settings = self._settings
-        return (
-            connection.requests >= connection.most_requests
-            or now - connection.opened_at >= settings.max_lifetime * connection.spread
+        return min(
+            connection.idle_since + settings.max_idle * connection.spread,
+            connection.opened_at + settings.max_lifetime * connection.spread,
         )
 
     def _replaced(self) -> Connection | None:
