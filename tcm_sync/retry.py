@@ -168,7 +168,7 @@ class Attempts:
 
     def _log_repeat(self, state: tenacity.RetryCallState) -> None:
         pause = state.upcoming_sleep
-        log.info("repeating after %s, pause %.3f s", type(self.history[-1]).__name__, pause)
+        log.info("repeating in %.3f s after: %s", pause, self.history[-1])
 
 
 class _stop_when_spent(stop_base):  # noqa: N801 - tenacity names its strategies so

@@ -94,7 +94,7 @@ class Opener:
     def _ask_ready(self, deadline: Deadline) -> None:
         """Refuse to go on if /ready says 503; any other answer, or none, proves nothing."""
         try:
-            status, body = probe(self, "ready", deadline.at_most(deadline.remaining()))
+            status, body = probe(self, "ready", deadline.at_most(self._settings.connect_timeout / 2))
         except TcmError:
             return
         if status == 503:

@@ -190,7 +190,7 @@ class Pool:
             if retired is not None:
                 self._forget(connection)
             else:
-                if not connection.replacing and not self._closed and self._worn(connection, now):
+                if self._worn(connection, now) and self._may_replace(connection):
                     connection.replacing = True
                     self._opening += 1
                     wanted = 1
@@ -493,6 +493,11 @@ class Pool:
     def _worn(self, connection: Connection, now: float) -> bool:
         old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
         return connection.requests >= connection.most_requests or now >= old_at
+
+    def _may_replace(self, connection: Connection) -> bool:
+        """Whether to open another in its place: not twice, and not while a gate is shut."""
+        shut = self.manager_gate.cause or self.auth_gate.cause
+        return not connection.replacing and not self._closed and shut is None
 
     def _expires_at(self, connection: Connection) -> float:
         """When an idle connection is closed."""

@@ -60,7 +60,7 @@ class Runtime:
 
     def sleep(self, seconds: float) -> None:
         """Pause before a repeat, or until the client is closed."""
-        self.closed.wait(seconds)
+        self.closed.wait(min(seconds, threading.TIMEOUT_MAX))
 
     def attempt(
         self,

@@ -15,6 +15,8 @@ from tcm_sync.errors import ConnectFailedError
 #: What a non-blocking socket raises when it has to wait; SSLWantRead and SSLWantWrite are its TLS forms.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
+_LONGEST_WAIT = 86_400.0  # seconds; the system's own types hold little more
+
 
 class OpeningSockets:
     """The sockets that are being opened, so that they can be shut down from elsewhere."""
@@ -192,7 +194,7 @@ def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> No
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(number, select.POLLOUT if write else select.POLLIN)
-        poller.poll(None if timeout is None else timeout * 1000)
+        poller.poll(None if timeout is None else min(timeout, _LONGEST_WAIT) * 1000)
         return
     with contextlib.suppress(ValueError, OSError):  # Windows
         both = ([], [number], [number]) if write else ([number], [], [number])
@@ -213,4 +215,4 @@ def _positive(deadline: Deadline) -> float | None:
         return None
     if left <= 0.0:
         raise TimeoutError("timed out")
-    return left
+    return min(left, _LONGEST_WAIT)

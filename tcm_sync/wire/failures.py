@@ -71,7 +71,7 @@ def failure_of_error(error: ErrorReply, secret: str | None = None) -> TcmError:
         return ShuttingDownError(
             f"the manager is shutting down: {text}", code=code, outcome_unknown=error.dropped_type is None
         )
-    if rule.error is BackpressureError:
+    if rule.error is BackpressureError or error.dropped_type is not None:
         return BackpressureError(f"the manager dropped the request, it was not run: {text}", code=code)
     return rule.error(f"{code}: {text}", code=code, retriable=rule.retriable)
 
