@@ -30,10 +30,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: from its own subpackage.
 FLOORS = (
     {"errors", "deadline"},
-    {"retry", "wire"},
+    {"process", "retry", "wire"},
     {"config"},
     {"tensors", "transport"},
-    {"results"},
+    {"inference", "results"},
     {"client"},
     {"local"},
 )
