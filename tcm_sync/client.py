@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import warnings
-import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-
-import msgspec
-from msgspec import UNSET as LEFT_OUT
 
 from tcm_sync.config import (
     UNSET,
@@ -25,32 +20,21 @@ from tcm_sync.config import (
     settings_from_env,
 )
 from tcm_sync.deadline import Deadline
-from tcm_sync.errors import ClientClosedError, ConfigError, InputError, ProtocolError, TcmError
+from tcm_sync.errors import ClientClosedError, ConfigError, InputError, TcmError
+from tcm_sync.inference import InferenceCall, encode_inference
+from tcm_sync.process import refuse_green_threads, watch_forks
 from tcm_sync.results import InferResult, Readiness
 from tcm_sync.retry import Attempts, RetryPolicy
-from tcm_sync.tensors import (
-    OutputDtypes,
-    check_inputs,
-    check_output_dtypes,
-    decode_outputs,
-    encode_inputs,
-    minimum_json_bytes,
-)
-from tcm_sync.transport.connection import Connection
+from tcm_sync.tensors import check_output_dtypes
 from tcm_sync.transport.http import probe
 from tcm_sync.transport.opening import Opener, fresh_uuid
 from tcm_sync.transport.runtime import Runtime
 from tcm_sync.transport.sockets import OpeningSockets
-from tcm_sync.wire.decode import decode_failure, decode_inference
-from tcm_sync.wire.encode import check_size, encode_message, encode_payload
-from tcm_sync.wire.failures import failure_of_reply
-from tcm_sync.wire.messages import InferencePayload, InferenceReply, InferenceRequest
-from tcm_sync.wire.quote import quote
+from tcm_sync.wire.encode import encode_message
 
 if TYPE_CHECKING:
     from typing import Self
 
-    import numpy as np
     import numpy.typing as npt
 
 
@@ -158,7 +142,7 @@ class TcmClient:
         self._closed = False
         prefix = (settings.auth or AuthContext()).uuid
         self._envelope_bytes = len(encode_message(fresh_uuid(prefix), "inference", b""))
-        _clients.add(self)
+        watch_forks(self)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -264,7 +248,7 @@ class TcmClient:
                 )
             if self._runtime is not None and self._runtime.is_alive():
                 return self._runtime
-            _refuse_green_threads()
+            refuse_green_threads()
             if self._runtime is not None:
                 self._runtime.stop()
             self._runtime = Runtime(self._settings)
@@ -280,8 +264,8 @@ class TcmClient:
                 raise InputError(error.message) from None
         return Deadline(timeout)
 
-    def _after_fork(self) -> None:
-        """Leave the parent's threads and sockets behind, in a forked child."""
+    def after_fork(self) -> None:
+        """Leave the parent's threads and sockets behind; a forked child does this by itself."""
         self._lock = threading.Lock()
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
@@ -348,11 +332,19 @@ class TcmClient:
         if policy is not None and not isinstance(policy, RetryPolicy):
             raise InputError(f"retry must be a RetryPolicy or None, not {type(policy).__name__}")
         dtypes = check_output_dtypes(output_dtypes)
-        payload = self._encode(model_name, route, inputs, allow_transient)
-        call = _Call(self._running(), (route, model_name), payload, deadline, patient=policy is not None)
+        payload = encode_inference(
+            model_name,
+            route,
+            inputs,
+            allow_transient=allow_transient,
+            limit=self._settings.max_message_bytes,
+            envelope_bytes=self._envelope_bytes,
+        )
+        runtime = self._running()
+        call = InferenceCall(runtime, (route, model_name), payload, deadline, patient=policy is not None)
         attempts = Attempts(policy, deadline)
         try:
-            reply = attempts.run(call.attempt, call.runtime.sleep)
+            reply = attempts.run(call.attempt, runtime.sleep)
             arrays = call.decode(reply, dtypes)
         except TcmError as error:
             error.model_name, error.route, error.elapsed = model_name, route, deadline.elapsed()
@@ -373,25 +365,6 @@ class TcmClient:
         if vm_ip is None and vm_id is None:
             return route
         return Route(route.container_id, vm_ip or route.vm_ip, vm_id or route.vm_id)
-
-    def _encode(self, model_name: str, route: Route, inputs: object, allow_transient: bool) -> bytes:
-        """Check and encode a request: the same text for every attempt, on whatever socket."""
-        limit = self._settings.max_message_bytes
-        tensors = check_inputs(inputs)
-        check_size(minimum_json_bytes(tensors) + self._envelope_bytes, limit, at_least=True)
-        payload = encode_payload(
-            InferencePayload(
-                container_id=route.container_id,
-                vm_ip=LEFT_OUT if route.vm_ip is None else route.vm_ip,
-                vm_id=LEFT_OUT if route.vm_id is None else route.vm_id,
-                model_name=model_name,
-                request=InferenceRequest(
-                    inputs=encode_inputs(tensors), allow_transient=True if allow_transient else LEFT_OUT
-                ),
-            )
-        )
-        check_size(len(payload) + self._envelope_bytes, limit)
-        return payload
 
     # --- probes ---
 
@@ -428,98 +401,10 @@ class TcmClient:
             status, body = probe(opener, name, deadline)
         except TcmError as error:
             return Readiness(ok=False, status="unreachable", detail=error.message)
-        try:
-            answer = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            word = "ready" if status == 200 else "not_ready"
-            return Readiness(status == 200, word, detail=f"HTTP {status}: {quote(body)}")
-        return Readiness(
-            ok=status == 200,
-            status=str(answer.get("status", status)),
-            reason=answer.get("reason"),
-            detail=answer.get("detail"),
-            error_id=answer.get("error_id"),
-            raw=answer,
-        )
-
-
-class _Call:
-    """One inference on its way, with the reply once it has come."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        target: tuple[Route, str],
-        payload: bytes,
-        deadline: Deadline,
-        *,
-        patient: bool,
-    ) -> None:
-        self.runtime = runtime
-        self._target = target
-        self._payload = payload
-        self._deadline = deadline
-        self._patient = patient
-        self._connection: Connection | None = None
-        self._reply: InferenceReply | None = None
-
-    def attempt(self) -> InferenceReply:
-        """Send the request once; return its reply or raise what came instead."""
-        self.runtime.attempt(self._target, self._payload, self._deadline, self._read, patient=self._patient)
-        assert self._reply is not None
-        return self._reply
-
-    def decode(self, reply: InferenceReply, dtypes: OutputDtypes) -> dict[str, np.ndarray[Any, Any]]:
-        """Make arrays of a reply, its socket being in use again already."""
-        try:
-            return decode_outputs(reply.data, dtypes)
-        except ProtocolError as error:
-            assert self._connection is not None
-            self.runtime.pool.retire(self._connection, "it sent outputs that cannot be read")
-            error.uuid = self._connection.uuid
-            raise
-
-    def _read(self, connection: Connection, message: bytes) -> TcmError | None:
-        reply = decode_inference(message, connection.uuid, connection.secret)
-        if reply.status == "FAILED":
-            return failure_of_reply(decode_failure(reply.data, connection.secret), connection.secret)
-        self._connection, self._reply = connection, reply
-        return None
-
-
-# --- processes ---
-
-_clients: weakref.WeakSet[TcmClient] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for client in list(_clients):
-        client._after_fork()  # noqa: SLF001
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+        return Readiness.read(status, body)
 
 
 def _client_from_settings(kind: type[TcmClient], settings: Settings) -> TcmClient:
     client = kind.__new__(kind)
     client._start_with(settings)  # noqa: SLF001
     return client
-
-
-def _refuse_green_threads() -> None:
-    """Refuse a process whose threads and sockets gevent or eventlet has replaced."""
-    gevent = sys.modules.get("gevent.monkey")
-    eventlet = sys.modules.get("eventlet.patcher")
-    patched: Iterable[str] = ()
-    if gevent is not None and gevent.is_module_patched("threading"):
-        patched = ("gevent",)
-    elif eventlet is not None and eventlet.is_monkey_patched("thread"):
-        patched = ("eventlet",)
-    for name in patched:
-        raise ConfigError(
-            f"{name} has patched the threads of this process, which this client does not support: use worker "
-            "processes or threads (gunicorn: --worker-class gthread), or call it in a process of its own"
-        )

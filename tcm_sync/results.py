@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
+
+from tcm_sync.wire.quote import quote
 
 
 class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
@@ -112,6 +115,20 @@ class Readiness:
     detail: str | None = None
     error_id: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, status: int, body: bytes) -> Readiness:
+        """Read the answer of a probe: its HTTP status and its body, whatever it is."""
+        try:
+            answer = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            answer = None
+        ok = status == 200
+        if not isinstance(answer, dict):
+            return cls(ok, "ready" if ok else "not_ready", detail=f"HTTP {status}: {quote(body)}")
+        texts = {key: answer.get(key) for key in ("reason", "detail", "error_id")}
+        known = {key: value for key, value in texts.items() if isinstance(value, str)}
+        return cls(ok, str(answer.get("status", status)), **known, raw=answer)
 
     def __bool__(self) -> bool:
         return self.ok

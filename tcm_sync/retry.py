@@ -153,7 +153,7 @@ class Attempts:
 
     def verdict(self, error: TcmError) -> Verdict:
         """Say what `error` means for this call."""
-        # What came to no socket was raised by a gate or the pool, after waiting for as long as there was time.
+        # What came to no socket was raised by a gate or the pool, after waiting while there was time.
         if self.policy is None or error.uuid is None:
             return Verdict.FATAL
         return self.policy.verdict(error)

@@ -125,7 +125,7 @@ class Connection:
                         raise CallTimeoutError(
                             f"the deadline passed while the request was being sent: {written:,} of "
                             f"{len(message):,} bytes were taken by the manager",
-                            outcome_unknown=True,
+                            outcome_unknown=future.started,
                         )
                     # A TLS object that wants to read first is fed by the reader, so do not wait long.
                     wait_ready(self._sock, write=wants_write, timeout=left if wants_write else 0.01)
@@ -139,6 +139,7 @@ class Connection:
         with self.lock:
             if self.closed:
                 raise ConnectionLostError("the connection was lost", outcome_unknown=future.started)
+            begun = future.started or self.secured  # a TLS object may have sent part of what it refuses
             try:
                 if not self._amid_frame:
                     self._write_controls()
@@ -147,10 +148,12 @@ class Connection:
             except ssl.SSLWantReadError:
                 return 0, False
             except WOULD_BLOCK:
+                future.started = begun
                 return 0, True
             except OSError as error:
+                future.started = begun
                 raise ConnectionLostError(
-                    f"the connection was lost while sending: {error}", outcome_unknown=future.started
+                    f"the connection was lost while sending: {error}", outcome_unknown=begun
                 ) from error
             self._amid_frame = taken < len(view)
             return taken, True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 from collections import deque
 from math import inf
@@ -22,74 +21,18 @@ from tcm_sync.errors import (
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
 from tcm_sync.transport.gate import Gate, again
+from tcm_sync.transport.lease import Lease, Waiter
 from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.reader import Reader
+from tcm_sync.transport.shelf import Shelf
 
 log = logging.getLogger("tcm_sync.pool")
 
 #: Sockets beyond this many wait for the manager's scheduler, the youngest longest (docs/wire.rst, "Timing").
 SERVED_A_TICK = 5
 
-_SPREAD = 0.2  # by how much limits differ between sockets, so that they do not turn over together
-_WINDOW = 1.02  # seconds in which a manager counts messages, and a little
 _SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
 _CONNECT_SLACK = 0.25  # seconds: the connector's own failure says more than a timeout here
-
-
-class Lease:
-    """A connection in the hands of one caller. One that is never ended is found by the garbage collector."""
-
-    __slots__ = ("_pool", "connection")
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool: Pool | None = pool
-        self.connection: Connection
-
-    def release(self) -> None:
-        """Give the connection back: the reply came, complete and expected."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.release(self.connection)
-
-    def unused(self) -> None:
-        """Give the connection back without having sent anything."""
-        self.connection.requests -= 1
-        self.release()
-
-    def discard(self, reason: str) -> None:
-        """Close the connection: a reply may be outstanding on it."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.discard(self.connection, reason)
-
-    def forget(self) -> None:
-        """Leave the connection to whoever has it now."""
-        self._pool = None
-
-    def __del__(self) -> None:
-        # A KeyboardInterrupt between two instructions can lose a lease.
-        pool = self._pool
-        if pool is not None and hasattr(self, "connection"):
-            pool.reader.give_back(pool, self.connection)
-
-
-class _Waiter:
-    """A caller in the queue. All but the lock is guarded by the pool's lock."""
-
-    __slots__ = ("connection", "deadline", "error", "handed", "patient", "since")
-
-    def __init__(self, deadline: Deadline, patient: bool) -> None:
-        self.handed = threading.Lock()  # held until there is an outcome; guards nothing
-        self.handed.acquire()
-        self.deadline = deadline
-        self.patient = patient
-        self.since = monotonic()
-        self.connection: Connection | None = None
-        self.error: TcmError | None = None
-
-    def settle(self, connection: Connection | None, error: TcmError | None = None) -> None:
-        self.connection, self.error = connection, error
-        self.handed.release()
 
 
 class Pool:
@@ -116,13 +59,11 @@ class Pool:
         self._connector = connector
         self._lock = threading.Lock()  # guards everything below, and each connection's bookkeeping
         self._calm = threading.Condition(self._lock)  # told when a lease ends while the pool drains
-        self._connections: dict[str, Connection] = {}  # every live one, by uuid
-        self._idle: deque[Connection] = deque()  # the most recently used last
-        self._waiters: deque[_Waiter] = deque()
+        self._shelf = Shelf(settings)
+        self._waiters: deque[Waiter] = deque()
         self._opening = 0  # how many are being opened
         self._cautious = False  # whether the manager was draining when last seen
         self._reached = False  # whether the manager ever let us in
-        self._limit = self._messages_allowed()
         self._closed = False
         self._abandoned = False
         if settings.pool_size > SERVED_A_TICK:
@@ -157,12 +98,11 @@ class Pool:
         lease = Lease(self)
         with self._lock:
             self._check_open()
-            if not self._waiters and (connection := self._take()) is not None:
+            if not self._waiters and (connection := self._shelf.choose()) is not None:
                 lease.connection = connection
-                self._idle.remove(connection)
-                connection.leased_at = monotonic()
+                self._shelf.lend(connection)
                 return lease
-            waiter = _Waiter(deadline, patient)
+            waiter = Waiter(deadline, patient)
             self._waiters.append(waiter)
             self._serve()
             wanted = self._grow()
@@ -175,34 +115,30 @@ class Pool:
             raise
         return lease
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: Connection, *, used: bool = True) -> None:
         """Take back a connection that may be used again."""
         now = monotonic()
         wanted = 0
-        retired: str | None
         with self._lock:
-            connection.leased_at = None
-            connection.idle_since = now
-            connection.requests += 1
-            if connection.uuid not in self._connections:
+            connection.requests += used
+            if connection.uuid not in self._shelf.all:
                 return  # it died meanwhile
             retired = connection.retiring
             if retired is not None:
                 self._forget(connection)
             else:
-                if self._worn(connection, now) and self._may_replace(connection):
+                if self._shelf.worn(connection, now) and self._may_replace(connection):
                     connection.replacing = True
                     self._opening += 1
                     wanted = 1
-                self._idle.append(connection)
+                self._shelf.put_back(connection, now)
                 self._serve()
             if self._waiters:
                 wanted += self._grow()
             if self._closed:
                 self._calm.notify_all()
         if retired is not None:
-            self.reader.close(connection, retired)
-            self._log_closed(connection, retired)
+            self._close(connection, retired)
         self._open_more(wanted)
 
     def discard(self, connection: Connection, reason: str) -> None:
@@ -222,22 +158,20 @@ class Pool:
         """Close a connection that is not to be used any more: now, or when it comes back."""
         with self._lock:
             connection.retiring = reason
-            idle = connection in self._idle
+            idle = connection in self._shelf.idle
         if idle:
             self.discard(connection, reason)
 
     def learn_limit(self, connection: Connection) -> None:
         """Learn from a ``Rate limit exceeded`` how many messages a second a socket may send."""
-        now = monotonic()
-        counted = sum(1 for at in connection.sent_at if now - at <= 1.0) - 1  # the refused one not counted
-        learned = max(1, counted - 1)
         with self._lock:
-            if self._limit is not None and learned >= self._limit:
-                return
-            self._limit = learned
-        log.warning("the manager limits messages: a socket sends at most %d a second from now on", learned)
+            learned = self._shelf.learn_limit(connection)
+        if learned is not None:
+            log.warning(
+                "the manager limits messages: a socket sends at most %d a second from now on", learned
+            )
 
-    def _wait(self, waiter: _Waiter) -> Connection:
+    def _wait(self, waiter: Waiter) -> Connection:
         settings = self._settings
         bounds = [waiter.deadline.remaining(), settings.pool_timeout]
         if not self._reached:
@@ -253,30 +187,30 @@ class Pool:
         assert waiter.connection is not None
         return waiter.connection
 
-    def _decline(self, waiter: _Waiter) -> None:
+    def _decline(self, waiter: Waiter) -> None:
         """Leave the line; what was handed over meanwhile goes to the next."""
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             connection = waiter.connection
         if connection is not None:
-            connection.requests -= 1  # it was not used
-            self.release(connection)
+            self.release(connection, used=False)
 
-    def _timed_out(self, waiter: _Waiter) -> TcmError:
+    def _timed_out(self, waiter: Waiter) -> TcmError:
         waited = monotonic() - waiter.since
-        if not self._connections:
+        shelf = self._shelf
+        if not shelf.all:
             cause = self.manager_gate.cause or self.auth_gate.cause
             if cause is not None:
                 return again(cause)
             return ConnectFailedError(
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
             )
-        busy = [c.leased_at for c in self._connections.values() if c.leased_at is not None]
+        busy = shelf.busy()
         oldest = f", the oldest for {monotonic() - min(busy):.3g} s" if busy else ""
-        limited = f", {self._limit} messages a second each" if self._limit is not None else ""
+        limited = f", {shelf.limit} messages a second each" if shelf.limit is not None else ""
         return PoolTimeoutError(
-            f"no socket came free within {waited:.3g} s: {len(self._connections)} of "
+            f"no socket came free within {waited:.3g} s: {len(shelf.all)} of "
             f"{self._settings.pool_size} sockets open{limited}, {len(busy)} busy{oldest}; "
             f"{len(self._waiters)} other calls wait. Raise timeout or pool_timeout, send more rows a call, "
             f"or raise pool_size up to {SERVED_A_TICK}"
@@ -296,38 +230,31 @@ class Pool:
     def shutting_down(self, error: TcmError) -> None:
         """Stop the world: idle sockets are closed, and none is opened until the gate lets one through."""
         self.manager_gate.shut(again(error), _SHUTDOWN_PAUSE)
+        reason = "the manager is shutting down"
         with self._lock:
             self._cautious = True
-            self._limit = self._messages_allowed()  # the next manager may have another
-            for connection in self._connections.values():
-                connection.retiring = "the manager is shutting down"
-            idle = list(self._idle)
+            self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
+            for connection in self._shelf.all.values():
+                connection.retiring = reason
+            idle = list(self._shelf.idle)
             for connection in idle:
                 self._forget(connection)
             wanted = self._grow()
         for connection in idle:
-            self.reader.close(connection, "the manager is shutting down")
-            self._log_closed(connection, "the manager is shutting down")
+            self._close(connection, reason)
         self._open_more(wanted)
 
     def tend(self, now: float) -> float:
         """Do what time asks for, and return when to come again, or `math.inf`."""
-        settings = self._settings
         with self._lock:
-            old = [c for c in self._idle if self._expires_at(c) <= now]
-            for connection in old:
-                self._forget(connection)
+            expired = self._shelf.take_expired(now)
             self._serve()
             wanted = self._grow()
-            due = [
-                self._expires_at(c) if c.leased_at is None else now + settings.max_idle * c.spread
-                for c in self._connections.values()
-            ]
-        for connection in old:
-            self.reader.close(connection, "idle or old")
-            self._log_closed(connection, "idle or old")
+            due = self._shelf.next_expiry(now)
+        for connection in expired:
+            self._close(connection, "idle or old")
         self._open_more(wanted)
-        return min(due, default=inf)
+        return due
 
     # --- opening ---
 
@@ -335,51 +262,48 @@ class Pool:
         """Open a first connection without waiting for it."""
         with self._lock:
             self._check_open()
-            if self._connections or self._opening or self.manager_gate.cause or self.auth_gate.cause:
+            if self._shelf.all or self._opening or self._shut() is not None:
                 return
             self._opening += 1
         self._open_more(1)
 
     def _grow(self) -> int:
         """Count the sockets to open for those who wait, as the gates allow; they count as being opened."""
-        room = self._settings.pool_size - len(self._connections) - self._opening
+        room = self._settings.pool_size - len(self._shelf.all) - self._opening
         wanted = min(len(self._waiters) - self._opening, room)
         if wanted <= 0 or self._closed:
             return 0
         if (seconds := self.auth_gate.try_pass()) > 0.0:
             if seconds < inf and self.auth_gate.cause is not None:
-                self._refuse_newest(self.auth_gate.cause, wanted if self._connections else len(self._waiters))
+                # Those who need a new socket fail; those before them wait for one that is there.
+                newest = wanted if self._shelf.all else len(self._waiters)
+                for _ in range(newest):
+                    self._waiters.pop().settle(None, again(self.auth_gate.cause))
             return 0
         if (seconds := self.manager_gate.try_pass()) > 0.0:
             if self.auth_gate.cause is not None:
                 self.auth_gate.abandon()
             if seconds < inf:
                 self.reader.wake_at(monotonic() + seconds)
-                cause = self.manager_gate.cause
-                if not self._connections and cause is not None:
-                    self._fail_waiters(cause, seconds, permanent=False)
+                self._fail_waiters(self.manager_gate.cause, seconds)
             return 0
-        if self.manager_gate.cause is not None or self.auth_gate.cause is not None:
+        if self._shut() is not None:
             wanted = 1  # the probe
         self._opening += wanted
         return wanted
 
-    def _fail_waiters(self, cause: TcmError, seconds: float, *, permanent: bool) -> None:
-        """Fail those who do not wait for a manager that cannot be reached for some seconds."""
-        kept: deque[_Waiter] = deque()
+    def _fail_waiters(self, cause: TcmError | None, seconds: float, *, hopeless: bool = False) -> None:
+        """Fail those who cannot wait so long for a manager that cannot be reached."""
+        if self._shelf.all or cause is None:
+            return
+        kept: deque[Waiter] = deque()
         for waiter in self._waiters:
             left = waiter.deadline.remaining()
-            hopeless = permanent or not waiter.patient or (left is not None and left < seconds)
-            if hopeless:
+            if hopeless or not waiter.patient or (left is not None and left < seconds):
                 waiter.settle(None, again(cause))
             else:
                 kept.append(waiter)
         self._waiters = kept
-
-    def _refuse_newest(self, cause: TcmError, count: int) -> None:
-        """Fail the callers who need a new socket; those before them wait for one that is there."""
-        for _ in range(count):
-            self._waiters.pop().settle(None, again(cause))
 
     def _open_more(self, count: int) -> None:
         for _ in range(count):
@@ -401,11 +325,7 @@ class Pool:
             self._opened(connection)
 
     def _opened(self, connection: Connection) -> None:
-        settings = self._settings
         connection.pool = self
-        spread = random.uniform(1.0 - _SPREAD, 1.0)  # noqa: S311 - spreads load, guards no secret
-        connection.most_requests = max(1, round(settings.max_requests * spread))
-        connection.spread = spread
         self.reader.register(connection)
         self.manager_gate.open(forgive=False)
         self.auth_gate.open()
@@ -414,20 +334,18 @@ class Pool:
             self._opening -= 1
             self._reached = True
             self._cautious = False
-            refused = self._closed
-            if not refused and not connection.closed:
-                self._connections[connection.uuid] = connection
-                self._idle.append(connection)
-                worn = self._replaced()
+            closed = self._closed
+            if not closed and not connection.closed:
+                self._shelf.add(connection)
+                worn = self._shelf.replaced()
                 self._serve()
             wanted = self._grow()
-            self.reader.wake_at(monotonic() + min(settings.max_idle, settings.max_lifetime) * spread)
+            self.reader.wake_at(self._shelf.next_expiry(monotonic()))
         log.info("connection %s opened", connection.uuid)
-        if refused:
+        if closed:
             self.reader.close(connection, "the client was closed")
         if worn is not None:
-            self.reader.close(worn, "worn out")
-            self._log_closed(worn, "worn out")
+            self._close(worn, "worn out")
         self._open_more(wanted)
 
     def _failed(self, error: TcmError) -> None:
@@ -439,15 +357,12 @@ class Pool:
         else:
             self.manager_gate.shut(error, _SHUTDOWN_PAUSE if isinstance(error, ShuttingDownError) else None)
             self.auth_gate.abandon()
-        hopeless = not error.retriable and not self._reached
         with self._lock:
             self._opening -= 1
-            for connection in self._connections.values():
-                if connection.replacing:
-                    connection.replacing = False  # it goes on, and asks again when it comes back
-                    break
-            if not self._connections and (refused or hopeless):
-                self._fail_waiters(error, inf, permanent=True)
+            for connection in self._shelf.all.values():
+                connection.replacing = False  # it goes on, and asks again when it comes back
+            if refused or (not error.retriable and not self._reached):
+                self._fail_waiters(error, inf, hopeless=True)
             wanted = self._grow()
         self._open_more(wanted)
 
@@ -457,87 +372,46 @@ class Pool:
         if self._closed:
             raise ClientClosedError("the client is closed, and a closed client stays closed: make another")
 
-    def _take(self) -> Connection | None:
-        """Choose an idle connection; it stays in line until the caller removes it."""
-        if self._limit is None:
-            return self._idle[-1] if self._idle else None
-        now = monotonic()  # in turn, the longest idle first, and within its budget
-        return next((c for c in self._idle if self._budget_at(c) <= now), None)
-
-    def _budget_at(self, connection: Connection) -> float:
-        """When `connection` may send its next message under the limit."""
-        assert self._limit is not None
-        sent = connection.sent_at
-        return sent[-self._limit] + _WINDOW if len(sent) >= self._limit else 0.0
-
-    def _serve(self) -> None:
-        """Hand idle connections to those who wait."""
-        while self._waiters and (connection := self._take()) is not None:
-            waiter = self._waiters.popleft()
-            self._idle.remove(connection)
-            connection.leased_at = monotonic()
-            waiter.settle(connection)
-        if self._waiters and self._limit is not None and self._idle:
-            self.reader.wake_at(min(self._budget_at(c) for c in self._idle))
-
-    def _forget(self, connection: Connection) -> bool:
-        """Drop `connection` from the books; whether it was in them."""
-        if self._connections.pop(connection.uuid, None) is None:
-            return False
-        if connection in self._idle:
-            self._idle.remove(connection)
-        connection.leased_at = None
-        self._calm.notify_all()
-        return True
-
-    def _worn(self, connection: Connection, now: float) -> bool:
-        old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
-        return connection.requests >= connection.most_requests or now >= old_at
+    def _shut(self) -> TcmError | None:
+        return self.manager_gate.cause or self.auth_gate.cause
 
     def _may_replace(self, connection: Connection) -> bool:
         """Whether to open another in its place: not twice, and not while a gate is shut."""
-        shut = self.manager_gate.cause or self.auth_gate.cause
-        return not connection.replacing and not self._closed and shut is None
+        return not connection.replacing and not self._closed and self._shut() is None
 
-    def _expires_at(self, connection: Connection) -> float:
-        """When an idle connection is closed."""
-        settings = self._settings
-        return min(
-            connection.idle_since + settings.max_idle * connection.spread,
-            connection.opened_at + settings.max_lifetime * connection.spread,
-        )
+    def _serve(self) -> None:
+        """Hand idle connections to those who wait."""
+        shelf = self._shelf
+        while self._waiters and (connection := shelf.choose()) is not None:
+            waiter = self._waiters.popleft()
+            shelf.lend(connection)
+            waiter.settle(connection)
+        if self._waiters and shelf.limit is not None:
+            self.reader.wake_at(shelf.next_budget())
 
-    def _replaced(self) -> Connection | None:
-        """Retire one connection in whose place another was opened; return it if it is to be closed now."""
-        worn = next((c for c in self._connections.values() if c.replacing and c.retiring is None), None)
-        if worn is None:
-            return None
-        worn.retiring = "worn out"
-        if worn not in self._idle:
-            return None  # closed when it comes back
-        self._forget(worn)
-        return worn
+    def _forget(self, connection: Connection) -> bool:
+        self._calm.notify_all()
+        return self._shelf.forget(connection)
 
-    def _messages_allowed(self) -> int | None:
-        """Messages that a socket may send in a second: one fewer than the manager's limit, to be safe."""
-        limit = self._settings.messages_per_second
-        return None if limit is None else max(1, int(limit) - 1)
+    # --- closing ---
+
+    def _close(self, connection: Connection, reason: str) -> None:
+        self.reader.close(connection, reason)
+        self._log_closed(connection, reason)
 
     def _log_closed(self, connection: Connection, reason: str) -> None:
         log.info("connection %s closed after %d requests: %s", connection.uuid, connection.requests, reason)
-
-    # --- closing ---
 
     def drain(self, timeout: float) -> None:
         """Take no new calls, and wait for those under way, in seconds."""
         deadline = Deadline(timeout)
         with self._lock:
             self._closed = True
-            while self._waiters or any(c.leased_at is not None for c in self._connections.values()):
+            while self._waiters or self._shelf.busy():
                 left = deadline.remaining()
                 if not left:
                     return
-                self._calm.wait(left)
+                self._calm.wait(min(left, threading.TIMEOUT_MAX))
 
     def close(self) -> None:
         """End every wait with ClientClosedError; the reader closes the sockets."""
@@ -548,12 +422,11 @@ class Pool:
                 waiter.settle(
                     None, ClientClosedError("the client was closed while the call waited for a socket")
                 )
-            self._connections.clear()
-            self._idle.clear()
-            self._calm.notify_all()
+            for connection in list(self._shelf.all.values()):
+                self._forget(connection)
 
     def abandon(self) -> None:
         """Close what a forked child inherited, without a lock, which another thread may have held."""
         self._abandoned = self._closed = True
-        for connection in self._connections.values():
+        for connection in self._shelf.all.values():
             connection.abandon()

@@ -21,8 +21,9 @@ from tcm_sync.errors import (
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
 from tcm_sync.transport.gate import Gate
+from tcm_sync.transport.lease import Lease
 from tcm_sync.transport.opening import Opener
-from tcm_sync.transport.pool import Lease, Pool
+from tcm_sync.transport.pool import Pool
 from tcm_sync.transport.reader import Reader
 from tcm_sync.transport.replies import Refusal, ReplyFuture
 from tcm_sync.wire.encode import encode_message

@@ -10,7 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tcm_sync import CallTimeoutError, MessageTooLargeError, ProtocolError
+from tcm_sync import (
+    CallTimeoutError,
+    ConnectFailedError,
+    MessageTooLargeError,
+    PoolTimeoutError,
+    ProtocolError,
+)
 
 from .connection import CONTINUATION, PING, PONG, TEXT
 from .scripted import ScriptedPeer
@@ -305,8 +311,8 @@ def test_many_late_replies_under_load_reach_nobody():
     def call(value):
         if value % 3:
             return ask(client, value)
-        with pytest.raises(CallTimeoutError):
-            ask(client, value, timeout=0.05)
+        with pytest.raises((CallTimeoutError, PoolTimeoutError, ConnectFailedError)):
+            ask(client, value, timeout=0.05)  # which of them is a matter of how long it stood in line
         return value
 
     with ScriptedPeer(script) as peer, connect(peer) as client:

@@ -1,0 +1,139 @@
+"""The connections of a pool: which are idle, worn out, or within their budget of messages."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from math import inf
+from time import monotonic
+
+from tcm_sync.config import Settings
+from tcm_sync.transport.connection import Connection
+
+_SPREAD = 0.2  # by how much limits differ between sockets, so that they do not turn over together
+_WINDOW = 1.02  # seconds in which a manager counts messages, and a little
+
+
+class Shelf:
+    """Every live connection, and the idle ones in the order of their last use.
+
+    It knows no lock: the pool's guards it, and the bookkeeping fields of its connections.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's limits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.all: dict[str, Connection] = {}  # by uuid
+        self.idle: deque[Connection] = deque()  # the most recently used last
+        self.limit = self.stated_limit()  # messages a second of one socket, where there is a limit
+
+    def add(self, connection: Connection) -> None:
+        """Take in a fresh connection, idle, with limits of its own."""
+        connection.spread = random.uniform(1.0 - _SPREAD, 1.0)  # noqa: S311 - guards no secret
+        connection.most_requests = max(1, round(self._settings.max_requests * connection.spread))
+        self.all[connection.uuid] = connection
+        self.idle.append(connection)
+
+    def forget(self, connection: Connection) -> bool:
+        """Drop a connection from the books; whether it was in them."""
+        if self.all.pop(connection.uuid, None) is None:
+            return False
+        if connection in self.idle:
+            self.idle.remove(connection)
+        connection.leased_at = None
+        return True
+
+    def choose(self) -> Connection | None:
+        """Find the connection for the next caller; it stays idle until it is lent."""
+        if self.limit is None:
+            return self.idle[-1] if self.idle else None
+        now = monotonic()  # in turn, the longest idle first, and within its budget
+        return next((c for c in self.idle if self._budget_at(c) <= now), None)
+
+    def lend(self, connection: Connection) -> None:
+        """Take an idle connection out of line."""
+        self.idle.remove(connection)
+        connection.leased_at = monotonic()
+
+    def put_back(self, connection: Connection, now: float) -> None:
+        """Put a connection back in line."""
+        connection.leased_at = None
+        connection.idle_since = now
+        self.idle.append(connection)
+
+    def busy(self) -> list[float]:
+        """Since when the connections that are lent are lent."""
+        return [c.leased_at for c in self.all.values() if c.leased_at is not None]
+
+    # --- budgets ---
+
+    def stated_limit(self) -> int | None:
+        """Messages that a socket may send in a second: one fewer than the manager's limit, to be safe."""
+        limit = self._settings.messages_per_second
+        return None if limit is None else max(1, int(limit) - 1)
+
+    def learn_limit(self, connection: Connection) -> int | None:
+        """Learn a limit from a refusal, and return it if it is news.
+
+        It is what the socket sent in its last second, the refused one not counted, less one.
+        """
+        now = monotonic()
+        counted = sum(1 for at in connection.sent_at if now - at <= 1.0) - 1
+        learned = max(1, counted - 1)
+        if self.limit is not None and learned >= self.limit:
+            return None
+        self.limit = learned
+        return learned
+
+    def next_budget(self) -> float:
+        """When the first idle connection may send again under the limit."""
+        return min((self._budget_at(c) for c in self.idle), default=inf)
+
+    def _budget_at(self, connection: Connection) -> float:
+        assert self.limit is not None
+        sent = connection.sent_at
+        return sent[-self.limit] + _WINDOW if len(sent) >= self.limit else 0.0
+
+    # --- ages ---
+
+    def worn(self, connection: Connection, now: float) -> bool:
+        """Whether a connection has served for long enough to be replaced."""
+        old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
+        return connection.requests >= connection.most_requests or now >= old_at
+
+    def replaced(self) -> Connection | None:
+        """Retire one connection in whose place another was opened; return it if it is to be closed now."""
+        worn = next((c for c in self.all.values() if c.replacing and c.retiring is None), None)
+        if worn is None:
+            return None
+        worn.retiring = "worn out"
+        if worn not in self.idle:
+            return None  # closed when it comes back
+        self.forget(worn)
+        return worn
+
+    def take_expired(self, now: float) -> list[Connection]:
+        """Drop the connections that were idle for too long, or are too old and idle."""
+        expired = [c for c in self.idle if self._expires_at(c) <= now]
+        for connection in expired:
+            self.forget(connection)
+        return expired
+
+    def next_expiry(self, now: float) -> float:
+        """When to look for expired ones again."""
+        longest = self._settings.max_idle
+        return min(
+            (self._expires_at(c) if c.leased_at is None else now + longest for c in self.all.values()),
+            default=inf,
+        )
+
+    def _expires_at(self, connection: Connection) -> float:
+        settings = self._settings
+        return min(
+            connection.idle_since + settings.max_idle * connection.spread,
+            connection.opened_at + settings.max_lifetime * connection.spread,
+        )
