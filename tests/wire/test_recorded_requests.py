@@ -1,0 +1,287 @@
+"""What a real manager was sent, our encoder makes too; what it does not make is listed here, by case."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tcm_sync import AuthContext, InferenceInput, InputError, Route, TcmClient
+from tcm_sync.inference import encode_inference
+from tcm_sync.tensors.datatypes import DATATYPES
+from tcm_sync.transport.opening import CAPABILITY, _auth_request
+from tcm_sync.wire.encode import encode_message, encode_payload
+
+from ..peer.scripted import ScriptedPeer
+from .recordings import is_remark, recorded
+
+ALL = recorded("client")
+AUTHS = [frame for frame in ALL if isinstance(frame.message, dict) and frame.message.get("type") == "auth"]
+REQUESTS = [frame for frame in ALL if frame not in AUTHS]
+
+# --- what this part of the client does not send ---
+
+#: Later parts of the client send these.
+LATER = {
+    "info": """
+        auth.not_first envelope.uuid_mismatch envelope.bad_json_later info.queue_stats info.unknown_action
+        limit.messages_per_second limit.prod_20.info shutdown.idle alert
+    """,
+    "management": """
+        management.creation management.creation.failed management.create_vm management.deletion
+        management.deletion.missing management.unknown_action authz.management shutdown.management_ran
+        shutdown.management_ran.1s shutdown.management_ran.creation shutdown.management_late
+        shutdown.management_in_flight shutdown.creation_just_before shutdown.management_nacked
+        shutdown.management_waiting_in_executor shutdown.new_socket
+    """,
+    "pipeline": "pipeline.ok pipeline.no_session",
+    "stream": """
+        stream.ok stream.wrong_output stream.model_missing stream.end.empty_tensor stream.end.no_output
+        stream.end.not_utf8 stream.end.empty_first stream.end.error stream.registered_http stream.idle_end
+        stream.idle_end.no_chunks stream.timeout.total close.grpc_stream_idle close.then_new_stream
+    """,
+    "shared memory": """
+        shm.ok shm.again_other_size shm.offset shm.no_such_key shm.grpc shm.mixed shm.transient_second_use
+        shm.transient_further_uses shm.registered_three_uses shm.two_routes shm.one_segment_two_inputs
+        shm.unlinked_and_remade shm.unlinked_and_remade.transient shm.registered_after_manager_restart
+        shm.file_after_manager_killed shm.lru_256 shm.registered_other_size
+    """,
+}
+#: Nothing makes these, now or later.
+NEVER = {
+    "not JSON": "auth.bad_json envelope.bad_json_later inference.not_finite",
+    "broken envelope": "envelope.unknown_type envelope.missing_payload",
+    "no container": "inference.container_id_missing",
+    "no request": "inference.inputs_missing",
+    "unknown protocol": "inference.bad_protocol",
+    # Callers may pass these two; what goes out is the other form, nested.
+    "the manager's own form": "inference.manager_shape",
+    "flat data": "inference.flat_data",
+    # The manager refuses or changes these, so they are refused before they are sent.
+    "refused here": """
+        inference.413 tensors.empty_and_scalar.scalar tensors.empty_and_scalar.scalar_shape1
+        tensors.empty_and_scalar.scalar_111 tensors.empty_and_scalar.0_4 tensors.empty_and_scalar.1_0_4
+        tensors.empty_and_scalar.0_4_add_sub tensors.empty_and_scalar.bytes_scalar tensors.bytes_trailing_nul
+        tensors.bytes_trailing_nul.inner tensors.bytes_mixed_number tensors.float_out_of_range.1e39
+        tensors.float_out_of_range.minus_1e39 tensors.float_out_of_range.1e400
+        tensors.float_out_of_range.f64_1e400 tensors.float_out_of_range.f16_1e5
+        tensors.float_out_of_range.i8_300 tensors.float_out_of_range.i8_minus_1_u8
+        tensors.float_out_of_range.i32_1.5 tensors.float_out_of_range.u64_over
+    """,
+}
+#: The recorder's words in place of a message.
+REMARKS = """
+    envelope.too_large backpressure.queue_full shutdown.queued shutdown.stream_running
+    correlation.stale_after_reconnect close.queued_not_cancelled close.grpc_stream_aborted
+    close.grpc_stream_aborted.longer
+"""
+LISTED = {kind: set(cases.split()) for kind, cases in {**LATER, **NEVER, "remark": REMARKS}.items()}
+
+AUTHS_LATER = LISTED["shared memory"] | {"auth.capability"}  # they ask for shared memory
+AUTHS_NEVER = {"auth.capability.unsupported", "auth.missing_uuid", "auth.payload_not_object"}
+
+
+def parsed(message):
+    """Return a request's message, also one that was kept as text; None if it is not JSON."""
+    if isinstance(message, dict):
+        return message
+    try:
+        return json.loads(message.removeprefix("(verbatim) "), parse_constant=no_such_constant)
+    except ValueError:
+        return None
+
+
+def no_such_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def kind_of(frame):
+    """Say by what a request differs from those that are sent now: a key of `LISTED`, or "sent"."""
+    if is_remark(frame.message):
+        return "remark"
+    message = parsed(frame.message)
+    if message is None:
+        return "not JSON"
+    if message["type"] in ("info", "management") and "payload" in message:
+        return message["type"]
+    if message["type"] != "inference":
+        return "broken envelope"
+    payload = message["payload"]
+    if "pipeline" in payload:
+        return "pipeline"
+    if "container_id" not in payload:
+        return "no container"
+    if "request" not in payload:
+        return "no request"
+    request = payload["request"]
+    if any("shm_key" in tensor for tensor in request["inputs"]):
+        return "shared memory"
+    protocol = request.get("protocol", "http")
+    if protocol != "http":
+        return "stream" if protocol == "grpc" else "unknown protocol"
+    if any("dims" in tensor for tensor in request["inputs"]):
+        return "the manager's own form"
+    if frame.case == "inference.flat_data":
+        return "flat data"
+    return "refused here" if frame.case in LISTED["refused here"] else "sent"
+
+
+def of_kind(kind):
+    return [pytest.param(frame, id=frame.key) for frame in REQUESTS if kind_of(frame) == kind]
+
+
+def test_the_lists_and_what_is_sent_cover_every_request_of_every_case():
+    found = {}
+    for frame in REQUESTS:
+        found.setdefault(kind_of(frame), set()).add(frame.case)
+    sent = found.pop("sent")
+    assert found == LISTED
+    assert len(sent) == 45
+    assert len(of_kind("sent")) == 65
+
+
+def test_every_case_with_messages_has_its_authentication_here():
+    """But the two that fail before it."""
+    assert {frame.case for frame in AUTHS} == {frame.case for frame in ALL} - {
+        "auth.not_first",
+        "auth.bad_json",
+    }
+    asks_for_memory = {f.case for f in AUTHS if "shm" in (f.message["payload"] or {}).get("capability", ())}
+    assert asks_for_memory == AUTHS_LATER
+    assert {frame.case for frame in AUTHS} >= AUTHS_NEVER
+
+
+# --- what it does send ---
+
+SENT_AUTHS = [
+    pytest.param(frame, id=frame.key) for frame in AUTHS if frame.case not in AUTHS_LATER | AUTHS_NEVER
+]
+
+
+@pytest.mark.parametrize("frame", SENT_AUTHS)
+def test_authentications_are_what_ours_are(frame):
+    payload = frame.message["payload"]
+    client = payload.get("client", {})
+    request = _auth_request(AuthContext(**client), payload.get("token"))
+    made = json.loads(encode_message(frame.message["uuid"], "auth", encode_payload(request)))
+    assert made == {**frame.message, "payload": with_our_capability(without_empty_roles(payload))}
+
+
+def with_our_capability(payload):
+    """The recordings ask for nothing or for shared memory too; ours ask for JSON."""
+    return {**payload, "capability": list(CAPABILITY)}
+
+
+def without_empty_roles(payload):
+    """An empty list of roles means the same as none, and is left out (docs/wire.rst, "Authentication")."""
+    client = payload.get("client", {})
+    if client.get("roles") == []:
+        return {**payload, "client": {key: value for key, value in client.items() if key != "roles"}}
+    return payload
+
+
+def encoded(message, inputs):
+    """Encode a recorded request again, with its uuid, from what a caller would pass."""
+    payload = message["payload"]
+    text = encode_inference(
+        payload["model_name"],
+        route_of(payload),
+        inputs,
+        allow_transient=payload["request"].get("allow_transient", False),
+        limit=65_536,
+        envelope_bytes=100,
+    )
+    return json.loads(encode_message(message["uuid"], "inference", text))
+
+
+def route_of(payload):
+    return Route(payload["container_id"], payload.get("vm_ip"), payload.get("vm_id"))
+
+
+def arrays(message):
+    return {
+        tensor["name"]: np.array(tensor["data"], dtype=DATATYPES[tensor["datatype"]].dtype)
+        for tensor in message["payload"]["request"]["inputs"]
+    }
+
+
+def described(message):
+    return [InferenceInput(**tensor) for tensor in message["payload"]["request"]["inputs"]]
+
+
+def as_ours(message):
+    """Apply what we say in other words: no ``allow_transient`` for false, always the protocol, FP16."""
+    payload = message["payload"]
+    request = {"protocol": "http", **payload["request"]}
+    if request.get("allow_transient") is False:
+        del request["allow_transient"]
+    request["inputs"] = [with_our_fp16(tensor) for tensor in request["inputs"]]
+    return {**message, "payload": {**payload, "request": request}}
+
+
+def with_our_fp16(tensor):
+    """FP16 goes out with the digits of the FP32 that it equals, which read as FP16 are the same."""
+    if tensor["datatype"] != "FP16":
+        return tensor
+    assert tensor["data"] == [[[1.5, 0.1]]]
+    assert np.float16(0.099975586) == np.float16(0.1)
+    return {**tensor, "data": [[[1.5, 0.099975586]]]}
+
+
+@pytest.mark.parametrize("frame", of_kind("sent"))
+def test_requests_are_what_ours_are_from_arrays(frame):
+    message = parsed(frame.message)
+    assert encoded(message, arrays(message)) == as_ours(message)
+
+
+@pytest.mark.parametrize("frame", [f for f in of_kind("sent") if f.values[0].key != "inference.not_finite#2"])
+def test_requests_are_what_ours_are_from_described_inputs(frame):
+    """All but the one with a null, which a caller writes as NaN."""
+    message = parsed(frame.message)
+    assert encoded(message, described(message)) == as_ours(message)
+
+
+@pytest.mark.parametrize("frame", of_kind("the manager's own form") + of_kind("flat data"))
+def test_inputs_in_another_form_go_out_like_the_rest(frame):
+    (plain,) = (f for f in REQUESTS if f.case == "inference.sdk_shape")
+    made = encoded(frame.message, frame.message["payload"]["request"]["inputs"])
+    assert {**made, "uuid": plain.message["uuid"]} == plain.message
+
+
+@pytest.mark.parametrize("frame", of_kind("refused here"))
+def test_requests_that_the_manager_refuses_or_changes_are_never_made(frame):
+    message = parsed(frame.message)
+    tensor = message["payload"]["request"]["inputs"][0]
+    with pytest.raises(InputError, match=f'^input "{tensor["name"]}": '):
+        encoded(message, described(message))
+
+
+def test_the_manager_is_told_vm_id_where_a_route_has_it():
+    (plain,) = (f.message for f in REQUESTS if f.case == "inference.vm_ip_derived")
+    message = {**plain, "payload": {**plain["payload"], "vm_id": "vm-9"}}
+    assert encoded(message, arrays(message)) == as_ours(message)
+
+
+def test_the_whole_client_says_what_was_recorded():
+    auth, request = (frame.message for frame in ALL if frame.case == "inference.sdk_shape")
+    said = []
+
+    def script(connection):
+        connection.accept()
+        said.append(connection.recv_json())
+        connection.send_text({"type": "auth.ok", "payload": {"capability": ["json"]}})
+        said.append(connection.recv_json())
+        connection.uuid = said[1]["uuid"]
+        connection.reply({"SUM": [[2.0, 3.0, 4.0, 5.0]]})
+        connection.wait_eof()
+
+    who = AuthContext(token=auth["payload"]["token"], **auth["payload"]["client"])
+    with ScriptedPeer(script) as peer, TcmClient(peer.uri, who) as client:
+        where = {"container_id": "ctr-9", "vm_ip": "127.0.0.1"}
+        client.infer("add_sub", arrays(request), **where, allow_transient=True)
+    uuid = said[0]["uuid"]
+    assert said == [
+        {**auth, "uuid": uuid, "payload": with_our_capability(auth["payload"])},
+        {**as_ours(request), "uuid": uuid},
+    ]
