@@ -41,20 +41,20 @@ def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmEr
     """
     if isinstance(failure, str):
         return ContractError(f"the manager refused the request: {quote(failure, secret)}")
-    text = quote(failure.message, secret)
+    code, text = quote(failure.code, secret), quote(failure.message, secret)
     if found := _PAYLOAD_TOO_LARGE.search(failure.message):
         estimated, limit = (int(number) if number else None for number in found.groups())
         return PayloadTooLargeError(
             f"{text}: send fewer rows a call",
-            code=failure.code,
+            code=code,
             estimated_bytes=estimated,
             limit_bytes=limit,
         )
     rule = ERROR_CODES.get(failure.code, _UNKNOWN._replace(retriable=failure.retriable))
     seconds = failure.retry_after_seconds
     return rule.error(
-        text or failure.code,
-        code=quote(failure.code, secret),
+        text or code,
+        code=code,
         retriable=rule.retriable,
         retry_after=max(0.0, seconds) if seconds is not None else None,
     )

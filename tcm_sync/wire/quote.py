@@ -17,17 +17,23 @@ def quote(text: str | bytes, secret: str | None = None) -> str:
     secret : str, optional
         A token that must not show even if the other side sends it back.
     """
-    reach = _LONGEST + 4 * len(secret or "")
+    forms = _forms(secret) if secret else set()
+    longest = max(map(len, forms), default=0)
+    reach = 4 * (_LONGEST + 4 * longest)
+    cut = len(text) > reach
+    text = text[:reach]
     if isinstance(text, bytes):
-        text = text[: 4 * reach].decode("utf-8", "backslashreplace")
-    cut = len(text) > 4 * reach
-    text = text[: 4 * reach]
-    if secret:
-        for form in {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}:
-            text = text.replace(form, "***")
-        if cut:
-            text = text[: -len(secret)]  # half a token may be left at the end
+        text = text.decode("utf-8", "backslashreplace")
+    for form in forms:
+        text = text.replace(form, "***")
+    if cut and longest:
+        text = text[:-longest]  # half a token may be left at the end
     shown = text[: _LONGEST + 1]
     if not shown.isprintable():
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
-    return shown if len(text) <= _LONGEST and not cut else f"{shown[:_LONGEST]}…"
+    return shown if len(shown) <= _LONGEST and not cut else f"{shown[:_LONGEST]}…"
+
+
+def _forms(secret: str) -> set[str]:
+    """Return the token as it is, and as JSON has it."""
+    return {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
