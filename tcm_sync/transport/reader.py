@@ -36,6 +36,7 @@ log = logging.getLogger("tcm_sync.reader")
 
 _BUFFER_BYTES = 256 * 1024
 _READS_A_TURN = 16  # of one socket, before the others have their turn
+_LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
 
 # After these refusals the manager keeps the socket (docs/wire.rst, "Errors").
 _SOCKET_STAYS = frozenset({"BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FULL"})
@@ -161,7 +162,7 @@ class Reader:
             self._end()
 
     def _turn(self) -> None:
-        timeout = None if self._due == inf else max(0.0, self._due - monotonic())
+        timeout = None if self._due == inf else min(max(0.0, self._due - monotonic()), _LONGEST_SLEEP)
         for key, mask in self._selector.select(timeout):
             connection: Connection | None = key.data
             if connection is None:
