@@ -101,8 +101,10 @@ class Readiness:
         Whether the manager answered 200.
     status : str
         ``"ready"``, ``"not_ready"``, or ``"unreachable"`` if no answer came.
-    reason, detail : str or None
-        Why not.
+    reason : str or None
+        Why not, in a word.
+    detail : str or None
+        Why not, in more of them.
     error_id : str or None
         What an operator finds in the manager's log.
     raw : mapping
