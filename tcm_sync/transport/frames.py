@@ -60,9 +60,9 @@ def encode_text(message: bytes) -> Iterator[bytes]:
         yield encode_frame(_CONTINUATION if start else TEXT, view[start:end], final=end >= size)
 
 
-def encode_close(code: int, reason: str = "") -> bytes:
+def encode_close(code: int) -> bytes:
     """Write a close frame."""
-    return encode_frame(CLOSE, struct.pack("!H", code) + reason.encode()[: _CONTROL_BYTES - 2])
+    return encode_frame(CLOSE, struct.pack("!H", code))
 
 
 def read_close(payload: bytes) -> tuple[int, str]:
@@ -101,11 +101,6 @@ class FrameDecoder:
         self._needed = 0  # bytes that the buffer must hold before it is worth looking at
         self._fragments: list[bytes] | None = None
         self._fragment_bytes = 0
-
-    @property
-    def wants(self) -> int:
-        """How many more bytes the frame under way lacks, as far as is known."""
-        return max(0, self._needed - len(self._buffer))
 
     def feed(self, data: bytes | memoryview) -> list[Event]:
         """Take received bytes and return the events that they complete: (opcode, payload) pairs.
