@@ -62,7 +62,7 @@ class AuthContext:
             raise ConfigError(
                 f"auth.token must be a str or a callable returning one, not {type(self.token).__name__}"
             )
-        if isinstance(self.roles, str):
+        if isinstance(self.roles, str) or not isinstance(self.roles, Collection):
             raise ConfigError(f"auth.roles must be a collection of roles; did you mean ({self.roles!r},)?")
         roles = tuple(self.roles)
         for role in roles:

@@ -77,7 +77,8 @@ class RetryPolicy:
                 raise ConfigError(f"retry.{name} must be a number of seconds below a day, not {value!r}")
         for name in ("retriable", "fatal"):
             codes = getattr(self, name)
-            if isinstance(codes, str) or not all(isinstance(code, str) for code in codes):
+            listed = isinstance(codes, Collection) and not isinstance(codes, str)
+            if not listed or not all(isinstance(code, str) for code in codes):
                 raise ConfigError(f"retry.{name} must be a collection of codes such as {{'TRITON_ERROR'}}")
             object.__setattr__(self, name, frozenset(codes))
         if both := set(self.retriable) & set(self.fatal):
@@ -183,17 +184,18 @@ class _stop_when_spent(stop_base):  # noqa: N801 - tenacity names its strategies
 
 
 class _stop_when_too_late(stop_base):  # noqa: N801
-    """Stop when less time is left than the failed attempt took: its repeat would hardly end in time."""
+    """Stop when less time would be left than the failed attempt took: its repeat would hardly end."""
 
     def __init__(self, attempts: Attempts) -> None:
         self.attempts = attempts
 
-    def __call__(self, retry_state: Any) -> bool:  # noqa: ARG002
+    def __call__(self, retry_state: Any) -> bool:
         attempts = self.attempts
         left = attempts.deadline.remaining()
         if left is None or attempts.verdict(attempts.history[-1]) is Verdict.FREE:
             return False
-        return left < attempts.deadline.elapsed() - attempts.attempt_started
+        took = attempts.deadline.elapsed() - attempts.attempt_started
+        return bool(left - retry_state.upcoming_sleep < took)
 
 
 class _wait_as_told(wait_base):  # noqa: N801
@@ -213,5 +215,5 @@ class _wait_as_told(wait_base):  # noqa: N801
             repeats = sum(isinstance(past, ConnectionLostError) for past in self.attempts.history) - 1
             if repeats <= 0 or not isinstance(error, ConnectionLostError):
                 return 0.0
-        ceiling = min(policy.maximum, policy.initial * 2.0 ** (repeats - 1))
+        ceiling = min(policy.maximum, policy.initial * 2.0 ** min(repeats - 1, 60))
         return random.uniform(0.0, ceiling)  # noqa: S311 - spreads load, guards no secret

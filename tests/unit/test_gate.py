@@ -1,0 +1,341 @@
+"""Gates: shut for longer each time, tried by one probe, waited at within the deadline."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+import threading
+import traceback
+
+import pytest
+
+from tcm_sync import BackpressureError, CircuitOpenError, ConnectFailedError, Route
+from tcm_sync.deadline import Deadline
+from tcm_sync.transport.gate import Gate, again
+
+PATIENCE = 30.0
+CAUSE = ConnectFailedError("nobody there")
+
+
+@pytest.fixture(autouse=True)
+def no_spread(monkeypatch):
+    """Pauses are spread by a tenth; here they are what they are."""
+    monkeypatch.setattr("tcm_sync.transport.gate.random.uniform", lambda low, high: low)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 1000.0
+
+        @classmethod
+        def pass_(cls, seconds):
+            cls.now += seconds
+
+    monkeypatch.setattr("tcm_sync.transport.gate.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("tcm_sync.deadline.monotonic", lambda: Clock.now)
+    return Clock
+
+
+@pytest.fixture
+def gate():
+    return Gate("test", 1.0, 8.0)
+
+
+def probe(gate, clock):
+    """Wait for the pause to end and pass."""
+    left = gate.try_pass()
+    clock.pass_(left)
+    assert gate.try_pass() == 0.0
+    return left
+
+
+def test_an_open_gate_lets_everybody_pass(gate):
+    assert gate.cause is None
+    assert [gate.try_pass() for _ in range(3)] == [0.0] * 3
+    assert gate.wait(Deadline(0.0)) is False
+
+
+def test_a_shut_gate_says_how_long_to_wait_and_then_lets_one_pass(gate, clock):
+    gate.shut(CAUSE)
+    assert gate.cause is CAUSE
+    assert gate.try_pass() == 1.0
+    clock.pass_(0.75)
+    assert gate.try_pass() == 0.25
+    clock.pass_(0.25)
+    assert gate.try_pass() == 0.0  # the probe
+    assert gate.try_pass() == math.inf
+    gate.open()
+    assert gate.try_pass() == gate.try_pass() == 0.0
+    assert gate.cause is None
+
+
+def test_pauses_double_up_to_the_longest(gate, clock):
+    pauses = []
+    for _ in range(6):
+        gate.shut(CAUSE)
+        pauses.append(probe(gate, clock))
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+
+
+def test_a_burst_of_failures_shuts_it_once(gate, clock):
+    for _ in range(10):
+        gate.shut(ConnectFailedError("one of many"))
+    assert gate.try_pass() == 1.0
+    clock.pass_(0.9)
+    gate.shut(CAUSE)  # started before, failed late
+    assert gate.try_pass() == pytest.approx(0.1)
+    assert gate.cause is not CAUSE
+    clock.pass_(0.2)
+    gate.shut(CAUSE)  # a failure after the pause is another one
+    assert gate.try_pass() == 2.0
+    assert gate.cause is CAUSE
+
+
+def test_success_makes_the_next_pause_short_again(gate, clock):
+    for _ in range(3):
+        gate.shut(CAUSE)
+        probe(gate, clock)
+    gate.open()
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 1.0
+
+
+def test_opening_does_not_forgive_by_itself_if_so_asked(gate, clock):
+    gate.shut(CAUSE)
+    probe(gate, clock)
+    gate.open(forgive=False)
+    assert gate.try_pass() == 0.0
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 2.0
+    probe(gate, clock)
+    gate.open(forgive=False)
+    gate.forgive()
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 1.0
+
+
+def test_a_shut_gate_is_not_forgiven(gate, clock):
+    gate.shut(CAUSE)
+    gate.forgive()
+    probe(gate, clock)
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 2.0
+
+
+@pytest.mark.parametrize(("asked", "pause"), [(0.1, 1.0), (5.0, 5.0), (60.0, 60.0), (None, 1.0)])
+def test_a_pause_that_somebody_knows_is_the_least(gate, clock, asked, pause):
+    gate.shut(CAUSE, asked)
+    assert gate.try_pass() == pause
+
+
+def test_a_known_pause_doubles_too_but_not_over_the_longest_of_its_own(gate, clock):
+    gate.shut(CAUSE, 3.0)
+    probe(gate, clock)
+    gate.shut(CAUSE, 3.0)
+    assert probe(gate, clock) == 6.0
+    gate.shut(CAUSE, 3.0)
+    assert probe(gate, clock) == 8.0
+    gate.shut(CAUSE, 30.0)
+    assert gate.try_pass() == 30.0
+
+
+def test_pauses_are_spread_by_a_tenth(gate, clock, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tcm_sync.transport.gate.random.uniform", lambda *ends: asked.append(ends) or ends[1])
+    gate.shut(CAUSE)
+    assert gate.try_pass() == pytest.approx(1.1)
+    assert asked == [(1.0, 1.1)]
+
+
+def test_an_abandoned_probe_leaves_the_way_to_the_next(gate, clock):
+    gate.shut(CAUSE)
+    probe(gate, clock)
+    assert gate.try_pass() == math.inf
+    gate.abandon()
+    assert gate.try_pass() == 0.0
+    assert gate.try_pass() == math.inf
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 2.0
+
+
+def test_what_is_done_to_an_open_gate_leaves_it_open(gate):
+    gate.abandon()
+    gate.open()
+    gate.forgive()
+    assert (gate.cause, gate.try_pass()) == (None, 0.0)
+
+
+# --- waiting ---
+
+
+def test_who_cannot_wait_that_long_gets_the_cause_at_once(gate, clock):
+    gate.shut(CAUSE)
+    for seconds in (0.0, 0.5, 0.999):
+        with pytest.raises(ConnectFailedError) as caught:
+            gate.wait(Deadline(seconds))
+        assert str(caught.value) == "nobody there"
+    assert clock.now == 1000.0
+
+
+def test_each_caller_gets_the_cause_as_an_error_of_its_own(gate, clock):
+    gate.shut(CAUSE)
+    errors = []
+    for _ in range(2):
+        with pytest.raises(ConnectFailedError) as caught:
+            gate.wait(Deadline(0.0))
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
+    assert CAUSE not in errors
+    assert CAUSE.__traceback__ is None
+    assert len(traceback.extract_tb(errors[1].__traceback__)) < 5
+
+
+def test_a_copy_of_an_error_tells_what_happened_and_not_to_whom():
+    error = CircuitOpenError(
+        "the circuit is open",
+        code="TRITON_CIRCUIT_OPEN",
+        retry_after=5.0,
+        attempts=3,
+        history=(CAUSE,),
+        outcome_unknown=True,
+        model_name="m",
+        route=Route("c"),
+        uuid="u-1",
+        elapsed=1.5,
+    )
+    copy = again(error)
+    assert type(copy) is CircuitOpenError
+    assert (copy.message, copy.code, copy.retry_after, copy.retriable) == (
+        "the circuit is open",
+        "TRITON_CIRCUIT_OPEN",
+        5.0,
+        True,
+    )
+    assert (copy.history, copy.attempts, copy.outcome_unknown) == ((), 0, False)
+    assert (copy.uuid, copy.elapsed, copy.model_name, copy.route) == (None, None, None, None)
+    assert str(copy) == "the circuit is open"
+    assert (error.uuid, error.attempts) == ("u-1", 3)
+    assert str(pickle.loads(pickle.dumps(copy))) == str(copy)
+
+
+class Callers:
+    """Threads that wait at a gate, and what came of it."""
+
+    def __init__(self, gate, count, deadline=PATIENCE):
+        self.passed = []
+        self.failed = []
+        self.some = threading.Semaphore(0)
+        self._threads = [
+            threading.Thread(target=self._wait, args=(gate, Deadline(deadline))) for _ in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _wait(self, gate, deadline):
+        try:
+            self.passed.append(gate.wait(deadline))
+        except ConnectFailedError as error:
+            self.failed.append(error)
+        self.some.release()
+
+    def next(self):
+        assert self.some.acquire(timeout=PATIENCE)
+
+    def join(self):
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def test_of_many_callers_one_probes_and_its_success_lets_the_others_pass():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    callers = Callers(gate, 8)
+    callers.next()
+    assert callers.passed == [True]
+    assert not callers.some.acquire(timeout=0.05)  # nobody else, though the pause is long over
+    gate.open()
+    callers.join()
+    assert sorted(callers.passed) == [False] * 7 + [True]
+    assert gate.wait(Deadline(0.0)) is False
+
+
+def test_probes_come_one_at_a_time_while_they_fail():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    callers = Callers(gate, 5)
+    for count in range(1, 6):
+        callers.next()
+        assert callers.passed == [True] * count
+        gate.shut(CAUSE)
+    callers.join()
+    assert callers.failed == []
+
+
+def test_an_abandoned_probe_wakes_the_next_caller():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    callers = Callers(gate, 3)
+    for count in range(1, 4):
+        callers.next()
+        assert callers.passed == [True] * count
+        gate.abandon()
+    callers.join()
+
+
+def test_a_pause_that_grows_past_the_deadline_ends_the_wait():
+    gate = Gate("test", 0.01, 1000.0)
+    gate.shut(CAUSE)
+    assert gate.wait(Deadline(PATIENCE)) is True
+    callers = Callers(gate, 3)
+    gate.shut(ConnectFailedError("still nobody there"), 500.0)
+    callers.join()
+    assert {error.message for error in callers.failed} == {"still nobody there"}
+    assert len(callers.failed) == 3
+
+
+def test_a_probe_without_end_is_waited_for_as_long_as_the_deadline_allows():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    assert gate.wait(Deadline(None)) is True
+    callers = Callers(gate, 2, deadline=0.05)
+    callers.join()
+    assert len(callers.failed) == 2
+
+
+def test_without_a_deadline_there_is_no_end_to_waiting():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    assert gate.wait(Deadline(None)) is True
+    callers = Callers(gate, 2, deadline=None)
+    assert not callers.some.acquire(timeout=0.05)
+    gate.open()
+    callers.join()
+    assert callers.passed == [False, False]
+
+
+def test_a_deadline_of_ages_is_waited_for_in_pieces():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    assert gate.wait(Deadline(1e30)) is True
+    callers = Callers(gate, 1, deadline=1e30)
+    gate.open()
+    callers.join()
+    assert callers.passed == [False]
+
+
+# --- what the log says ---
+
+
+def test_the_log_tells_of_shutting_and_opening_once_each(gate, clock, caplog):
+    caplog.set_level(logging.INFO, "tcm_sync.pool")
+    for _ in range(3):
+        gate.shut(BackpressureError("queue full"))
+    gate.open()
+    gate.open()
+    assert [record.getMessage() for record in caplog.records] == [
+        "test gate shut for 1.000 s: queue full",
+        "test gate opened",
+    ]
