@@ -251,6 +251,19 @@ def test_100_megabytes_to_a_peer_that_never_reads_end_with_the_deadline():
     assert peer.connections[0].requests == 0
 
 
+def test_a_peer_that_reads_slowly_gets_all_of_it():
+    def read_slowly(connection):
+        connection.welcome()
+        text = connection.recv_message(lambda: time.sleep(0.005))
+        connection.count_request()
+        connection.reply({"y": [text.count("a")]})
+        connection.wait_eof()
+
+    said = np.array(["a" * (20 * MEGABYTE)], dtype=object)
+    with ScriptedPeer(read_slowly) as peer, connect(peer, max_message_bytes=25 * MEGABYTE) as client:
+        assert client.infer("m", {"x": said})["y"].item() >= 20 * MEGABYTE
+
+
 def test_close_does_not_wait_for_a_peer_that_never_reads():
     begun, over = threading.Event(), threading.Event()
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +19,9 @@ from tcm_sync import (
     ProtocolError,
 )
 
-from .connection import CONTINUATION, PING, PONG, TEXT
+from .connection import CONTINUATION, PATIENCE, PING, PONG, TEXT, make_frame
 from .scripted import ScriptedPeer
-from .scripts import ask, ask_many, connect, echo, echo_once, failing, wait_for
+from .scripts import ask, ask_many, background, connect, echo, echo_once, failing, wait_for
 
 KIB = 1024
 
@@ -71,6 +72,20 @@ def test_fragments_with_a_ping_between_them():
         result = client.infer("m", {"x": [[1.0]]})
         assert result["y"].item() == "größer"
     assert answered
+
+
+def test_a_reply_in_fragments_of_one_byte():
+    text = "f" * 40 * KIB
+
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        with connection.together():
+            connection.reply({"y": [text]}, fragments=100 * KIB)
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        assert client.infer("m", {"x": [[1.0]]})["y"].item() == text
 
 
 def test_an_idle_socket_answers_pings_too():
@@ -199,6 +214,40 @@ def test_a_call_that_only_hears_advice_says_how_much_of_it():
             ask(client, timeout=0.5)
     assert caught.value.advisories == 3
     assert caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize("what", ["alerts", "pings", "empty fragments", "bytes of a frame"])
+def test_a_socket_that_never_stops_talking_holds_up_no_other(what):
+    talking, enough = threading.Event(), threading.Event()
+    floods = {
+        "alerts": make_frame(TEXT, b'{"type": "alert", "message": "x"}'),
+        "pings": make_frame(PING, b"x" * 125),
+        "empty fragments": make_frame(CONTINUATION, b"", fin=False),
+        "bytes of a frame": b" ",
+    }
+
+    def talk(connection):
+        connection.welcome()
+        connection.recv_request()
+        if what == "empty fragments":
+            connection.send_frame(TEXT, b"", fin=False)
+        if what == "bytes of a frame":
+            connection.send_frame(TEXT, b"", length=60 * KIB * KIB)
+        talking.set()
+        connection.sock.settimeout(0.05)  # it never reads: in the end neither side can write
+        while not enough.is_set():
+            with contextlib.suppress(TimeoutError):
+                connection.send_raw(floods[what] * 20)
+        connection.drop()
+
+    with ScriptedPeer(talk, echo) as peer, connect(peer, pool_size=2) as client:
+        with background(lambda: ask(client, timeout=10 * PATIENCE)) as flooded:
+            wait_for(talking)
+            for value in range(10):
+                assert ask(client, float(value)) == value
+            enough.set()
+            assert flooded() == 1.0
+    assert peer.connections[1].requests >= 10
 
 
 # --- whose reply it is ---

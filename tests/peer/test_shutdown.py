@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from tcm_sync import ShuttingDownError
 
-from .connection import PATIENCE
+from .connection import CLOSE, PATIENCE
 from .scripted import ScriptedPeer
-from .scripts import ask, background, connect, echo, failing, wait_for
+from .scripts import ask, background, connect, echo, failing, wait_for, wait_until
 
 
 def drop(connection):
@@ -167,6 +168,44 @@ def test_any_other_answer_of_ready_lets_one_connection_try(answer):
         peer.http["/ready"] = answer
         assert ask(client, 2.0) == 2.0
     assert len(peer.connections) == 2
+
+
+def test_a_socket_whose_opening_began_before_the_shutdown_does_not_end_the_pause():
+    opening, told = threading.Event(), threading.Event()
+    told_at, asked_at = [], []
+
+    def first(connection):
+        connection.welcome()
+        connection.recv_request()
+        wait_for(opening)
+        told_at.append(time.monotonic())
+        reject(connection)
+        connection.send_frame(CLOSE, (1012).to_bytes(2, "big"))
+        connection.wait_eof()
+        told.set()
+
+    def second(connection):
+        connection.accept()
+        connection.read_auth()
+        opening.set()
+        wait_for(told)
+        connection.send_text({"type": "auth.ok"})
+        later(connection)
+
+    def later(connection):
+        if connection.number > 1:
+            connection.welcome()
+        while True:
+            data = connection.recv_request()["request"]["inputs"][0]["data"]
+            asked_at.append(time.monotonic())
+            connection.reply({"y": data})
+
+    with ScriptedPeer(first, second, later) as peer, connect(peer, pool_size=2) as client:
+        with background(lambda: ask(client, 1.0)) as one:
+            wait_until(lambda: peer.requests == 1)
+            assert ask(client, 2.0) == 2.0
+            assert one() == 1.0
+    assert min(asked_at) - told_at[0] >= 0.45  # the pause is 0.5 s
 
 
 def test_a_manager_that_drains_for_ever_is_asked_seldom_and_the_error_says_why():

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 
 import numpy as np
@@ -12,12 +13,12 @@ import orjson
 import pytest
 import trustme
 
-from tcm_sync import ConnectFailedError, TcmClient, TlsSettings
+from tcm_sync import CallTimeoutError, ConnectFailedError, TcmClient, TlsSettings
 
 from .conftest import server_context
 from .connection import CONTINUATION, PATIENCE, PING, PONG, TEXT
 from .scripted import ScriptedPeer
-from .scripts import ROUTE, ask, ask_many, connect, echo, failing
+from .scripts import ROUTE, ask, ask_many, connect, echo, failing, wait_for
 
 MEGABYTE = 10**6
 
@@ -33,6 +34,57 @@ def test_calls_over_tls(server_tls, ca_file):
         assert ask_many(client, values, threads=8) == values
         assert client.health() is True
         assert client.ready().ok is True
+
+
+def test_tls_1_2_will_do(authority, ca_file):
+    tls = server_context(authority, "127.0.0.1")
+    tls.maximum_version = ssl.TLSVersion.TLSv1_2
+    with ScriptedPeer(echo, tls=tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
+        values = [float(value) for value in range(50)]
+        assert ask_many(client, values, threads=4) == values
+
+
+def test_a_client_certificate_is_shown_where_it_is_asked_for(authority, ca_file, tmp_path):
+    tls = server_context(authority, "127.0.0.1")
+    authority.configure_trust(tls)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    ours = authority.issue_cert("client.example")
+    ours.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "ours.pem"))
+    with ScriptedPeer(echo, tls=tls) as peer:
+        with connect(peer, tls=trusting(ca_file), connect_timeout=0.5) as client:
+            with failing(ConnectFailedError, "127.0.0.1"):
+                client.open(wait=True)
+        mutual = trusting(ca_file, cert_file=str(tmp_path / "ours.pem"))
+        with connect(peer, tls=mutual) as client:
+            assert ask(client, 2.0) == 2.0
+
+
+def test_an_end_without_a_close_frame_or_a_tls_alert_is_a_lost_reply(server_tls, ca_file):
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.hang_up()
+
+    with ScriptedPeer(script, echo, tls=server_tls) as peer:
+        with connect(peer, tls=trusting(ca_file)) as client:
+            assert client.infer("m", {"x": [[2.0]]}).attempts == 2
+
+
+def test_a_deadline_holds_while_nothing_is_read_over_tls(server_tls, ca_file):
+    over = threading.Event()
+
+    def never_read(connection):
+        connection.welcome()
+        wait_for(over)
+
+    said = np.array(["a" * (20 * MEGABYTE)], dtype=object)
+    with ScriptedPeer(never_read, echo, tls=server_tls) as peer:
+        with connect(peer, tls=trusting(ca_file), max_message_bytes=21 * MEGABYTE) as client:
+            client.open(wait=True)
+            with failing(CallTimeoutError):
+                client.infer("m", {"x": said}, timeout=1.0)
+            assert ask(client, 2.0) == 2.0
+        over.set()
 
 
 def test_an_unknown_authority_is_told_at_once(server_tls, tmp_path):

@@ -22,15 +22,7 @@ CONFTEST = Path(__file__).parents[1] / "conftest.py"
 LEAKY = """
 import os, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
-import pytest
-
-kept = []
-
-@pytest.fixture(scope="module", autouse=True)
-def clean_up():
-    yield
-    for undo in kept:
-        undo()
+from leakcheck import kept
 
 def test_thread():
     stop = threading.Event()
@@ -66,7 +58,7 @@ def test_after_all_these():
     pass
 
 def test_ends_by_itself():
-    threading.Timer(0.2, lambda: None).start()
+    threading.Timer(0.1, lambda: None).start()
 
 def test_closes_all():
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -81,7 +73,9 @@ def test_whatever_a_test_leaves_behind_fails_that_test_and_no_other(tmp_path):
     (tmp_path / "conftest.py").write_text(
         "import leakcheck\n"
         "leakcheck.PATIENCE = 0.5\n"
+        "leakcheck.kept = []\n"
         "from leakcheck import _resource_tracker, leaves_nothing_behind\n"
+        "def pytest_runtest_logfinish(): leakcheck.kept and leakcheck.kept.pop()()\n"
     )
     (tmp_path / "test_leaky.py").write_text(LEAKY)
     run = subprocess.run(
