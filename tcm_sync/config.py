@@ -130,14 +130,16 @@ class TlsSettings:
         ConfigError
             A file is missing or is not what it should be.
         """
+        using = self.ca_file
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
             if self.cert_file is not None:
+                using = self.cert_file if self.key_file is None else f"{self.cert_file} with {self.key_file}"
                 # An empty password makes OpenSSL fail where None would make it ask on the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, self.key_password or "")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
-                f"tls: {self.ca_file or self.cert_file} cannot be used: {error}. "
+                f"tls: {using} cannot be used: {error}. "
                 "ca_file, cert_file and key_file must be readable PEM files"
             ) from error
         return context
@@ -343,6 +345,8 @@ def _text(name: str, value: object, kind: type[ConfigError | InputError] = Confi
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     checked = {}
+    if not isinstance(headers, Mapping):
+        raise ConfigError("headers must map names to values, both str")
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ConfigError("headers must map names to values, both str")
