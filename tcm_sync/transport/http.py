@@ -52,7 +52,7 @@ def probe(opener: Opener, name: str, deadline: Deadline) -> tuple[int, bytes]:
         send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
         response = http.client.HTTPResponse(_Stream(sock, deadline))  # type: ignore[arg-type]
         response.begin()
-        return response.status, response.read()
+        return response.status, response.read(_MOST_BYTES)  # no length that it announces is believed
     except TimeoutError as error:
         raise ConnectFailedError(f"{endpoint.authority} did not answer /{name} in time") from error
     except OSError as error:
