@@ -12,7 +12,7 @@ import io
 import re
 import socket
 
-from websocket import WebSocket, WebSocketBadStatusException, WebSocketException, WebSocketTimeoutException
+from websocket import WebSocket, WebSocketException, WebSocketTimeoutException
 
 from tcm_sync.config import Endpoint
 from tcm_sync.deadline import Deadline
@@ -73,8 +73,6 @@ def shake_hands(
             suppress_origin=True,
             redirect_limit=0,
         )
-    except WebSocketBadStatusException as error:
-        raise _refused(where, error.status_code, stand_in.rest) from error
     except WebSocketTimeoutException as error:
         raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
     except (WebSocketException, ValueError, LookupError) as error:
