@@ -88,13 +88,11 @@ def _check_integral(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object
 
 def _round(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> npt.NDArray[Any]:
     """Round floats to another dtype; refuse those that would become infinite."""
-    if dtype.itemsize >= array.dtype.itemsize:
-        return array.astype(dtype)
+    try:
+        with np.errstate(over="raise", under="ignore"):
+            return array.astype(dtype)
+    except FloatingPointError:
+        pass
     with np.errstate(over="ignore", under="ignore"):
-        rounded = array.astype(dtype)
-    infinite = np.isinf(rounded)
-    if np.count_nonzero(infinite):
-        overflown = array[infinite & np.isfinite(array)]
-        if overflown.size:
-            raise Unfit(f"{overflown[0].item()} is out of range for {label} (up to {np.finfo(dtype).max})")
-    return rounded
+        overflown = array[np.isinf(array.astype(dtype)) & np.isfinite(array)]
+    raise Unfit(f"{overflown[0].item()} is out of range for {label} (up to {np.finfo(dtype).max})")

@@ -53,6 +53,10 @@ def _table() -> dict[str, Datatype]:
 DATATYPES: Mapping[str, Datatype] = MappingProxyType(_table())
 
 _BY_DTYPE = {datatype.dtype: datatype for datatype in DATATYPES.values()}
+
+#: The datatypes of numbers by the dtype in native byte order.
+NATIVE_NUMBERS = {dtype: datatype for dtype, datatype in _BY_DTYPE.items() if dtype.kind != "O"}
+
 _TYPE_PREFIX = "TYPE_"
 _NAMES = ", ".join(DATATYPES)
 

@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct
 from tcm_sync.errors import InputError
 from tcm_sync.tensors.arrays import MAX_DIMENSIONS, as_array
 from tcm_sync.tensors.casts import cast
-from tcm_sync.tensors.datatypes import Datatype, Unfit, datatype_named, datatype_of
+from tcm_sync.tensors.datatypes import NATIVE_NUMBERS, Datatype, Unfit, datatype_named, datatype_of
 from tcm_sync.wire.quote import quote
 
 #: The name of a tensor that is passed without one, as the manager's other clients have it.
@@ -109,7 +109,7 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
 
 def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Yield name, shape, datatype and data of each input; UNSET is what the user did not state."""
-    if isinstance(inputs, Mapping):
+    if type(inputs) is dict or isinstance(inputs, Mapping):  # the first is what it nearly always is
         if isinstance(inputs.get("name"), str):
             raise InputError("one input described by a dict: put it in a list")
         for name, data in inputs.items():
@@ -154,15 +154,18 @@ def _checked_name(name: object, place: int) -> str:
 
 
 def _tensor(name: str, shape: Any, datatype: Any, data: object) -> Tensor:
-    stated = None if datatype is UNSET else datatype_named(datatype)
-    array = as_array(data)
+    if datatype is UNSET and (ready := _ready(data)) is not None:
+        array, target = ready
+    else:
+        stated = None if datatype is UNSET else datatype_named(datatype)
+        array = as_array(data)
+        found = datatype_of(array.dtype)  # first of all, for its advice
+        target = stated or found
+        array = _normal(cast(array, target.dtype, target.name), target)
     if array.ndim == 0:
         raise Unfit("is 0-d, which the wire cannot carry; .reshape(1) it")
     if array.ndim > MAX_DIMENSIONS:
         raise Unfit(f"has {array.ndim} dimensions, more than {MAX_DIMENSIONS}")
-    found = datatype_of(array.dtype)  # first of all, for its advice
-    target = stated or found
-    array = _normal(cast(array, target.dtype, target.name), target)
     if shape is not UNSET:
         array = _shaped(array, _checked_shape(shape))
     if 0 in array.shape[:-1]:
@@ -172,6 +175,15 @@ def _tensor(name: str, shape: Any, datatype: Any, data: object) -> Tensor:
     if array.dtype.kind == "f" and np.count_nonzero(np.isinf(array)):
         raise Unfit("holds an infinity, which has no form in JSON (NaN has); clip it first")
     return Tensor(name, target.name, array.shape, array)
+
+
+def _ready(data: object) -> tuple[npt.NDArray[Any], Datatype] | None:
+    """Return an array of numbers that can be sent as it is, with its datatype: the usual case, made short."""
+    if type(data) is not np.ndarray:
+        return None
+    datatype = NATIVE_NUMBERS.get(data.dtype)
+    flags = data.flags
+    return (data, datatype) if datatype is not None and flags.c_contiguous and flags.aligned else None
 
 
 def _normal(array: npt.NDArray[Any], datatype: Datatype) -> npt.NDArray[Any]:

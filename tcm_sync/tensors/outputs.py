@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import msgspec
@@ -61,6 +61,8 @@ def check_output_dtypes(output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLi
     """
     if output_dtypes is None:
         return _UNSTATED
+    if isinstance(output_dtypes, (type, str, np.dtype)):  # all of them hashable
+        return _for_all(output_dtypes)  # type: ignore[arg-type]
     if not isinstance(output_dtypes, Mapping):
         return OutputDtypes(_checked_dtype(output_dtypes, "output_dtypes"), {})
     for name in output_dtypes:
@@ -73,6 +75,11 @@ def check_output_dtypes(output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLi
             for name, wanted in output_dtypes.items()
         },
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _for_all(wanted: Hashable) -> OutputDtypes:
+    return OutputDtypes(_checked_dtype(wanted, "output_dtypes"), {})
 
 
 def _checked_dtype(wanted: Any, where: str) -> np.dtype[Any]:
@@ -161,12 +168,12 @@ def _decode(text: bytes, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
         nested = _decoder(kind, depth).decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unfit(str(error)) from None
-    array = _array(nested, kind, text)
+    array = _floats(nested, dtype) if dtype is not None and kind == "f" else _array(nested, kind, text)
     if array.ndim != depth:
         raise Unfit("ragged lists")
     if kind == "S":
         return _encoded(array)
-    return array if dtype is None or kind in "OU" else cast(array, dtype, dtype)
+    return array if dtype is None or kind in "fOU" else cast(array, dtype, dtype)
 
 
 def _kind_in(text: bytes, start: int) -> str:
@@ -195,6 +202,17 @@ def _array(nested: list[Any], kind: str, text: bytes) -> npt.NDArray[Any]:
         if kind in "iu":
             return _integers(nested, text)
         return np.array(nested, dtype=_READING[kind])
+    except ValueError:
+        raise Unfit("ragged lists") from None
+
+
+def _floats(nested: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Make an array of floats of one dtype, each rounded once."""
+    try:
+        with np.errstate(over="raise", under="ignore"):
+            return np.array(nested, dtype=dtype)
+    except FloatingPointError:
+        return cast(np.array(nested, dtype=np.float64), dtype, dtype)  # it says which one is too large
     except ValueError:
         raise Unfit("ragged lists") from None
 

@@ -59,6 +59,11 @@ class Connection:
         self.decoder = decoder
         self.early = early
         self.secret = secret
+        # How the manager begins the reply to an inference, in its own form of JSON and in the shortest one.
+        self.reply_prefixes = (
+            b'{"type": "inference", "uuid": "%b", "payload": ' % uuid.encode(),
+            b'{"type":"inference","uuid":"%b","payload":' % uuid.encode(),
+        )
         self.secured = isinstance(sock, ssl.SSLSocket)
         self._sock = sock
         # Guards closed, the three fields below it, and each single call on the socket, which never blocks.
@@ -114,34 +119,40 @@ class Connection:
         self.sent_at.append(monotonic())
         written = 0
         for frame in encode_text(message):
-            view = memoryview(frame)
-            while view:
-                taken, wants_write = self._write(view, future)
-                written += taken
-                view = view[taken:]
-                if view and not taken:
-                    left = deadline.remaining()
-                    if left is not None and left <= 0.0:
-                        raise CallTimeoutError(
-                            f"the deadline passed while the request was being sent: {written:,} of "
-                            f"{len(message):,} bytes were taken by the manager",
-                            outcome_unknown=future.started,
-                        )
-                    # A TLS object that wants to read first is fed by the reader, so do not wait long.
-                    wait_ready(self._sock, write=wants_write, timeout=left if wants_write else 0.01)
+            taken, _ = self._write(frame, future)
+            if taken < len(frame):
+                self._write_rest(memoryview(frame)[taken:], deadline, future, written + taken)
+            written += len(frame)
         self.last_sent = monotonic()
         self.sending = False
         while self._controls and self.flush() and not deadline.expired():
             wait_ready(self._sock, write=True, timeout=deadline.remaining())
 
-    def _write(self, view: memoryview, future: ReplyFuture) -> tuple[int, bool]:
+    def _write_rest(self, rest: memoryview, deadline: Deadline, future: ReplyFuture, written: int) -> None:
+        """Write what the socket did not take at once of a frame, of whose message so much is `written`."""
+        wants_write = True
+        while rest:
+            left = deadline.remaining()
+            if left is not None and left <= 0.0:
+                raise CallTimeoutError(
+                    "the deadline passed while the request was being sent: the manager took no more after "
+                    f"{written:,} bytes",
+                    outcome_unknown=future.started,
+                )
+            # A TLS object that wants to read first is fed by the reader, so do not wait long.
+            wait_ready(self._sock, write=wants_write, timeout=left if wants_write else 0.01)
+            taken, wants_write = self._write(rest, future)
+            written += taken
+            rest = rest[taken:]
+
+    def _write(self, view: bytes | memoryview, future: ReplyFuture) -> tuple[int, bool]:
         """Write what the socket takes: how many bytes, and whether to wait for it to take more."""
         with self.lock:
             if self.closed:
                 raise ConnectionLostError("the connection was lost", outcome_unknown=future.started)
             begun = future.started or self.secured  # a TLS object may have sent part of what it refuses
             try:
-                if not self._amid_frame:
+                if self._controls and not self._amid_frame:
                     self._write_controls()
                 future.started = self._amid_frame = True
                 taken = self._sock.send(view)

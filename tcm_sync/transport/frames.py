@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from websocket import ABNF
@@ -48,12 +48,15 @@ def encode_frame(opcode: int, payload: bytes | memoryview, *, final: bool = True
     return b"".join((header, key, masked.data))
 
 
-def encode_text(message: bytes) -> Iterator[bytes]:
+def encode_text(message: bytes) -> Iterable[bytes]:
     """Write a text message as one frame, or as several if it is large."""
+    if len(message) <= FRAGMENT_BYTES:
+        return (encode_frame(TEXT, message),)
+    return _encode_fragments(message)
+
+
+def _encode_fragments(message: bytes) -> Iterator[bytes]:
     size = len(message)
-    if size <= FRAGMENT_BYTES:
-        yield encode_frame(TEXT, message)
-        return
     view = memoryview(message)
     for start in range(0, size, FRAGMENT_BYTES):
         end = start + FRAGMENT_BYTES

@@ -121,7 +121,7 @@ class Reader:
 
     def is_alive(self) -> bool:
         """Whether the thread runs and has not been told to end."""
-        return self._thread.is_alive() and not self._stopping
+        return not self._stopping  # which the thread sets, too, however it ends
 
     def abandon(self) -> None:
         """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
@@ -308,7 +308,7 @@ class Reader:
         self._drop(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
 
     def _message(self, connection: Connection, message: bytes) -> None:
-        if peek(message) == ("inference", connection.uuid):
+        if message.startswith(connection.reply_prefixes) or peek(message) == ("inference", connection.uuid):
             self._reply(connection, message)
             return
         secret = connection.secret

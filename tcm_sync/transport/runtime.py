@@ -88,10 +88,9 @@ class Runtime:
         patient : bool
             Whether to wait for a manager that cannot be reached.
         """
-        circuit = self._circuits.get(target)
         probed: list[Gate] = []
         try:
-            lease = self._enter(circuit, probed, deadline, patient)
+            lease = self._enter(self._gates(target), probed, deadline, patient)
             failure = self._exchange(lease, payload, deadline, read)
             self._note(failure, target, probed)
         finally:
@@ -100,19 +99,23 @@ class Runtime:
         if failure is not None:
             raise failure
 
-    def _enter(self, circuit: Gate | None, probed: list[Gate], deadline: Deadline, patient: bool) -> Lease:
+    def _gates(self, target: Target) -> tuple[Gate, ...]:
+        circuit = self._circuits.get(target) if self._circuits else None
+        return (self._backpressure,) if circuit is None else (circuit, self._backpressure)
+
+    def _enter(self, gates: tuple[Gate, ...], probed: list[Gate], deadline: Deadline, patient: bool) -> Lease:
         """Wait at the gates and for a connection, until both are there at once."""
-        gates = [gate for gate in (circuit, self._backpressure) if gate is not None]
         while True:
             for gate in gates:
-                if gate not in probed and gate.wait(deadline):
+                if gate.cause is not None and gate not in probed and gate.wait(deadline):
                     probed.append(gate)
-            if self.closed.is_set():
-                raise ClientClosedError("the client was closed while the call waited")
             lease = self.pool.lease(deadline, patient=patient)
-            if all(gate.cause is None or gate in probed for gate in gates):
+            for gate in gates:
+                if gate.cause is not None and gate not in probed:
+                    lease.unused()  # it was shut meanwhile
+                    break
+            else:
                 return lease
-            lease.unused()  # a gate was shut meanwhile
 
     def _exchange(
         self,
@@ -183,6 +186,8 @@ class Runtime:
         """Let the gates know how it went; those that now know leave `probed`."""
         if failure is None:
             self.pool.manager_gate.forgive()
+            if not probed:
+                return
         shut: Gate | None = None
         if isinstance(failure, CircuitOpenError):
             shut = self._circuit(target)
@@ -233,8 +238,7 @@ class Runtime:
         self.reader.stop()
 
     def abandon(self) -> None:
-        """Close the descriptors that a forked child inherited, and nothing else."""
-        self.closed.set()
+        """Close the descriptors that a forked child inherited, without a lock, and nothing else."""
         self.pool.abandon()
         self._connector.opening.abandon()
         self.reader.abandon()

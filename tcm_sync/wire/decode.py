@@ -76,19 +76,7 @@ def decode_message(message: bytes, secret: str | None = None) -> tuple[Envelope,
     ProtocolError
         It is not UTF-8, not JSON, nested too deep, or a field has the wrong type.
     """
-
-    def read() -> tuple[Envelope, Payload]:
-        _check_utf8(message)
-        envelope = _envelope.decode(message)
-        kind = envelope.type
-        if kind == "auth.ok":
-            return envelope, _auth_ok.decode(envelope.payload) or AuthOk()
-        if kind == "alert":
-            return envelope, _alert.decode(message)
-        decoder = _payloads.get(kind)
-        return envelope, Unknown(kind) if decoder is None else decoder.decode(envelope.payload)
-
-    return _guarded(read, message, secret)
+    return _guarded(_read_message, message, secret)
 
 
 def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
@@ -99,12 +87,7 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
     ProtocolError
         As `decode_message`; or its type or uuid is another, or its status is none of an inference.
     """
-
-    def read() -> InferenceMessage:
-        _check_utf8(message)
-        return _inference.decode(message)
-
-    decoded = _guarded(read, message, secret)
+    decoded = _guarded(_read_inference, message, secret)
     if decoded.type != "inference" or decoded.uuid != uuid:
         raise ProtocolError(
             f"expected an inference reply for uuid {uuid}, got type {quote(decoded.type, secret)} for uuid "
@@ -119,7 +102,24 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
 
 def decode_failure(data: bytes, secret: str | None = None) -> Failure | str:
     """Read the data of a FAILED reply: a failure with a code, or the manager's words alone."""
-    return _guarded(lambda: _failure.decode(data), bytes(data), secret)  # it may be a msgspec.Raw
+    return _guarded(_failure.decode, bytes(data), secret)  # it may be a msgspec.Raw
+
+
+def _read_inference(message: bytes) -> InferenceMessage:
+    _check_utf8(message)
+    return _inference.decode(message)
+
+
+def _read_message(message: bytes) -> tuple[Envelope, Payload]:
+    _check_utf8(message)
+    envelope = _envelope.decode(message)
+    kind = envelope.type
+    if kind == "auth.ok":
+        return envelope, _auth_ok.decode(envelope.payload) or AuthOk()
+    if kind == "alert":
+        return envelope, _alert.decode(message)
+    decoder = _payloads.get(kind)
+    return envelope, Unknown(kind) if decoder is None else decoder.decode(envelope.payload)
 
 
 def _check_utf8(message: bytes) -> None:
@@ -128,9 +128,9 @@ def _check_utf8(message: bytes) -> None:
         message.decode()
 
 
-def _guarded(read: Callable[[], Decoded], message: bytes, secret: str | None) -> Decoded:
+def _guarded(read: Callable[[bytes], Decoded], message: bytes, secret: str | None) -> Decoded:
     try:
-        return read()
+        return read(message)
     except msgspec.ValidationError as error:
         problem = str(error)  # it names the field's path, and types but no values
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
