@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tcm_sync.deadline import Deadline
-from tcm_sync.errors import CallTimeoutError, ConnectionLostError
+from tcm_sync.errors import CallTimeoutError, ConnectionLostError, TcmError
 from tcm_sync.transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
 from tcm_sync.transport.sockets import WOULD_BLOCK, shut_down, wait_ready
 
@@ -66,9 +66,10 @@ class Connection:
         )
         self.secured = isinstance(sock, ssl.SSLSocket)
         self._sock = sock
-        # Guards closed, the three fields below it, and each single call on the socket, which never blocks.
+        # Guards closed, the four fields below it, and each single call on the socket, which never blocks.
         self.lock = threading.Lock()
         self.closed = False
+        self.loss: TcmError | None = None  # why it was closed
         self._controls: deque[memoryview] = deque()  # frames that go out before the next data frame
         self._control_begun = False  # whether the first of them is partly written
         self._amid_frame = False  # whether a data frame is partly written
@@ -243,12 +244,12 @@ class Connection:
         self.queue_control(PING, b"")
         return self.flush()
 
-    def close(self, farewell: bytes | None = None) -> None:
+    def close(self, farewell: bytes | None = None, loss: TcmError | None = None) -> None:
         """Close the descriptor, after a close frame if it can go out at once. The reader's alone."""
         with self.lock:
             if self.closed:
                 return
-            self.closed = True
+            self.closed, self.loss = True, loss
             if farewell is not None and not self._amid_frame and not self._control_begun:
                 with contextlib.suppress(OSError):  # it is a courtesy
                     self._sock.send(farewell)

@@ -62,6 +62,7 @@ class Pool:
         self._shelf = Shelf(settings)
         self._waiters: deque[Waiter] = deque()
         self._opening = 0  # how many are being opened
+        self._shutdowns = 0  # how often the manager said that it is shutting down
         self._cautious = False  # whether the manager was draining when last seen
         self._reached = False  # whether the manager ever let us in
         self._closed = False
@@ -232,6 +233,7 @@ class Pool:
         self.manager_gate.shut(again(error), _SHUTDOWN_PAUSE)
         reason = "the manager is shutting down"
         with self._lock:
+            self._shutdowns += 1
             self._cautious = True
             self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
             for connection in self._shelf.all.values():
@@ -314,6 +316,7 @@ class Pool:
 
     def _open(self) -> None:
         """Open one socket, on a connector's thread."""
+        shutdowns = self._shutdowns
         try:
             connection = self._opener.open(cautious=self._cautious)
         except TcmError as error:
@@ -322,10 +325,19 @@ class Pool:
             log.exception("opening a socket failed in an unexpected way")
             self._failed(ConnectFailedError(f"opening a socket failed: {error!r}", retriable=False))
         else:
-            self._opened(connection)
+            self._opened(connection, shutdowns)
 
-    def _opened(self, connection: Connection) -> None:
+    def _opened(self, connection: Connection, shutdowns: int) -> None:
         connection.pool = self
+        with self._lock:
+            stale = shutdowns != self._shutdowns
+            if stale:
+                self._opening -= 1
+                wanted = self._grow()
+        if stale:
+            connection.close()  # to the manager that is shutting down: it proves nothing
+            self._open_more(wanted)
+            return
         self.reader.register(connection)
         self.manager_gate.open(forgive=False)
         self.auth_gate.open()

@@ -252,7 +252,7 @@ class Reader:
         if connection.pool is not None:
             connection.pool.lost(connection, reason)
         # First closed, then claimed: whoever adds a future from now on finds the socket closed.
-        connection.close(farewell)
+        connection.close(farewell, error)
         future = self.pending.claim(connection.uuid)
         if future is not None:
             future.resolve(Refusal(error))

@@ -20,7 +20,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
-from tcm_sync.transport.gate import Gate
+from tcm_sync.transport.gate import Gate, again
 from tcm_sync.transport.lease import Lease
 from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.pool import Pool
@@ -163,6 +163,10 @@ class Runtime:
             connection.send(encode_message(connection.uuid, "inference", payload), deadline, future)
         except ConnectionLostError:
             # The manager may have said why before it closed, and the reader is about to read it.
+            if connection.closed and connection.loss and pending.claim(connection.uuid):
+                error = again(connection.loss)  # the reader was done with it before the future was there
+                error.outcome_unknown = future.started
+                return Refusal(error)
             left = deadline.remaining()
             if not future.wait(_EXPLANATION if left is None else min(_EXPLANATION, left)):
                 raise
