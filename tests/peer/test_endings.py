@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,7 +20,7 @@ from tcm_sync import (
 
 from .connection import CLOSE, TEXT
 from .scripted import ScriptedPeer
-from .scripts import ask, ask_many, connect, echo, failing, wait_for, wait_until
+from .scripts import ask, ask_many, connect, echo, echo_once, failing, wait_for, wait_until
 
 #: 1006 is no code on the wire but its name for the lack of one: here a reset, and "end" a FIN.
 CODES = [1000, 1001, 1006, 1008, 1009, 1011, 1012, None, "end"]
@@ -244,3 +245,22 @@ def test_a_reply_and_the_end_in_one_segment():
         for _ in range(20):
             assert ask(client) == 1.0
             wait_for(peer.connections[-1].over)
+
+
+def test_a_socket_that_dies_as_it_is_taken_holds_up_nobody():
+    """The manager closes after each reply, so that calls meet sockets in every state of dying."""
+
+    def one_answer(connection):
+        connection.welcome()
+        echo_once(connection)
+        connection.close(1012)
+
+    patient = RetryPolicy(attempts=50, initial=0.001, maximum=0.002)
+    with ScriptedPeer(one_answer) as peer, connect(peer, pool_size=2, retry=patient) as client:
+        with ThreadPoolExecutor(3) as threads:
+            calls = [threads.submit(client.infer, "m", {"x": [[float(value)]]}) for value in range(300)]
+            results = [call.result() for call in calls]
+    assert [result["y"].item() for result in results] == list(range(300))
+    assert (
+        max(result.elapsed for result in results) < 0.9
+    )  # a few milliseconds each, if nothing waits in vain

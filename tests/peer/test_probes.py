@@ -1,0 +1,74 @@
+"""``/health`` and ``/ready``: plain HTTP beside the WebSocket."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from .connection import ClientLeft
+from .scripted import ScriptedPeer
+from .scripts import BRISK, connect, echo
+
+SECONDS = 0.5  # what a test lets a probe take that is never answered
+
+
+def never_answers(connection):
+    connection.wait_eof()
+
+
+def test_health_and_ready_are_asked_beside_the_path():
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        assert client.health() is True
+        ready = client.ready()
+        assert (ready.ok, ready.status) == (True, "ready")
+        peer.http["/ready"] = (
+            503,
+            {
+                "status": "not_ready",
+                "reason": "readiness_probe_failed",
+                "detail": "internal_error",
+                "error_id": "e-17",
+            },
+        )
+        ready = client.ready()
+    assert (ready.ok, ready.status, ready.reason) == (False, "not_ready", "readiness_probe_failed")
+    assert (ready.detail, ready.error_id) == ("internal_error", "e-17")
+    assert peer.connections == []
+
+
+def endless_json(connection):
+    connection.read_handshake()
+    connection.send_raw(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{"status": "')
+    with contextlib.suppress(ClientLeft):
+        while True:
+            connection.send_raw(b"ready" * 1000)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        endless_json,
+        never_answers,
+        lambda connection: connection.drop(),
+        lambda connection: connection.send_raw(b"SSH-2.0-OpenSSH_9.7\r\n"),
+    ],
+    ids=["endless", "silent", "dropped", "another protocol"],
+)
+def test_a_probe_is_bounded_and_tells_what_is_wrong(answer):
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        peer.http["/health"] = peer.http["/ready"] = answer
+        for probe in (client.health, client.ready):
+            found = probe(timeout=SECONDS)
+            assert not getattr(found, "ok", found)
+
+
+@pytest.mark.parametrize("body", [b"", b"[1, 2", b"[]", b'"ready"', b'{"status": 7}', b"\xff\xfe"])
+def test_a_ready_answer_of_another_kind_is_no_crash(body):
+    def answer(connection):
+        connection.read_handshake()
+        connection.answer_http(200, body)
+
+    with ScriptedPeer(echo) as peer, connect(peer, retry=BRISK) as client:
+        peer.http["/ready"] = answer
+        assert client.ready().ok in (True, False)
