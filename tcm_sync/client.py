@@ -398,7 +398,7 @@ class TcmClient:
         runtime = self._runtime
         opener = runtime.opener if runtime is not None else Opener(self._settings, OpeningSockets())
         try:
-            status, body = probe(opener, name, deadline)
+            status, body = probe(opener, name, deadline, OpeningSockets())
         except TcmError as error:
             return Readiness(ok=False, status="unreachable", detail=error.message)
         return Readiness.read(status, body)

@@ -62,6 +62,8 @@ class AuthContext:
             raise ConfigError(
                 f"auth.token must be a str or a callable returning one, not {type(self.token).__name__}"
             )
+        if isinstance(self.token, str) and not is_unicode(self.token):
+            raise ConfigError("auth.token holds half a surrogate pair, which UTF-8 cannot carry")
         if isinstance(self.roles, str) or not isinstance(self.roles, Collection):
             raise ConfigError(f"auth.roles must be a collection of roles; did you mean ({self.roles!r},)?")
         roles = tuple(self.roles)
@@ -223,7 +225,7 @@ class Settings:
     max_message_bytes: int = 65_536
     max_reply_bytes: int = 64 * 2**20
     tls: TlsSettings | None = None
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, str] | None = field(default=None, repr=False)  # some carry credentials
 
     def __post_init__(self) -> None:
         endpoint = Endpoint.parse(self.uri)
@@ -338,9 +340,20 @@ def check_count(name: str, value: object) -> int:
     return value
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be sent: bytes that were no UTF-8 in a variable become lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _text(name: str, value: object, kind: type[ConfigError | InputError] = ConfigError) -> None:
     if not isinstance(value, str) or not value:
         raise kind(f"{name} must be a text that is not empty, not {value!r}")
+    if not is_unicode(value):
+        raise kind(f"{name} holds half a surrogate pair, which UTF-8 cannot carry")
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:

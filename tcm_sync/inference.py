@@ -121,8 +121,9 @@ class InferenceCall:
             return decode_outputs(reply.data, dtypes)
         except ProtocolError as error:
             assert self._connection is not None
-            self._runtime.pool.retire(self._connection, "it sent outputs that cannot be read")
             error.uuid = self._connection.uuid
+            if not _is_readable(reply):
+                self._runtime.pool.retire(self._connection, "it sent outputs that cannot be read")
             raise
 
     def _read(self, connection: Connection, message: bytes) -> TcmError | None:
@@ -132,3 +133,12 @@ class InferenceCall:
             return failure_of_reply(decode_failure(reply.data, connection.secret), connection.secret)
         self._connection, self._reply = connection, reply
         return None
+
+
+def _is_readable(reply: InferenceReply) -> bool:
+    """Whether the outputs make arrays of some dtype, if not of the ones asked for: the manager is sound."""
+    try:
+        decode_outputs(reply.data)
+    except ProtocolError:
+        return False
+    return True

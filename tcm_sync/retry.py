@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tcm_sync.retry")
 
+_LONGEST_HISTORY = 50  # failures that an error remembers
+
 Result = TypeVar("Result")
 
 
@@ -119,10 +121,20 @@ class Attempts:
         try:
             return attempt()
         except TcmError as error:
-            failures = [error]
-        if self.verdict(failures[0]) is Verdict.FATAL:
-            self._note(failures[0])
-            raise failures[0]
+            first = error
+        try:
+            return self._repeat(first, attempt, sleep)
+        except TcmError as error:
+            error.history = tuple(self.history[:-1])
+            raise
+
+    def _repeat(
+        self, first: TcmError, attempt: Callable[[], Result], sleep: Callable[[float], None]
+    ) -> Result:
+        if self.verdict(first) is Verdict.FATAL:
+            self._note(first)
+            raise first
+        failures = [first]
 
         def again() -> Result:
             if failures:
@@ -160,9 +172,9 @@ class Attempts:
         return self.policy.verdict(error)
 
     def _note(self, error: TcmError) -> None:
-        """Add `error` to the history, and the history to `error`."""
-        error.history = tuple(self.history)
+        """Add `error` to the history, of which the latest is kept."""
         self.history.append(error)
+        del self.history[:-_LONGEST_HISTORY]
         if error.uuid is not None and self.verdict(error) is not Verdict.FREE:
             self.counted += 1
         error.attempts = self.counted

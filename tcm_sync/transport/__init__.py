@@ -9,5 +9,6 @@ Order of locks, each taken only while holding those before it, or none:
 2. one of: a gate's, a connection's (guards its closing and each call on its socket), the connector's.
 
 Under the pool's lock nothing is called that could wait: no network socket, no user callback, no log.
-Finalizers wait for no lock at all: they append to the reader's queue and poke its wake-up socket.
+Finalizers take one lock, which is re-entrant and held for no longer than it takes to write a byte to the
+reader's wake-up socket without waiting.
 """

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import weakref
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from tcm_sync.transport.frames import PING, PONG, Event, FrameDecoder, encode_fr
 from tcm_sync.transport.sockets import WOULD_BLOCK, shut_down, wait_ready
 
 if TYPE_CHECKING:
+    from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.pool import Pool
     from tcm_sync.transport.replies import ReplyFuture
 
@@ -75,12 +77,14 @@ class Connection:
         self._amid_frame = False  # whether a data frame is partly written
         self.sending = False  # whether a caller's message is under way; only that caller changes it
         # The reader's own.
+        self.doomed = False  # whether it is about to be closed
         self.last_received = self.last_sent = monotonic()
         self.pinged_at: float | None = None
         # Guarded by the lock of the pool that it belongs to.
         self.pool: Pool | None = None
         self.opened_at = self.idle_since = monotonic()
         self.leased_at: float | None = None
+        self.lease: weakref.ref[Lease] | None = None  # of whoever has it
         self.requests = 0
         self.most_requests = 0
         self.spread = 1.0  # of its limits, against those of others
@@ -126,8 +130,8 @@ class Connection:
             written += len(frame)
         self.last_sent = monotonic()
         self.sending = False
-        while self._controls and self.flush() and not deadline.expired():
-            wait_ready(self._sock, write=True, timeout=deadline.remaining())
+        if self._controls and self.flush() and self.pool is not None:
+            self.pool.reader.watch_writing(self)  # the reply is not to wait for it
 
     def _write_rest(self, rest: memoryview, deadline: Deadline, future: ReplyFuture, written: int) -> None:
         """Write what the socket did not take at once of a frame, of whose message so much is `written`."""
@@ -141,7 +145,8 @@ class Connection:
                     outcome_unknown=future.started,
                 )
             # A TLS object that wants to read first is fed by the reader, so do not wait long.
-            wait_ready(self._sock, write=wants_write, timeout=left if wants_write else 0.01)
+            longest = 1.0 if wants_write else 0.01  # the number may be closed, and another's, meanwhile
+            wait_ready(self._sock, write=wants_write, timeout=longest if left is None else min(left, longest))
             taken, wants_write = self._write(rest, future)
             written += taken
             rest = rest[taken:]

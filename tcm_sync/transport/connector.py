@@ -39,9 +39,15 @@ class Connector:
         except RuntimeError:  # no more threads, or the interpreter is ending
             with self._lock:
                 self._threads.discard(thread)
-                if not self._threads and job in self._jobs:
-                    self._jobs.remove(job)
+                if self._threads or job not in self._jobs:
+                    return  # another thread does it
+                self._jobs.remove(job)
             raise
+
+    def idle(self) -> bool:
+        """Whether there is no job, neither waiting nor under way."""
+        with self._lock:
+            return not self._jobs and not self._threads
 
     def stop(self) -> None:
         """Forget the jobs that wait, and shut down the sockets of those under way."""
@@ -65,4 +71,9 @@ class Connector:
                     self._threads.discard(threading.current_thread())
                     return
                 job = self._jobs.popleft()
-            job()
+            try:
+                job()
+            except BaseException:
+                with self._lock:
+                    self._threads.discard(threading.current_thread())
+                raise

@@ -27,16 +27,22 @@ class Gate:
         What the log calls it.
     initial, maximum : float
         Seconds of the first pause and of the longest. Pauses are spread by a tenth.
+    refused_within : float, optional
+        Seconds in which a refusal comes if it comes: a probe that was not refused by then has passed.
     """
 
-    def __init__(self, name: str, initial: float, maximum: float) -> None:
+    def __init__(
+        self, name: str, initial: float, maximum: float, *, refused_within: float | None = None
+    ) -> None:
         self.name = name
+        self._refused_within = refused_within
         self._initial = initial
         self._maximum = maximum
         self._condition = threading.Condition(threading.Lock())  # guards everything below
         self._pause = 0.0  # of the last shutting; 0.0 once that is forgiven
         self._opens_at = 0.0
         self._probing = False
+        self._probe_ends = inf  # when the probe is over, whatever became of it
         self.cause: TcmError | None = None  # why it is shut; None is open
 
     def shut(self, cause: TcmError, pause: float | None = None) -> None:
@@ -48,7 +54,8 @@ class Gate:
             doubled = min(max(self._initial, self._pause * 2), self._maximum)
             self._pause = doubled if pause is None else max(pause, doubled)
             seconds = self._pause * random.uniform(1.0, 1.1)  # noqa: S311 - spreads load, guards no secret
-            self.cause, self._opens_at, self._probing = cause, now + seconds, False
+            # A copy: the error itself holds on to the frames that it was raised in.
+            self.cause, self._opens_at, self._probing = again(cause), now + seconds, False
             self._condition.notify_all()
         log.info("%s gate shut for %.3f s: %s", self.name, seconds, cause)
 
@@ -69,6 +76,10 @@ class Gate:
                 if self.cause is None:
                     self._pause = 0.0
 
+    def is_past(self) -> bool:
+        """Whether nothing is left of it: it is open, or would have opened long ago."""
+        return self.cause is None or monotonic() > self._opens_at + self._maximum
+
     def abandon(self) -> None:
         """Give up a probe that had no outcome."""
         with self._condition:
@@ -85,15 +96,20 @@ class Gate:
         with self._condition:
             return self._try_pass()
 
-    def _try_pass(self) -> float:
+    def _try_pass(self, lasting: float = inf) -> float:
         if self.cause is None:
             return 0.0
-        if self._probing:
+        now = monotonic()
+        if self._probing and now < self._probe_ends:
             return inf
-        left = self._opens_at - monotonic()
-        if left > 0.0:
-            return left
+        if self._probing and self._refused_within is not None:
+            self.cause, self._probing, self._pause = None, False, 0.0
+            self._condition.notify_all()
+            return 0.0
+        if now < self._opens_at:
+            return self._opens_at - now
         self._probing = True
+        self._probe_ends = now + (lasting if self._refused_within is None else self._refused_within)
         return 0.0
 
     def wait(self, deadline: Deadline) -> bool:
@@ -107,13 +123,18 @@ class Gate:
         if self.cause is None:
             return False
         with self._condition:
-            while (seconds := self._try_pass()) > 0.0:
-                assert self.cause is not None
+            while True:
                 left = deadline.remaining()
+                seconds = self._try_pass(inf if left is None else left)
+                cause = self.cause
+                if seconds <= 0.0:
+                    return cause is not None
+                assert cause is not None
                 if left is not None and (left <= 0.0 or inf > seconds > left):
-                    raise again(self.cause)
-                self._condition.wait(_sooner(seconds, left))
-            return self._probing and self.cause is not None
+                    raise again(cause)
+                if seconds == inf:
+                    seconds = self._probe_ends - monotonic()
+                self._condition.wait(_sooner(max(seconds, 0.0), left))
 
 
 def again(error: TcmError) -> TcmError:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MOST_BYTES = 256 * 1024  # head and body together
 
 
-def probe(opener: Opener, name: str, deadline: Deadline) -> tuple[int, bytes]:
+def probe(opener: Opener, name: str, deadline: Deadline, opening: OpeningSockets) -> tuple[int, bytes]:
     """Ask one of the manager's probes, on the host and with the TLS settings of the WebSocket.
 
     Parameters
@@ -29,6 +29,8 @@ def probe(opener: Opener, name: str, deadline: Deadline) -> tuple[int, bytes]:
         ``"health"`` or ``"ready"``: it takes the place of the final ``/ws`` of the path.
     deadline : Deadline
         For all of it but the resolution of the name. Redirects are not followed.
+    opening : OpeningSockets
+        Watches over the socket.
 
     Returns
     -------
@@ -42,7 +44,6 @@ def probe(opener: Opener, name: str, deadline: Deadline) -> tuple[int, bytes]:
     ProtocolError
         An answer that is not HTTP, or too long.
     """
-    opening = OpeningSockets()
     endpoint = opener.endpoint
     sock = open_socket(endpoint, opener.context, opener.server_hostname, deadline, opening)
     try:

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 
 class Lease:
-    """A connection in the hands of one caller. One that is never ended is found by the garbage collector."""
+    """A connection in the hands of one caller.
 
-    __slots__ = ("_pool", "connection")
+    A KeyboardInterrupt between two instructions can lose one; the pool finds those that were collected
+    without having been ended.
+    """
+
+    __slots__ = ("__weakref__", "_pool", "connection")
 
     def __init__(self, pool: Pool) -> None:
         self._pool: Pool | None = pool
@@ -25,39 +29,30 @@ class Lease:
 
     def release(self) -> None:
         """Give the connection back: the reply came, complete and expected."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.release(self.connection)
+        if self._pool is not None:
+            self._pool.release(self.connection)
+            self._pool = None
 
     def unused(self) -> None:
         """Give the connection back without having sent anything."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.release(self.connection, used=False)
+        if self._pool is not None:
+            self._pool.release(self.connection, used=False)
+            self._pool = None
 
     def discard(self, reason: str) -> None:
         """Close the connection: a reply may be outstanding on it."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.discard(self.connection, reason)
-
-    def forget(self) -> None:
-        """Leave the connection to whoever has it now."""
-        self._pool = None
-
-    def __del__(self) -> None:
-        # A KeyboardInterrupt between two instructions can lose a lease.
-        pool = self._pool
-        if pool is not None and hasattr(self, "connection"):
-            pool.reader.give_back(pool, self.connection)
+        if self._pool is not None:
+            self._pool.discard(self.connection, reason)
+            self._pool = None
 
 
 class Waiter:
     """A caller in the line. All but the lock is guarded by the pool's lock."""
 
-    __slots__ = ("connection", "deadline", "error", "handed", "patient", "since")
+    __slots__ = ("connection", "deadline", "error", "handed", "lease", "patient", "since")
 
-    def __init__(self, deadline: Deadline, patient: bool) -> None:
+    def __init__(self, lease: Lease, deadline: Deadline, patient: bool) -> None:
+        self.lease = lease
         self.handed = threading.Lock()  # held until there is an outcome; guards nothing
         self.handed.acquire()
         self.deadline = deadline

@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections import deque
 
-from tcm_sync.config import AuthContext, Endpoint, Settings
+from tcm_sync.config import AuthContext, Endpoint, Settings, is_unicode
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import (
     AuthenticationError,
@@ -94,7 +94,9 @@ class Opener:
     def _ask_ready(self, deadline: Deadline) -> None:
         """Refuse to go on if /ready says 503; any other answer, or none, proves nothing."""
         try:
-            status, body = probe(self, "ready", deadline.at_most(self._settings.connect_timeout / 2))
+            status, body = probe(
+                self, "ready", deadline.at_most(self._settings.connect_timeout / 2), self._opening
+            )
         except TcmError:
             return
         if status == 503:
@@ -131,6 +133,8 @@ class Opener:
             raise AuthenticationError(f"the token callable raised {type(error).__name__}") from error
         if not isinstance(value, str):
             raise ConfigError(f"the token callable returned {type(value).__name__}, not a str")
+        if not is_unicode(value):
+            raise ConfigError("the token callable returned half a surrogate pair, which UTF-8 cannot carry")
         return value
 
 

@@ -32,6 +32,7 @@ log = logging.getLogger("tcm_sync.pool")
 SERVED_A_TICK = 5
 
 _SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
+_AUDIT_INTERVAL = 5.0  # seconds between two looks for what was lost, while something is under way
 _CONNECT_SLACK = 0.25  # seconds: the connector's own failure says more than a timeout here
 
 
@@ -63,9 +64,11 @@ class Pool:
         self._waiters: deque[Waiter] = deque()
         self._opening = 0  # how many are being opened
         self._shutdowns = 0  # how often the manager said that it is shutting down
+        self._miscounted = False  # whether the count was wrong when last looked at
         self._cautious = False  # whether the manager was draining when last seen
         self._reached = False  # whether the manager ever let us in
-        self._closed = False
+        self._draining = False  # whether new calls are refused
+        self._ended: TcmError | None = None  # why no call is served any more
         self._abandoned = False
         if settings.pool_size > SERVED_A_TICK:
             log.warning(
@@ -97,21 +100,19 @@ class Pool:
             The client was closed.
         """
         lease = Lease(self)
-        with self._lock:
-            self._check_open()
-            if not self._waiters and (connection := self._shelf.choose()) is not None:
-                lease.connection = connection
-                self._shelf.lend(connection)
-                return lease
-            waiter = Waiter(deadline, patient)
-            self._waiters.append(waiter)
-            self._serve()
-            wanted = self._grow()
+        waiter = Waiter(lease, deadline, patient)
         try:
+            with self._lock:
+                self._check_open()
+                if not self._waiters and (connection := self._shelf.choose()) is not None:
+                    self._shelf.lend(connection, lease)
+                    return lease
+                self._waiters.append(waiter)
+                self._serve()
+                wanted = self._grow()
             self._open_more(wanted)
-            lease.connection = self._wait(waiter)
+            self._wait(waiter)
         except BaseException:
-            lease.forget()
             self._decline(waiter)
             raise
         return lease
@@ -121,9 +122,9 @@ class Pool:
         now = monotonic()
         wanted = 0
         with self._lock:
-            connection.requests += used
-            if connection.uuid not in self._shelf.all:
+            if connection.leased_at is None:
                 return  # it died meanwhile
+            connection.requests += used
             retired = connection.retiring
             if retired is not None:
                 self._forget(connection)
@@ -136,7 +137,7 @@ class Pool:
                 self._serve()
             if self._waiters:
                 wanted += self._grow()
-            if self._closed:
+            if self._draining:
                 self._calm.notify_all()
         if retired is not None:
             self._close(connection, retired)
@@ -159,9 +160,9 @@ class Pool:
         """Close a connection that is not to be used any more: now, or when it comes back."""
         with self._lock:
             connection.retiring = reason
-            idle = connection in self._shelf.idle
+            idle = connection in self._shelf.idle and self._forget(connection)
         if idle:
-            self.discard(connection, reason)
+            self._close(connection, reason)
 
     def learn_limit(self, connection: Connection) -> None:
         """Learn from a ``Rate limit exceeded`` how many messages a second a socket may send."""
@@ -172,27 +173,34 @@ class Pool:
                 "the manager limits messages: a socket sends at most %d a second from now on", learned
             )
 
-    def _wait(self, waiter: Waiter) -> Connection:
-        settings = self._settings
-        bounds = [waiter.deadline.remaining(), settings.pool_timeout]
-        if not self._reached:
-            bounds.append(settings.connect_timeout + _CONNECT_SLACK)
-        timeout = min((bound for bound in bounds if bound is not None), default=-1)
-        if not waiter.handed.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
+    def _wait(self, waiter: Waiter) -> None:
+        """Wait until a connection or an error is handed over, or until there is no time left."""
+        while not waiter.handed.acquire(timeout=self._patience(waiter)):
             with self._lock:
-                if waiter in self._waiters:
+                if waiter in self._waiters and self._patience(waiter) == 0.0:
                     self._waiters.remove(waiter)
                     waiter.settle(None, self._timed_out(waiter))
         if waiter.error is not None:
             raise waiter.error
-        assert waiter.connection is not None
-        return waiter.connection
+
+    def _patience(self, waiter: Waiter) -> float:
+        """Seconds that a caller may still wait; -1 is for ever."""
+        settings = self._settings
+        waited = monotonic() - waiter.since
+        bounds = [waiter.deadline.remaining()]
+        if settings.pool_timeout is not None:
+            bounds.append(settings.pool_timeout - waited)
+        if not self._reached:
+            bounds.append(settings.connect_timeout + _CONNECT_SLACK - waited)
+        left = min((bound for bound in bounds if bound is not None), default=None)
+        return -1 if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)
 
     def _decline(self, waiter: Waiter) -> None:
         """Leave the line; what was handed over meanwhile goes to the next."""
         with self._lock:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+                self._calm.notify_all()
             connection = waiter.connection
         if connection is not None:
             self.release(connection, used=False)
@@ -250,13 +258,32 @@ class Pool:
         """Do what time asks for, and return when to come again, or `math.inf`."""
         with self._lock:
             expired = self._shelf.take_expired(now)
+            lost = self._audit(now)
             self._serve()
             wanted = self._grow()
             due = self._shelf.next_expiry(now)
+            if self._waiters or self._opening or self._shelf.busy():
+                due = min(due, now + _AUDIT_INTERVAL)
         for connection in expired:
             self._close(connection, "idle or old")
+        for connection in lost:
+            connection.shut_down()
+            self._close(connection, "whoever had it is gone")
         self._open_more(wanted)
         return due
+
+    def _audit(self, now: float) -> list[Connection]:
+        """Find what a KeyboardInterrupt between two instructions has lost: leases, and a count."""
+        lost = self._shelf.lost_leases(now - _AUDIT_INTERVAL)
+        for connection in lost:
+            self._forget(connection)
+        if self._opening and self._connector.idle():
+            if self._miscounted:
+                self._opening = 0
+            self._miscounted = not self._miscounted  # a job may just be on its way to the connector
+        else:
+            self._miscounted = False
+        return lost
 
     # --- opening ---
 
@@ -273,7 +300,7 @@ class Pool:
         """Count the sockets to open for those who wait, as the gates allow; they count as being opened."""
         room = self._settings.pool_size - len(self._shelf.all) - self._opening
         wanted = min(len(self._waiters) - self._opening, room)
-        if wanted <= 0 or self._closed:
+        if wanted <= 0 or self._ended is not None:
             return 0
         if (seconds := self.auth_gate.try_pass()) > 0.0:
             if seconds < inf and self.auth_gate.cause is not None:
@@ -321,9 +348,10 @@ class Pool:
             connection = self._opener.open(cautious=self._cautious)
         except TcmError as error:
             self._failed(error)
-        except BaseException as error:
-            log.exception("opening a socket failed in an unexpected way")
-            self._failed(ConnectFailedError(f"opening a socket failed: {error!r}", retriable=False))
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            kind = type(error).__name__  # its text may hold the token
+            log.error("opening a socket failed in an unexpected way: %s", kind)
+            self._failed(ConnectFailedError(f"opening a socket failed: {kind}", retriable=False))
         else:
             self._opened(connection, shutdowns)
 
@@ -346,15 +374,15 @@ class Pool:
             self._opening -= 1
             self._reached = True
             self._cautious = False
-            closed = self._closed
-            if not closed and not connection.closed:
+            ended = self._ended is not None
+            if not ended and not connection.doomed:
                 self._shelf.add(connection)
                 worn = self._shelf.replaced()
                 self._serve()
             wanted = self._grow()
-            self.reader.wake_at(self._shelf.next_expiry(monotonic()))
+            self.reader.wake_at(min(self._shelf.next_expiry(monotonic()), monotonic() + _AUDIT_INTERVAL))
         log.info("connection %s opened", connection.uuid)
-        if closed:
+        if ended:
             self.reader.close(connection, "the client was closed")
         if worn is not None:
             self._close(worn, "worn out")
@@ -371,8 +399,11 @@ class Pool:
             self.auth_gate.abandon()
         with self._lock:
             self._opening -= 1
-            for connection in self._shelf.all.values():
-                connection.replacing = False  # it goes on, and asks again when it comes back
+            replacing = next((c for c in self._shelf.all.values() if c.replacing), None)
+            if replacing is not None:
+                replacing.replacing = False  # it goes on, and asks again when it comes back
+            if not refused:
+                self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
             if refused or (not error.retriable and not self._reached):
                 self._fail_waiters(error, inf, hopeless=True)
             wanted = self._grow()
@@ -381,7 +412,9 @@ class Pool:
     # --- under the lock ---
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._ended is not None:
+            raise again(self._ended)
+        if self._draining:
             raise ClientClosedError("the client is closed, and a closed client stays closed: make another")
 
     def _shut(self) -> TcmError | None:
@@ -389,14 +422,14 @@ class Pool:
 
     def _may_replace(self, connection: Connection) -> bool:
         """Whether to open another in its place: not twice, and not while a gate is shut."""
-        return not connection.replacing and not self._closed and self._shut() is None
+        return not connection.replacing and not self._draining and self._shut() is None
 
     def _serve(self) -> None:
         """Hand idle connections to those who wait."""
         shelf = self._shelf
         while self._waiters and (connection := shelf.choose()) is not None:
             waiter = self._waiters.popleft()
-            shelf.lend(connection)
+            shelf.lend(connection, waiter.lease)
             waiter.settle(connection)
         if self._waiters and shelf.limit is not None:
             self.reader.wake_at(shelf.next_budget())
@@ -418,27 +451,26 @@ class Pool:
         """Take no new calls, and wait for those under way, in seconds."""
         deadline = Deadline(timeout)
         with self._lock:
-            self._closed = True
+            self._draining = True
             while self._waiters or self._shelf.busy():
                 left = deadline.remaining()
                 if not left:
                     return
                 self._calm.wait(min(left, threading.TIMEOUT_MAX))
 
-    def close(self) -> None:
-        """End every wait with ClientClosedError; the reader closes the sockets."""
+    def close(self, error: TcmError) -> None:
+        """End every wait with `error`, and every call to come; the reader closes the sockets."""
         with self._lock:
-            self._closed = True
+            self._draining = True
+            self._ended = self._ended or error
             waiters, self._waiters = self._waiters, deque()
             for waiter in waiters:
-                waiter.settle(
-                    None, ClientClosedError("the client was closed while the call waited for a socket")
-                )
+                waiter.settle(None, again(error))
             for connection in list(self._shelf.all.values()):
                 self._forget(connection)
 
     def abandon(self) -> None:
         """Close what a forked child inherited, without a lock, which another thread may have held."""
-        self._abandoned = self._closed = True
+        self._abandoned = True
         for connection in self._shelf.all.values():
             connection.abandon()

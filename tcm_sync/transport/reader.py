@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("tcm_sync.reader")
 
 _BUFFER_BYTES = 256 * 1024
-_READS_A_TURN = 16  # of one socket, before the others have their turn
+_TLS_READS = 16
 _LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
 
 # After these refusals the manager keeps the socket (docs/wire.rst, "Errors").
 _SOCKET_STAYS = frozenset({"BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FULL"})
+_SOCKET_STAYS_AFTER = ("Forbidden", "Missing required field", "Invalid type", "Invalid JSON format")
 
 
 class Reader:
@@ -68,8 +69,8 @@ class Reader:
         self._connections: set[Connection] = set()
         self._pools: list[Pool] = []
         self._due = inf  # when to look at what depends on time
-        self._poke_lock = threading.Lock()  # guards the waker: it is not closed while somebody writes to it
-        self._poke_wanted = False
+        # Guards the waker: it is not closed while somebody writes to it. It is re-entrant, for finalizers.
+        self._poke_lock = threading.RLock()
         self._ended = False
         self._stopping = False
         self.failure: BaseException | None = None
@@ -96,9 +97,9 @@ class Reader:
         farewell = frames.encode_close(1000)
         self._command(lambda: self._drop(connection, farewell, _lost(reason), reason))
 
-    def give_back(self, pool: Pool, connection: Connection) -> None:
-        """Discard a connection whose lease was never ended. Safe in a finalizer: it takes no lock."""
-        self._command(lambda: pool.discard(connection, "its lease was lost"))
+    def watch_writing(self, connection: Connection) -> None:
+        """Write the control frames of `connection` as soon as its socket takes them."""
+        self._command(lambda: self._watch_writing(connection, connection.flush()))
 
     def wake_at(self, when: float) -> None:
         """Tend the pools at `when`, a time of `time.monotonic`, or sooner."""
@@ -108,7 +109,7 @@ class Reader:
     def stop(self) -> None:
         """End the thread: every socket is closed and every waiting call ends with ClientClosedError.
 
-        Safe in a finalizer: it takes no lock and does not wait.
+        Safe in a finalizer: it does not wait.
         """
         self._stopping = True
         self._poke()
@@ -136,17 +137,10 @@ class Reader:
         self._poke()
 
     def _poke(self) -> None:
-        # Never waits, so that a finalizer may do it: whoever holds the lock pokes for the others as well.
-        self._poke_wanted = True
-        while self._poke_wanted and self._poke_lock.acquire(blocking=False):
-            try:
-                self._poke_wanted = False
-                if not self._ended:
+        with self._poke_lock:
+            if not self._ended:
+                with contextlib.suppress(OSError):  # it is full, so the reader will wake anyway
                     self._waker.send(b"\0")
-            except OSError:
-                pass  # it is full, so the reader will wake anyway
-            finally:
-                self._poke_lock.release()
 
     # --- the thread ---
 
@@ -173,7 +167,7 @@ class Reader:
                 self._watch_writing(connection, connection.flush())
             if mask & selectors.EVENT_READ and not connection.closed:
                 self._read(connection)
-        while self._commands:
+        for _ in range(len(self._commands)):  # what they add waits for its turn
             self._commands.popleft()()
         if monotonic() >= self._due:
             self._tend()
@@ -190,7 +184,7 @@ class Reader:
             with contextlib.suppress(Exception):
                 self._drop(connection, farewell, self._ending(), "the client was closed")
         for pool in self._pools:
-            pool.close()
+            pool.close(self._ending())
         for future in self.pending.claim_all():
             future.resolve(Refusal(self._ending()))
         self._wakeup.close()
@@ -249,6 +243,7 @@ class Reader:
             return
         self._connections.discard(connection)
         self._selector.unregister(connection)
+        connection.doomed = True
         if connection.pool is not None:
             connection.pool.lost(connection, reason)
         # First closed, then claimed: whoever adds a future from now on finds the socket closed.
@@ -260,7 +255,8 @@ class Reader:
     # --- what comes in ---
 
     def _read(self, connection: Connection) -> None:
-        for _ in range(_READS_A_TURN):
+        # Then the others have their turn. A TLS object gives 16 KiB at a time at most.
+        for _ in range(_TLS_READS if connection.secured else 1):
             try:
                 size = connection.receive_into(self._buffer)
             except OSError as error:
@@ -269,9 +265,8 @@ class Reader:
             if size is None:
                 return
             if size == 0:
-                self._drop(
-                    connection, None, _lost("closed by the manager without a word"), "closed by the manager"
-                )
+                reason = "closed by the manager without a word"
+                self._drop(connection, None, _lost(reason), reason)
                 return
             connection.last_received = monotonic()
             try:
@@ -281,9 +276,7 @@ class Reader:
                 return
             if not self._events(connection, events):
                 return
-            if size < _BUFFER_BYTES and not connection.secured:
-                return  # nothing more has come; TLS is read until it says so
-        if connection.secured:
+        if connection.secured:  # it may hold more, which no selector sees
             self._command(lambda: None if connection.closed else self._read(connection))
 
     def _events(self, connection: Connection, events: list[frames.Event]) -> bool:
@@ -348,7 +341,7 @@ class Reader:
         if isinstance(error, ShuttingDownError) and connection.pool is not None:
             connection.pool.shutting_down(error)
         if future is not None:
-            stays = payload.code in _SOCKET_STAYS or payload.message.startswith("Forbidden")
+            stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
             future.resolve(Refusal(error, reusable=stays))
         elif not isinstance(error, ShuttingDownError):
             raise ProtocolError(f"the manager refused what was not asked: {error.message}")

@@ -13,6 +13,7 @@ from tcm_sync.errors import (
     CallTimeoutError,
     CircuitOpenError,
     ClientClosedError,
+    ConnectFailedError,
     ConnectionLostError,
     RateLimitedError,
     ShuttingDownError,
@@ -29,6 +30,7 @@ from tcm_sync.transport.replies import Refusal, ReplyFuture
 from tcm_sync.wire.encode import encode_message
 
 _EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
+_REFUSED_WITHIN = 0.5  # seconds: a full queue is told at once, and not when the model is done
 
 Target = tuple[Route, str]
 
@@ -50,10 +52,14 @@ class Runtime:
         self.reader = Reader(settings.ping_interval)
         self.pool = Pool(settings, self.opener, self._connector, self.reader)
         self.reader.serve(self.pool)
-        self._backpressure = Gate("backpressure", 0.1, 5.0)
+        self._backpressure = Gate("backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN)
         self._circuits_lock = threading.Lock()  # guards the dict, not the gates in it
         self._circuits: dict[Target, Gate] = {}
-        self.reader.start()
+        try:
+            self.reader.start()
+        except RuntimeError as error:
+            self.reader.abandon()
+            raise ConnectFailedError(f"no thread to read the sockets with: {error}") from error
 
     def is_alive(self) -> bool:
         """Whether calls can be made."""
@@ -213,6 +219,8 @@ class Runtime:
 
     def _circuit(self, target: Target) -> Gate:
         with self._circuits_lock:
+            for other in [other for other, gate in self._circuits.items() if gate.is_past()]:
+                del self._circuits[other]
             return self._circuits.setdefault(target, Gate(f"circuit of {target[1]!r}", 1.0, 60.0))
 
     def _forget_circuit(self, target: Target) -> None:
@@ -232,7 +240,7 @@ class Runtime:
     def stop(self) -> None:
         """Have everything end, without waiting for it."""
         self.closed.set()
-        self.pool.close()
+        self.pool.close(ClientClosedError("the client was closed while the call waited for a socket"))
         self._backpressure.open()
         with self._circuits_lock:
             circuits = list(self._circuits.values())

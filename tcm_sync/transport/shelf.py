@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import deque
 from math import inf
 from time import monotonic
 
 from tcm_sync.config import Settings
 from tcm_sync.transport.connection import Connection
+from tcm_sync.transport.lease import Lease
 
 _SPREAD = 0.2  # by how much limits differ between sockets, so that they do not turn over together
 _WINDOW = 1.02  # seconds in which a manager counts messages, and a little
@@ -35,6 +37,8 @@ class Shelf:
         """Take in a fresh connection, idle, with limits of its own."""
         connection.spread = random.uniform(1.0 - _SPREAD, 1.0)  # noqa: S311 - guards no secret
         connection.most_requests = max(1, round(self._settings.max_requests * connection.spread))
+        if self.limit is not None and self.limit > (connection.sent_at.maxlen or 0):
+            connection.sent_at = deque(maxlen=self.limit)
         self.all[connection.uuid] = connection
         self.idle.append(connection)
 
@@ -44,8 +48,18 @@ class Shelf:
             return False
         if connection in self.idle:
             self.idle.remove(connection)
-        connection.leased_at = None
+        connection.leased_at = connection.lease = None
         return True
+
+    def lost_leases(self, before: float) -> list[Connection]:
+        """Return the connections lent before a moment to somebody who is gone."""
+        return [
+            c
+            for c in self.all.values()
+            if c not in self.idle
+            and (c.leased_at is None or c.leased_at < before)
+            and (c.lease is None or c.lease() is None)
+        ]
 
     def choose(self) -> Connection | None:
         """Find the connection for the next caller; it stays idle until it is lent."""
@@ -54,14 +68,16 @@ class Shelf:
         now = monotonic()  # in turn, the longest idle first, and within its budget
         return next((c for c in self.idle if self._budget_at(c) <= now), None)
 
-    def lend(self, connection: Connection) -> None:
-        """Take an idle connection out of line."""
+    def lend(self, connection: Connection, lease: Lease) -> None:
+        """Take an idle connection out of line, for the holder of `lease`."""
         self.idle.remove(connection)
         connection.leased_at = monotonic()
+        connection.lease = weakref.ref(lease)
+        lease.connection = connection
 
     def put_back(self, connection: Connection, now: float) -> None:
         """Put a connection back in line."""
-        connection.leased_at = None
+        connection.leased_at = connection.lease = None
         connection.idle_since = now
         self.idle.append(connection)
 
@@ -81,8 +97,8 @@ class Shelf:
 
         It is what the socket sent in its last second, the refused one not counted, less one.
         """
-        now = monotonic()
-        counted = sum(1 for at in connection.sent_at if now - at <= 1.0) - 1
+        sent = connection.sent_at
+        counted = sum(1 for at in sent if sent[-1] - at <= 1.0) - 1
         learned = max(1, counted - 1)
         if self.limit is not None and learned >= self.limit:
             return None
@@ -108,6 +124,8 @@ class Shelf:
     def replaced(self) -> Connection | None:
         """Retire one connection in whose place another was opened; return it if it is to be closed now."""
         worn = next((c for c in self.all.values() if c.replacing and c.retiring is None), None)
+        if worn is None and len(self.all) > self._settings.pool_size:
+            worn = next(iter(self.all.values()))  # the oldest
         if worn is None:
             return None
         worn.retiring = "worn out"

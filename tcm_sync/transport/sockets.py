@@ -31,7 +31,7 @@ class OpeningSockets:
         with self._lock:
             self._sockets.add(sock)
             if self._aborted:
-                shut_down(sock)
+                raise ConnectionAbortedError("the client was closed")
 
     def remove(self, sock: socket.socket) -> None:
         """Let go of `sock`, which somebody else closes."""
