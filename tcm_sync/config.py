@@ -123,6 +123,14 @@ class TlsSettings:
     def __post_init__(self) -> None:
         if self.key_file is not None and self.cert_file is None:
             raise ConfigError("tls.key_file needs tls.cert_file beside it")
+        if self.server_hostname is not None:
+            _text("tls.server_hostname", self.server_hostname)
+            try:
+                self.server_hostname.encode("idna")
+            except UnicodeError as error:
+                raise ConfigError(
+                    f"tls.server_hostname {self.server_hostname!r} is no name: {error}"
+                ) from None
 
     def context(self) -> ssl.SSLContext:
         """Make the context that sockets are wrapped with.

@@ -138,8 +138,8 @@ def _start_tls(
         opening.close(sock)
         raise ConnectFailedError(f"TLS with {hostname} failed: {error}", retriable=False) from error
     opening.remove(sock)
-    opening.add(secured)
     try:
+        opening.add(secured)
         secured.settimeout(_positive(deadline))
         secured.do_handshake()
     except ssl.SSLCertVerificationError as error:

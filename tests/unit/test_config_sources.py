@@ -104,6 +104,17 @@ def test_a_key_without_its_certificate_is_refused():
         TlsSettings(key_file="key.pem")
 
 
+@pytest.mark.parametrize("name", ["", ".h", "a..b", "x" * 70, 7])
+def test_a_name_that_tls_cannot_verify_is_refused(name):
+    with pytest.raises(ConfigError, match=r"^tls\.server_hostname "):
+        TlsSettings(server_hostname=name)
+
+
+@pytest.mark.parametrize("name", ["h", "a.b", "10.0.0.1", "::1", "bücher.example"])
+def test_names_and_addresses_can_be_verified(name):
+    assert TlsSettings(server_hostname=name).server_hostname == name
+
+
 # --- pickling ---
 
 WHOLE = {

@@ -59,7 +59,7 @@ def test_an_open_gate_lets_everybody_pass(gate):
 
 def test_a_shut_gate_says_how_long_to_wait_and_then_lets_one_pass(gate, clock):
     gate.shut(CAUSE)
-    assert gate.cause is CAUSE
+    assert str(gate.cause) == "nobody there"
     assert gate.try_pass() == 1.0
     clock.pass_(0.75)
     assert gate.try_pass() == 0.25
@@ -86,11 +86,11 @@ def test_a_burst_of_failures_shuts_it_once(gate, clock):
     clock.pass_(0.9)
     gate.shut(CAUSE)  # started before, failed late
     assert gate.try_pass() == pytest.approx(0.1)
-    assert gate.cause is not CAUSE
+    assert str(gate.cause) == "one of many"
     clock.pass_(0.2)
     gate.shut(CAUSE)  # a failure after the pause is another one
     assert gate.try_pass() == 2.0
-    assert gate.cause is CAUSE
+    assert str(gate.cause) == "nobody there"
 
 
 def test_success_makes_the_next_pause_short_again(gate, clock):
@@ -158,6 +158,58 @@ def test_an_abandoned_probe_leaves_the_way_to_the_next(gate, clock):
     assert gate.try_pass() == math.inf
     gate.shut(CAUSE)
     assert gate.try_pass() == 2.0
+
+
+def test_a_gate_keeps_no_frames_of_the_failure(gate):
+    try:
+        raise ConnectFailedError("nobody there") from OSError("refused")
+    except ConnectFailedError as error:
+        gate.shut(error)
+    assert gate.cause.__traceback__ is None
+    assert gate.cause.__cause__ is None
+
+
+def test_a_gate_is_past_when_it_would_have_opened_long_ago(gate, clock):
+    assert gate.is_past()
+    gate.shut(CAUSE)
+    clock.pass_(9.0)
+    assert not gate.is_past()
+    clock.pass_(0.5)
+    assert gate.is_past()
+    gate.open()
+    assert gate.is_past()
+
+
+def test_a_probe_that_is_not_refused_in_time_has_passed(clock):
+    gate = Gate("test", 1.0, 8.0, refused_within=2.0)
+    gate.shut(CAUSE)
+    probe(gate, clock)
+    clock.pass_(1.5)
+    assert gate.try_pass() == math.inf
+    clock.pass_(0.5)
+    assert gate.try_pass() == gate.try_pass() == 0.0
+    assert gate.cause is None
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 1.0  # it was forgiven
+
+
+def test_a_probe_that_is_refused_in_time_shuts_it_for_longer(clock):
+    gate = Gate("test", 1.0, 8.0, refused_within=2.0)
+    gate.shut(CAUSE)
+    probe(gate, clock)
+    clock.pass_(1.5)
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 2.0
+
+
+def test_a_probe_that_outlives_its_callers_deadline_is_followed_by_another(gate, clock):
+    gate.shut(CAUSE)
+    clock.pass_(1.0)
+    assert gate.wait(Deadline(3.0)) is True
+    assert gate.try_pass() == math.inf
+    clock.pass_(3.0)
+    assert gate.try_pass() == 0.0
+    assert gate.try_pass() == math.inf
 
 
 def test_what_is_done_to_an_open_gate_leaves_it_open(gate):

@@ -23,7 +23,8 @@ SOON = 0.3  # seconds in which nothing more is to come
 
 def ask(peer, name="ready", timeout=PATIENCE, path="/ws", **settings):
     uri = peer.uri.removesuffix("/ws") + path
-    return probe(Opener(Settings(uri, **settings), OpeningSockets()), name, Deadline(timeout))
+    opening = OpeningSockets()
+    return probe(Opener(Settings(uri, **settings), opening), name, Deadline(timeout), opening)
 
 
 def answering(data, then=lambda connection: None):

@@ -1,0 +1,419 @@
+"""Opening sockets within a deadline: names, addresses, TLS, and the threads that do it."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from tcm_sync import ConnectFailedError
+from tcm_sync.config import Endpoint
+from tcm_sync.deadline import Deadline
+from tcm_sync.transport import sockets
+from tcm_sync.transport.connector import Connector
+from tcm_sync.transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def server():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.fixture
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def endpoint(port=1, host="127.0.0.1"):
+    return Endpoint(False, host, port, "/ws", "")
+
+
+def connect(port=1, host="127.0.0.1", context=None, name=None, timeout=PATIENCE):
+    return open_socket(endpoint(port, host), context, name, Deadline(timeout), OpeningSockets())
+
+
+def resolve_to(monkeypatch, *ports):
+    """Have every name resolve to these ports of 127.0.0.1."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(sockets.socket, "getaddrinfo", lambda *args, **kinds: found)
+
+
+# --- names and addresses ---
+
+
+@pytest.mark.parametrize(
+    ("error", "retriable"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), False),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), True),
+        (UnicodeError("label too long"), False),
+    ],
+)
+def test_a_name_that_is_not_known(monkeypatch, error, retriable):
+    def fail(*args, **kinds):
+        raise error
+
+    monkeypatch.setattr(sockets.socket, "getaddrinfo", fail)
+    with pytest.raises(ConnectFailedError, match="the name 'nowhere' cannot be resolved: ") as caught:
+        connect(host="nowhere")
+    assert caught.value.retriable is retriable
+    assert caught.value.__cause__ is error
+
+
+def test_a_label_that_is_too_long_for_a_name():
+    with pytest.raises(ConnectFailedError, match="cannot be resolved"):
+        connect(host="x" * 70)
+
+
+def test_a_socket_is_connected_and_sends_small_pieces_at_once(server):
+    with connect(server.getsockname()[1]) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        far, _ = server.accept()
+        send_all(sock, b"abc", Deadline(PATIENCE))
+        assert far.recv(10) == b"abc"
+        far.close()
+        assert receive(sock, 10, Deadline(PATIENCE)) == b""
+
+
+def test_the_second_address_is_tried_if_the_first_refuses(monkeypatch, server, closed_port):
+    port = server.getsockname()[1]
+    resolve_to(monkeypatch, closed_port, port)
+    with connect() as sock:
+        assert sock.getpeername() == ("127.0.0.1", port)
+
+
+def test_if_all_addresses_refuse_the_last_failure_is_told(monkeypatch, closed_port):
+    resolve_to(monkeypatch, closed_port, closed_port)
+    with pytest.raises(ConnectFailedError, match=r"no connection to 127\.0\.0\.1:1: .*refused") as caught:
+        connect()
+    assert caught.value.retriable
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+def test_a_name_without_any_address(monkeypatch):
+    resolve_to(monkeypatch)
+    with pytest.raises(ConnectFailedError, match=r"no connection to 127\.0\.0\.1:1"):
+        connect()
+
+
+class Stubborn(socket.socket):
+    """A socket whose connecting fails as told, with what was asked of it."""
+
+    failures: list
+    timeouts: list
+    made: list
+
+    def __init__(self, *args, **kinds):
+        super().__init__(*args, **kinds)
+        self.made.append(self)
+
+    def settimeout(self, value):
+        self.timeouts.append(value)
+        super().settimeout(value)
+
+    def connect(self, address):
+        failure = self.failures.pop(0)
+        if failure is not None:
+            raise failure
+        super().connect(address)
+
+
+@pytest.fixture
+def stubborn(monkeypatch):
+    Stubborn.failures, Stubborn.timeouts, Stubborn.made = [], [], []
+    monkeypatch.setattr(sockets.socket, "socket", Stubborn)
+    return Stubborn
+
+
+def test_each_address_has_its_share_of_the_time(monkeypatch, server, stubborn):
+    stubborn.failures = [TimeoutError("timed out"), OSError("unreachable"), None]
+    resolve_to(monkeypatch, 1, 2, server.getsockname()[1])
+    connect(timeout=30.0).close()
+    assert stubborn.timeouts == pytest.approx([10.0, 15.0, 30.0], rel=0.1)
+    assert [sock.fileno() for sock in stubborn.made] == [-1] * 3
+
+
+def test_without_a_deadline_there_is_no_share(server, stubborn):
+    stubborn.failures = [None]
+    connect(server.getsockname()[1], timeout=None).close()
+    assert stubborn.timeouts == [None]
+
+
+def test_a_connect_that_times_out_says_so(stubborn):
+    stubborn.failures = [TimeoutError()]
+    with pytest.raises(ConnectFailedError, match=r"no connection to 127\.0\.0\.1:1: timed out"):
+        connect()
+
+
+def test_an_interruption_closes_the_socket(stubborn):
+    stubborn.failures = [KeyboardInterrupt()]
+    opening = OpeningSockets()
+    with pytest.raises(KeyboardInterrupt):
+        open_socket(endpoint(), None, None, Deadline(PATIENCE), opening)
+    assert [sock.fileno() for sock in stubborn.made] == [-1]
+    opening.abort()  # it knows of none
+
+
+def test_too_many_open_files_are_a_failure_to_connect(monkeypatch):
+    def fail(*args):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(sockets.socket, "socket", fail)
+    with pytest.raises(ConnectFailedError, match="Too many open files"):
+        connect()
+
+
+# --- TLS ---
+
+
+def test_a_socket_that_tls_does_not_take_is_closed(server):
+    given = []
+
+    def wrap_socket(sock, **how):
+        given.append(sock)
+        raise ValueError("no")
+
+    with pytest.raises(ConnectFailedError, match="TLS with h failed: no") as caught:
+        connect(server.getsockname()[1], context=SimpleNamespace(wrap_socket=wrap_socket), name="h")
+    assert not caught.value.retriable
+    assert given[0].fileno() == -1
+
+
+def test_a_client_that_is_closed_before_tls_begins_leaves_no_socket(server):
+    opening = OpeningSockets()
+    context = ssl.create_default_context()
+    wrap = context.wrap_socket
+
+    def wrap_late(sock, **how):
+        opening.abort()
+        return wrap(sock, **how)
+
+    late = SimpleNamespace(wrap_socket=wrap_late)
+    with pytest.raises(ConnectFailedError, match="the client was closed"):
+        open_socket(endpoint(server.getsockname()[1]), late, "h", Deadline(PATIENCE), opening)
+
+
+def test_a_server_without_tls_is_told(server):
+    def answer():
+        far, _ = server.accept()
+        with far, contextlib.suppress(OSError):
+            far.recv(1000)
+            far.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with pytest.raises(ConnectFailedError, match=r"TLS with 127\.0\.0\.1 failed: ."):
+        connect(server.getsockname()[1], context=ssl.create_default_context())
+    thread.join(PATIENCE)
+
+
+def test_an_interruption_of_the_tls_handshake_closes_the_socket(server, monkeypatch):
+    def interrupt(sock):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ssl.SSLSocket, "do_handshake", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        connect(server.getsockname()[1], context=ssl.create_default_context())
+
+
+# --- the sockets that are being opened ---
+
+
+def test_sockets_that_are_being_opened_are_shut_down_and_later_ones_refused():
+    opening = OpeningSockets()
+    pairs = [socket.socketpair() for _ in range(3)]
+    (first, _), (second, _), (third, _) = pairs
+    opening.add(first)
+    opening.add(second)
+    opening.remove(second)
+    opening.abort()
+    with pytest.raises(ConnectionAbortedError, match="the client was closed"):
+        opening.add(third)
+    second.setblocking(False)
+    assert first.recv(1) == b""
+    with pytest.raises(BlockingIOError):
+        second.recv(1)
+    opening.close(first)
+    opening.close(third)
+    assert first.fileno() == third.fileno() == -1
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+
+
+def test_a_closed_client_connects_nowhere(server):
+    opening = OpeningSockets()
+    opening.abort()
+    with pytest.raises(ConnectFailedError, match="the client was closed"):
+        open_socket(endpoint(server.getsockname()[1]), None, None, Deadline(PATIENCE), opening)
+
+
+def test_a_child_closes_the_descriptors_and_shuts_nothing_down():
+    opening = OpeningSockets()
+    ours, far = socket.socketpair()
+    parents = ours.dup()
+    opening.add(ours)
+    opening.abandon()
+    assert ours.fileno() == -1
+    parents.sendall(b"x")
+    assert far.recv(10) == b"x"
+    parents.close()
+    far.close()
+
+
+# --- waiting ---
+
+
+def test_time_that_is_up_is_a_timeout_before_anything_is_tried():
+    with socket.socket() as sock:
+        with pytest.raises(TimeoutError):
+            receive(sock, 1, Deadline(0.0))
+        with pytest.raises(TimeoutError):
+            send_all(sock, b"x", Deadline(0.0))
+
+
+@pytest.mark.parametrize("timeout", [None, 1.0, 1e30])
+def test_no_time_is_too_long_to_wait(timeout):
+    ours, far = socket.socketpair()
+    with ours, far:
+        far.sendall(b"x")
+        assert receive(ours, 1, Deadline(timeout)) == b"x"
+        send_all(ours, b"y", Deadline(timeout))
+        wait_ready(ours, write=True, timeout=timeout)
+        wait_ready(far, write=False, timeout=timeout)
+
+
+@pytest.fixture(params=["poll", "select"])
+def without_poll(request, monkeypatch):
+    """Windows has no poll."""
+    if request.param == "select":
+        monkeypatch.delattr(select, "poll")
+
+
+@pytest.mark.usefixtures("without_poll")
+def test_a_socket_is_waited_for_until_it_is_ready_or_time_is_up():
+    ours, far = socket.socketpair()
+    with ours, far:
+        wait_ready(ours, write=True, timeout=PATIENCE)
+        deadline = Deadline(None)
+        wait_ready(ours, write=False, timeout=0.02)
+        assert deadline.elapsed() >= 0.02
+        far.sendall(b"x")
+        wait_ready(ours, write=False, timeout=PATIENCE)
+        deadline = Deadline(None)
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(10**5))
+        wait_ready(ours, write=True, timeout=0.02)
+        assert deadline.elapsed() >= 0.02
+
+
+@pytest.mark.usefixtures("without_poll")
+def test_a_socket_that_is_closed_is_not_waited_for():
+    ours, far = socket.socketpair()
+    ours.close()
+    far.close()
+    wait_ready(ours, write=True, timeout=None)
+    shut_down(ours)
+
+
+# --- the threads ---
+
+
+def test_jobs_run_on_two_threads_that_end_when_there_are_none():
+    connector = Connector()
+    meeting = threading.Barrier(3)
+    done = threading.Semaphore(0)
+
+    def meet():
+        meeting.wait(PATIENCE)
+        done.release()
+
+    for _ in range(4):
+        connector.submit(meet)
+    meeting.wait(PATIENCE)  # with two of them, and no third
+    meeting.wait(PATIENCE)
+    for _ in range(4):
+        assert done.acquire(timeout=PATIENCE)
+    connector.join(PATIENCE)
+    assert "tcm-sync-connector" not in {thread.name for thread in threading.enumerate()}
+    connector.submit(done.release)
+    assert done.acquire(timeout=PATIENCE)
+    connector.join(PATIENCE)
+
+
+def test_a_connector_that_was_stopped_forgets_its_jobs():
+    connector = Connector()
+    ran = []
+    go_on = threading.Event()
+    started = threading.Semaphore(0)
+
+    def hold():
+        started.release()
+        go_on.wait(PATIENCE)
+
+    for _ in range(2):
+        connector.submit(hold)
+    for _ in range(2):
+        assert started.acquire(timeout=PATIENCE)
+    connector.submit(lambda: ran.append(1))
+    connector.stop()
+    connector.submit(lambda: ran.append(2))
+    go_on.set()
+    connector.join(PATIENCE)
+    assert ran == []
+
+
+def test_a_connector_does_not_wait_for_its_own_thread():
+    connector = Connector()
+    joined = threading.Event()
+
+    def job():
+        connector.join(PATIENCE)
+        joined.set()
+
+    connector.submit(job)
+    assert joined.wait(PATIENCE)
+    connector.join(PATIENCE)
+
+
+def test_a_process_without_threads_to_spare_says_so(monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    connector = Connector()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            connector.submit(lambda: None)
+    ran = threading.Event()
+    connector.submit(ran.set)
+    assert ran.wait(PATIENCE)
+    connector.join(PATIENCE)
+
+
+def test_one_thread_is_enough_if_there_is_no_second(monkeypatch):
+    connector = Connector()
+    go_on, ran = threading.Event(), threading.Event()
+    connector.submit(lambda: go_on.wait(PATIENCE))
+
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with contextlib.suppress(RuntimeError):  # it is told, or the thread that there is does the job
+            connector.submit(ran.set)
+    go_on.set()
+    assert ran.wait(PATIENCE)
+    connector.join(PATIENCE)
