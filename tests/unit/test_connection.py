@@ -217,6 +217,42 @@ def test_a_control_frame_that_the_socket_takes_in_part_is_finished_first(wire):
     assert found[-2:] == [(PONG, True, b"last"), (TEXT, True, b"x")]
 
 
+def test_control_frames_that_the_socket_takes_byte_by_byte_arrive_whole(wire):
+    connection = wire.connection
+    sock = connection._sock
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
+    connection._sock = Reluctant(sock)
+    connection.queue_control(PONG, b"one")
+    connection.queue_control(PONG, b"two")
+    rounds = 1
+    while connection.flush():
+        rounds += 1
+    assert rounds > 10
+    future = ReplyFuture()
+    connection.queue_control(PONG, b"three")
+    connection.send(b"x", Deadline(PATIENCE), future)
+    connection._sock = sock
+    assert future.started
+    assert [payload for *_, payload in wire.read()] == [b"one", b"two", b"three", b"x"]
+
+
+class Reluctant:
+    """A socket that takes one byte at a time, and every other time none."""
+
+    def __init__(self, sock):
+        self._sock = sock
+        self._takes = False
+
+    def send(self, data):
+        self._takes = not self._takes
+        if not self._takes:
+            raise BlockingIOError
+        return self._sock.send(data[:1])
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+
 def test_a_pong_goes_out_between_the_fragments_of_a_large_message(wire):
     message = bytes(range(256)) * (5 * FRAGMENT_BYTES // 256)
     with sending(wire, message):
