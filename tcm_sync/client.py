@@ -22,7 +22,7 @@ from tcm_sync.config import (
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ClientClosedError, ConfigError, InputError, TcmError
 from tcm_sync.inference import InferenceCall, encode_inference
-from tcm_sync.process import refuse_green_threads, watch_forks
+from tcm_sync.process import refuse_green_threads, watch
 from tcm_sync.results import InferResult, Readiness
 from tcm_sync.retry import Attempts, RetryPolicy
 from tcm_sync.tensors import check_output_dtypes
@@ -142,7 +142,7 @@ class TcmClient:
         self._closed = False
         prefix = (settings.auth or AuthContext()).uuid
         self._envelope_bytes = len(encode_message(fresh_uuid(prefix), "inference", b""))
-        watch_forks(self)
+        watch(self)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -239,7 +239,7 @@ class TcmClient:
 
     def _running(self) -> Runtime:
         runtime = self._runtime
-        if runtime is not None and runtime.is_alive():
+        if runtime is not None and runtime.is_alive() and not self._closed:
             return runtime
         with self._lock:
             if self._closed:
@@ -270,6 +270,10 @@ class TcmClient:
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.abandon()
+
+    def at_exit(self) -> None:
+        """Refuse calls from now on: the reader is about to be stopped with the interpreter."""
+        self._closed = True
 
     # --- inference ---
 

@@ -1,7 +1,8 @@
-"""What happens to clients when their process forks, and in which processes they refuse to run."""
+"""What happens to clients when their process forks or ends, and in which processes they refuse to run."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import weakref
@@ -10,18 +11,21 @@ from typing import Protocol
 from tcm_sync.errors import ConfigError
 
 
-class Forkable(Protocol):
+class Watched(Protocol):
     """What is told of a fork."""
 
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind."""
 
+    def at_exit(self) -> None:
+        """Refuse what would wait for threads that the interpreter is about to stop."""
 
-_watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
+
+_watched: weakref.WeakSet[Watched] = weakref.WeakSet()
 
 
-def watch_forks(what: Forkable) -> None:
-    """Have `what` told in every child process that is forked from now on."""
+def watch(what: Watched) -> None:
+    """Have `what` told of the end of this process, and of each child's beginning."""
     _watched.add(what)
 
 
@@ -29,6 +33,14 @@ def _after_fork_in_child() -> None:
     for what in list(_watched):
         what.after_fork()
 
+
+def _at_exit() -> None:
+    for what in list(_watched):
+        what.at_exit()
+
+
+# Threads that are not daemons have ended by then, and handlers that users registered later have run.
+atexit.register(_at_exit)
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import weakref
 from math import inf
 from time import monotonic
 
@@ -12,6 +13,17 @@ from tcm_sync.deadline import Deadline
 from tcm_sync.errors import TcmError
 
 log = logging.getLogger("tcm_sync.pool")
+
+_LOOK_INTERVAL = 1.0  # seconds between two looks whether a prober is still there
+
+
+class Prober:
+    """Who passes a shut gate to try it."""
+
+    __slots__ = ("__weakref__",)
+
+
+_ANYBODY = Prober()
 
 
 class Gate:
@@ -41,33 +53,53 @@ class Gate:
         self._condition = threading.Condition(threading.Lock())  # guards everything below
         self._pause = 0.0  # of the last shutting; 0.0 once that is forgiven
         self._opens_at = 0.0
-        self._probing = False
+        self._prober: weakref.ref[Prober] | None = None  # who passed as the probe, until its outcome is known
         self._probe_ends = inf  # when the probe is over, whatever became of it
         self.cause: TcmError | None = None  # why it is shut; None is open
 
-    def shut(self, cause: TcmError, pause: float | None = None) -> None:
-        """Shut, because of `cause`; `pause` is the least pause, in seconds, if somebody knows it."""
+    def shut(
+        self,
+        cause: TcmError,
+        pause: float | None = None,
+        *,
+        exactly: float | None = None,
+        tell: bool = True,
+    ) -> None:
+        """Shut, because of `cause`.
+
+        `pause` is the least pause, in seconds, if somebody knows it; `exactly` is the pause to make, since
+        the manager said so.
+        """
         with self._condition:
             now = monotonic()
-            if self.cause is not None and not self._probing and now < self._opens_at:
+            if self.cause is not None and self._prober is None and now < self._opens_at:
                 return  # others of the same burst have failed before
             doubled = min(max(self._initial, self._pause * 2), self._maximum)
-            self._pause = doubled if pause is None else max(pause, doubled)
+            self._pause = exactly if exactly is not None else max(pause or 0.0, doubled)
             seconds = self._pause * random.uniform(1.0, 1.1)  # noqa: S311 - spreads load, guards no secret
             # A copy: the error itself holds on to the frames that it was raised in.
-            self.cause, self._opens_at, self._probing = again(cause), now + seconds, False
+            self.cause, self._opens_at, self._prober = again(cause), now + seconds, None
             self._condition.notify_all()
-        log.info("%s gate shut for %.3f s: %s", self.name, seconds, cause)
+        if tell:
+            self.tell()
 
-    def open(self, *, forgive: bool = True) -> None:
+    def open(self, *, forgive: bool = True, tell: bool = True) -> None:
         """Open. Unless forgiven, the next shutting is longer than the last one all the same."""
         with self._condition:
-            was, self.cause, self._probing = self.cause, None, False
+            was, self.cause, self._prober = self.cause, None, None
             if forgive:
                 self._pause = 0.0
             self._condition.notify_all()
-        if was is not None:
-            log.info("%s gate opened", self.name)
+        if was is not None and tell:
+            self.tell()
+
+    def tell(self) -> None:
+        """Log the state: apart from its change for those who change it under a lock."""
+        cause = self.cause
+        if cause is None:
+            log.info("%s gate open", self.name)
+        else:
+            log.info("%s gate shut for %.3f s: %s", self.name, self._pause, cause)
 
     def forgive(self) -> None:
         """Forget the pauses of the past: all is well again."""
@@ -80,13 +112,18 @@ class Gate:
         """Whether nothing is left of it: it is open, or would have opened long ago."""
         return self.cause is None or monotonic() > self._opens_at + self._maximum
 
-    def abandon(self) -> None:
-        """Give up a probe that had no outcome."""
+    def abandon(self, prober: Prober | None = None) -> None:
+        """Give up the probe of `prober`, or of anybody, which had no outcome."""
         with self._condition:
-            self._probing = False
-            self._condition.notify_all()
+            if prober is None or self.is_probed_by(prober):
+                self._prober = None
+                self._condition.notify_all()
 
-    def try_pass(self) -> float:
+    def is_probed_by(self, prober: Prober) -> bool:
+        """Whether `prober` has passed as the probe, and its outcome is not known."""
+        return self._prober is not None and self._prober() is prober
+
+    def try_pass(self, prober: Prober = _ANYBODY) -> float:
         """Return 0.0 if the caller may pass (as the probe if the gate is not open), else how long to wait.
 
         It is `math.inf` while a probe is under way.
@@ -94,26 +131,34 @@ class Gate:
         if self.cause is None:
             return 0.0
         with self._condition:
-            return self._try_pass()
+            return self._try_pass(prober, inf)
 
-    def _try_pass(self, lasting: float = inf) -> float:
+    def _try_pass(self, prober: Prober, lasting: float) -> float:
         if self.cause is None:
             return 0.0
         now = monotonic()
-        if self._probing and now < self._probe_ends:
-            return inf
-        if self._probing and self._refused_within is not None:
-            self.cause, self._probing, self._pause = None, False, 0.0
-            self._condition.notify_all()
-            return 0.0
+        if self._prober is not None and self._prober() is not None:
+            if now < self._probe_ends:
+                return inf
+            if self._refused_within is not None:
+                self.cause, self._prober, self._pause = None, None, 0.0
+                self._condition.notify_all()
+                return 0.0
         if now < self._opens_at:
             return self._opens_at - now
-        self._probing = True
+        self._prober = weakref.ref(prober)
         self._probe_ends = now + (lasting if self._refused_within is None else self._refused_within)
         return 0.0
 
-    def wait(self, deadline: Deadline) -> bool:
+    def wait(self, deadline: Deadline, prober: Prober = _ANYBODY) -> bool:
         """Wait until the caller may pass; whether it does so as the probe.
+
+        Parameters
+        ----------
+        deadline : Deadline
+            The call's. A probe is over when it has passed.
+        prober : Prober
+            Who is asking. Once it is collected its probe is over, however it was lost.
 
         Raises
         ------
@@ -125,7 +170,7 @@ class Gate:
         with self._condition:
             while True:
                 left = deadline.remaining()
-                seconds = self._try_pass(inf if left is None else left)
+                seconds = self._try_pass(prober, inf if left is None else left)
                 cause = self.cause
                 if seconds <= 0.0:
                     return cause is not None
@@ -133,7 +178,7 @@ class Gate:
                 if left is not None and (left <= 0.0 or inf > seconds > left):
                     raise again(cause)
                 if seconds == inf:
-                    seconds = self._probe_ends - monotonic()
+                    seconds = min(self._probe_ends - monotonic(), _LOOK_INTERVAL)
                 self._condition.wait(_sooner(max(seconds, 0.0), left))
 
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Lease:
     """A connection in the hands of one caller.
 
-    A KeyboardInterrupt between two instructions can lose one; the pool finds those that were collected
-    without having been ended.
+    A KeyboardInterrupt between two instructions can lose one: then its finalizer has the connection
+    taken back, and the pool looks for what even that does not find.
     """
 
     __slots__ = ("__weakref__", "_pool", "connection")
@@ -44,6 +44,10 @@ class Lease:
         if self._pool is not None:
             self._pool.discard(self.connection, reason)
             self._pool = None
+
+    def __del__(self) -> None:
+        if self._pool is not None and hasattr(self, "connection"):
+            self._pool.reader.take_back(self._pool, self.connection)
 
 
 class Waiter:

@@ -20,7 +20,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
-from tcm_sync.transport.gate import Gate, again
+from tcm_sync.transport.gate import Gate, Prober, again
 from tcm_sync.transport.lease import Lease, Waiter
 from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.reader import Reader
@@ -55,6 +55,7 @@ class Pool:
         self.reader = reader
         self.manager_gate = Gate("manager", 0.1, 5.0)
         self.auth_gate = Gate("authentication", 1.0, 60.0)
+        self._prober = Prober()  # of both gates: an opening
         self._settings = settings
         self._opener = opener
         self._connector = connector
@@ -156,6 +157,16 @@ class Pool:
             self._log_closed(connection, reason)
         self._open_more(wanted)
 
+    def reclaim(self, connection: Connection) -> None:
+        """Close a connection whose lease was collected without having been ended."""
+        with self._lock:
+            lost = connection in self._shelf.lost_leases(inf) and self._forget(connection)
+            wanted = self._grow()
+        if lost:
+            connection.shut_down()
+            self._close(connection, "its lease was lost")
+        self._open_more(wanted)
+
     def retire(self, connection: Connection, reason: str) -> None:
         """Close a connection that is not to be used any more: now, or when it comes back."""
         with self._lock:
@@ -238,11 +249,11 @@ class Pool:
 
     def shutting_down(self, error: TcmError) -> None:
         """Stop the world: idle sockets are closed, and none is opened until the gate lets one through."""
-        self.manager_gate.shut(again(error), _SHUTDOWN_PAUSE)
         reason = "the manager is shutting down"
         with self._lock:
             self._shutdowns += 1
             self._cautious = True
+            self.manager_gate.shut(error, _SHUTDOWN_PAUSE, tell=False)
             self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
             for connection in self._shelf.all.values():
                 connection.retiring = reason
@@ -250,6 +261,7 @@ class Pool:
             for connection in idle:
                 self._forget(connection)
             wanted = self._grow()
+        self.manager_gate.tell()
         for connection in idle:
             self._close(connection, reason)
         self._open_more(wanted)
@@ -302,14 +314,14 @@ class Pool:
         wanted = min(len(self._waiters) - self._opening, room)
         if wanted <= 0 or self._ended is not None:
             return 0
-        if (seconds := self.auth_gate.try_pass()) > 0.0:
+        if (seconds := self.auth_gate.try_pass(self._prober)) > 0.0:
             if seconds < inf and self.auth_gate.cause is not None:
                 # Those who need a new socket fail; those before them wait for one that is there.
                 newest = wanted if self._shelf.all else len(self._waiters)
                 for _ in range(newest):
                     self._waiters.pop().settle(None, again(self.auth_gate.cause))
             return 0
-        if (seconds := self.manager_gate.try_pass()) > 0.0:
+        if (seconds := self.manager_gate.try_pass(self._prober)) > 0.0:
             if self.auth_gate.cause is not None:
                 self.auth_gate.abandon()
             if seconds < inf:
@@ -362,18 +374,22 @@ class Pool:
             if stale:
                 self._opening -= 1
                 wanted = self._grow()
+            else:  # before the reader can tell of a shutdown on this very socket
+                was_shut = self._shut() is not None
+                self.manager_gate.open(forgive=False, tell=False)
+                self.auth_gate.open(tell=False)
         if stale:
             connection.close()  # to the manager that is shutting down: it proves nothing
             self._open_more(wanted)
             return
+        if was_shut:
+            self.manager_gate.tell()
         self.reader.register(connection)
-        self.manager_gate.open(forgive=False)
-        self.auth_gate.open()
         worn: Connection | None = None
         with self._lock:
             self._opening -= 1
             self._reached = True
-            self._cautious = False
+            self._cautious = self._cautious and shutdowns != self._shutdowns
             ended = self._ended is not None
             if not ended and not connection.doomed:
                 self._shelf.add(connection)
@@ -468,6 +484,7 @@ class Pool:
                 waiter.settle(None, again(error))
             for connection in list(self._shelf.all.values()):
                 self._forget(connection)
+        self._connector.stop()
 
     def abandon(self) -> None:
         """Close what a forked child inherited, without a lock, which another thread may have held."""

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tcm_sync.reader")
 
-_BUFFER_BYTES = 256 * 1024
-_TLS_READS = 16
+_BUFFER_BYTES = 64 * 1024  # what is read of one socket before the others have their turn
+_TLS_READS = 4  # of 16 KiB at most
 _LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
 
 # After these refusals the manager keeps the socket (docs/wire.rst, "Errors").
@@ -96,6 +96,10 @@ class Reader:
         """Close `connection`, which the pool has given up."""
         farewell = frames.encode_close(1000)
         self._command(lambda: self._drop(connection, farewell, _lost(reason), reason))
+
+    def take_back(self, pool: Pool, connection: Connection) -> None:
+        """Have `pool` close a connection whose lease was lost. Safe in a finalizer: it does not wait."""
+        self._command(lambda: pool.reclaim(connection))
 
     def watch_writing(self, connection: Connection) -> None:
         """Write the control frames of `connection` as soon as its socket takes them."""
@@ -255,7 +259,6 @@ class Reader:
     # --- what comes in ---
 
     def _read(self, connection: Connection) -> None:
-        # Then the others have their turn. A TLS object gives 16 KiB at a time at most.
         for _ in range(_TLS_READS if connection.secured else 1):
             try:
                 size = connection.receive_into(self._buffer)
@@ -281,12 +284,13 @@ class Reader:
 
     def _events(self, connection: Connection, events: list[frames.Event]) -> bool:
         """Act on what came in; whether the socket is still open."""
+        ping: bytes | None = None
         try:
             for opcode, payload in events:
                 if opcode == frames.TEXT:
                     self._message(connection, payload)
                 elif opcode == frames.PING:
-                    self._watch_writing(connection, connection.pong(payload))
+                    ping = payload
                 elif opcode == frames.CLOSE:
                     self._closed_by_manager(connection, *frames.read_close(payload))
                 if connection.closed:
@@ -294,6 +298,8 @@ class Reader:
         except ProtocolError as error:
             self._give_up(connection, error)
             return False
+        if ping is not None:  # the latest alone need be answered (RFC 6455, section 5.5.3)
+            self._watch_writing(connection, connection.pong(ping))
         return True
 
     def _give_up(self, connection: Connection, error: ProtocolError | MessageTooLargeError) -> None:

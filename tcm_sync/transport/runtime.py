@@ -21,7 +21,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
-from tcm_sync.transport.gate import Gate, again
+from tcm_sync.transport.gate import Gate, Prober, again
 from tcm_sync.transport.lease import Lease
 from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.pool import Pool
@@ -94,14 +94,17 @@ class Runtime:
         patient : bool
             Whether to wait for a manager that cannot be reached.
         """
-        probed: list[Gate] = []
+        gates = self._gates(target)
+        prober = Prober()
         try:
-            lease = self._enter(self._gates(target), probed, deadline, patient)
-            failure = self._exchange(lease, payload, deadline, read)
-            self._note(failure, target, probed)
+            try:
+                lease = self._enter(gates, prober, deadline, patient)
+                failure = self._exchange(lease, payload, deadline, read)
+                self._note(failure, target, gates, prober)
+            finally:
+                _abandon(gates, prober)
         finally:
-            for gate in probed:
-                gate.abandon()  # the probe had no outcome
+            _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
         if failure is not None:
             raise failure
 
@@ -109,15 +112,15 @@ class Runtime:
         circuit = self._circuits.get(target) if self._circuits else None
         return (self._backpressure,) if circuit is None else (circuit, self._backpressure)
 
-    def _enter(self, gates: tuple[Gate, ...], probed: list[Gate], deadline: Deadline, patient: bool) -> Lease:
+    def _enter(self, gates: tuple[Gate, ...], prober: Prober, deadline: Deadline, patient: bool) -> Lease:
         """Wait at the gates and for a connection, until both are there at once."""
         while True:
             for gate in gates:
-                if gate.cause is not None and gate not in probed and gate.wait(deadline):
-                    probed.append(gate)
+                if gate.cause is not None and not gate.is_probed_by(prober):
+                    gate.wait(deadline, prober)
             lease = self.pool.lease(deadline, patient=patient)
             for gate in gates:
-                if gate.cause is not None and gate not in probed:
+                if gate.cause is not None and not gate.is_probed_by(prober):
                     lease.unused()  # it was shut meanwhile
                     break
             else:
@@ -192,30 +195,29 @@ class Runtime:
             error.outcome_unknown = future.started
         return Refusal(error, reusable)
 
-    def _note(self, failure: TcmError | None, target: Target, probed: list[Gate]) -> None:
-        """Let the gates know how it went; those that now know leave `probed`."""
+    def _note(
+        self, failure: TcmError | None, target: Target, gates: tuple[Gate, ...], prober: Prober
+    ) -> None:
+        """Let the gates know how it went."""
+        shut: Gate | None = None
         if failure is None:
             self.pool.manager_gate.forgive()
-            if not probed:
-                return
-        shut: Gate | None = None
-        if isinstance(failure, CircuitOpenError):
+        elif isinstance(failure, CircuitOpenError):
             shut = self._circuit(target)
-            shut.shut(failure, failure.retry_after)
+            shut.shut(failure, exactly=failure.retry_after)
         elif isinstance(failure, (BackpressureError, RateLimitedError)):
             shut = self._backpressure
             shut.shut(failure)
         elif isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
             return
-        if not probed:
-            return
-        for gate in list(probed):
-            if gate is not shut and (shut is None or gate is self._backpressure):
+        if shut is not None and self.closed.is_set():
+            shut.open()  # nobody is to wait there any more
+        for gate in gates:
+            if gate.cause is None or not gate.is_probed_by(prober):
+                continue
+            if shut is None or gate is self._backpressure:
                 gate.open()  # the manager answered: what shut this gate is over
-            elif gate is not shut:
-                continue  # dropped before it came to the circuit
-            probed.remove(gate)
-        self._forget_circuit(target)
+                self._forget_circuit(target)
 
     def _circuit(self, target: Target) -> Gate:
         with self._circuits_lock:
@@ -254,3 +256,10 @@ class Runtime:
         self.pool.abandon()
         self._connector.opening.abandon()
         self.reader.abandon()
+
+
+def _abandon(gates: tuple[Gate, ...], prober: Prober) -> None:
+    """Give up the probes that had no outcome."""
+    for gate in gates:
+        if gate.cause is not None:
+            gate.abandon(prober)
