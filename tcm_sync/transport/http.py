@@ -51,9 +51,9 @@ def probe(opener: Opener, name: str, deadline: Deadline, opening: OpeningSockets
         head += [f"{key}: {value}" for key, value in opener.headers.items()]
         head += ["Accept: application/json", "Connection: close", "", ""]
         send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
-        response = http.client.HTTPResponse(_Stream(sock, deadline))  # type: ignore[arg-type]
-        response.begin()
-        return response.status, response.read(_MOST_BYTES)  # no length that it announces is believed
+        with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]
+            response.begin()
+            return response.status, response.read(_MOST_BYTES)  # no length that it announces is believed
     except TimeoutError as error:
         raise ConnectFailedError(f"{endpoint.authority} did not answer /{name} in time") from error
     except OSError as error:
