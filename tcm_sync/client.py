@@ -203,7 +203,8 @@ class TcmClient:
     def close(self, timeout: float = 0.0) -> None:
         """Close for good. Calls under way end with `ClientClosedError`.
 
-        It may be called from any thread, again, and after an interruption.
+        It may be called from any thread, again, and after an interruption; not inside a signal handler, which
+        may have come while this very thread held a lock: raise from there, and close outside.
 
         Parameters
         ----------
