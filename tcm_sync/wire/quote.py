@@ -17,8 +17,8 @@ def quote(text: str | bytes, secret: str | None = None) -> str:
     secret : str, optional
         A token that must not show even if the other side sends it back.
     """
-    forms = _forms(secret) if secret else set()
-    longest = max(map(len, forms), default=0)
+    forms = _forms(secret) if secret else []
+    longest = len(forms[0]) if forms else 0
     reach = 4 * (_LONGEST + 4 * longest)
     cut = len(text) > reach
     text = text[:reach]
@@ -34,6 +34,7 @@ def quote(text: str | bytes, secret: str | None = None) -> str:
     return shown if len(shown) <= _LONGEST and not cut else f"{shown[:_LONGEST]}…"
 
 
-def _forms(secret: str) -> set[str]:
-    """Return the token as it is, and as JSON has it."""
-    return {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+def _forms(secret: str) -> list[str]:
+    """Return the token as JSON has it and as it is; the longest first, since they may contain each other."""
+    forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    return sorted(forms, key=len, reverse=True)
