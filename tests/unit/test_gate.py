@@ -12,7 +12,7 @@ import pytest
 
 from tcm_sync import BackpressureError, CircuitOpenError, ConnectFailedError, Route
 from tcm_sync.deadline import Deadline
-from tcm_sync.transport.gate import Gate, again
+from tcm_sync.transport.gate import Gate, Prober, again
 
 PATIENCE = 30.0
 CAUSE = ConnectFailedError("nobody there")
@@ -390,3 +390,38 @@ def test_the_log_tells_of_shutting_and_opening_once_each(gate, clock, caplog):
     shut, opened = (record.getMessage() for record in caplog.records)
     assert shut == "test gate shut for 1.000 s: queue full"
     assert opened.startswith("test gate open")
+
+
+def test_a_probe_that_is_abandoned_is_told_to_those_who_wait(gate, monkeypatch):
+    """At once, and not when they happen to look again."""
+    monkeypatch.setattr("tcm_sync.transport.gate._LOOK_INTERVAL", 3600.0)
+    gate.shut(CAUSE, exactly=0.0)
+    assert gate.try_pass() == 0.0
+    passed = []
+    waiter = threading.Thread(target=lambda: passed.append(gate.wait(Deadline(None))))
+    waiter.start()
+    while not gate._condition._waiters:
+        assert waiter.is_alive()
+    gate.abandon()
+    waiter.join(PATIENCE)
+    assert passed == [True]
+
+
+def test_a_probe_is_over_when_whoever_made_it_is_gone(gate):
+    gate.shut(CAUSE, exactly=0.0)
+    prober = Prober()
+    assert gate.try_pass(prober) == 0.0
+    assert gate.try_pass() == math.inf
+    del prober
+    assert gate.try_pass() == 0.0
+
+
+def test_a_probe_that_is_not_refused_in_time_has_passed(clock):
+    gate = Gate("test", 1.0, 8.0, refused_within=0.5)
+    gate.shut(CAUSE)
+    clock.pass_(1.0)
+    assert gate.try_pass() == 0.0
+    assert gate.try_pass() == math.inf
+    clock.pass_(0.5)
+    assert gate.try_pass() == 0.0
+    assert gate.cause is None
