@@ -414,14 +414,3 @@ def test_a_probe_is_over_when_whoever_made_it_is_gone(gate):
     assert gate.try_pass() == math.inf
     del prober
     assert gate.try_pass() == 0.0
-
-
-def test_a_probe_that_is_not_refused_in_time_has_passed(clock):
-    gate = Gate("test", 1.0, 8.0, refused_within=0.5)
-    gate.shut(CAUSE)
-    clock.pass_(1.0)
-    assert gate.try_pass() == 0.0
-    assert gate.try_pass() == math.inf
-    clock.pass_(0.5)
-    assert gate.try_pass() == 0.0
-    assert gate.cause is None
