@@ -1,0 +1,105 @@
+"""Whether processes that share a manager are served alike.
+
+    python benchmarks/fairness.py [--seconds 60] [--processes 4] [--threads 4]
+
+Each process has one client with its default settings, used by a few threads in a closed loop, against a
+`LocalManager` with the real scheduler (five inferences every 10 ms, the oldest uuids first) in a process of
+its own. It prints what each process was served and how long calls took, and ends with status 1 if an
+answer was wrong or a call failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import threading
+import time
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from tcm_sync import Route, TcmClient
+from tcm_sync.local import LocalManager
+
+
+def serve(ready: Connection) -> None:
+    """Run the manager until the other end says so."""
+    with LocalManager({"double": lambda inputs: {"y": inputs["x"] * 2}}) as manager:
+        ready.send((manager.uri, manager.route))
+        ready.recv()
+        ready.send(len(manager.stats().uuids))
+
+
+def work(uri: str, route: Route, threads: int, seconds: float, report: Connection) -> None:
+    """Call in a closed loop from some threads; report how long each call took, and what went wrong."""
+    elapsed: list[float] = []
+    wrong: list[str] = []
+
+    def loop(client: TcmClient, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        while time.monotonic() < ends:
+            x = random.integers(0, 2**40, (1, 4))
+            started = time.monotonic()
+            try:
+                y = client.infer("double", {"x": x}, output_dtypes=np.int64)["y"]
+            except Exception as error:  # noqa: BLE001 - it is what is measured
+                wrong.append(repr(error))
+                continue
+            elapsed.append(time.monotonic() - started)
+            if not np.array_equal(y, x * 2):
+                wrong.append(f"{y} is not twice {x}")
+
+    with TcmClient(uri, route=route) as client:
+        ends = time.monotonic() + seconds
+        loops = [threading.Thread(target=loop, args=(client, seed)) for seed in range(threads)]
+        for thread in loops:
+            thread.start()
+        for thread in loops:
+            thread.join()
+    report.send((elapsed, wrong))
+
+
+def main() -> int:
+    """Run it and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=4)
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    control, far = context.Pipe()
+    manager = context.Process(target=serve, args=(far,))
+    manager.start()
+    uri, route = control.recv()
+    workers = []
+    for _ in range(options.processes):
+        near, end = context.Pipe()
+        worker = context.Process(target=work, args=(uri, route, options.threads, options.seconds, end))
+        worker.start()
+        workers.append((near, worker))
+    results = [near.recv() for near, _ in workers]
+    for _, worker in workers:
+        worker.join()
+    control.send("stop")
+    uuids = control.recv()
+    manager.join()
+
+    counts = [len(elapsed) for elapsed, _ in results]
+    every = sorted(seconds for elapsed, _ in results for seconds in elapsed)
+    wrong = [problem for _, problems in results for problem in problems]
+    for number, (elapsed, _) in enumerate(results):
+        print(f"process {number}: {len(elapsed):6,} calls, the slowest {max(elapsed):6.2f} s")
+    print(f"the slowest process was served {min(counts) / max(counts):.2f} of the fastest")
+    centiles = statistics.quantiles(every, n=100)
+    print(
+        f"{sum(counts) / options.seconds:.0f} calls a second; median {centiles[49] * 1e3:.1f} ms, "
+        f"99 of 100 within {centiles[98]:.2f} s, the slowest {every[-1]:.2f} s; {uuids} uuids"
+    )
+    print(f"{len(wrong)} failed or wrong", *wrong[:5], sep="\n  ")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
