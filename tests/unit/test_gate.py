@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import pickle
+import threading
+import traceback
 
 import pytest
 
-from tcm_sync import ConnectFailedError
+from tcm_sync import BackpressureError, CircuitOpenError, ConnectFailedError, Route
 from tcm_sync.deadline import Deadline
-from tcm_sync.transport.gate import Gate
+from tcm_sync.transport.gate import Gate, Prober, again
 
 PATIENCE = 30.0
 CAUSE = ConnectFailedError("nobody there")
@@ -174,3 +178,239 @@ def test_a_gate_is_past_when_it_would_have_opened_long_ago(gate, clock):
     assert gate.is_past()
     gate.open()
     assert gate.is_past()
+
+
+def test_a_probe_that_is_not_refused_in_time_has_passed(clock):
+    gate = Gate("test", 1.0, 8.0, refused_within=2.0)
+    gate.shut(CAUSE)
+    probe(gate, clock)
+    clock.pass_(1.5)
+    assert gate.try_pass() == math.inf
+    clock.pass_(0.5)
+    assert gate.try_pass() == gate.try_pass() == 0.0
+    assert gate.cause is None
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 1.0  # it was forgiven
+
+
+def test_a_probe_that_is_refused_in_time_shuts_it_for_longer(clock):
+    gate = Gate("test", 1.0, 8.0, refused_within=2.0)
+    gate.shut(CAUSE)
+    probe(gate, clock)
+    clock.pass_(1.5)
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 2.0
+
+
+def test_a_probe_that_outlives_its_callers_deadline_is_followed_by_another(gate, clock):
+    gate.shut(CAUSE)
+    clock.pass_(1.0)
+    assert gate.wait(Deadline(3.0)) is True
+    assert gate.try_pass() == math.inf
+    clock.pass_(3.0)
+    assert gate.try_pass() == 0.0
+    assert gate.try_pass() == math.inf
+
+
+def test_what_is_done_to_an_open_gate_leaves_it_open(gate):
+    gate.abandon()
+    gate.open()
+    gate.forgive()
+    assert (gate.cause, gate.try_pass()) == (None, 0.0)
+
+
+# --- waiting ---
+
+
+def test_who_cannot_wait_that_long_gets_the_cause_at_once(gate, clock):
+    gate.shut(CAUSE)
+    for seconds in (0.0, 0.5, 0.999):
+        with pytest.raises(ConnectFailedError) as caught:
+            gate.wait(Deadline(seconds))
+        assert str(caught.value) == "nobody there"
+    assert clock.now == 1000.0
+
+
+def test_each_caller_gets_the_cause_as_an_error_of_its_own(gate, clock):
+    gate.shut(CAUSE)
+    errors = []
+    for _ in range(2):
+        with pytest.raises(ConnectFailedError) as caught:
+            gate.wait(Deadline(0.0))
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
+    assert CAUSE not in errors
+    assert CAUSE.__traceback__ is None
+    assert len(traceback.extract_tb(errors[1].__traceback__)) < 5
+
+
+def test_a_copy_of_an_error_tells_what_happened_and_not_to_whom():
+    error = CircuitOpenError(
+        "the circuit is open",
+        code="TRITON_CIRCUIT_OPEN",
+        retry_after=5.0,
+        attempts=3,
+        history=(CAUSE,),
+        outcome_unknown=True,
+        model_name="m",
+        route=Route("c"),
+        uuid="u-1",
+        elapsed=1.5,
+    )
+    copy = again(error)
+    assert type(copy) is CircuitOpenError
+    assert (copy.message, copy.code, copy.retry_after, copy.retriable) == (
+        "the circuit is open",
+        "TRITON_CIRCUIT_OPEN",
+        5.0,
+        True,
+    )
+    assert (copy.history, copy.attempts, copy.outcome_unknown) == ((), 0, False)
+    assert (copy.uuid, copy.elapsed, copy.model_name, copy.route) == (None, None, None, None)
+    assert str(copy) == "the circuit is open"
+    assert (error.uuid, error.attempts) == ("u-1", 3)
+    assert str(pickle.loads(pickle.dumps(copy))) == str(copy)
+
+
+class Callers:
+    """Threads that wait at a gate, and what came of it."""
+
+    def __init__(self, gate, count, deadline=PATIENCE):
+        self.passed = []
+        self.failed = []
+        self.some = threading.Semaphore(0)
+        self._threads = [
+            threading.Thread(target=self._wait, args=(gate, Deadline(deadline))) for _ in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _wait(self, gate, deadline):
+        try:
+            self.passed.append(gate.wait(deadline))
+        except ConnectFailedError as error:
+            self.failed.append(error)
+        self.some.release()
+
+    def next(self):
+        assert self.some.acquire(timeout=PATIENCE)
+
+    def join(self):
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def test_of_many_callers_one_probes_and_its_success_lets_the_others_pass():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    callers = Callers(gate, 8)
+    callers.next()
+    assert callers.passed == [True]
+    assert not callers.some.acquire(timeout=0.05)  # nobody else, though the pause is long over
+    gate.open()
+    callers.join()
+    assert sorted(callers.passed) == [False] * 7 + [True]
+    assert gate.wait(Deadline(0.0)) is False
+
+
+def test_probes_come_one_at_a_time_while_they_fail():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    callers = Callers(gate, 5)
+    for count in range(1, 6):
+        callers.next()
+        assert callers.passed == [True] * count
+        gate.shut(CAUSE)
+    callers.join()
+    assert callers.failed == []
+
+
+def test_an_abandoned_probe_wakes_the_next_caller():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    callers = Callers(gate, 3)
+    for count in range(1, 4):
+        callers.next()
+        assert callers.passed == [True] * count
+        gate.abandon()
+    callers.join()
+
+
+def test_a_pause_that_grows_past_the_deadline_ends_the_wait():
+    gate = Gate("test", 0.01, 1000.0)
+    gate.shut(CAUSE)
+    assert gate.wait(Deadline(PATIENCE)) is True
+    callers = Callers(gate, 3)
+    gate.shut(ConnectFailedError("still nobody there"), 500.0)
+    callers.join()
+    assert {error.message for error in callers.failed} == {"still nobody there"}
+    assert len(callers.failed) == 3
+
+
+def test_a_probe_without_end_is_waited_for_as_long_as_the_deadline_allows():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    assert gate.wait(Deadline(None)) is True
+    callers = Callers(gate, 2, deadline=0.05)
+    callers.join()
+    assert len(callers.failed) == 2
+
+
+def test_without_a_deadline_there_is_no_end_to_waiting():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    assert gate.wait(Deadline(None)) is True
+    callers = Callers(gate, 2, deadline=None)
+    assert not callers.some.acquire(timeout=0.05)
+    gate.open()
+    callers.join()
+    assert callers.passed == [False, False]
+
+
+def test_a_deadline_of_ages_is_waited_for_in_pieces():
+    gate = Gate("test", 0.01, 0.01)
+    gate.shut(CAUSE)
+    assert gate.wait(Deadline(1e30)) is True
+    callers = Callers(gate, 1, deadline=1e30)
+    gate.open()
+    callers.join()
+    assert callers.passed == [False]
+
+
+# --- what the log says ---
+
+
+def test_the_log_tells_of_shutting_and_opening_once_each(gate, clock, caplog):
+    caplog.set_level(logging.INFO, "tcm_sync.pool")
+    for _ in range(3):
+        gate.shut(BackpressureError("queue full"))
+    gate.open()
+    gate.open()
+    shut, opened = (record.getMessage() for record in caplog.records)
+    assert shut == "test gate shut for 1.000 s: queue full"
+    assert opened.startswith("test gate open")
+
+
+def test_a_probe_that_is_abandoned_is_told_to_those_who_wait(gate, monkeypatch):
+    """At once, and not when they happen to look again."""
+    monkeypatch.setattr("tcm_sync.transport.gate._LOOK_INTERVAL", 3600.0)
+    gate.shut(CAUSE, exactly=0.0)
+    assert gate.try_pass() == 0.0
+    passed = []
+    waiter = threading.Thread(target=lambda: passed.append(gate.wait(Deadline(None))))
+    waiter.start()
+    while not gate._condition._waiters:
+        assert waiter.is_alive()
+    gate.abandon()
+    waiter.join(PATIENCE)
+    assert passed == [True]
+
+
+def test_a_probe_is_over_when_whoever_made_it_is_gone(gate):
+    gate.shut(CAUSE, exactly=0.0)
+    prober = Prober()
+    assert gate.try_pass(prober) == 0.0
+    assert gate.try_pass() == math.inf
+    del prober
+    assert gate.try_pass() == 0.0
