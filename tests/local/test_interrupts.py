@@ -1,0 +1,145 @@
+"""KeyboardInterrupt at every moment at which it can come: nothing is lost for good, and nobody else is hurt.
+
+The interpreter raises it in the main thread only, after a call, at the start of a function or at the end of
+a loop's round. A trace function does the same here, so that each such moment inside the client has its turn.
+Moments inside the standard library are the interpreter's own affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import itertools
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import tcm_sync
+from tcm_sync import TcmClient
+from tcm_sync.transport import pool
+
+from .raw import GUARD
+
+SOCKETS = 2
+_PACKAGE = str(Path(tcm_sync.__file__).parent)
+_NAMES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
+_INTERRUPTIBLE = {code for code, name in enumerate(dis.opname) if name.startswith(_NAMES)}
+
+# What is interrupted while it is made is closed by the garbage collector, which says so.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt at one moment of a block, counted from 1.
+
+    Attributes
+    ----------
+    struck : bool
+        Whether the block lasted until that moment.
+    """
+
+    def __init__(self, moment):
+        self.struck = False
+        self._left = moment
+        self._before = {}  # the instruction that each frame has just run
+
+    def __enter__(self):
+        self._outer = sys.gettrace()
+        sys.settrace(self._trace_call)
+
+    def __exit__(self, kind, error, trace):
+        sys.settrace(self._outer)
+        return self.struck and kind is KeyboardInterrupt
+
+    def _trace_call(self, frame, event, arg):
+        if self.struck or not frame.f_code.co_filename.startswith(_PACKAGE):
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        return self._trace
+
+    def _trace(self, frame, event, arg):
+        if event == "return":
+            self._before.pop(frame, None)
+        elif event == "opcode" and not self.struck:
+            before = self._before.get(frame)
+            self._before[frame] = frame.f_code.co_code[frame.f_lasti]
+            self._left -= before in _INTERRUPTIBLE
+            if not self._left:
+                self.struck = True
+                self._before.clear()
+                raise KeyboardInterrupt
+        return self._trace
+
+
+def each_moment(prepare):
+    """Interrupt at each of its moments what `prepare`, a context manager that checks afterwards, gives."""
+    for moment in itertools.count(1):
+        interrupt = InterruptAt(moment)
+        with prepare() as call, interrupt:
+            call()
+        if not interrupt.struck:
+            assert moment > 20, "there was hardly anything to interrupt"
+            return
+
+
+_numbers = itertools.count(1)
+
+
+def ask(client, model="echo", number=None):
+    number = next(_numbers) if number is None else number
+    result = client.infer(model, {"x": [number]}, timeout=GUARD)
+    assert result["y" if model == "gated" else "x"].tolist() == [number]
+
+
+@pytest.fixture
+def manager(serve, monkeypatch):
+    # Some of what an interrupt loses is found by looking for it, which tests need not wait for so long.
+    monkeypatch.setattr(pool, "_AUDIT_INTERVAL", 0.01)
+    meeting = threading.Barrier(SOCKETS)
+
+    def meet(arrays):
+        """Answer once as many requests are under way as there are sockets."""
+        meeting.wait(GUARD)
+        return arrays
+
+    return serve({"meet": meet}, workers=8)
+
+
+def client_of(manager, **settings):
+    return TcmClient(manager.uri, route=manager.route, **{"pool_size": SOCKETS, **settings})
+
+
+def every_socket_is_of_use(client):
+    with ThreadPoolExecutor(SOCKETS) as threads:
+        for future in [threads.submit(ask, client, "meet") for _ in range(SOCKETS)]:
+            future.result()
+
+
+def in_line(client):
+    return len(client._runtime.pool._waiters)
+
+
+def test_the_first_call_of_a_client(manager):
+    @contextlib.contextmanager
+    def prepare():
+        with client_of(manager) as client:
+            yield partial(ask, client)
+            every_socket_is_of_use(client)
+
+    each_moment(prepare)
+
+
+def test_a_call_on_an_open_socket(manager):
+    with client_of(manager) as client:
+
+        @contextlib.contextmanager
+        def prepare():
+            every_socket_is_of_use(client)
+            yield partial(ask, client)
+
+        each_moment(prepare)
+        every_socket_is_of_use(client)
