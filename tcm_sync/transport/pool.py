@@ -101,20 +101,22 @@ class Pool:
             The client was closed.
         """
         lease = Lease(self)
-        waiter = Waiter(lease, deadline, patient)
+        waiter: Waiter | None = None
         try:
             with self._lock:
                 self._check_open()
                 if not self._waiters and (connection := self._shelf.choose()) is not None:
                     self._shelf.lend(connection, lease)
                     return lease
+                waiter = Waiter(lease, deadline, patient)
                 self._waiters.append(waiter)
                 self._serve()
                 wanted = self._grow()
             self._open_more(wanted)
             self._wait(waiter)
         except BaseException:
-            self._decline(waiter)
+            if waiter is not None:
+                self._decline(waiter)
             raise
         return lease
 

@@ -102,11 +102,16 @@ class Runtime:
                 failure = self._exchange(lease, payload, deadline, read)
                 self._note(failure, target, gates, prober)
             finally:
-                _abandon(gates, prober)
+                if self._is_any_shut():
+                    _abandon(gates, prober)
         finally:
-            _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
+            if self._is_any_shut():
+                _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
         if failure is not None:
             raise failure
+
+    def _is_any_shut(self) -> bool:
+        return self._backpressure.cause is not None or bool(self._circuits)
 
     def _gates(self, target: Target) -> tuple[Gate, ...]:
         circuit = self._circuits.get(target) if self._circuits else None
