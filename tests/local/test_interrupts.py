@@ -1,14 +1,13 @@
 """KeyboardInterrupt at every moment at which it can come: nothing is lost for good, and nobody else is hurt.
 
-The interpreter raises it in the main thread only, after a call, at the start of a function or at the end of
-a loop's round. A trace function does the same here, so that each such moment inside the client has its turn.
+The interpreter raises it in the main thread only, at the start of a function and after a call of one that is
+written in C. A profile function does the same here, so that each such moment inside the client has its turn.
 Moments inside the standard library are the interpreter's own affair.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dis
 import itertools
 import sys
 import threading
@@ -26,8 +25,6 @@ from .raw import GUARD
 
 SOCKETS = 2
 _PACKAGE = str(Path(tcm_sync.__file__).parent)
-_NAMES = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
-_INTERRUPTIBLE = {code for code, name in enumerate(dis.opname) if name.startswith(_NAMES)}
 
 # What is interrupted while it is made is closed by the garbage collector, which says so.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -45,34 +42,20 @@ class InterruptAt:
     def __init__(self, moment):
         self.struck = False
         self._left = moment
-        self._before = {}  # the instruction that each frame has just run
 
     def __enter__(self):
-        self._outer = sys.gettrace()
-        sys.settrace(self._trace_call)
+        sys.setprofile(self._profile)
 
     def __exit__(self, kind, error, trace):
-        sys.settrace(self._outer)
+        sys.setprofile(None)
         return self.struck and kind is KeyboardInterrupt
 
-    def _trace_call(self, frame, event, arg):
-        if self.struck or not frame.f_code.co_filename.startswith(_PACKAGE):
-            return None
-        frame.f_trace_lines, frame.f_trace_opcodes = False, True
-        return self._trace
-
-    def _trace(self, frame, event, arg):
-        if event == "return":
-            self._before.pop(frame, None)
-        elif event == "opcode" and not self.struck:
-            before = self._before.get(frame)
-            self._before[frame] = frame.f_code.co_code[frame.f_lasti]
-            self._left -= before in _INTERRUPTIBLE
+    def _profile(self, frame, event, arg):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
+            self._left -= 1
             if not self._left:
                 self.struck = True
-                self._before.clear()
                 raise KeyboardInterrupt
-        return self._trace
 
 
 def each_moment(prepare):
