@@ -85,7 +85,8 @@ def test_each_answer_belongs_to_its_caller(manager):
     stats = manager.stats()
     assert stats.executions == {"sleepy": THREADS * 30, "meet": SOCKETS}
     assert stats.lost_replies == 0
-    assert len(set(stats.uuids)) == len(stats.uuids) == stats.connections > SOCKETS
+    assert len(set(stats.uuids)) == len(stats.uuids) > SOCKETS
+    assert stats.connections - len(stats.uuids) <= 2  # closed while they were being opened
 
 
 def ask_in_haste(client, outcomes):
