@@ -19,7 +19,7 @@ def encode_inputs(tensors: Iterable[Tensor]) -> tuple[InputTensor, ...]:
     (docs/wire.rst, "Datatypes"). The text does not refer to the arrays.
     """
     return tuple(
-        InputTensor(tensor.name, tensor.shape, tensor.datatype, Raw(_data(tensor))) for tensor in tensors
+        [InputTensor(tensor.name, tensor.shape, tensor.datatype, Raw(_data(tensor))) for tensor in tensors]
     )
 
 

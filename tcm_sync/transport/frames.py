@@ -25,6 +25,7 @@ _BINARY: int = ABNF.OPCODE_BINARY
 #: Bytes of a large message that go out as one frame, so that pongs can go out between two.
 FRAGMENT_BYTES = 128 * 1024
 
+_SMALL = 512  # bytes up to which one long integer is masked sooner than an array
 _CONTROL_BYTES = 125  # the most a control frame may carry (section 5.5)
 
 Event = tuple[int, bytes]
@@ -43,8 +44,11 @@ def encode_frame(opcode: int, payload: bytes | memoryview, *, final: bool = True
     if not size:
         return header + b"\0\0\0\0"  # a mask of nothing
     key = os.urandom(4)
-    mask = np.frombuffer((key * (size // 4 + 1))[:size], np.uint8)
-    masked = np.bitwise_xor(np.frombuffer(payload, np.uint8), mask)
+    mask = (key * (size // 4 + 1))[:size]
+    if size <= _SMALL:
+        number = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
+        return b"".join((header, key, number.to_bytes(size, "little")))
+    masked = np.bitwise_xor(np.frombuffer(payload, np.uint8), np.frombuffer(mask, np.uint8))
     return b"".join((header, key, masked.data))
 
 

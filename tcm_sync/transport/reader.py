@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import selectors
 import socket
 import threading
 from collections import deque
@@ -22,6 +21,7 @@ from tcm_sync.errors import (
     TcmError,
 )
 from tcm_sync.transport import frames
+from tcm_sync.transport.poller import READ, WRITE, make_poller
 from tcm_sync.transport.replies import PendingReplies, Refusal
 from tcm_sync.wire.decode import decode_message, peek
 from tcm_sync.wire.failures import ADVISORY, failure_of_error
@@ -58,15 +58,15 @@ class Reader:
     def __init__(self, ping_interval: float) -> None:
         self.pending = PendingReplies()
         self._ping_interval = ping_interval
-        self._selector = selectors.DefaultSelector()
+        self._poller = make_poller()
         self._wakeup, self._waker = socket.socketpair()
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
-        self._selector.register(self._wakeup, selectors.EVENT_READ, None)
+        self._poller.register(self._wakeup.fileno(), READ)
         # Work for the reader, from any thread; appending and popping are atomic.
         self._commands: deque[Callable[[], None]] = deque()
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self._connections: set[Connection] = set()
+        self._connections: dict[int, Connection] = {}  # by the number of their descriptor
         self._pools: list[Pool] = []
         self._due = inf  # when to look at what depends on time
         # Guards the waker: it is not closed while somebody writes to it. It is re-entrant, for finalizers.
@@ -130,9 +130,9 @@ class Reader:
 
     def abandon(self) -> None:
         """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
-        for connection in self._connections:
+        for connection in self._connections.values():
             connection.abandon()
-        self._selector.close()
+        self._poller.close()
         self._wakeup.close()
         self._waker.close()
 
@@ -161,18 +161,19 @@ class Reader:
 
     def _turn(self) -> None:
         timeout = None if self._due == inf else min(max(0.0, self._due - monotonic()), _LONGEST_SLEEP)
-        for key, mask in self._selector.select(timeout):
-            connection: Connection | None = key.data
-            if connection is None:
+        for fd, ready in self._poller.poll(timeout):
+            connection = self._connections.get(fd)
+            if connection is None:  # or it was dropped a moment ago
                 with contextlib.suppress(BlockingIOError):
                     self._wakeup.recv(4096)
                 continue
-            if mask & selectors.EVENT_WRITE:
+            if ready & WRITE:
                 self._watch_writing(connection, connection.flush())
-            if mask & selectors.EVENT_READ and not connection.closed:
+            if ready & ~WRITE and not connection.closed:  # a hang-up shows itself to a read
                 self._read(connection)
-        for _ in range(len(self._commands)):  # what they add waits for its turn
-            self._commands.popleft()()
+        if self._commands:
+            for _ in range(len(self._commands)):  # what they add waits for its turn
+                self._commands.popleft()()
         if monotonic() >= self._due:
             self._tend()
 
@@ -184,7 +185,7 @@ class Reader:
             with contextlib.suppress(Exception):
                 self._commands.popleft()()
         farewell = frames.encode_close(1000)
-        for connection in list(self._connections):
+        for connection in list(self._connections.values()):
             with contextlib.suppress(Exception):
                 self._drop(connection, farewell, self._ending(), "the client was closed")
         for pool in self._pools:
@@ -192,7 +193,7 @@ class Reader:
         for future in self.pending.claim_all():
             future.resolve(Refusal(self._ending()))
         self._wakeup.close()
-        self._selector.close()
+        self._poller.close()
 
     def _ending(self) -> TcmError:
         if self.failure is None:
@@ -207,7 +208,7 @@ class Reader:
         now = monotonic()
         self._due = inf  # first, so that no wake_at is missed meanwhile
         due = inf
-        for connection in list(self._connections):
+        for connection in list(self._connections.values()):
             due = min(due, self._check_quiet(connection, now))
         for pool in self._pools:
             due = min(due, pool.tend(now))
@@ -230,23 +231,23 @@ class Reader:
         return now + interval
 
     def _register(self, connection: Connection) -> None:
-        self._connections.add(connection)
-        self._selector.register(connection, selectors.EVENT_READ, connection)
+        self._connections[connection.fileno()] = connection
+        self._poller.register(connection.fileno(), READ)
         self._set_due(monotonic() + self._ping_interval)
         if self._events(connection, connection.early):
             self._read(connection)  # a TLS object may hold bytes that no selector sees
 
     def _watch_writing(self, connection: Connection, wanted: bool) -> None:
         if not connection.closed:
-            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-            self._selector.modify(connection, mask, connection)
+            self._poller.modify(connection.fileno(), READ | (WRITE if wanted else 0))
 
     def _drop(self, connection: Connection, farewell: bytes | None, error: TcmError, reason: str) -> None:
         """Close a socket, tell its pool, and end the call that waits on it with `error`."""
-        if connection not in self._connections:
+        fd = connection.fileno()
+        if self._connections.get(fd) is not connection:
             return
-        self._connections.discard(connection)
-        self._selector.unregister(connection)
+        del self._connections[fd]
+        self._poller.unregister(fd)
         connection.doomed = True
         if connection.pool is not None:
             connection.pool.lost(connection, reason)

@@ -30,6 +30,8 @@ from tcm_sync import (
     TcmClient,
 )
 from tcm_sync.local import ModelFailure
+from tcm_sync.transport import reader
+from tcm_sync.transport.poller import SelectorPoller
 
 from .raw import GUARD, wait_until
 
@@ -289,6 +291,17 @@ def test_managers_that_restart_under_load_cost_no_call(serve, client_of, how):
             over.set()
         for future in asking:
             future.result(3 * GUARD)
+
+
+def test_calls_go_through_where_there_is_no_epoll(serve, client_of, monkeypatch):
+    monkeypatch.setattr(reader, "make_poller", SelectorPoller)
+    manager = serve()
+    client = client_of(manager)
+    for number in range(20):
+        assert client.infer("echo", {"x": [number]})["x"].tolist() == [number]
+    manager.kill()
+    manager.start()
+    assert client.infer("echo", {"x": [20]})["x"].tolist() == [20]
 
 
 # --- what is logged ---

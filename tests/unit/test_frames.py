@@ -25,7 +25,7 @@ from tcm_sync.transport.frames import (
 )
 
 CONTINUATION, BINARY = 0x0, 0x2
-SIZES = [0, 1, 125, 126, 127, 65_535, 65_536, FRAGMENT_BYTES - 1, FRAGMENT_BYTES, FRAGMENT_BYTES + 1]
+SIZES = [0, 1, 125, 126, 127, 512, 513, 65_535, 65_536, *(FRAGMENT_BYTES + more for more in (-1, 0, 1))]
 
 
 def server_frame(opcode, payload=b"", *, final=True, reserved=0, masked=False, length=None):

@@ -219,6 +219,23 @@ def test_flat_data_that_is_reshaped_is_still_checked() -> None:
         check_inputs([InferenceInput("x", (1, 2), "FP32", [1.0, float("inf")])])
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("size", [1, 2, 64, 65, 1000])
+@pytest.mark.parametrize("infinity", [np.inf, -np.inf])
+def test_an_infinity_is_found_wherever_it_is(dtype: str, size: int, infinity: float) -> None:
+    for place in {0, size // 2, size - 1}:
+        array = np.full(size, np.nan, dtype)
+        array[place] = infinity
+        with pytest.raises(InputError, match=r'input "x": .*infinity'):
+            check_inputs({"x": array})
+
+
+@pytest.mark.parametrize("size", [2, 64, 65])
+def test_a_sum_that_overflows_is_no_infinity(size: int) -> None:
+    (tensor,) = check_inputs({"x": np.full(size, np.finfo(np.float64).max)})
+    assert np.isfinite(tensor.array).all()
+
+
 # --- what the manager refuses by its shape ---
 
 

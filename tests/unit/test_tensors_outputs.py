@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcm_sync.errors import InputError, ProtocolError
-from tcm_sync.tensors import check_output_dtypes, decode_outputs
+from tcm_sync.tensors import check_output_dtypes, decode_outputs, outputs
 
 MODEST = settings(max_examples=400, deadline=None, database=None)
 
@@ -360,3 +361,24 @@ def test_what_numpy_reads_of_a_regular_list_is_what_comes_out(data: st.DataObjec
         assert array.dtype == expected.dtype
         assert array.shape == shape
         assert array.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("state", ["ignore", "raise", "warn"])
+@pytest.mark.parametrize("in_context", [True, False])
+def test_the_callers_own_error_state_changes_nothing(state: str, in_context: bool, monkeypatch: Any) -> None:
+    if in_context and not outputs._STATE_IN_CONTEXT:
+        pytest.skip("numpy 1 keeps its error state elsewhere")
+    monkeypatch.setattr(outputs, "_STATE_IN_CONTEXT", in_context)
+    with np.errstate(all=state):  # type: ignore[call-overload]
+        assert read("[1e-60]", "float32").tolist() == [0.0]
+        refused("[1e39]", "float32", match=r"1e\+39 is out of range for float32")
+        assert set(np.geterr().values()) == {state}
+
+
+def test_many_threads_read_at_once() -> None:
+    def reads(number: int) -> None:
+        for _ in range(200):
+            assert read(f"[{number}.5]", "float32").tolist() == [number + 0.5]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(reads, range(8)))
