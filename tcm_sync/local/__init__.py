@@ -1,7 +1,18 @@
 """A manager for laptops and tests: see `LocalManager`."""
 
+from tcm_sync.local.cloud import Cloud, CloudJob, CloudStep, Container, VirtualMachine
 from tcm_sync.local.manager import LocalManager
 from tcm_sync.local.models import Model, ModelFailure
 from tcm_sync.local.stats import LocalStats
 
-__all__ = ["LocalManager", "LocalStats", "Model", "ModelFailure"]
+__all__ = [
+    "Cloud",
+    "CloudJob",
+    "CloudStep",
+    "Container",
+    "LocalManager",
+    "LocalStats",
+    "Model",
+    "ModelFailure",
+    "VirtualMachine",
+]

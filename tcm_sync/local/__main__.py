@@ -29,7 +29,8 @@ def _named_file(text: str) -> tuple[str, str]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tcm_sync.local",
-        description="Serve ONNX models as a Triton Client Manager does. For laptops and tests only.",
+        description="Serve ONNX models as a Triton Client Manager does, and do management jobs in a cloud "
+        "that is not there. For laptops and tests only.",
         epilog="SIGINT or SIGTERM ends it as the manager ends: running requests are finished and answered.",
     )
     parser.add_argument(
@@ -56,6 +57,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="seconds between the scheduler's wakes (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=5, help="inferences at a time (default: %(default)s)")
+    parser.add_argument(
+        "--stream-timeout",
+        type=float,
+        default=120.0,
+        help="seconds that a stream may take (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--step-seconds",
+        type=float,
+        default=0.0,
+        help="seconds that each step of a management job takes (default: %(default)s)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -77,6 +90,8 @@ def main(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
             tokens=options.token,
             tick=options.tick,
             workers=options.workers,
+            stream_timeout=options.stream_timeout,
+            on_cloud_step=lambda _: time.sleep(options.step_seconds),
             linger=_LINGER,
         )
         _serve(manager, out)

@@ -1,6 +1,7 @@
 """What the sockets of a `LocalManager` share: who is connected, what waits, what runs, how it ends.
 
-Everything here happens in the event loop's thread, except the models, which the workers run.
+Everything here happens in the event loop's thread, except the models and the management jobs, which the
+workers run.
 """
 
 from __future__ import annotations
@@ -8,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.local.auth import Authenticator
 from tcm_sync.local.inference import Inference
 from tcm_sync.local.limits import SlidingWindow
-from tcm_sync.local.scheduler import Job, Scheduler
+from tcm_sync.local.management import Management
+from tcm_sync.local.outlet import Outlet
+from tcm_sync.local.requests import is_stream
+from tcm_sync.local.scheduler import Job, Lane, Scheduler
+from tcm_sync.local.streams import Streams
+from tcm_sync.local.triton import Triton
 from tcm_sync.local.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tcm_sync.local.cloud import Cloud
     from tcm_sync.local.models import LoadedModel
     from tcm_sync.local.session import Session
     from tcm_sync.local.settings import Settings
@@ -51,6 +59,7 @@ class Core:
     ----------
     settings : Settings
     models : mapping of str to LoadedModel
+    cloud : Cloud
     counters : Counters
     loop : asyncio.AbstractEventLoop
         The loop that all methods are called in.
@@ -60,27 +69,39 @@ class Core:
         self,
         settings: Settings,
         models: Mapping[str, LoadedModel],
+        cloud: Cloud,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.settings = settings
         self.counters = counters
         self.draining = False
-        self.taking = True  # inferences; for a while also while draining
+        self.taking = True  # work; for a while also while draining
         self.authenticator = Authenticator(settings.tokens, settings.auth_failures_per_minute)
         self.scheduler = Scheduler(
+            {
+                "management": Lane(settings.management_queue_size, settings.management_executor_queue_size),
+                "inference": Lane(settings.queue_size, settings.executor_queue_size),
+            },
             quantum=settings.quantum,
-            queue_size=settings.queue_size,
-            executor_queue_size=settings.executor_queue_size,
         )
-        self.workers = Workers(settings.workers)
-        self._inference = Inference(
-            models,
-            container_id=settings.container_id,
-            vm_ip=settings.vm_ip,
-            max_payload_bytes=settings.max_payload_bytes,
-            count_execution=counters.count_execution,
+        self._workers = {
+            "management": Workers(settings.management_workers, "tcm-local-management"),
+            "inference": Workers(settings.workers, "tcm-local-worker"),
+        }
+        triton = Triton(
+            models, max_payload_bytes=settings.max_payload_bytes, count_execution=counters.count_execution
         )
+        self._inference = Inference(triton, cloud.find)
+        self._streams = Streams(
+            triton,
+            cloud.find,
+            timeout=settings.stream_timeout,
+            is_abandoned=lambda: self._workers["inference"].is_discarding,
+        )
+        self._management = Management(cloud, models, settings.on_cloud_step)
+        self._nowhere = Outlet(loop, lambda _: None, in_a_hurry=lambda: True)  # for streams of who is gone
+        self._nowhere.close()
         self._loop = loop
         self._sessions: dict[str, Session] = {}  # by uuid, in the order in which they connected
         self._tenants: dict[str, SlidingWindow] = {}
@@ -119,7 +140,7 @@ class Core:
             )
 
     def enqueue(self, job: Job) -> None:
-        """Let an inference wait for its turn, or refuse it."""
+        """Let a job wait for its turn, or refuse it."""
         if not self.taking:
             return  # its sender is told so for every message while the manager drains
         if self.scheduler.put(job):
@@ -147,25 +168,42 @@ class Core:
         for job in turns.run:
             if advise_after is not None and job.passed_over >= advise_after:
                 code, message = DELAYED
-                self.send(job.uuid, error_message(message, code, job_type="inference", tenant_id=job.tenant))
-            self.workers.submit(lambda job=job: self._run(job))  # type: ignore[misc]
-        if not (self.scheduler.waiting and self.scheduler.has_room):
+                self.send(job.uuid, error_message(message, code, job_type=job.kind, tenant_id=job.tenant))
+            self._workers[job.kind].submit(lambda job=job: self._run(job))  # type: ignore[misc]
+        if not self.scheduler.can_tick:
             self._work.clear()
 
     def _run(self, job: Job) -> None:
-        """Answer one request; in a worker's thread."""
-        payload = self._inference.answer(job.payload)
-        text = json.dumps({"type": "inference", "uuid": job.uuid, "payload": payload})
+        """Do one job; in a worker's thread."""
+        if job.kind == "inference" and is_stream(job.payload):
+            session = self._sessions.get(job.uuid)
+            self._streams.answer(job.uuid, job.payload, self._nowhere if session is None else session.outlet)
+            text = None
+        else:
+            text = json.dumps(self._reply(job))
         try:
-            self._loop.call_soon_threadsafe(self._finish, job.uuid, text)
+            self._loop.call_soon_threadsafe(self._finish, job, text)
         except RuntimeError:  # the loop was closed: the manager has been killed meanwhile
             return
 
-    def _finish(self, uuid: str, text: str) -> None:
-        self.scheduler.finish()
-        if self.scheduler.waiting:
+    def _reply(self, job: Job) -> dict[str, Any]:
+        if job.kind == "inference":
+            return {"type": "inference", "uuid": job.uuid, "payload": self._inference.answer(job.payload)}
+        return {
+            "uuid": job.uuid,
+            "type": "management",
+            "payload": self._management.answer(job.uuid, job.payload),
+            "_correlation_id": secrets.token_hex(8),
+            "_auth": {"sub": None, "tenant_id": None, "roles": list(job.roles), "capability": ["json"]},
+        }
+
+    def _finish(self, job: Job, text: str | None) -> None:
+        self.scheduler.finish(job.kind)
+        if self.scheduler.can_tick:
             self._work.set()
-        session = self._sessions.get(uuid)
+        if text is None:
+            return  # all that there is to be said has been said
+        session = self._sessions.get(job.uuid)
         if session is None:
             self.counters.count("lost_replies")
         else:
@@ -173,7 +211,7 @@ class Core:
 
     def _refuse(self, job: Job, why: tuple[str, str]) -> None:
         code, message = why
-        self.send(job.uuid, error_message(message, code, dropped_type="inference"))
+        self.send(job.uuid, error_message(message, code, dropped_type=job.kind))
 
     async def drain(self, linger: float) -> None:
         """Drop what waits, let what runs finish, and handle and refuse what is sent meanwhile.
@@ -192,7 +230,21 @@ class Core:
             if self.taking and elapsed >= SCHEDULER_STAYS:
                 self.taking = False
                 self.scheduler.drop_all()  # refused when it was sent
-            busy = self.scheduler.running or self.scheduler.waiting
-            if elapsed >= linger and not busy:
+            if elapsed >= linger and not self.scheduler.is_busy:
                 return
             await asyncio.sleep(_DRAIN_POLL)
+
+    def abandon_work(self) -> None:
+        """Let nothing more begin, and no stream go on. Any thread may call this and those below."""
+        for workers in self._workers.values():
+            workers.discard()
+
+    def dismiss_workers(self) -> None:
+        """Let the workers end when they have done what they were given."""
+        for workers in self._workers.values():
+            workers.finish()
+
+    def join_workers(self) -> None:
+        """Wait for the workers to end, after `dismiss_workers`."""
+        for workers in self._workers.values():
+            workers.join()

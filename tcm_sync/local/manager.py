@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 from tcm_sync.config import Route
 from tcm_sync.errors import ConfigError
+from tcm_sync.local.cloud import Cloud, Container
 from tcm_sync.local.models import Model, load_model
 from tcm_sync.local.settings import Settings, Tokens
 from tcm_sync.local.stats import Counters, LocalStats
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
     from typing import Self
 
+    from tcm_sync.local.cloud import CloudStep
     from tcm_sync.local.server import Server
 
 
@@ -25,25 +27,32 @@ class LocalManager:
 
     It keeps the rules that the recorded manager keeps (docs/wire.rst), pacing included, and runs its models
     itself. It is not meant for production: one process, no persistence, and its errors are as helpful as
-    those it imitates. Management jobs, pipelines and streams are answered by failures that say so.
+    those it imitates. Management jobs change a pretend `cloud`, in whose containers its models then run.
 
     ::
 
         with LocalManager(models={"digits": "digits.onnx"}) as manager:
             client = TcmClient(manager.uri, route=manager.route)
 
+    There are two containers from the beginning. To the one of `route` the manager keeps a connection: it
+    serves pipelines, and no streams, as do the containers in which jobs create a server. The one of
+    `transient_route` needs ``allow_transient``: it serves streams, and no pipelines.
+
     Parameters
     ----------
     models : mapping of str to model
         What it can run, by name. A str or path is an ONNX file, bytes are the contents of one; a callable
         takes a dict of arrays by input name and returns a mapping of array-likes by output name. Callables
-        are called from several threads, and may raise `ModelFailure`.
+        are called from several threads, and may raise `ModelFailure`. One that returns an iterator, such as
+        a generator function, is a model that streams: each str is a chunk. What is no text (None, ``b""``,
+        bytes that are not UTF-8) is how a model tells that it is done; without it the stream ends with
+        `stream_timeout`. A mapping among the chunks is a whole response, by output name.
     host : str
         The address to listen on.
     port : int
         The port; 0 is any free one, kept for later starts.
-    container_id, vm_ip : str
-        The one container that it knows.
+    container_id, transient_container_id, vm_ip : str
+        The two containers that it knows from the beginning, and where they run.
     tokens : mapping of str to collection of str, or collection of str, optional
         Left out, everybody may connect. A mapping gives the roles of each token, and the client block of the
         auth message is ignored; with a collection the client block tells the roles.
@@ -57,6 +66,10 @@ class LocalManager:
         The most inferences of one uuid that wait; more are refused (``BACKPRESSURE_QUEUE_FULL``).
     executor_queue_size : int
         The most inferences that are with the workers, those that run included.
+    management_workers, management_queue_size, management_executor_queue_size : int
+        The same three for management jobs.
+    stream_timeout : float
+        Seconds that a stream may take; one whose model is still talking fails as soon as it is silent.
     max_message_bytes : int
         The most bytes of a message, in UTF-8.
     max_payload_bytes : int, optional
@@ -72,6 +85,12 @@ class LocalManager:
         ``BACKPRESSURE_INSUFFICIENT_BUDGET`` when its turn comes. None announces none.
     linger : float
         Seconds that `stop` drains at least. A real manager takes half a second even when it is idle.
+    info : mapping of str to callable, optional
+        Info actions beside ``queue_stats``: what each returns is the answer's data. One that raises is
+        answered with the status ``error``. They are called where everything waits for them.
+    on_cloud_step : callable, optional
+        Told of each `CloudStep` of a management job before it is done, in the thread that does it. It may
+        take its time, and what it raises is the job's failure.
     ssl_context : ssl.SSLContext, optional
         Serves ``wss://`` and ``https://``.
 
@@ -90,6 +109,7 @@ class LocalManager:
         host: str = "127.0.0.1",
         port: int = 0,
         container_id: str = "local",
+        transient_container_id: str = "local-transient",
         vm_ip: str = "127.0.0.1",
         tokens: Tokens = None,
         tick: float = 0.010,
@@ -97,6 +117,10 @@ class LocalManager:
         workers: int = 5,
         queue_size: int = 10,
         executor_queue_size: int = 200,
+        management_workers: int = 5,
+        management_queue_size: int = 5,
+        management_executor_queue_size: int = 50,
+        stream_timeout: float = 120.0,
         max_message_bytes: int = 65_536,
         max_payload_bytes: int | None = None,
         messages_per_second: int | None = None,
@@ -104,6 +128,8 @@ class LocalManager:
         auth_failures_per_minute: int | None = None,
         advise_after: int | None = 10,
         linger: float = 0.0,
+        info: Mapping[str, Callable[[], object]] | None = None,
+        on_cloud_step: Callable[[CloudStep], None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         try:
@@ -116,6 +142,7 @@ class LocalManager:
             host=host,
             port=port,
             container_id=container_id,
+            transient_container_id=transient_container_id,
             vm_ip=vm_ip,
             tokens=tokens,
             tick=tick,
@@ -123,6 +150,10 @@ class LocalManager:
             workers=workers,
             queue_size=queue_size,
             executor_queue_size=executor_queue_size,
+            management_workers=management_workers,
+            management_queue_size=management_queue_size,
+            management_executor_queue_size=management_executor_queue_size,
+            stream_timeout=stream_timeout,
             max_message_bytes=max_message_bytes,
             max_payload_bytes=max_payload_bytes,
             messages_per_second=messages_per_second,
@@ -130,9 +161,17 @@ class LocalManager:
             auth_failures_per_minute=auth_failures_per_minute,
             advise_after=advise_after,
             linger=linger,
+            info=info or {},
+            on_cloud_step=on_cloud_step,
             ssl_context=ssl_context,
         )
         self._models = {name: load_model(name, model) for name, model in (models or {}).items()}
+        self._cloud = Cloud(
+            [
+                Container(container_id, vm_ip, registered=True),
+                Container(transient_container_id, vm_ip),
+            ]
+        )
         self._counters = Counters()
         self._port = port
         self._lock = threading.Lock()  # held while starting, and while looking which run there is
@@ -171,11 +210,23 @@ class LocalManager:
 
     @property
     def route(self) -> Route:
-        """Where its models run."""
+        """Where its models run, over the connection that the manager keeps."""
         return Route(self._settings.container_id, self._settings.vm_ip)
 
+    @property
+    def transient_route(self) -> Route:
+        """Where its models run too, streams included, for requests with ``allow_transient``."""
+        return Route(self._settings.transient_container_id, self._settings.vm_ip)
+
+    @property
+    def cloud(self) -> Cloud:
+        """What management jobs have created, and which there were."""
+        return self._cloud
+
     def start(self) -> None:
-        """Listen and serve, in threads of its own. A manager that was stopped forgets all but its port.
+        """Listen and serve, in threads of its own.
+
+        A manager that was stopped forgets all but its port and its cloud.
 
         Raises
         ------
@@ -190,7 +241,7 @@ class LocalManager:
             if self._server is not None:
                 raise RuntimeError("the manager runs already: stop it before starting it again")
             self._counters = Counters()
-            server = Server(self._settings, self._port, self._models, self._counters)
+            server = Server(self._settings, self._port, self._models, self._cloud, self._counters)
             self._port = server.start()
             self._server = server
 
@@ -198,7 +249,8 @@ class LocalManager:
         """Drain and stop: what runs is waited for and answered, what waits is dropped.
 
         Until then new messages are handled and refused, as by a manager that got SIGTERM (docs/wire.rst,
-        "Draining"). A model that does not return holds this up. Stopping twice does no harm.
+        "Draining"). A model that does not return holds this up, and a stream that does not end does so until
+        its `stream_timeout`. Stopping twice does no harm.
         """
         with self._lock:
             server = self._server
@@ -213,8 +265,8 @@ class LocalManager:
     def kill(self) -> None:
         """Drop every connection at once, as SIGKILL does; also while `stop` drains.
 
-        Models that run go on in their threads, and nobody hears of it; `stop` waits for them. It can be
-        started again at once.
+        Models and jobs that run go on in their threads, streams up to their next chunk, and nobody hears of
+        it; `stop` waits for them. It can be started again at once.
         """
         with self._lock:
             server, self._server = self._server, None
@@ -231,9 +283,4 @@ class LocalManager:
     def stats(self) -> LocalStats:
         """Count what was seen since the last start."""
         server = self._server
-        if server is None:
-            return self._counters.snapshot(connected=0, waiting=0, running=0)
-        core = server.core
-        return self._counters.snapshot(
-            connected=core.connected, waiting=core.scheduler.waiting, running=core.scheduler.running
-        )
+        return self._counters.snapshot(None if server is None else server.core)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-ModelFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
+ModelFunction = Callable[[dict[str, Any]], Mapping[str, Any] | Iterator[Any]]
 Model = str | os.PathLike[str] | bytes | ModelFunction
 
 
@@ -50,7 +50,7 @@ class ModelFailure(Exception):
 
 
 class TensorSpec(NamedTuple):
-    """One input as a model declares it: its Triton datatype, and its dims (-1 is any; None is any shape)."""
+    """An input or output as a model declares it: Triton datatype, and dims (-1 is any; None is any shape)."""
 
     name: str
     datatype: str
@@ -66,15 +66,18 @@ class LoadedModel:
     name : str
         What requests call it.
     run : callable
-        Takes a dict of arrays by input name, returns a mapping of array-likes by output name. Any thread
-        may call it, several at a time.
+        Takes a dict of arrays by input name, returns a mapping of array-likes by output name, or an iterator
+        of chunks. Any thread may call it, several at a time.
     inputs : tuple of TensorSpec or None
         What the model declares; None for a callable, which takes what comes.
+    outputs : tuple of TensorSpec
+        The same for what it returns; empty for a callable.
     """
 
     name: str
     run: ModelFunction
     inputs: tuple[TensorSpec, ...] | None = None
+    outputs: tuple[TensorSpec, ...] = ()
 
     def check(self, datatypes: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Compare a request with the inputs that the model declares, in the words of Triton.
@@ -149,7 +152,8 @@ def load_model(name: str, model: Model) -> LoadedModel:
     name : str
         What requests call it.
     model : str, path, bytes or callable
-        An ONNX file, its contents, or a callable from a dict of arrays to a mapping of array-likes.
+        An ONNX file, its contents, or a callable from a dict of arrays to a mapping of array-likes or to an
+        iterator of chunks.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from tcm_sync.errors import ModelFileError
 from tcm_sync.local.models import LoadedModel, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 logger = logging.getLogger("tcm_sync.local")
 
@@ -25,6 +25,7 @@ _DATATYPES = {
     "string": "BYTES",
     **{f"{sign}int{bits}": f"{sign}INT{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
+_INVALID = "INVALID"  # what Triton calls the datatype of what is no tensor
 
 
 def load_onnx(name: str, source: str | bytes | os.PathLike[str]) -> LoadedModel:
@@ -64,12 +65,13 @@ def _with_onnxruntime(name: str, source: str | bytes) -> LoadedModel:
     def run(arrays: dict[str, Any]) -> Mapping[str, Any]:
         return dict(zip(output_names, session.run(output_names, arrays), strict=True))
 
-    specs = []
-    for found in session.get_inputs():
+    def spec(found: Any) -> TensorSpec:
         kind, _, element = found.type.rstrip(")").partition("(")
         dims = tuple(size if isinstance(size, int) else -1 for size in found.shape)
-        specs.append(_spec(found.name, element if kind == "tensor" else None, dims or None))
-    return LoadedModel(name, run, tuple(specs))
+        return _spec(found.name, element if kind == "tensor" else None, dims or None)
+
+    inputs, outputs = map(spec, session.get_inputs()), map(spec, session.get_outputs())
+    return LoadedModel(name, run, _usable(inputs), tuple(outputs))
 
 
 def _with_reference(name: str, source: str | bytes) -> LoadedModel:
@@ -85,19 +87,26 @@ def _with_reference(name: str, source: str | bytes) -> LoadedModel:
         with one_at_a_time:
             return dict(zip(evaluator.output_names, evaluator.run(None, arrays), strict=True))
 
-    weights = {tensor.name for tensor in proto.graph.initializer}
-    specs = []
-    for found in proto.graph.input:
-        if found.name in weights:  # an old way to write a weight
-            continue
+    weights = {tensor.name for tensor in proto.graph.initializer}  # which once had to be inputs too
+
+    def spec(found: Any) -> TensorSpec:
         tensor = found.type.tensor_type
         element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
         dims = tuple(size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
-        specs.append(_spec(found.name, element, dims or None))
-    return LoadedModel(name, run, tuple(specs))
+        return _spec(found.name, element, dims or None)
+
+    inputs = (spec(found) for found in proto.graph.input if found.name not in weights)
+    return LoadedModel(name, run, _usable(inputs), tuple(map(spec, proto.graph.output)))
 
 
 def _spec(name: str, element: str | None, dims: tuple[int, ...] | None) -> TensorSpec:
-    if element not in _DATATYPES:
-        raise ValueError(f"its input {name!r} is no tensor of a type that Triton knows")
-    return TensorSpec(name, _DATATYPES[element], dims)
+    return TensorSpec(name, _DATATYPES.get(element or "", _INVALID), dims)
+
+
+def _usable(inputs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Refuse a model that takes what no request can hold; what it returns is seen when it does."""
+    specs = tuple(inputs)
+    for spec in specs:
+        if spec.datatype == _INVALID:
+            raise ValueError(f"its input {spec.name!r} is no tensor of a type that Triton knows")
+    return specs

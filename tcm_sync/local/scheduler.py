@@ -1,4 +1,4 @@
-"""Which inferences run next (docs/wire.rst, "Timing").
+"""Which jobs run next (docs/wire.rst, "Timing").
 
 Pure bookkeeping: it knows nothing of sockets, threads or time, but for a clock to forget by.
 """
@@ -6,21 +6,20 @@ Pure bookkeeping: it knows nothing of sockets, threads or time, but for a clock 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-#: Jobs of the other two kinds that a manager holds; here they never wait.
+#: The jobs of info that a manager holds; here they never wait.
 _INFO_ROOM = 100
-_MANAGEMENT_ROOM = 50
 
 
 @dataclass(eq=False)
 class Job:
-    """One inference on its way.
+    """One inference, or one management job, on its way.
 
     Attributes
     ----------
@@ -30,6 +29,10 @@ class Job:
         Whose quantum it uses.
     payload : dict
         The request.
+    kind : str
+        ``"inference"`` or ``"management"``.
+    roles : tuple of str
+        Those of who asked.
     passed_over : int
         How many ticks served others while this was the next of its uuid.
     """
@@ -37,6 +40,8 @@ class Job:
     uuid: str
     tenant: str
     payload: dict[str, Any]
+    kind: str = "inference"
+    roles: tuple[str, ...] = ()
     passed_over: int = 0
 
 
@@ -48,25 +53,48 @@ class Round(NamedTuple):
 
 
 @dataclass
+class Lane:
+    """All jobs of one kind.
+
+    Attributes
+    ----------
+    queue_size : int
+        The most of one uuid that wait.
+    room : int
+        The most that are with the workers, those that run included.
+    waiting, running : int
+        How many there are in the queues and with the workers.
+    """
+
+    queue_size: int
+    room: int
+    waiting: int = 0
+    running: int = 0
+
+    @property
+    def available(self) -> int:
+        """How many more the workers can take."""
+        return self.room - self.running
+
+
+@dataclass
 class _User:
     """A uuid that has sent work."""
 
     last_seen: float
     kinds: set[str] = field(default_factory=set)
-    waiting: deque[Job] = field(default_factory=deque)
+    waiting: defaultdict[str, deque[Job]] = field(default_factory=lambda: defaultdict(deque))
 
 
 class Scheduler:
-    """Queues by uuid, served a few at a time, the oldest uuids first.
+    """Queues by kind and uuid, served a few at a time, the oldest uuids first.
 
     Parameters
     ----------
+    lanes : mapping of str to Lane
+        By kind of job.
     quantum : int
-        The most inferences of one tenant that one tick takes.
-    queue_size : int
-        The most inferences of one uuid that wait.
-    executor_queue_size : int
-        The most inferences that are with the workers, running ones included.
+        The most jobs of one kind and one tenant that one tick takes.
     forget_after : float
         Seconds after which an idle uuid is forgotten; should it come back, it is the youngest.
     clock : callable
@@ -75,27 +103,28 @@ class Scheduler:
 
     def __init__(
         self,
+        lanes: Mapping[str, Lane],
         *,
         quantum: int,
-        queue_size: int,
-        executor_queue_size: int,
         forget_after: float = 900.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.lanes = lanes
         self._quantum = quantum
-        self._queue_size = queue_size
-        self._executor_queue_size = executor_queue_size
         self._forget_after = forget_after
         self._clock = clock
         self._users: dict[str, _User] = {}  # in the order in which they first sent something
         self._next_purge = clock() + forget_after
-        self.waiting = 0
-        self.running = 0
 
     @property
-    def has_room(self) -> bool:
-        """Whether the workers can take one more."""
-        return self.running < self._executor_queue_size
+    def can_tick(self) -> bool:
+        """Whether a tick has something to take."""
+        return any(lane.waiting and lane.available > 0 for lane in self.lanes.values())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits or runs."""
+        return any(lane.waiting or lane.running for lane in self.lanes.values())
 
     def note(self, uuid: str, kind: str) -> None:
         """Remember that the uuid sent work of this kind."""
@@ -111,48 +140,51 @@ class Scheduler:
         Returns
         -------
         bool
-            False if the queue of its uuid is full: the job was not taken.
+            False if the queue of its kind and uuid is full: the job was not taken.
         """
-        self.note(job.uuid, "inference")
-        queue = self._users[job.uuid].waiting
-        if len(queue) >= self._queue_size:
+        self.note(job.uuid, job.kind)
+        lane, queue = self.lanes[job.kind], self._users[job.uuid].waiting[job.kind]
+        if len(queue) >= lane.queue_size:
             return False
         queue.append(job)
-        self.waiting += 1
+        lane.waiting += 1
         return True
 
     def tick(self) -> Round:
         """Take the jobs whose turn it is: from each uuid at most one, from each tenant at most the quantum.
 
-        While the executor is full all of them wait. If it becomes full in the middle of a tick, the rest
-        of what the tick takes is dropped.
+        Each kind has its own turn. While its executor is full all of its jobs wait. If it becomes full in
+        the middle of a tick, the rest of what the tick takes is dropped.
         """
         self._forget()
         taken = Round([], [])
-        room = self._executor_queue_size - self.running
-        if room <= 0:
-            return taken
+        for kind, lane in self.lanes.items():
+            if lane.waiting and lane.available > 0:
+                self._take(kind, lane, taken)
+        return taken
+
+    def _take(self, kind: str, lane: Lane, taken: Round) -> None:
         served: Counter[str] = Counter()
         for user in self._users.values():
-            if not user.waiting:
+            queue = user.waiting.get(kind)
+            if not queue:
                 continue
-            tenant = user.waiting[0].tenant
+            tenant = queue[0].tenant
             if served[tenant] == self._quantum:
-                user.waiting[0].passed_over += 1
+                queue[0].passed_over += 1
                 continue
             served[tenant] += 1
-            self.waiting -= 1
-            job = user.waiting.popleft()
-            if len(taken.run) < room:
+            lane.waiting -= 1
+            job = queue.popleft()
+            if lane.available > 0:
+                lane.running += 1
                 taken.run.append(job)
             else:
                 taken.dropped.append(job)
-        self.running += len(taken.run)
-        return taken
 
-    def finish(self) -> None:
+    def finish(self, kind: str) -> None:
         """Note that one of the jobs that ran is done."""
-        self.running -= 1
+        self.lanes[kind].running -= 1
 
     def drop_all(self) -> list[Job]:
         """Empty the queues.
@@ -162,30 +194,34 @@ class Scheduler:
         list of Job
             What waited in them.
         """
-        dropped = [job for user in self._users.values() for job in user.waiting]
+        dropped: list[Job] = []
         for user in self._users.values():
-            user.waiting.clear()
-        self.waiting = 0
+            for queue in user.waiting.values():
+                dropped += queue
+                queue.clear()
+        for lane in self.lanes.values():
+            lane.waiting = 0
         return dropped
 
     def queue_stats(self) -> dict[str, int]:
         """Count users and jobs, as the info action ``queue_stats`` tells them."""
         users = Counter(kind for user in self._users.values() for kind in user.kinds)
+        management, inference = self.lanes["management"], self.lanes["inference"]
         return {
             "info_users": users["info"],
             "management_users": users["management"],
             "inference_users": users["inference"],
             "total_users": len(self._users),
-            "total_queued": self.waiting,
+            "total_queued": management.waiting + inference.waiting,
             "info_total_queued": 0,
-            "management_total_queued": 0,
-            "inference_total_queued": self.waiting,
+            "management_total_queued": management.waiting,
+            "inference_total_queued": inference.waiting,
             "executor_info_pending": 0,
-            "executor_management_pending": 0,
-            "executor_inference_pending": self.running,
+            "executor_management_pending": management.running,
+            "executor_inference_pending": inference.running,
             "executor_info_available": _INFO_ROOM,
-            "executor_management_available": _MANAGEMENT_ROOM,
-            "executor_inference_available": self._executor_queue_size - self.running,
+            "executor_management_available": management.available,
+            "executor_inference_available": inference.available,
         }
 
     def _forget(self) -> None:
@@ -196,5 +232,7 @@ class Scheduler:
         self._next_purge = now + self._forget_after / 10
         oldest = now - self._forget_after
         self._users = {
-            uuid: user for uuid, user in self._users.items() if user.waiting or user.last_seen > oldest
+            uuid: user
+            for uuid, user in self._users.items()
+            if user.last_seen > oldest or any(user.waiting.values())
         }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.server import Server as WebSocketServer
     from websockets.http11 import Request, Response
 
+    from tcm_sync.local.cloud import Cloud
     from tcm_sync.local.models import LoadedModel
     from tcm_sync.local.settings import Settings
     from tcm_sync.local.stats import Counters
@@ -41,15 +42,22 @@ class Server:
     port : int
         0 is any free one.
     models : mapping of str to LoadedModel
+    cloud : Cloud
     counters : Counters
     """
 
     def __init__(
-        self, settings: Settings, port: int, models: Mapping[str, LoadedModel], counters: Counters
+        self,
+        settings: Settings,
+        port: int,
+        models: Mapping[str, LoadedModel],
+        cloud: Cloud,
+        counters: Counters,
     ) -> None:
         self._settings = settings
         self._wanted_port = port
         self._models = models
+        self._cloud = cloud
         self._counters = counters
         self._bound: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="tcm-local", daemon=True)
@@ -82,7 +90,7 @@ class Server:
 
     def kill(self) -> None:
         """Drop every connection at once; models that run are not waited for."""
-        self.core.workers.discard()
+        self.core.abandon_work()
         self._post(lambda: self._kill.set())
         self._thread.join()
 
@@ -91,8 +99,8 @@ class Server:
         self._post(lambda: self.core.alert(message, error_type))
 
     def join_workers(self) -> None:
-        """Wait for the models that still run."""
-        self.core.workers.join()
+        """Wait for the models and jobs that still run."""
+        self.core.join_workers()
 
     def _post(self, function: Callable[[], None]) -> None:
         try:
@@ -115,7 +123,7 @@ class Server:
         self._transports: set[asyncio.Transport] = set()
         self._sessions: dict[Session, asyncio.Task[Any]] = {}
         server = await self._listen()
-        self.core = Core(self._settings, self._models, self._counters, self._loop)
+        self.core = Core(self._settings, self._models, self._cloud, self._counters, self._loop)
         scheduling = asyncio.create_task(self.core.schedule())
         ending = asyncio.create_task(self._end(server))
         killed = asyncio.create_task(self._kill.wait())
@@ -130,7 +138,7 @@ class Server:
             server.close(close_connections=False)
             await self._drop_connections()
             await server.wait_closed()
-            self.core.workers.finish()
+            self.core.dismiss_workers()
 
     async def _listen(self) -> WebSocketServer:
         transports = self._transports

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -15,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from tcm_sync.local.auth import ANYBODY, AuthRefused, Identity, granted
 from tcm_sync.local.core import error_message
 from tcm_sync.local.limits import SlidingWindow
+from tcm_sync.local.outlet import Outlet
 from tcm_sync.local.scheduler import Job
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ NORMAL, POLICY, TOO_BIG, RESTART = 1000, 1008, 1009, 1012
 
 _TENANT_LIMIT = ("BACKPRESSURE_TENANT_LIMIT_REACHED", "Tenant quota exceeded (messages per second).")
 _SHUTTING_DOWN = ("SYSTEM_SHUTDOWN", "Server is shutting down; request rejected.")
-_NO_MANAGEMENT = "This local manager does no management jobs"
 
 
 class _Envelope(NamedTuple):
@@ -79,7 +78,11 @@ class Session:
         self._uuid = ""
         self._identity = Identity(ANYBODY, ())
         self._messages = SlidingWindow(core.settings.messages_per_second, 1.0)
-        self._outgoing: asyncio.Queue[str | int | None] = asyncio.Queue()  # texts, then a close code or None
+        # texts, or outlets that have some; then a close code or None
+        self._outgoing: asyncio.Queue[str | Outlet | int | None] = asyncio.Queue()
+        self.outlet = Outlet(
+            asyncio.get_running_loop(), self._outgoing.put_nowait, in_a_hurry=lambda: core.draining
+        )
         self._closing = False
 
     async def run(self) -> None:
@@ -90,6 +93,7 @@ class Session:
                 await self._read()
         finally:
             self._core.leave(self._uuid)  # also when it is still to be closed
+            self.outlet.close()
             self._outgoing.put_nowait(None)
             await writer
             logger.debug("%s is gone", self._uuid or "a stranger")
@@ -118,10 +122,18 @@ class Session:
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
-            while isinstance(item := await self._outgoing.get(), str):
-                await self._connection.send(item)
+            while isinstance(item := await self._outgoing.get(), str | Outlet):
+                await self._send_all([item] if isinstance(item, str) else item.take())
             if item is not None:
                 await self._connection.close(item)
+
+    async def _send_all(self, texts: list[str]) -> None:
+        """Send messages at one go, which is what makes streams fast; waits while the socket takes no more."""
+        connection = self._connection
+        async with connection.send_context():
+            for text in texts:
+                connection.protocol.send_text(text.encode())
+            connection.transport.write(b"".join(connection.protocol.data_to_send()))
 
     async def _read(self) -> None:
         text = await self._receive()
@@ -186,38 +198,30 @@ class Session:
             self.send(error_message(str(exc)))
             return
         if kind == "info" and payload.get("action") == "queue_stats":
-            self._inform(payload, self._core.scheduler.queue_stats())
+            self._inform(payload, data=self._core.scheduler.queue_stats())
         elif not self._core.admit_tenant(self._identity.tenant):
             code, message = _TENANT_LIMIT
             self._refuse(message, POLICY, code)
         elif kind == "info":
             self._core.scheduler.note(uuid, "info")
-            self._inform(payload, {"message": f"Info type '{payload.get('action')}' not implemented yet"})
+            self._answer_info(payload)
         elif not self._identity.may(kind):
             self.send(error_message(f"Forbidden: missing '{kind}' role"))
-        elif kind == "inference":
-            self._core.enqueue(Job(uuid, self._identity.tenant, payload))
         else:
-            self._core.scheduler.note(uuid, "management")
-            self._decline_management()
+            identity = self._identity
+            self._core.enqueue(Job(uuid, identity.tenant, payload, kind, identity.roles))
 
-    def _inform(self, payload: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        answer = {
-            "job_id": payload.get("job_id"),
-            "request_type": payload.get("action"),
-            "status": "success",
-            "data": data,
-        }
-        self.send({"type": "info_response", "payload": answer})
+    def _answer_info(self, payload: Mapping[str, Any]) -> None:
+        action = payload.get("action")
+        known = self._core.settings.info
+        if not isinstance(action, str) or action not in known:
+            self._inform(payload, data={"message": f"Info type '{action}' not implemented yet"})
+            return
+        try:
+            self._inform(payload, data=known[action]())
+        except Exception as exc:  # noqa: BLE001 - the user's function may raise anything
+            self._inform(payload, "error", error=str(exc))
 
-    def _decline_management(self) -> None:
-        roles = list(self._identity.roles)
-        self.send(
-            {
-                "uuid": self._uuid,
-                "type": "management",
-                "payload": {"status": False, "data": _NO_MANAGEMENT},
-                "_correlation_id": secrets.token_hex(8),
-                "_auth": {"sub": None, "tenant_id": None, "roles": roles, "capability": ["json"]},
-            }
-        )
+    def _inform(self, payload: Mapping[str, Any], status: str = "success", **more: object) -> None:
+        answer = {"job_id": payload.get("job_id"), "request_type": payload.get("action"), "status": status}
+        self.send({"type": "info_response", "payload": {**answer, **more}})

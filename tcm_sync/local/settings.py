@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ from tcm_sync.errors import ConfigError
 
 if TYPE_CHECKING:
     import ssl
+
+    from tcm_sync.local.cloud import OnStep
 
 Tokens = Mapping[str, Collection[str]] | Collection[str] | None
 
@@ -20,6 +22,10 @@ _AT_LEAST = {
     "workers": 1,
     "queue_size": 1,
     "executor_queue_size": 1,
+    "management_workers": 1,
+    "management_queue_size": 1,
+    "management_executor_queue_size": 1,
+    "stream_timeout": 0,
     "max_message_bytes": 1,
     "max_payload_bytes": 1,
     "messages_per_second": 1,
@@ -37,6 +43,7 @@ class Settings:
     host: str
     port: int
     container_id: str
+    transient_container_id: str
     vm_ip: str
     tokens: Tokens = field(repr=False)
     tick: float
@@ -44,6 +51,10 @@ class Settings:
     workers: int
     queue_size: int
     executor_queue_size: int
+    management_workers: int
+    management_queue_size: int
+    management_executor_queue_size: int
+    stream_timeout: float
     max_message_bytes: int
     max_payload_bytes: int | None
     messages_per_second: int | None
@@ -51,6 +62,8 @@ class Settings:
     auth_failures_per_minute: int | None
     advise_after: int | None
     linger: float
+    info: Mapping[str, Callable[[], object]]
+    on_cloud_step: OnStep | None
     ssl_context: ssl.SSLContext | None
 
     def __post_init__(self) -> None:
@@ -62,3 +75,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigError(f"{name} must be at least {least}, not {value!r}")
+        if self.container_id == self.transient_container_id:
+            raise ConfigError(
+                f"container_id and transient_container_id must differ; both are {self.container_id!r}"
+            )

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from tcm_sync.local.scheduler import Lane
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from tcm_sync.local.core import Core
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,10 @@ class LocalStats:
         Errors sent: by code, or by message where there is no code.
     waiting, running : int
         Inferences in the queues, and with the workers, at the moment.
+    management_waiting, management_running : int
+        Management jobs, likewise.
     lost_replies : int
-        Replies whose uuid nobody held when they were ready.
+        Replies whose uuid nobody held when they were ready; streams do not count.
     """
 
     connections: int
@@ -44,6 +50,8 @@ class LocalStats:
     nacks: Mapping[str, int]
     waiting: int
     running: int
+    management_waiting: int
+    management_running: int
     lost_replies: int
 
 
@@ -77,17 +85,21 @@ class Counters:
         with self._lock:
             self._nacks[name] += 1
 
-    def snapshot(self, *, connected: int, waiting: int, running: int) -> LocalStats:
-        """Freeze the counts, beside what is counted elsewhere."""
+    def snapshot(self, core: Core | None) -> LocalStats:
+        """Freeze the counts, beside those of the manager that runs."""
+        lanes: Mapping[str, Lane] = {} if core is None else core.scheduler.lanes
+        inference, management = (lanes.get(kind, Lane(0, 0)) for kind in ("inference", "management"))
         with self._lock:
             return LocalStats(
                 connections=self._counts["connections"],
-                connected=connected,
+                connected=0 if core is None else core.connected,
                 uuids=tuple(self._uuids),
                 messages=self._counts["messages"],
                 executions=MappingProxyType(dict(self._executions)),
                 nacks=MappingProxyType(dict(self._nacks)),
-                waiting=waiting,
-                running=running,
+                waiting=inference.waiting,
+                running=inference.running,
+                management_waiting=management.waiting,
+                management_running=management.running,
                 lost_replies=self._counts["lost_replies"],
             )

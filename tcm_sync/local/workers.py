@@ -1,4 +1,4 @@
-"""Threads that run models."""
+"""Threads that run models and do management jobs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ class Workers:
     ----------
     count : int
         How many threads.
+    name : str
+        What their names begin with.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, name: str) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._discarding = False
+        self.is_discarding = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"tcm-local-worker-{number}", daemon=True)
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
             for number in range(count)
         ]
         for thread in self._threads:
@@ -37,7 +39,7 @@ class Workers:
 
     def discard(self) -> None:
         """Make no further call of those that wait."""
-        self._discarding = True
+        self.is_discarding = True
 
     def finish(self) -> None:
         """Let each thread end once the calls before this are made."""
@@ -51,6 +53,6 @@ class Workers:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            if not self._discarding:
+            if not self.is_discarding:
                 call()
             del call  # else an idle thread would keep the last request alive

@@ -6,7 +6,7 @@ import pytest
 
 from tcm_sync.local import LocalManager, server
 
-from .raw import Gated, Raw, echo
+from .raw import Gated, Raw, Steps, Talker, echo
 
 
 @pytest.fixture
@@ -18,20 +18,40 @@ def gated():
 
 
 @pytest.fixture
-def serve(gated, monkeypatch):
-    """Start managers with models ``echo`` and ``gated``, scheduled at once unless the test says otherwise."""
+def talker():
+    """A model that streams, and may be held by the test; let go at the end in any case."""
+    model = Talker()
+    yield model
+    model.go_on()
+
+
+@pytest.fixture
+def steps():
+    """What is told of the steps of management jobs, and may hold them; let go at the end in any case."""
+    told = Steps()
+    yield told
+    told.release()
+
+
+@pytest.fixture
+def serve(gated, talker, steps, monkeypatch):
+    """Start managers with models ``echo``, ``gated`` and ``llm``, with no pauses unless the test says so."""
     monkeypatch.setattr(server, "CLOSE_PATIENCE", 0.2)  # the raw client answers no close while nobody reads
+    ours = {"echo": echo, "gated": gated, "llm": talker}
     managers = []
 
     def start(models=None, **settings):
-        settings.setdefault("tick", 0)
-        manager = LocalManager({"echo": echo, "gated": gated, **(models or {})}, **settings)
+        settings = {"tick": 0, "on_cloud_step": steps, **settings}
+        given = models or {}  # which go first, and before ours of the same name
+        manager = LocalManager({**given, **ours, **given}, **settings)
         managers.append(manager)
         manager.start()
         return manager
 
     yield start
     gated.open_all()
+    talker.go_on()
+    steps.release()
     for manager in managers:
         manager.kill()
         manager.stop()

@@ -129,6 +129,40 @@ class Raw:
         message = {**body, "request": request, **payload}
         self.send({"uuid": self.uuid, "type": "inference", "payload": message})
 
+    def ask_stream(self, text: str, model_name: str = "llm", **request: Any) -> None:
+        """Send a request for a stream."""
+        route = self._manager.transient_route
+        request = {"protocol": "grpc", "allow_transient": True, **request}
+        request.setdefault("inputs", [tensor([text], "BYTES", name="text")])
+        self.ask(model_name, container_id=route.container_id, request=request)
+
+    def receive_stream(self) -> tuple[list[str], dict[str, Any]]:
+        """Receive a stream up to its end, as (chunks, payload of the end)."""
+        start = {"data": None, "status": "START", "model_name": None}
+        assert self.receive()["payload"] == start
+        chunks = []
+        while (payload := self.receive()["payload"])["status"] == "ONGOING":
+            assert payload["model_name"] is None
+            chunks.append(payload["data"])
+        return chunks, payload
+
+    def ask_job(self, action: str, **body: Any) -> None:
+        """Send a management job."""
+        self.send({"uuid": self.uuid, "type": "management", "payload": {"action": action, **body}})
+
+    def receive_job(self) -> tuple[bool, Any]:
+        """Receive the reply of a management job, as (status, data)."""
+        reply = self.receive()
+        assert (reply["type"], reply["uuid"]) == ("management", self.uuid), reply
+        return reply["payload"]["status"], reply["payload"]["data"]
+
+    def do_job(self, action: str, **body: Any) -> Any:
+        """Have a management job done, and return its data."""
+        self.ask_job(action, **body)
+        status, data = self.receive_job()
+        assert status is True, data
+        return data
+
     def ask_info(self, action: str = "queue_stats", **more: Any) -> None:
         self.send({"uuid": self.uuid, "type": "info", "payload": {"action": action, **more}})
 
@@ -174,6 +208,50 @@ class Gated:
         with self._lock:
             for gate in self._gates.values():
                 gate.set()
+
+
+class Talker:
+    """A model that says the words of its input, one a chunk, and waits before word number `hold_before`.
+
+    Some words mean something: NONE, EMPTY and BAD are chunks that are no text, ERROR is a failure.
+    """
+
+    def __init__(self) -> None:
+        self.hold_before: int | None = None
+        self._go_on = threading.Event()
+        self.said = 0
+
+    def __call__(self, arrays):
+        for number, word in enumerate(str(arrays["text"][0]).split()):
+            if number == self.hold_before and not self._go_on.wait(GUARD):
+                raise AssertionError("nobody let it go on")
+            if word == "ERROR":
+                raise RuntimeError("model says no")
+            yield {"NONE": None, "EMPTY": b"", "BAD": b"\xff"}.get(word, word)
+            self.said += 1
+
+    def go_on(self) -> None:
+        self._go_on.set()
+
+
+class Steps:
+    """Is told of the steps of management jobs, and holds them while the test says so."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self._free = threading.Event()
+        self._free.set()
+
+    def __call__(self, step) -> None:
+        self.told.append((step.name, step.subject))
+        if not self._free.wait(GUARD):
+            raise AssertionError("nobody released the step")
+
+    def hold(self) -> None:
+        self._free.clear()
+
+    def release(self) -> None:
+        self._free.set()
 
 
 def identity(arrays):

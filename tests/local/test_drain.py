@@ -21,6 +21,7 @@ DROPPED = {
         "dropped_type": "inference",
     },
 }
+DROPPED_JOB = {"type": "error", "payload": {**DROPPED["payload"], "dropped_type": "management"}}
 REJECTED = {
     "type": "error",
     "payload": {"code": "SYSTEM_SHUTDOWN", "message": "Server is shutting down; request rejected."},
@@ -38,8 +39,8 @@ def get(manager, path):
 
 
 @pytest.fixture
-def drain(gated, monkeypatch):
-    """Begin to stop a manager that a running request keeps up; ended by opening the gate."""
+def drain(gated, steps, monkeypatch):
+    """Begin to stop a manager that a request or job keeps up; ended by letting them go."""
     monkeypatch.setattr(core, "SCHEDULER_STAYS", 60.0)
     threads = []
 
@@ -52,6 +53,7 @@ def drain(gated, monkeypatch):
 
     yield begin
     gated.open_all()
+    steps.release()
     for thread in threads:
         thread.join(GUARD)
         assert not thread.is_alive()
@@ -200,6 +202,51 @@ def test_a_connection_that_never_says_anything_holds_up_nothing(serve):
             assert silent.recv(1) == b""
 
 
+# Management jobs
+
+
+def test_a_running_job_keeps_the_manager_up_and_ready(serve, dial, steps, drain):
+    manager = serve()
+    steps.hold()
+    raw = dial(manager, "u")
+    raw.ask_job("create_vm", openstack={"name": "w"})
+    wait_until(lambda: steps.told, "it runs")
+    drain(manager)
+    assert get(manager, "/ready")[0] == 200
+    steps.release()
+    assert raw.receive_job()[0] is True
+    assert raw.wait_for_close() == 1000
+
+
+def test_a_job_sent_meanwhile_is_refused_and_done_all_the_same(serve, dial, drain):
+    manager = serve(linger=60)
+    raw = dial(manager, "u")
+    drain(manager)
+    raw.ask_job("creation", openstack={"name": "w"})
+    assert raw.receive() == REJECTED
+    assert raw.wait_for_close() == 1012
+    wait_until(lambda: [job.state for job in manager.cloud.jobs] == ["done"], "the refused job is done")
+    assert (manager.cloud.jobs[0].uuid, len(manager.cloud.containers)) == ("u", 1)
+    manager.kill()
+
+
+def test_what_is_refused_with_a_dropped_type_was_not_done(serve, dial, steps, drain):
+    manager = serve(management_workers=1, management_executor_queue_size=1)
+    steps.hold()
+    raw = dial(manager, "u")
+    for number in range(3):
+        raw.ask_job("create_vm", openstack={"name": str(number)})
+    wait_until(
+        lambda: manager.stats().management_running and manager.stats().management_waiting == 2, "there"
+    )
+    drain(manager)
+    assert [raw.receive() for _ in range(2)] == [DROPPED_JOB] * 2
+    steps.release()
+    assert raw.receive_job()[0] is True
+    assert raw.wait_for_close() == 1000
+    assert [vm.name for vm in manager.cloud.vms] == ["0"]
+
+
 # Killed
 
 
@@ -238,6 +285,21 @@ def test_what_waits_for_a_worker_does_not_run_after_a_kill(serve, dial, gated):
     gated.open(1)
     manager.stop()
     assert manager.stats().executions == {"gated": 1}
+
+
+def test_a_killed_manager_begins_no_other_job(serve, dial, steps):
+    manager = serve(management_workers=1)
+    steps.hold()
+    connections = [dial(manager, name) for name in ("a", "b")]
+    for raw in connections:
+        raw.ask_job("create_vm", openstack={"name": raw.uuid})
+    wait_until(lambda: manager.stats().management_running == 2, "both are with the worker")
+    wait_until(lambda: steps.told, "one of them runs")
+    manager.kill()
+    assert [raw.wait_for_close() for raw in connections] == [None, None]
+    steps.release()
+    manager.stop()
+    assert len(manager.cloud.vms) == 1
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

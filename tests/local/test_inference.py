@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tcm_sync.local.inference import to_array, to_json
+from tcm_sync.local.tensors import to_array, to_json
 
 from .raw import tensor
 
@@ -114,16 +114,32 @@ def test_an_input_without_the_form_of_one_is_a_contract_error(serve, dial, sent,
         ({"request": {"protocol": "http"}}, "Missing required field 'request.inputs'"),
         ({"request": {"inputs": {}}}, "Missing required field 'request.inputs'"),
         ({"request": []}, "Missing required field 'request.inputs'"),
-        (
-            {"request": {"protocol": "grpc", "inputs": []}},
-            "Streaming (protocol 'grpc') is not supported by this local manager",
-        ),
-        ({"pipeline": [{"model_name": "echo"}]}, "Pipelines are not supported by this local manager"),
+        ({"request": {"protocol": "grpc"}}, "Missing required field 'request.inputs'"),
     ],
 )
 def test_a_request_without_the_form_of_one_is_a_contract_error(serve, dial, change, message):
     answer = dial(serve(), "u").infer("echo", tensor([1.0]), **change)
     assert answer == {"data": message, "status": "FAILED", "model_name": None}
+
+
+@pytest.mark.parametrize("allow_transient", [True, False])
+def test_a_registered_server_is_asked_whether_or_not_others_are_allowed(serve, dial, allow_transient):
+    request = {"inputs": [tensor([1.0])], "allow_transient": allow_transient}
+    assert dial(serve(), "u").infer("echo", request=request)["status"] == "COMPLETED"
+
+
+@pytest.mark.parametrize(("allow_transient", "status"), [(True, "COMPLETED"), (False, "FAILED")])
+def test_another_one_only_if_allowed(serve, dial, allow_transient, status):
+    manager = serve()
+    request = {"inputs": [tensor([1.0])], "allow_transient": allow_transient}
+    container_id = manager.transient_route.container_id
+    answer = dial(manager, "u").infer("echo", request=request, container_id=container_id)
+    assert answer["status"] == status
+
+
+def test_a_container_id_that_is_no_text_is_not_known(serve, dial):
+    answer = dial(serve(), "u").infer("echo", tensor([1.0]), container_id=["local"])
+    assert answer["data"] == "Container ['local'] not found in known containers"
 
 
 def test_the_managers_own_form_of_an_input_knows_strings(serve, dial):

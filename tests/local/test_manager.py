@@ -24,6 +24,7 @@ def test_it_tells_where_it_is():
     with LocalManager(container_id="c", vm_ip="10.0.0.1") as manager:
         assert manager.uri == f"ws://127.0.0.1:{manager.port}/ws"
         assert manager.route == Route("c", "10.0.0.1")
+        assert manager.transient_route == Route("local-transient", "10.0.0.1")
         assert manager.uri in repr(manager)
 
 
@@ -60,11 +61,20 @@ def test_a_port_that_is_taken_is_an_error_of_the_system():
         ("queue_size", 0),
         ("max_message_bytes", 0),
         ("linger", -0.1),
+        ("management_workers", 0),
+        ("management_queue_size", 0),
+        ("management_executor_queue_size", 0),
+        ("stream_timeout", -1),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(setting, value):
     with pytest.raises(ConfigError, match=f"{setting} must be at least"):
         LocalManager(**{setting: value})
+
+
+def test_the_two_containers_need_two_ids():
+    with pytest.raises(ConfigError, match="must differ; both are 'c'"):
+        LocalManager(container_id="c", transient_container_id="c")
 
 
 def test_one_str_is_no_collection_of_tokens():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tcm_sync.local.scheduler import Job, Scheduler
+from tcm_sync.local.scheduler import Job, Lane, Scheduler
 
 
 class Clock:
@@ -23,15 +23,21 @@ def clock():
 @pytest.fixture
 def make(clock):
     def make_scheduler(**settings):
-        return Scheduler(
-            **{"quantum": 5, "queue_size": 10, "executor_queue_size": 200, **settings}, clock=clock
-        )
+        lanes = {
+            "management": Lane(5, 50),
+            "inference": Lane(settings.pop("queue_size", 10), settings.pop("executor_queue_size", 200)),
+        }
+        return Scheduler(lanes, **{"quantum": 5, **settings}, clock=clock)
 
     return make_scheduler
 
 
-def put(scheduler, *uuids, tenant="t"):
-    return [scheduler.put(Job(uuid, tenant, {})) for uuid in uuids]
+def put(scheduler, *uuids, tenant="t", kind="inference"):
+    return [scheduler.put(Job(uuid, tenant, {}, kind)) for uuid in uuids]
+
+
+def counts(scheduler, kind="inference"):
+    return scheduler.lanes[kind].waiting, scheduler.lanes[kind].running
 
 
 def run(scheduler):
@@ -52,7 +58,7 @@ def test_a_tick_takes_one_of_each_uuid(make):
     put(scheduler, "a", "a", "a", "b")
     assert run(scheduler) == ["a", "b"]
     assert run(scheduler) == ["a"]
-    assert scheduler.waiting == 1
+    assert counts(scheduler)[0] == 1
 
 
 def test_jobs_of_one_uuid_run_in_the_order_in_which_they_came(make):
@@ -92,7 +98,7 @@ def test_who_is_passed_over_is_counted_so(make):
 def test_a_full_queue_takes_no_more_of_its_uuid_alone(make):
     scheduler = make(queue_size=2)
     assert put(scheduler, "a", "a", "a", "b") == [True, True, False, True]
-    assert scheduler.waiting == 3
+    assert counts(scheduler) == (3, 0)
 
 
 def test_while_the_executor_is_full_everything_waits(make):
@@ -101,8 +107,8 @@ def test_while_the_executor_is_full_everything_waits(make):
     assert run(scheduler) == ["a"]
     put(scheduler, "b")
     assert scheduler.tick() == ([], [])
-    assert (scheduler.waiting, scheduler.running, scheduler.has_room) == (1, 1, False)
-    scheduler.finish()
+    assert (counts(scheduler), scheduler.can_tick) == ((1, 1), False)
+    scheduler.finish("inference")
     assert run(scheduler) == ["b"]
 
 
@@ -112,7 +118,18 @@ def test_what_a_tick_takes_over_the_room_of_the_executor_is_dropped(make):
     taken = scheduler.tick()
     assert [job.uuid for job in taken.run] == ["a"]
     assert [job.uuid for job in taken.dropped] == ["b", "c"]
-    assert (scheduler.waiting, scheduler.running) == (0, 1)
+    assert counts(scheduler) == (0, 1)
+
+
+def test_each_kind_has_its_own_queues_turns_and_executor(make):
+    scheduler = make(quantum=1, queue_size=1, executor_queue_size=1)
+    assert put(scheduler, "a", "a") == [True, False]
+    assert put(scheduler, *"aaaaaa", kind="management") == [True] * 5 + [False]
+    assert [job.kind for job in scheduler.tick().run] == ["management", "inference"]
+    assert [job.kind for job in scheduler.tick().run] == ["management"]
+    assert (counts(scheduler), counts(scheduler, "management")) == ((0, 1), (3, 2))
+    scheduler.finish("management")
+    assert (counts(scheduler), counts(scheduler, "management")) == ((0, 1), (3, 1))
 
 
 def test_dropping_all_empties_the_queues_and_leaves_what_runs(make):
@@ -121,7 +138,7 @@ def test_dropping_all_empties_the_queues_and_leaves_what_runs(make):
     scheduler.tick()
     put(scheduler, "b")
     assert [job.uuid for job in scheduler.drop_all()] == ["a", "b"]
-    assert (scheduler.waiting, scheduler.running) == (0, 2)
+    assert counts(scheduler) == (0, 2)
     assert run(scheduler) == []
 
 
@@ -156,29 +173,29 @@ def test_a_uuid_that_waits_is_not_forgotten(make, clock):
     put(scheduler, "b")
     clock.now = 2000
     scheduler.tick()
-    scheduler.finish()
+    scheduler.finish("inference")
     assert run(scheduler) == ["b"]
 
 
 def test_queue_stats_count_users_by_what_they_sent(make):
     scheduler = make(executor_queue_size=7)
     put(scheduler, "a", "a", "b")
+    put(scheduler, "c", "c", "c", kind="management")
     scheduler.note("a", "info")
-    scheduler.note("c", "management")
     scheduler.tick()
     assert scheduler.queue_stats() == {
         "info_users": 1,
         "management_users": 1,
         "inference_users": 2,
         "total_users": 3,
-        "total_queued": 1,
+        "total_queued": 3,
         "info_total_queued": 0,
-        "management_total_queued": 0,
+        "management_total_queued": 2,
         "inference_total_queued": 1,
         "executor_info_pending": 0,
-        "executor_management_pending": 0,
+        "executor_management_pending": 1,
         "executor_inference_pending": 2,
         "executor_info_available": 100,
-        "executor_management_available": 50,
+        "executor_management_available": 49,
         "executor_inference_available": 5,
     }

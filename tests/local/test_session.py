@@ -199,20 +199,7 @@ def test_failures_count_by_uuid_and_shut_out_a_good_token_too(serve, dial):
     assert dial(manager).auth("v", token="good")["type"] == "auth.ok"
 
 
-# What it does not do, it says
-
-
-def test_management_is_declined_in_the_form_of_a_failed_job(serve, dial):
-    raw = dial(serve(), "u", client={"roles": ["management"]})
-    raw.send({"uuid": "u", "type": "management", "payload": {"action": "creation"}})
-    reply = raw.receive()
-    assert len(reply.pop("_correlation_id")) == 16
-    assert reply == {
-        "uuid": "u",
-        "type": "management",
-        "payload": {"status": False, "data": "This local manager does no management jobs"},
-        "_auth": {"sub": None, "tenant_id": None, "roles": ["management"], "capability": ["json"]},
-    }
+# Info, alerts, counters
 
 
 def test_info_echoes_the_job_id(serve, dial):
@@ -220,6 +207,41 @@ def test_info_echoes_the_job_id(serve, dial):
     for job_id in ("j", 7, [1], None):
         raw.ask_info(job_id=job_id)
         assert raw.receive()["payload"]["job_id"] == job_id
+
+
+def test_an_info_action_of_the_users_is_answered_with_what_it_returns(serve, dial):
+    raw = dial(serve(info={"versions": lambda: {"manager": "2.0.0"}}), "u")
+    raw.ask_info("versions", job_id="j")
+    assert raw.receive() == {
+        "type": "info_response",
+        "payload": {
+            "job_id": "j",
+            "request_type": "versions",
+            "status": "success",
+            "data": {"manager": "2.0.0"},
+        },
+    }
+
+
+def test_an_info_action_that_raises_is_answered_with_an_error(serve, dial):
+    def fail():
+        raise OSError("no such table")
+
+    raw = dial(serve(info={"versions": fail, "unwritable": object}), "u")
+    raw.ask_info("versions")
+    answer = {"job_id": None, "request_type": "versions", "status": "error", "error": "no such table"}
+    assert raw.receive() == {"type": "info_response", "payload": answer}
+    raw.ask_info("unwritable")
+    assert raw.receive()["payload"]["error"] == "Object of type object is not JSON serializable"
+
+
+@pytest.mark.parametrize("action", ["nope", None, ["x"]])
+def test_an_info_action_that_is_not_known_is_a_success(serve, dial, action):
+    raw = dial(serve(), "u")
+    raw.ask_info(action)
+    payload = raw.receive()["payload"]
+    assert (payload["status"], payload["request_type"]) == ("success", action)
+    assert payload["data"] == {"message": f"Info type '{action}' not implemented yet"}
 
 
 def test_queue_stats_show_what_waits_and_what_runs(serve, dial, gated):

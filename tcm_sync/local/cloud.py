@@ -1,0 +1,197 @@
+"""The pretend cloud: virtual machines, the containers on them, and the Triton servers in those.
+
+It is what management jobs change and what inferences look their container up in. It outlives the manager, as
+a cloud does: what a stopped `LocalManager` has created is there when it is started again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True)
+class VirtualMachine:
+    """A virtual machine that a job has created."""
+
+    vm_id: str
+    vm_ip: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container that the manager knows.
+
+    Attributes
+    ----------
+    container_id : str
+    vm_ip : str
+        Where it runs.
+    registered : bool
+        Whether the manager keeps a connection, an HTTP one, to the Triton server in it.
+    model_name : str or None
+        The model deployed in it; None is all that there are.
+    """
+
+    container_id: str
+    vm_ip: str
+    registered: bool = False
+    model_name: str | None = None
+
+    def serves(self, model_name: str) -> bool:
+        """Tell whether the model is deployed here."""
+        return self.model_name in (None, model_name)
+
+
+@dataclass(frozen=True)
+class CloudJob:
+    """A management job that has begun.
+
+    Attributes
+    ----------
+    uuid : str
+        Who asked for it.
+    action : str
+        Such as ``"creation"``.
+    state : str
+        ``"running"``, ``"done"`` or ``"failed"``.
+    data : object
+        What the reply says, once there is one.
+    """
+
+    uuid: str
+    action: str
+    state: str = "running"
+    data: Any = None
+
+
+@dataclass(frozen=True)
+class CloudStep:
+    """A step of a job that is about to be done.
+
+    Attributes
+    ----------
+    name : str
+        ``"create_vm"``, ``"create_container"``, ``"create_server"``, or the same with ``delete``.
+    subject : str
+        The name of the virtual machine to be created, or the id of what the step is about.
+    action, uuid : str
+        The job, and who asked for it.
+    """
+
+    name: str
+    subject: str
+    action: str
+    uuid: str
+
+
+OnStep = Callable[[CloudStep], None]
+
+
+class Cloud:
+    """What there is, and what jobs there were; safe from any thread.
+
+    Parameters
+    ----------
+    given : iterable of Container
+        Containers that no job has created. Jobs may delete them.
+    """
+
+    def __init__(self, given: Iterable[Container] = ()) -> None:
+        self._lock = threading.Lock()
+        self._given = {container.container_id: container for container in given}
+        self._vms: dict[str, VirtualMachine] = {}
+        self._containers: dict[str, Container] = {}
+        self._jobs: list[CloudJob] = []
+        self._created = 0
+
+    @property
+    def vms(self) -> tuple[VirtualMachine, ...]:
+        """The virtual machines that jobs have created and not deleted, the oldest first."""
+        with self._lock:
+            return tuple(self._vms.values())
+
+    @property
+    def containers(self) -> tuple[Container, ...]:
+        """The containers that jobs have created and not deleted, the oldest first."""
+        with self._lock:
+            return tuple(self._containers.values())
+
+    @property
+    def jobs(self) -> tuple[CloudJob, ...]:
+        """The jobs that have begun, in that order; those that only wait are not among them."""
+        with self._lock:
+            return tuple(self._jobs)
+
+    def find(self, container_id: object) -> Container | None:
+        """Find a container by its id; None if there is no such."""
+        with self._lock:
+            known = {**self._given, **self._containers}
+            return known.get(container_id) if isinstance(container_id, str) else None
+
+    def begin(self, uuid: str, action: str) -> int:
+        """Note that a job begins; returns its number, which `end` wants."""
+        with self._lock:
+            self._jobs.append(CloudJob(uuid, action))
+            return len(self._jobs) - 1
+
+    def end(self, number: int, state: str, data: object) -> None:
+        """Note how a job has ended."""
+        with self._lock:
+            self._jobs[number] = replace(self._jobs[number], state=state, data=data)
+
+    def create_vm(self, name: str) -> VirtualMachine:
+        """Create a virtual machine, whatever others are called."""
+        with self._lock:
+            number = self._count()
+            vm = VirtualMachine(f"vm-{number}", f"10.0.{number >> 8}.{number & 255}", name)
+            self._vms[vm.vm_id] = vm
+            return vm
+
+    def create_container(self, vm_ip: str) -> Container:
+        """Create a container; nothing serves in it yet."""
+        with self._lock:
+            container = Container(f"container-{self._count()}", vm_ip)
+            self._containers[container.container_id] = container
+            return container
+
+    def create_server(self, container_id: str, model_name: str) -> None:
+        """Start Triton with the model, and have the manager connected to it."""
+        self._update(container_id, registered=True, model_name=model_name)
+
+    def delete_server(self, container_id: str) -> None:
+        """Drop the manager's connection; without the container there is nothing to drop."""
+        self._update(container_id, registered=False)
+
+    def delete_container(self, container_id: str) -> None:
+        """Delete a container, if it is there."""
+        with self._lock:
+            self._given.pop(container_id, None)
+            self._containers.pop(container_id, None)
+
+    def delete_vm(self, vm_id: str) -> None:
+        """Delete a virtual machine, if it is there, and what runs on it."""
+        with self._lock:
+            vm = self._vms.pop(vm_id, None)
+            if vm is not None:
+                self._containers = {
+                    key: container
+                    for key, container in self._containers.items()
+                    if container.vm_ip != vm.vm_ip
+                }
+
+    def _update(self, container_id: str, **changes: Any) -> None:
+        with self._lock:
+            for containers in (self._given, self._containers):
+                if container_id in containers:
+                    containers[container_id] = replace(containers[container_id], **changes)
+
+    def _count(self) -> int:
+        self._created += 1
+        return self._created

@@ -1,0 +1,67 @@
+"""What inference requests are told when they fail (docs/wire.rst, "Inference")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tcm_sync.local.models import ModelFailure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class ContractFailure(Exception):
+    """The request lacks something: answered by its text alone, with no code and no model."""
+
+
+class CodedFailure(ModelFailure):
+    """A failure that names another model than the request does.
+
+    Parameters
+    ----------
+    code, message : str
+        As in `ModelFailure`.
+    model_name : str
+        What the reply names.
+    """
+
+    def __init__(self, code: str, message: str, model_name: str) -> None:
+        super().__init__(code, message)
+        self.model_name = model_name
+
+
+def missing(field: str) -> NoReturn:
+    """Refuse a request without the field."""
+    raise ContractFailure(f"Missing required field '{field}'")
+
+
+def required(payload: Mapping[str, Any], field: str, where: str = "") -> Any:
+    """Pick a field that must be there, and not null; `where` is what its name begins with in the refusal."""
+    value = payload.get(field)
+    return missing(where + field) if value is None else value
+
+
+def failed_reply(exc: Exception, model_name: str) -> dict[str, Any]:
+    """Make the payload of a reply that tells of a failure.
+
+    Parameters
+    ----------
+    exc : Exception
+        A `ContractFailure`, a `ModelFailure`, or anything that a model raised.
+    model_name : str
+        What the request called it.
+    """
+    if isinstance(exc, ContractFailure):
+        return {"data": str(exc), "status": "FAILED", "model_name": None}
+    failure = exc if isinstance(exc, ModelFailure) else ModelFailure("TRITON_INFERENCE_FAILED", str(exc))
+    if isinstance(failure, CodedFailure):
+        model_name = failure.model_name
+    data: dict[str, Any] = {
+        "code": failure.code,
+        "message": f"[TritonThread] {failure.code}: model={model_name!r} "
+        f"retriable={failure.retriable} reason={failure}",
+        "retriable": failure.retriable,
+    }
+    if failure.retry_after_seconds is not None:
+        data["retry_after_seconds"] = failure.retry_after_seconds
+    return {"data": data, "status": "FAILED", "model_name": model_name}

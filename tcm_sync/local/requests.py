@@ -1,0 +1,178 @@
+"""Inference requests as they are sent, read in the order and refused in the words of the recorded manager."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync.local.failures import ContractFailure, missing, required
+from tcm_sync.local.models import ModelFailure
+from tcm_sync.local.tensors import Tensor, is_datatype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tcm_sync.local.cloud import Container
+
+    Find = Callable[[object], Container | None]
+
+DEFAULT_OUTPUT = "output"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which Triton server a request is for.
+
+    Attributes
+    ----------
+    container : Container
+        A container that the manager knows.
+    vm_ip : str
+        Where the request says that it runs.
+    allow_transient : bool
+        Whether a connection may be made for this one request.
+    """
+
+    container: Container
+    vm_ip: str
+    allow_transient: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of one model.
+
+    Attributes
+    ----------
+    target : Target
+    model_name : str
+    tensors : list of Tensor
+    protocol : str
+        ``"http"`` or ``"grpc"``.
+    output_name : str
+        The output that a stream consists of.
+    """
+
+    target: Target
+    model_name: str
+    tensors: list[Tensor]
+    protocol: str = "http"
+    output_name: str = DEFAULT_OUTPUT
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a pipeline: what its outputs are called in the reply, and what runs."""
+
+    name: str
+    request: Request
+
+
+def is_stream(payload: Mapping[str, Any]) -> bool:
+    """Tell whether an inference is to be answered chunk by chunk."""
+    request = payload.get("request")
+    return isinstance(request, dict) and request.get("protocol") == "grpc" and "pipeline" not in payload
+
+
+def read_request(payload: Mapping[str, Any], find: Find) -> Request:
+    """Read the payload of an inference that is no pipeline.
+
+    Parameters
+    ----------
+    payload : mapping
+    find : callable
+        Returns the container of an id, or None.
+
+    Raises
+    ------
+    ContractFailure
+        If something is missing, or nobody knows the container.
+    ModelFailure
+        If an input refers to shared memory.
+    """
+    container, vm_ip = _find_container(payload, find)
+    model_name = required(payload, "model_name")
+    request = payload.get("request")
+    inputs = request.get("inputs") if isinstance(request, dict) else None
+    if not isinstance(inputs, list) or not isinstance(request, dict):
+        missing("request.inputs")
+    protocol = request.get("protocol", "http")
+    if protocol not in ("http", "grpc"):
+        raise ContractFailure(f"Unsupported inference protocol: {protocol!r}")
+    if container is None:
+        raise _unknown_container(payload)
+    return Request(
+        Target(container, vm_ip, bool(request.get("allow_transient"))),
+        str(model_name),
+        [_read_tensor(found, f"request.inputs[{at}]", protocol) for at, found in enumerate(inputs)],
+        protocol,
+        str(request.get("output_name") or DEFAULT_OUTPUT),
+    )
+
+
+def read_pipeline(payload: Mapping[str, Any], find: Find) -> list[Step]:
+    """Read the payload of a pipeline.
+
+    Raises
+    ------
+    ContractFailure, ModelFailure
+        As `read_request` does.
+    """
+    container, vm_ip = _find_container(payload, find)
+    steps = payload["pipeline"]
+    if not isinstance(steps, list) or not steps:
+        raise ContractFailure("Field 'pipeline' must be a list of steps")
+    if container is None:
+        raise _unknown_container(payload)
+    target = Target(container, vm_ip, allow_transient=False)
+    return [_read_step(step, f"pipeline[{at}]", target) for at, step in enumerate(steps)]
+
+
+def _read_step(step: object, where: str, target: Target) -> Step:
+    if not isinstance(step, dict):
+        raise ContractFailure(f"Field '{where}' must be a dictionary")
+    model_name = str(required(step, "model_name", f"{where}."))
+    inputs = step.get("inputs")
+    if not isinstance(inputs, list):
+        missing(f"{where}.inputs")
+    protocol = step.get("protocol", "http")
+    if protocol != "http":
+        raise ContractFailure(f"Unsupported inference protocol: {protocol!r}")
+    tensors = [_read_tensor(found, f"{where}.inputs[{at}]", protocol) for at, found in enumerate(inputs)]
+    return Step(str(step.get("name") or model_name), Request(target, model_name, tensors))
+
+
+def _find_container(payload: Mapping[str, Any], find: Find) -> tuple[Container | None, str]:
+    """Find the container, and where it is said to run: where it is known to run if nothing is said."""
+    container = find(required(payload, "container_id"))
+    vm_ip = payload.get("vm_ip") or (container.vm_ip if container is not None else missing("vm_ip"))
+    return container, vm_ip
+
+
+def _unknown_container(payload: Mapping[str, Any]) -> ContractFailure:
+    return ContractFailure(f"Container {payload['container_id']!r} not found in known containers")
+
+
+def _read_tensor(sent: object, where: str, protocol: str) -> Tensor:
+    """Read an input in either form of the wire: the manager's own has dims, type and value."""
+    if not isinstance(sent, dict):
+        raise ContractFailure(f"Field '{where}' must be a dictionary")
+    if "shm_key" in sent:
+        if protocol == "grpc":
+            raise ValueError("SHM references are not supported for gRPC streaming yet")
+        raise ModelFailure("TRITON_SHM_UNAVAILABLE", "this local manager has no shared memory")
+    name = sent.get("name")
+    shape = sent.get("shape", sent.get("dims"))
+    datatype = sent.get("datatype", sent.get("type"))
+    for field, value in (("name", name), ("shape", shape), ("datatype", datatype)):
+        if value is None:
+            missing(f"{where}.{field}")
+    if "data" not in sent and "value" not in sent:
+        missing(f"{where}.data")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ContractFailure(f"Field '{where}.shape' must be a list of sizes")
+    triton_type = str(datatype).removeprefix("TYPE_")
+    triton_type = "BYTES" if triton_type == "STRING" else triton_type
+    if not is_datatype(triton_type):
+        raise ContractFailure(f"Unsupported datatype {datatype!r} of input {name!r}")
+    return Tensor(str(name), shape, triton_type, sent.get("data", sent.get("value")))

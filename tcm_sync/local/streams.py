@@ -1,0 +1,143 @@
+"""Inferences that are answered chunk by chunk (docs/wire.rst, "Streams")."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tcm_sync.local.failures import failed_reply
+from tcm_sync.local.requests import DEFAULT_OUTPUT, read_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tcm_sync.local.outlet import Outlet
+    from tcm_sync.local.requests import Find
+    from tcm_sync.local.triton import Triton
+
+_HTTP_STATUS = re.compile(r"^\[\d+\] ")  # begins what Triton says over HTTP, and over HTTP alone
+
+
+class Streams:
+    """Answers the requests of streams; safe from any thread.
+
+    A stream that has begun ends when the first of these has happened, and then only once the model is silent:
+    it raised; a chunk was no text; the client is gone; `timeout` seconds have passed since the start.
+
+    Parameters
+    ----------
+    triton : Triton
+        What runs the models.
+    find : callable
+        Returns the container of an id, or None.
+    timeout : float
+        Seconds that a stream may take.
+    is_abandoned : callable
+        Tells whether models that are in the middle of a stream are to be left.
+    """
+
+    def __init__(
+        self, triton: Triton, find: Find, *, timeout: float, is_abandoned: Callable[[], bool]
+    ) -> None:
+        self._triton = triton
+        self._find = find
+        self._timeout = timeout
+        self._is_abandoned = is_abandoned
+
+    def answer(self, uuid: str, payload: Mapping[str, Any], outlet: Outlet) -> None:
+        """Run one request and send all that it is answered; in the thread of the worker that it holds."""
+
+        def send(status: str, data: object = None, model_name: str | None = None) -> None:
+            reply = {"data": data, "status": status, "model_name": model_name}
+            outlet.put(json.dumps({"type": "inference", "uuid": uuid, "payload": reply}))
+
+        model_name = str(payload.get("model_name"))
+        try:
+            request = read_request(payload, self._find)
+            end = time.monotonic() + self._timeout
+            send("START")
+            responses = self._responses(self._triton.run(request))
+            self._relay(responses, request.output_name, end, lambda text: send("ONGOING", text), outlet)
+        except Exception as exc:  # noqa: BLE001 - a model may raise anything, and the client must be told
+            send(**failed_reply(_as_over_grpc(exc), model_name))
+        else:
+            send("COMPLETED", model_name=model_name)
+
+    def _responses(self, returned: object) -> Iterator[object]:
+        """Iterate over what a model returned: its chunks, or the one response of a model that has no more."""
+        if isinstance(returned, Mapping):
+            yield returned
+            return
+        if not isinstance(returned, Iterator):
+            raise TypeError(
+                f"the model returned a {type(returned).__name__}, "
+                "not an iterator of chunks or a mapping of tensors by name"
+            )
+        for response in returned:
+            if self._is_abandoned():
+                return
+            yield response
+
+    def _relay(
+        self,
+        responses: Iterator[object],
+        output_name: str,
+        end: float,
+        say: Callable[[str], None],
+        outlet: Outlet,
+    ) -> None:
+        """Say each chunk, and return when the stream is complete.
+
+        A response that is no text is how the manager learns of the end, unless it is the first; yet what
+        comes after it is said too. Without any such response it waits in vain.
+        """
+        said = complete = False
+        failure: Exception | None = None
+        for response in responses:
+            try:
+                text = _decode(response, output_name)
+            except (TypeError, IndexError, ValueError) as exc:
+                if not complete and time.monotonic() < end:
+                    complete, failure = True, None if said else exc
+                continue
+            say(text)
+            said = True
+        if not complete:
+            outlet.wait_closed(end - time.monotonic())
+            raise TimeoutError(f"Stream timed out after {self._timeout:g}s")
+        if failure is not None:
+            raise ValueError(f"STREAM_DECODE_ERROR: output_name={output_name!r} error={failure}")
+
+
+def _decode(response: object, output_name: str) -> str:
+    """Read the text of a response: a mapping of outputs, or a chunk, which is the output of the usual name.
+
+    Raises
+    ------
+    TypeError, IndexError, ValueError
+        If there is none; in the words of Python and numpy, as from the recorded manager.
+    """
+    tensor: Any
+    if isinstance(response, Mapping):
+        tensor = response.get(output_name)
+    elif output_name == DEFAULT_OUTPUT:
+        tensor = response
+    else:
+        tensor = None
+    if isinstance(tensor, str):
+        return tensor
+    if tensor is not None:
+        is_empty = isinstance(tensor, bytes) and not tensor
+        tensor = np.ravel(np.asarray([] if is_empty else tensor, dtype=np.object_))
+    value = tensor[0]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _as_over_grpc(exc: Exception) -> Exception:
+    """Leave out the status of HTTP, where Triton's own refusal begins with it."""
+    return ValueError(_HTTP_STATUS.sub("", str(exc))) if type(exc) is ValueError else exc

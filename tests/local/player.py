@@ -1,0 +1,216 @@
+"""Plays a recording against a `LocalManager`."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from typing import Any
+
+from tcm_sync.local import core
+
+from .raw import wait_until
+
+
+class Player:
+    """Does what the client of a recording did, and expects what the server of it said."""
+
+    def __init__(self, manager, dial, gated, talker, steps) -> None:
+        self.manager = manager
+        self.dial = dial
+        self.gated = gated
+        self.talker = talker
+        self.steps = steps
+        self.sockets: dict[str, Any] = {}
+        self.stopping: threading.Thread | None = None
+        self.last: list[dict[str, Any]] = []  # the latest message and its answer
+
+    def end(self) -> None:
+        self.gated.open_all()
+        self.talker.go_on()
+        self.steps.release()
+        self.manager.kill()
+        if self.stopping is not None:
+            self.stopping.join()
+
+    def play(self, exchange) -> None:
+        assert exchange
+        self.exchange = exchange
+        for at, entry in enumerate(exchange):
+            self.rest = exchange[at + 1 :]
+            where = entry.get("socket", "A")
+            kind = next(key for key in entry if key in STEPS)
+            STEPS[kind](self, where, entry[kind])
+            self.last = [*self.last[-1:], entry]
+
+    def socket(self, where):
+        if where not in self.sockets:
+            self.sockets[where] = self.dial(self.manager)
+        return self.sockets[where]
+
+    # What the client said
+
+    def client(self, where, message) -> None:
+        if message == "(drops the socket, connects again)":
+            self.sockets.pop(where).drop()
+            wait_until(lambda: not self.manager.stats().connected, "the drop is noticed")
+            return
+        if isinstance(message, str):
+            message = self.described(message)
+        else:
+            self.uuid = message.get("uuid")
+        if isinstance(message, dict) and message["type"] == "management":
+            self.ask_for_job(where, message)
+        else:
+            self.socket(where).send(self.spelt_out(message))
+
+    def described(self, text):
+        """Make the message that a recording only describes."""
+        if text == "(an info message of 66,0xx bytes)":
+            return {"uuid": self.uuid, "type": "info", "payload": {"action": "x" * 66_000}}
+        if text == "(inference of model slow, 1 s)":
+            inputs = [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [[1.0]]}]
+            return self.inference("slow", {"protocol": "http", "inputs": inputs})
+        if chunks := re.match(r"\(stream of model llm, (\d+) chunks", text):
+            return self.inference("llm", {"protocol": "grpc", "inputs": self.words(int(chunks[1]))})
+        text = text.removeprefix("(verbatim) ")
+        assert not text.startswith("("), text
+        return text
+
+    def spelt_out(self, message):
+        """Put the words in that a recording only counts."""
+        if "(6500 words)" not in json.dumps(message):
+            return message
+        message = json.loads(json.dumps(message))
+        message["payload"]["request"]["inputs"] = self.words(6500)
+        return message
+
+    def words(self, number):
+        return [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["w " * number]}]
+
+    def inference(self, model_name, request):
+        request = {**request, "allow_transient": True}
+        body = {"vm_ip": "127.0.0.1", "container_id": "ctr-9", "model_name": model_name, "request": request}
+        return {"uuid": self.uuid, "type": "inference", "payload": body}
+
+    def ask_for_job(self, where, message) -> None:
+        """Send a management job; one that is to be there when the manager is told to stop is held."""
+        before = any("manager" in entry for entry in self.rest)
+        if before:
+            self.steps.hold()
+        there = self.jobs()
+        self.socket(where).send(message)
+        if before:
+            wait_until(lambda: self.jobs() == there + 1, "the job has come")
+
+    def jobs(self):
+        stats = self.manager.stats()
+        return stats.management_waiting + stats.management_running
+
+    # What the manager said
+
+    def server(self, where, expected) -> None:
+        if isinstance(expected, str):
+            self.described_answer(where, expected)
+            return
+        if expected["type"] == "alert":
+            self.manager.alert(expected["message"], expected["error_type"])
+        payload = expected.get("payload", {})
+        if payload.get("model_name") == "slow" and payload["status"] == "COMPLETED":
+            self.gated.open(payload["data"]["y"][0][0])
+        elif where == "B" and expected["type"] == "inference":
+            self.expect_b_to_wait()
+        elif expected["type"] == "management":
+            self.steps.release()
+        text = self.socket(where).receive_text()
+        assert comparable(text) == comparable(json.dumps(expected))
+
+    def described_answer(self, where, what) -> None:
+        if more := re.match(r"\(ONGOING, (\d+) more", what):
+            for _ in range(int(more[1])):
+                self.server(where, self.last[-1]["server"])
+        else:
+            assert what.startswith("(nothing")
+            self.socket(where).ping()
+
+    def expect_b_to_wait(self) -> None:
+        """Closing A has cancelled nothing: its requests hold the one worker, unless its stream is silent."""
+        if any(
+            "closes A 1 s after the last chunk" in entry.get("client_does", "") for entry in self.exchange
+        ):
+            return
+        of_a = sum(model in json.dumps(entry.get("client")) for entry in self.exchange for model in HELD)
+        wait_until(lambda: self.manager.stats().running == of_a + 1, "B's request has come")
+        assert sum(self.manager.stats().executions.values()) == 1
+        self.gated.open_all()
+        self.talker.go_on()
+
+    def server_close(self, where, code) -> None:
+        assert self.socket(where).wait_for_close() == code
+
+    # What else happened
+
+    def sigterm(self, where, how) -> None:
+        if any("slow" in json.dumps(entry) for entry in self.last):
+            wait_until(lambda: self.manager.stats().executions, "the request runs")
+        self.stopping = threading.Thread(target=self.manager.stop)
+        self.stopping.start()
+        wait_until(lambda: self.manager._server.core.draining, "it drains")
+        if not core.SCHEDULER_STAYS:
+            wait_until(lambda: not self.manager._server.core.taking, "its scheduler has ended")
+        self.talker.go_on()
+
+    def repeat(self, where, how) -> None:
+        times = int(re.search(r"(\d+) times more", how)[1])
+        sent, answered = self.last
+        for _ in range(times):
+            self.client(where, sent["client"])
+            self.server(where, answered["server"])
+
+    def client_does(self, where, what) -> None:
+        raw = self.sockets.pop(where)
+        wait_until(lambda: sum(self.manager.stats().executions.values()) == 1, "the request runs")
+        raw.drop() if "drops" in what else raw.close()
+        wait_until(lambda: not self.manager.stats().connected, "the close is noticed")
+
+    def cloud(self, where, seen) -> None:
+        """Compare the steps that were done, whatever the client was told."""
+        began = [entry for entry in seen if not entry["did"].endswith(" done")]
+        wait_until(lambda: len(self.steps.told) >= len(began), "the jobs run")
+        names = [entry["did"].removesuffix(" begins") for entry in began]
+        assert [name for name, _ in self.steps.told] == names
+        vms = [entry["name"] for entry in began if "name" in entry]
+        wait_until(lambda: len(self.manager.cloud.vms) == len(vms), "the steps are done")
+        assert [vm.name for vm in self.manager.cloud.vms] == vms
+
+    def ignore(self, where, what) -> None:
+        """What was seen beside the wire."""
+
+
+#: What of A holds the worker that B waits for.
+HELD = ('"slow"', "model slow", "model llm")
+LOOSE = [
+    (re.compile(r'(?<="timestamp": )[\d.]+'), "TIME"),
+    (re.compile(r"(?<=Stream timed out after )[\d.]+"), "TIME"),
+    (re.compile(r'(?<="_correlation_id": ")[0-9a-f]{16}'), "ID"),
+]
+CREATED = re.compile(r'"(127\.0\.0\.1|10\.0\.0\.\d+|vm-\d+|ctr-9|container-\d+)"')
+
+
+def comparable(text):
+    for pattern, name in LOOSE:
+        text = pattern.sub(name, text)
+    return CREATED.sub('"CREATED"', text) if '"type": "management"' in text else text
+
+
+STEPS = {
+    "client": Player.client,
+    "server": Player.server,
+    "server_close": Player.server_close,
+    "manager": Player.sigterm,
+    "exchange_repeated": Player.repeat,
+    "client_does": Player.client_does,
+    "stand_in_openstack_and_docker": Player.cloud,
+    "seconds_since_the_limit": Player.ignore,
+    "triton_executions_of_slow": Player.ignore,
+}
