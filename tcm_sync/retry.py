@@ -103,14 +103,24 @@ class Attempts:
     """The attempts of one call: what failed so far, and how many failures counted.
 
     Used by one thread, the caller's.
+
+    Parameters
+    ----------
+    policy : RetryPolicy or None
+        None: never repeat.
+    deadline : Deadline
+        The call's.
+    once : bool
+        Whether the call is never repeated when it may have run.
     """
 
-    def __init__(self, policy: RetryPolicy | None, deadline: Deadline) -> None:
+    def __init__(self, policy: RetryPolicy | None, deadline: Deadline, *, once: bool = False) -> None:
         self.policy = policy
         self.deadline = deadline
+        self._once = once
         self.history: list[TcmError] = []
         self.counted = 0
-        self.attempt_started = deadline.elapsed()
+        self.attempt_started = 0.0
 
     def run(self, attempt: Callable[[], Result], sleep: Callable[[float], None]) -> Result:
         """Call `attempt` until it succeeds, or its failure is final; pauses are made with `sleep`.
@@ -169,7 +179,10 @@ class Attempts:
         # What came to no socket was raised by a gate or the pool, after waiting while there was time.
         if self.policy is None or error.uuid is None:
             return Verdict.FATAL
-        return self.policy.verdict(error)
+        verdict = self.policy.verdict(error)
+        if self._once and (error.outcome_unknown or verdict is not Verdict.FREE):
+            return Verdict.FATAL
+        return verdict
 
     def _note(self, error: TcmError) -> None:
         """Add `error` to the history, of which the latest is kept."""

@@ -19,7 +19,7 @@ from tcm_sync.transport.sockets import WOULD_BLOCK, shut_down, wait_ready
 if TYPE_CHECKING:
     from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.pool import Pool
-    from tcm_sync.transport.replies import ReplyFuture
+    from tcm_sync.transport.replies import Future
 
 _MOST_CONTROLS = 4  # control frames waiting to go out; of pongs only the latest matters (RFC 6455, 5.5.3)
 _MOST_SENT = 1024  # how many times of sending are remembered, to keep a limit of messages a second
@@ -71,6 +71,7 @@ class Connection:
         # Guards closed, the four fields below it, and each single call on the socket, which never blocks.
         self.lock = threading.Lock()
         self.closed = False
+        self.inherited = False  # whether this is a child process, and the connection its parent's
         self.loss: TcmError | None = None  # why it was closed
         self._controls: deque[memoryview] = deque()  # frames that go out before the next data frame
         self._control_begun = False  # whether the first of them is partly written
@@ -78,6 +79,7 @@ class Connection:
         self.sending = False  # whether a caller's message is under way; only that caller changes it
         # The reader's own.
         self.doomed = False  # whether it is about to be closed
+        self.paused = False  # whether it is not read, since its stream is not taken
         self.last_received = self.last_sent = monotonic()
         self.pinged_at: float | None = None
         # Guarded by the lock of the pool that it belongs to.
@@ -85,6 +87,7 @@ class Connection:
         self.opened_at = self.idle_since = monotonic()
         self.leased_at: float | None = None
         self.lease: weakref.ref[Lease] | None = None  # of whoever has it
+        self.streaming = False  # whether it was last lent to a stream
         self.requests = 0
         self.most_requests = 0
         self.spread = 1.0  # of its limits, against those of others
@@ -101,7 +104,7 @@ class Connection:
 
     # --- the caller's side ---
 
-    def send(self, message: bytes, deadline: Deadline, future: ReplyFuture) -> None:
+    def send(self, message: bytes, deadline: Deadline, future: Future) -> None:
         """Write a whole text message.
 
         Parameters
@@ -133,7 +136,7 @@ class Connection:
         if self._controls and self.flush() and self.pool is not None:
             self.pool.reader.watch_writing(self)  # the reply is not to wait for it
 
-    def _write_rest(self, rest: memoryview, deadline: Deadline, future: ReplyFuture, written: int) -> None:
+    def _write_rest(self, rest: memoryview, deadline: Deadline, future: Future, written: int) -> None:
         """Write what the socket did not take at once of a frame, of whose message so much is `written`."""
         wants_write = True
         while rest:
@@ -151,7 +154,7 @@ class Connection:
             written += taken
             rest = rest[taken:]
 
-    def _write(self, view: bytes | memoryview, future: ReplyFuture) -> tuple[int, bool]:
+    def _write(self, view: bytes | memoryview, future: Future) -> tuple[int, bool]:
         """Write what the socket takes: how many bytes, and whether to wait for it to take more."""
         with self.lock:
             if self.closed:
@@ -263,5 +266,5 @@ class Connection:
 
     def abandon(self) -> None:
         """Close the descriptor of a child process, which shares the connection with its parent."""
-        self.closed = True
+        self.closed = self.inherited = True
         self._sock.close()

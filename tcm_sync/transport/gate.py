@@ -64,8 +64,8 @@ class Gate:
         *,
         exactly: float | None = None,
         tell: bool = True,
-    ) -> None:
-        """Shut, because of `cause`.
+    ) -> bool:
+        """Shut, because of `cause`; whether it was not shut anyway.
 
         `pause` is the least pause, in seconds, if somebody knows it; `exactly` is the pause to make, since
         the manager said so.
@@ -73,7 +73,7 @@ class Gate:
         with self._condition:
             now = monotonic()
             if self.cause is not None and self._prober is None and now < self._opens_at:
-                return  # others of the same burst have failed before
+                return False  # others of the same burst have failed before
             doubled = min(max(self._initial, self._pause * 2), self._maximum)
             self._pause = exactly if exactly is not None else max(pause or 0.0, doubled)
             seconds = self._pause * random.uniform(1.0, 1.1)  # noqa: S311 - spreads load, guards no secret
@@ -82,6 +82,7 @@ class Gate:
             self._condition.notify_all()
         if tell:
             self.tell()
+        return True
 
     def open(self, *, forgive: bool = True, tell: bool = True) -> None:
         """Open. Unless forgiven, the next shutting is longer than the last one all the same."""

@@ -1,13 +1,8 @@
-"""A caller's hold on a connection, and its place in the line for one."""
+"""A caller's hold on a connection."""
 
 from __future__ import annotations
 
-import threading
-from time import monotonic
 from typing import TYPE_CHECKING
-
-from tcm_sync.deadline import Deadline
-from tcm_sync.errors import TcmError
 
 if TYPE_CHECKING:
     from tcm_sync.transport.connection import Connection
@@ -46,26 +41,8 @@ class Lease:
             self._pool = None
 
     def __del__(self) -> None:
-        if self._pool is not None and hasattr(self, "connection"):
-            self._pool.reader.take_back(self._pool, self.connection)
-
-
-class Waiter:
-    """A caller in the line. All but the lock is guarded by the pool's lock."""
-
-    __slots__ = ("connection", "deadline", "error", "handed", "lease", "patient", "since")
-
-    def __init__(self, lease: Lease, deadline: Deadline, patient: bool) -> None:
-        self.lease = lease
-        self.handed = threading.Lock()  # held until there is an outcome; guards nothing
-        self.handed.acquire()
-        self.deadline = deadline
-        self.patient = patient
-        self.since = monotonic()
-        self.connection: Connection | None = None
-        self.error: TcmError | None = None
-
-    def settle(self, connection: Connection | None, error: TcmError | None = None) -> None:
-        """Hand over a connection, or what came in its place."""
-        self.connection, self.error = connection, error
-        self.handed.release()
+        if self._pool is None or not hasattr(self, "connection"):
+            return
+        hold = self.connection.lease
+        if hold is not None and hold() in (self, None):  # else it is lent to somebody else by now
+            self._pool.reader.take_back(self._pool, self.connection, hold)

@@ -29,6 +29,7 @@ from tcm_sync.wire.encode import encode_message, encode_payload
 from tcm_sync.wire.failures import ADVISORY, failure_of_error
 from tcm_sync.wire.messages import Alert, AuthOk, AuthRequest, ClientIdentity, ErrorReply, Unknown
 from tcm_sync.wire.quote import quote
+from tcm_sync.wire.readiness import Readiness
 
 #: What this client can use of what a manager may offer.
 CAPABILITY = ("json",)
@@ -100,7 +101,11 @@ class Opener:
         except TcmError:
             return
         if status == 503:
-            raise ShuttingDownError(f"the manager was shutting down, and is not ready yet: {quote(body)}")
+            readiness = Readiness.read(status, body)
+            raise ShuttingDownError(
+                f"the manager was shutting down, and is not ready yet: {quote(body)}",
+                error_id=readiness.error_id,
+            )
 
     def _open_once(self, deadline: Deadline, cautious: bool) -> Connection:
         token = self._token()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+import weakref
 from math import inf
 from time import monotonic
 
@@ -20,11 +20,13 @@ from tcm_sync.errors import (
 )
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
-from tcm_sync.transport.gate import Gate, Prober, again
-from tcm_sync.transport.lease import Lease, Waiter
+from tcm_sync.transport.gate import Prober, again
+from tcm_sync.transport.lease import Lease
+from tcm_sync.transport.line import Line, Waiter
 from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.reader import Reader
 from tcm_sync.transport.shelf import Shelf
+from tcm_sync.transport.standing import Standing
 
 log = logging.getLogger("tcm_sync.pool")
 
@@ -37,7 +39,7 @@ _CONNECT_SLACK = 0.25  # seconds: the connector's own failure says more than a t
 
 
 class Pool:
-    """Up to ``pool_size`` authenticated connections, opened when somebody waits for one.
+    """Up to so many authenticated connections, opened when somebody waits for one.
 
     Parameters
     ----------
@@ -49,39 +51,50 @@ class Pool:
         The threads to do it on.
     reader : Reader
         Reads the sockets, and tends the pool when the time that it asked for has come.
+    standing : Standing
+        Shared by the client's pools.
+    size : int
+        The most connections.
+    setting : str
+        What the user calls `size`.
     """
 
-    def __init__(self, settings: Settings, opener: Opener, connector: Connector, reader: Reader) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        opener: Opener,
+        connector: Connector,
+        reader: Reader,
+        standing: Standing,
+        *,
+        size: int,
+        setting: str,
+    ) -> None:
         self.reader = reader
-        self.manager_gate = Gate("manager", 0.1, 5.0)
-        self.auth_gate = Gate("authentication", 1.0, 60.0)
+        self.size = size
+        self.most_streams = max(1, size - 1)  # so that they cannot starve the others
+        self._setting = setting
+        self._standing = standing
+        self.manager_gate, self.auth_gate = standing.manager_gate, standing.auth_gate
         self._prober = Prober()  # of both gates: an opening
         self._settings = settings
         self._opener = opener
         self._connector = connector
         self._lock = threading.Lock()  # guards everything below, and each connection's bookkeeping
         self._calm = threading.Condition(self._lock)  # told when a lease ends while the pool drains
-        self._shelf = Shelf(settings)
-        self._waiters: deque[Waiter] = deque()
+        self._shelf = Shelf(settings, size)
+        self._waiters = Line()
         self._opening = 0  # how many are being opened
         self._shutdowns = 0  # how often the manager said that it is shutting down
         self._miscounted = False  # whether the count was wrong when last looked at
         self._cautious = False  # whether the manager was draining when last seen
-        self._reached = False  # whether the manager ever let us in
         self._draining = False  # whether new calls are refused
         self._ended: TcmError | None = None  # why no call is served any more
         self._abandoned = False
-        if settings.pool_size > SERVED_A_TICK:
-            log.warning(
-                "pool_size=%d: the manager serves %d sockets a tenant at a time, the others wait, the "
-                "youngest longest; a smaller pool whose callers wait here is served evenly",
-                settings.pool_size,
-                SERVED_A_TICK,
-            )
 
     # --- callers ---
 
-    def lease(self, deadline: Deadline, *, patient: bool = True) -> Lease:
+    def lease(self, deadline: Deadline, *, patient: bool = True, streaming: bool = False) -> Lease:
         """Take a connection, waiting in line for one.
 
         Parameters
@@ -90,6 +103,8 @@ class Pool:
             The call's.
         patient : bool
             Whether to wait while the manager cannot be reached; without it the first failure is raised.
+        streaming : bool
+            Whether it is for a stream. At most ``size - 1`` have a connection at a time.
 
         Raises
         ------
@@ -105,11 +120,11 @@ class Pool:
         try:
             with self._lock:
                 self._check_open()
-                if not self._waiters and (connection := self._shelf.choose()) is not None:
+                if not self._waiters and not streaming and (connection := self._shelf.choose()) is not None:
                     self._shelf.lend(connection, lease)
                     return lease
-                waiter = Waiter(lease, deadline, patient)
-                self._waiters.append(waiter)
+                waiter = Waiter(lease, deadline, patient=patient, streaming=streaming)
+                self._waiters.join(waiter)
                 self._serve()
                 wanted = self._grow()
             self._open_more(wanted)
@@ -152,6 +167,7 @@ class Pool:
             return
         with self._lock:
             known = self._forget(connection)
+            self._serve()  # the end of a stream may let another one begin
             wanted = self._grow()
         connection.shut_down()
         self.reader.close(connection, reason)
@@ -159,10 +175,11 @@ class Pool:
             self._log_closed(connection, reason)
         self._open_more(wanted)
 
-    def reclaim(self, connection: Connection) -> None:
-        """Close a connection whose lease was collected without having been ended."""
+    def reclaim(self, connection: Connection, hold: weakref.ref[Lease]) -> None:
+        """Close a connection if the lease that was collected without having been ended is still its last."""
         with self._lock:
-            lost = connection in self._shelf.lost_leases(inf) and self._forget(connection)
+            lost = connection.lease is hold and self._forget(connection)
+            self._serve()
             wanted = self._grow()
         if lost:
             connection.shut_down()
@@ -191,7 +208,7 @@ class Pool:
         while not waiter.handed.acquire(timeout=self._patience(waiter)):
             with self._lock:
                 if waiter in self._waiters and self._patience(waiter) == 0.0:
-                    self._waiters.remove(waiter)
+                    self._waiters.leave(waiter)
                     waiter.settle(None, self._timed_out(waiter))
         if waiter.error is not None:
             raise waiter.error
@@ -203,7 +220,7 @@ class Pool:
         bounds = [waiter.deadline.remaining()]
         if settings.pool_timeout is not None:
             bounds.append(settings.pool_timeout - waited)
-        if not self._reached:
+        if not self._standing.reached:
             bounds.append(settings.connect_timeout + _CONNECT_SLACK - waited)
         left = min((bound for bound in bounds if bound is not None), default=None)
         return -1 if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)
@@ -211,8 +228,7 @@ class Pool:
     def _decline(self, waiter: Waiter) -> None:
         """Leave the line; what was handed over meanwhile goes to the next."""
         with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if self._waiters.leave(waiter):
                 self._calm.notify_all()
             connection = waiter.connection
         if connection is not None:
@@ -228,14 +244,32 @@ class Pool:
             return ConnectFailedError(
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
             )
+        return PoolTimeoutError(
+            f"no socket came free within {waited:.3g} s: {self._state()}. {self._advice(waiter)}"
+        )
+
+    def _state(self) -> str:
+        """Describe who has the sockets, and how many wait."""
+        shelf = self._shelf
         busy = shelf.busy()
         oldest = f", the oldest for {monotonic() - min(busy):.3g} s" if busy else ""
         limited = f", {shelf.limit} messages a second each" if shelf.limit is not None else ""
-        return PoolTimeoutError(
-            f"no socket came free within {waited:.3g} s: {len(shelf.all)} of "
-            f"{self._settings.pool_size} sockets open{limited}, {len(busy)} busy{oldest}; "
-            f"{len(self._waiters)} other calls wait. Raise timeout or pool_timeout, send more rows a call, "
-            f"or raise pool_size up to {SERVED_A_TICK}"
+        streams = f", {shelf.streams()} of them with streams" if shelf.streams() else ""
+        return (
+            f"{len(shelf.all)} of {self.size} sockets open{limited}, {len(busy)} busy{streams}{oldest}; "
+            f"{len(self._waiters)} other calls wait"
+        )
+
+    def _advice(self, waiter: Waiter) -> str:
+        if waiter.streaming and self._streams_left() <= 0:
+            return (
+                f"Streams have at most {self.most_streams} sockets when {self._setting} is {self.size}: "
+                f"close one that is not needed, or raise {self._setting}"
+            )
+        if self._setting != "pool_size":
+            return f"Raise timeout or {self._setting}"
+        return (
+            f"Raise timeout or pool_timeout, send more rows a call, or raise pool_size up to {SERVED_A_TICK}"
         )
 
     # --- what the reader tells ---
@@ -244,6 +278,7 @@ class Pool:
         """Forget a connection that has died or was closed."""
         with self._lock:
             known = self._forget(connection)
+            self._serve()
             wanted = self._grow()
         if known:
             self._log_closed(connection, reason)
@@ -255,7 +290,7 @@ class Pool:
         with self._lock:
             self._shutdowns += 1
             self._cautious = True
-            self.manager_gate.shut(error, _SHUTDOWN_PAUSE, tell=False)
+            news = self.manager_gate.shut(error, _SHUTDOWN_PAUSE, tell=False)
             self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
             for connection in self._shelf.all.values():
                 connection.retiring = reason
@@ -263,7 +298,8 @@ class Pool:
             for connection in idle:
                 self._forget(connection)
             wanted = self._grow()
-        self.manager_gate.tell()
+        if news:
+            self.manager_gate.tell()
         for connection in idle:
             self._close(connection, reason)
         self._open_more(wanted)
@@ -312,16 +348,15 @@ class Pool:
 
     def _grow(self) -> int:
         """Count the sockets to open for those who wait, as the gates allow; they count as being opened."""
-        room = self._settings.pool_size - len(self._shelf.all) - self._opening
-        wanted = min(len(self._waiters) - self._opening, room)
+        room = self.size - len(self._shelf.all) - self._opening
+        wanted = min(self._waiters.servable(self._streams_left()) - self._opening, room)
         if wanted <= 0 or self._ended is not None:
             return 0
         if (seconds := self.auth_gate.try_pass(self._prober)) > 0.0:
             if seconds < inf and self.auth_gate.cause is not None:
                 # Those who need a new socket fail; those before them wait for one that is there.
                 newest = wanted if self._shelf.all else len(self._waiters)
-                for _ in range(newest):
-                    self._waiters.pop().settle(None, again(self.auth_gate.cause))
+                self._waiters.fail_newest(newest, self.auth_gate.cause)
             return 0
         if (seconds := self.manager_gate.try_pass(self._prober)) > 0.0:
             if self.auth_gate.cause is not None:
@@ -335,18 +370,10 @@ class Pool:
         self._opening += wanted
         return wanted
 
-    def _fail_waiters(self, cause: TcmError | None, seconds: float, *, hopeless: bool = False) -> None:
+    def _fail_waiters(self, cause: TcmError | None, seconds: float) -> None:
         """Fail those who cannot wait so long for a manager that cannot be reached."""
-        if self._shelf.all or cause is None:
-            return
-        kept: deque[Waiter] = deque()
-        for waiter in self._waiters:
-            left = waiter.deadline.remaining()
-            if hopeless or not waiter.patient or (left is not None and left < seconds):
-                waiter.settle(None, again(cause))
-            else:
-                kept.append(waiter)
-        self._waiters = kept
+        if not self._shelf.all and cause is not None:
+            self._waiters.fail_hurried(cause, seconds)
 
     def _open_more(self, count: int) -> None:
         for _ in range(count):
@@ -386,11 +413,12 @@ class Pool:
             return
         if was_shut:
             self.manager_gate.tell()
+            self.reader.wake_at(monotonic())  # another pool may wait for it
         self.reader.register(connection)
         worn: Connection | None = None
         with self._lock:
             self._opening -= 1
-            self._reached = True
+            self._standing.reached = True
             self._cautious = self._cautious and shutdowns != self._shutdowns
             ended = self._ended is not None
             if not ended and not connection.doomed:
@@ -422,9 +450,10 @@ class Pool:
                 replacing.replacing = False  # it goes on, and asks again when it comes back
             if not refused:
                 self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
-            if refused or (not error.retriable and not self._reached):
-                self._fail_waiters(error, inf, hopeless=True)
+            if refused or (not error.retriable and not self._standing.reached):
+                self._fail_waiters(error, inf)
             wanted = self._grow()
+        self.reader.wake_at(monotonic())  # another pool may have waited for what became of it
         self._open_more(wanted)
 
     # --- under the lock ---
@@ -445,12 +474,18 @@ class Pool:
     def _serve(self) -> None:
         """Hand idle connections to those who wait."""
         shelf = self._shelf
-        while self._waiters and (connection := shelf.choose()) is not None:
-            waiter = self._waiters.popleft()
-            shelf.lend(connection, waiter.lease)
+        while self._waiters and (waiter := self._waiters.next(self._streams_left())) is not None:
+            connection = shelf.choose()
+            if connection is None:
+                break
+            self._waiters.leave(waiter)
+            shelf.lend(connection, waiter.lease, streaming=waiter.streaming)
             waiter.settle(connection)
         if self._waiters and shelf.limit is not None:
             self.reader.wake_at(shelf.next_budget())
+
+    def _streams_left(self) -> int:
+        return self.most_streams - self._shelf.streams()
 
     def _forget(self, connection: Connection) -> bool:
         self._calm.notify_all()
@@ -465,11 +500,14 @@ class Pool:
     def _log_closed(self, connection: Connection, reason: str) -> None:
         log.info("connection %s closed after %d requests: %s", connection.uuid, connection.requests, reason)
 
-    def drain(self, timeout: float) -> None:
-        """Take no new calls, and wait for those under way, in seconds."""
-        deadline = Deadline(timeout)
+    def refuse(self) -> None:
+        """Take no new calls."""
         with self._lock:
             self._draining = True
+
+    def drain(self, deadline: Deadline) -> None:
+        """Wait for the calls under way."""
+        with self._lock:
             while self._waiters or self._shelf.busy():
                 left = deadline.remaining()
                 if not left:
@@ -481,9 +519,7 @@ class Pool:
         with self._lock:
             self._draining = True
             self._ended = self._ended or error
-            waiters, self._waiters = self._waiters, deque()
-            for waiter in waiters:
-                waiter.settle(None, again(error))
+            self._waiters.fail_newest(len(self._waiters), error)
             for connection in list(self._shelf.all.values()):
                 self._forget(connection)
         self._connector.stop()

@@ -22,14 +22,17 @@ from tcm_sync.errors import (
 )
 from tcm_sync.transport import frames
 from tcm_sync.transport.poller import READ, WRITE, make_poller
-from tcm_sync.transport.replies import PendingReplies, Refusal
+from tcm_sync.transport.replies import PendingReplies, Refusal, StreamReplies
 from tcm_sync.wire.decode import decode_message, peek
 from tcm_sync.wire.failures import ADVISORY, failure_of_error
 from tcm_sync.wire.messages import Alert, AuthOk, ErrorReply, Unknown
 from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
+    import weakref
+
     from tcm_sync.transport.connection import Connection
+    from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.pool import Pool
 
 log = logging.getLogger("tcm_sync.reader")
@@ -97,13 +100,17 @@ class Reader:
         farewell = frames.encode_close(1000)
         self._command(lambda: self._drop(connection, farewell, _lost(reason), reason))
 
-    def take_back(self, pool: Pool, connection: Connection) -> None:
+    def take_back(self, pool: Pool, connection: Connection, hold: weakref.ref[Lease]) -> None:
         """Have `pool` close a connection whose lease was lost. Safe in a finalizer: it does not wait."""
-        self._command(lambda: pool.reclaim(connection))
+        self._command(lambda: pool.reclaim(connection, hold))
 
     def watch_writing(self, connection: Connection) -> None:
         """Write the control frames of `connection` as soon as its socket takes them."""
         self._command(lambda: self._watch_writing(connection, connection.flush()))
+
+    def resume(self, connection: Connection) -> None:
+        """Read `connection` again, whose stream was taken."""
+        self._command(lambda: self._resume(connection))
 
     def wake_at(self, when: float) -> None:
         """Tend the pools at `when`, a time of `time.monotonic`, or sooner."""
@@ -130,6 +137,8 @@ class Reader:
 
     def abandon(self) -> None:
         """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
+        self._poke_lock = threading.RLock()  # another thread may have held it
+        self._ended = True
         for connection in self._connections.values():
             connection.abandon()
         self._poller.close()
@@ -217,6 +226,8 @@ class Reader:
     def _check_quiet(self, connection: Connection, now: float) -> float:
         """Ping a socket that has been quiet, drop one that stays so; when to look again."""
         interval = self._ping_interval
+        if connection.paused:
+            return now + interval  # it may say what it likes, nobody listens
         pinged = connection.pinged_at
         if pinged is not None and connection.last_received < pinged:
             if now - pinged >= interval:
@@ -238,7 +249,7 @@ class Reader:
             self._read(connection)  # a TLS object may hold bytes that no selector sees
 
     def _watch_writing(self, connection: Connection, wanted: bool) -> None:
-        if not connection.closed:
+        if not connection.closed and not connection.paused:
             self._poller.modify(connection.fileno(), READ | (WRITE if wanted else 0))
 
     def _drop(self, connection: Connection, farewell: bytes | None, error: TcmError, reason: str) -> None:
@@ -247,7 +258,8 @@ class Reader:
         if self._connections.get(fd) is not connection:
             return
         del self._connections[fd]
-        self._poller.unregister(fd)
+        if not connection.paused:
+            self._poller.unregister(fd)
         connection.doomed = True
         if connection.pool is not None:
             connection.pool.lost(connection, reason)
@@ -278,10 +290,10 @@ class Reader:
             except (ProtocolError, MessageTooLargeError) as error:
                 self._give_up(connection, error)
                 return
-            if not self._events(connection, events):
+            if not self._events(connection, events) or connection.paused:
                 return
         if connection.secured:  # it may hold more, which no selector sees
-            self._command(lambda: None if connection.closed else self._read(connection))
+            self._command(lambda: None if connection.closed or connection.paused else self._read(connection))
 
     def _events(self, connection: Connection, events: list[frames.Event]) -> bool:
         """Act on what came in; whether the socket is still open."""
@@ -330,10 +342,32 @@ class Reader:
             self._reply(connection, message)
 
     def _reply(self, connection: Connection, message: bytes) -> None:
+        if isinstance(stream := self.pending.peek(connection.uuid), StreamReplies):
+            stream.resolve(message)
+            if stream.size > stream.bound:
+                self._pause(connection)
+                if stream.size <= stream.bound:  # it was taken before the caller could see the pause
+                    self.resume(connection)  # but not now: what was read with this has its turn first
+            return
         future = self.pending.claim(connection.uuid)
         if future is None:
             raise ProtocolError("the manager sent a reply that nobody waits for")
         future.resolve(message)
+
+    def _pause(self, connection: Connection) -> None:
+        """Stop reading a socket whose stream is not taken fast enough, so that TCP holds the manager up."""
+        if not connection.paused:
+            connection.paused = True
+            self._poller.unregister(connection.fileno())
+            log.debug("%s: paused, its stream is not taken as fast as it comes", connection.uuid)
+
+    def _resume(self, connection: Connection) -> None:
+        if connection.paused and not connection.closed:
+            connection.paused = False
+            connection.last_received = monotonic()  # it was not listened to meanwhile
+            self._poller.register(connection.fileno(), READ)
+            self._watch_writing(connection, connection.flush())
+            self._read(connection)  # a TLS object may hold bytes that no selector sees
 
     def _refusal(self, connection: Connection, payload: ErrorReply, secret: str | None) -> None:
         """Take an ``error`` message: it names no request, so it is about the one in flight, if any."""
@@ -345,8 +379,9 @@ class Reader:
             return
         error = failure_of_error(payload, secret)
         future = self.pending.claim(connection.uuid)
-        if isinstance(error, ShuttingDownError) and connection.pool is not None:
-            connection.pool.shutting_down(error)
+        if isinstance(error, ShuttingDownError):
+            for pool in self._pools:
+                pool.shutting_down(error)
         if future is not None:
             stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
             future.resolve(Refusal(error, reusable=stays))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 from typing import NamedTuple
 
 from tcm_sync.errors import TcmError
@@ -41,6 +42,85 @@ class ReplyFuture:
             return self._answered.acquire()
         return self._answered.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
 
+    def refusal(self, timeout: float) -> Refusal | None:
+        """Wait for what came in place of a reply, in seconds; None if nothing did."""
+        return self.outcome if self.wait(timeout) and isinstance(self.outcome, Refusal) else None
+
+
+class StreamReplies:
+    """The replies of one stream, handed from the reader to the caller as they come.
+
+    It stays pending until the caller claims it. The reader never waits for room: past `bound` bytes it
+    stops reading the socket, until the caller has taken what is there.
+
+    Parameters
+    ----------
+    bound : int
+        Bytes of messages that may wait here.
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_items",
+        "_lock",
+        "_waiting",
+        "advisories",
+        "bound",
+        "last_at",
+        "size",
+        "started",
+    )
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self._lock = threading.Lock()  # guards the three below
+        self._items: list[bytes | Refusal] = []
+        self.size = 0  # bytes of them
+        self._waiting = False  # whether the caller waits for the next one
+        self._arrived = threading.Lock()  # held until what the caller waits for is there; guards nothing
+        self._arrived.acquire()
+        self.last_at = monotonic()  # when the last one came
+        self.advisories = 0
+        self.started = False
+
+    def resolve(self, outcome: bytes | Refusal) -> None:
+        """Hand over a whole message, or what came in its place and ends the stream."""
+        with self._lock:
+            self._items.append(outcome)
+            if isinstance(outcome, bytes):
+                self.size += len(outcome)
+            self.last_at = monotonic()
+            waiting, self._waiting = self._waiting, False
+        if waiting:
+            self._arrived.release()
+
+    def take(self, timeout: float | None) -> list[bytes | Refusal]:
+        """Take all that is there, waiting for something, in seconds; nothing if nothing came."""
+        with self._lock:
+            if self._items:
+                return self._emptied()
+            self._waiting = True
+        bound = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        if not self._arrived.acquire(timeout=bound):
+            with self._lock:
+                if self._waiting:
+                    self._waiting = False
+                    return []
+            self._arrived.acquire()  # it comes this very moment
+        with self._lock:
+            return self._emptied()
+
+    def refusal(self, timeout: float) -> Refusal | None:
+        """Wait for what came in place of a reply, in seconds; None if nothing did."""
+        return next((item for item in self.take(timeout) if isinstance(item, Refusal)), None)
+
+    def _emptied(self) -> list[bytes | Refusal]:
+        items, self._items, self.size = self._items, [], 0
+        return items
+
+
+Future = ReplyFuture | StreamReplies
+
 
 class PendingReplies:
     """The futures under way, by the uuid of their socket: one request in flight each.
@@ -49,21 +129,21 @@ class PendingReplies:
     """
 
     def __init__(self) -> None:
-        self._futures: dict[str, ReplyFuture] = {}
+        self._futures: dict[str, Future] = {}
 
-    def add(self, uuid: str, future: ReplyFuture) -> None:
+    def add(self, uuid: str, future: Future) -> None:
         """Wait for the next reply on the socket named `uuid`."""
         self._futures[uuid] = future
 
-    def claim(self, uuid: str) -> ReplyFuture | None:
+    def claim(self, uuid: str) -> Future | None:
         """Take the future of `uuid`, to resolve it or to give it up; None if somebody else has."""
         return self._futures.pop(uuid, None)
 
-    def peek(self, uuid: str) -> ReplyFuture | None:
+    def peek(self, uuid: str) -> Future | None:
         """Look at the future of `uuid` without taking it."""
         return self._futures.get(uuid)
 
-    def claim_all(self) -> list[ReplyFuture]:
+    def claim_all(self) -> list[Future]:
         """Take every future there is."""
         claimed = (self.claim(uuid) for uuid in list(self._futures))
         return [future for future in claimed if future is not None]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable
-from time import monotonic
 
 from tcm_sync.config import Route, Settings
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import (
     BackpressureError,
-    CallTimeoutError,
     CircuitOpenError,
     ClientClosedError,
     ConnectFailedError,
@@ -19,15 +17,19 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
+from tcm_sync.transport.call import Call, blamed
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
 from tcm_sync.transport.gate import Gate, Prober, again
 from tcm_sync.transport.lease import Lease
 from tcm_sync.transport.opening import Opener
-from tcm_sync.transport.pool import Pool
+from tcm_sync.transport.pool import SERVED_A_TICK, Pool
 from tcm_sync.transport.reader import Reader
-from tcm_sync.transport.replies import Refusal, ReplyFuture
+from tcm_sync.transport.replies import Future, Refusal
+from tcm_sync.transport.standing import Standing
 from tcm_sync.wire.encode import encode_message
+
+log = logging.getLogger("tcm_sync.pool")
 
 _EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
 _REFUSED_WITHIN = 0.5  # seconds: a full queue is told at once, and not when the model is done
@@ -50,8 +52,9 @@ class Runtime:
         self._connector = Connector()
         self.opener = Opener(settings, self._connector.opening)
         self.reader = Reader(settings.ping_interval)
-        self.pool = Pool(settings, self.opener, self._connector, self.reader)
-        self.reader.serve(self.pool)
+        self.standing = Standing()
+        self.pool = self._new_pool("pool_size", settings.pool_size)
+        self.management = self._new_pool("management_sockets", settings.management_sockets)
         self._backpressure = Gate("backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN)
         self._circuits_lock = threading.Lock()  # guards the dict, not the gates in it
         self._circuits: dict[Target, Gate] = {}
@@ -61,6 +64,27 @@ class Runtime:
             self.reader.abandon()
             raise ConnectFailedError(f"no thread to read the sockets with: {error}") from error
 
+    def _new_pool(self, setting: str, size: int) -> Pool:
+        pool = Pool(
+            self.settings,
+            self.opener,
+            self._connector,
+            self.reader,
+            self.standing,
+            size=size,
+            setting=setting,
+        )
+        self.reader.serve(pool)
+        if size > SERVED_A_TICK:
+            log.warning(
+                "%s=%d: the manager serves %d sockets a tenant at a time, the others wait, the youngest "
+                "longest; a smaller pool whose callers wait here is served evenly",
+                setting,
+                size,
+                SERVED_A_TICK,
+            )
+        return pool
+
     def is_alive(self) -> bool:
         """Whether calls can be made."""
         return self.reader.is_alive()
@@ -69,38 +93,21 @@ class Runtime:
         """Pause before a repeat, or until the client is closed."""
         self.closed.wait(min(seconds, threading.TIMEOUT_MAX))
 
-    def attempt(
-        self,
-        target: Target,
-        payload: bytes,
-        deadline: Deadline,
-        read: Callable[[Connection, bytes], TcmError | None],
-        *,
-        patient: bool,
-    ) -> None:
-        """Send an inference once, behind the gates, and have its answer read.
+    def attempt(self, call: Call) -> None:
+        """Send a call once, behind the gates, and have its answer read.
 
-        Parameters
-        ----------
-        target : (Route, str)
-            Where it runs: its circuit may be open.
-        payload : bytes
-            JSON text of the request, without its envelope.
-        deadline : Deadline
-            The call's.
-        read : callable
-            Given the connection and the whole reply, in this thread, while the connection is still held. It
-            returns the failure that the manager answered, or None; it raises if the reply is unreadable.
-        patient : bool
-            Whether to wait for a manager that cannot be reached.
+        Raises
+        ------
+        TcmError
+            What came in place of a good answer. Its ``uuid`` tells that it came from a socket.
         """
-        gates = self._gates(target)
+        gates = self._gates(call.target)
         prober = Prober()
         try:
             try:
-                lease = self._enter(gates, prober, deadline, patient)
-                failure = self._exchange(lease, payload, deadline, read)
-                self._note(failure, target, gates, prober)
+                lease = self._enter(gates, prober, call)
+                failure = self._exchange(lease, call)
+                self._note(failure, call.target, gates, prober)
             finally:
                 if self._is_any_shut():
                     _abandon(gates, prober)
@@ -113,17 +120,18 @@ class Runtime:
     def _is_any_shut(self) -> bool:
         return self._backpressure.cause is not None or bool(self._circuits)
 
-    def _gates(self, target: Target) -> tuple[Gate, ...]:
-        circuit = self._circuits.get(target) if self._circuits else None
+    def _gates(self, target: Target | None) -> tuple[Gate, ...]:
+        circuit = self._circuits.get(target) if self._circuits and target is not None else None
         return (self._backpressure,) if circuit is None else (circuit, self._backpressure)
 
-    def _enter(self, gates: tuple[Gate, ...], prober: Prober, deadline: Deadline, patient: bool) -> Lease:
+    def _enter(self, gates: tuple[Gate, ...], prober: Prober, call: Call) -> Lease:
         """Wait at the gates and for a connection, until both are there at once."""
+        pool = self.management if call.kind == "management" else self.pool
         while True:
             for gate in gates:
                 if gate.cause is not None and not gate.is_probed_by(prober):
-                    gate.wait(deadline, prober)
-            lease = self.pool.lease(deadline, patient=patient)
+                    gate.wait(call.deadline, prober)
+            lease = pool.lease(call.deadline, patient=call.patient, streaming=call.streaming)
             for gate in gates:
                 if gate.cause is not None and not gate.is_probed_by(prober):
                     lease.unused()  # it was shut meanwhile
@@ -131,24 +139,14 @@ class Runtime:
             else:
                 return lease
 
-    def _exchange(
-        self,
-        lease: Lease,
-        payload: bytes,
-        deadline: Deadline,
-        read: Callable[[Connection, bytes], TcmError | None],
-    ) -> TcmError | None:
+    def _exchange(self, lease: Lease, call: Call) -> TcmError | None:
         """Send on the leased connection and wait for the answer: None if it is good, else the failure."""
         connection = lease.connection
-        future = ReplyFuture()
+        future = call.future()
         try:
-            refusal = self._send_and_wait(connection, payload, deadline, future)
+            refusal = self._send(connection, call, future)
             if refusal is None:
-                assert isinstance(future.outcome, bytes)
-                failure = read(connection, future.outcome)
-                reusable = True
-            else:
-                failure, reusable = refusal
+                refusal = call.receive(connection, self.reader.pending, future)
         except BaseException as error:
             self.reader.pending.claim(connection.uuid)
             lease.discard(f"{type(error).__name__} while a reply was outstanding")
@@ -157,57 +155,46 @@ class Runtime:
                 if isinstance(error, (ConnectionLostError, ClientClosedError)):
                     return error
             raise
-        if isinstance(failure, RateLimitedError):
-            self.pool.learn_limit(connection)
+        if refusal is None:
+            call.accept(lease)
+            return None
+        failure, reusable = refusal
+        failure.uuid = connection.uuid
+        if isinstance(failure, RateLimitedError) and connection.pool is not None:
+            connection.pool.learn_limit(connection)
         if reusable:
             lease.release()
         else:
             lease.discard(f"refused: {failure}")
-        if failure is not None:
-            failure.uuid = connection.uuid
         return failure
 
-    def _send_and_wait(
-        self, connection: Connection, payload: bytes, deadline: Deadline, future: ReplyFuture
-    ) -> Refusal | None:
+    def _send(self, connection: Connection, call: Call, future: Future) -> Refusal | None:
+        """Send the request; what the manager said in place of taking it, if it did."""
         pending = self.reader.pending
         pending.add(connection.uuid, future)
-        sent = monotonic()
         try:
-            connection.send(encode_message(connection.uuid, "inference", payload), deadline, future)
+            connection.send(encode_message(connection.uuid, call.kind, call.payload), call.deadline, future)
         except ConnectionLostError:
             # The manager may have said why before it closed, and the reader is about to read it.
             if connection.closed and connection.loss and pending.claim(connection.uuid):
                 error = again(connection.loss)  # the reader was done with it before the future was there
                 error.outcome_unknown = future.started
                 return Refusal(error)
-            left = deadline.remaining()
-            if not future.wait(_EXPLANATION if left is None else min(_EXPLANATION, left)):
+            left = call.deadline.remaining()
+            refusal = future.refusal(_EXPLANATION if left is None else min(_EXPLANATION, left))
+            if refusal is None:
                 raise
-        else:
-            if not future.wait(deadline.remaining()) and pending.claim(connection.uuid) is not None:
-                raise CallTimeoutError(
-                    f"no reply within {monotonic() - sent:.3g} s of sending; the request may still run",
-                    outcome_unknown=True,
-                    advisories=future.advisories,
-                )
-        if future.outcome is None:
-            future.wait(None)  # somebody has claimed it, so the outcome is a moment away
-        if not isinstance(future.outcome, Refusal):
-            return None
-        error, reusable = future.outcome
-        if isinstance(error, (ConnectionLostError, ClientClosedError)):
-            error.outcome_unknown = future.started
-        return Refusal(error, reusable)
+            return blamed(refusal, future)
+        return None
 
     def _note(
-        self, failure: TcmError | None, target: Target, gates: tuple[Gate, ...], prober: Prober
+        self, failure: TcmError | None, target: Target | None, gates: tuple[Gate, ...], prober: Prober
     ) -> None:
         """Let the gates know how it went."""
         shut: Gate | None = None
         if failure is None:
-            self.pool.manager_gate.forgive()
-        elif isinstance(failure, CircuitOpenError):
+            self.standing.manager_gate.forgive()
+        elif isinstance(failure, CircuitOpenError) and target is not None:
             shut = self._circuit(target)
             shut.shut(failure, exactly=failure.retry_after)
         elif isinstance(failure, (BackpressureError, RateLimitedError)):
@@ -222,7 +209,8 @@ class Runtime:
                 continue
             if shut is None or gate is self._backpressure:
                 gate.open()  # the manager answered: what shut this gate is over
-                self._forget_circuit(target)
+                if target is not None:
+                    self._forget_circuit(target)
 
     def _circuit(self, target: Target) -> Gate:
         with self._circuits_lock:
@@ -239,7 +227,11 @@ class Runtime:
     def close(self, timeout: float) -> None:
         """Drain for up to `timeout` seconds, then end all calls and threads. Each step may be repeated."""
         if timeout > 0.0:
-            self.pool.drain(timeout)
+            deadline = Deadline(timeout)
+            for pool in (self.pool, self.management):
+                pool.refuse()
+            for pool in (self.pool, self.management):
+                pool.drain(deadline)
         self.stop()
         self._connector.join(1.0)
         self.reader.join(10.0)
@@ -247,7 +239,8 @@ class Runtime:
     def stop(self) -> None:
         """Have everything end, without waiting for it."""
         self.closed.set()
-        self.pool.close(ClientClosedError("the client was closed while the call waited for a socket"))
+        for pool in (self.pool, self.management):
+            pool.close(ClientClosedError("the client was closed while the call waited for a socket"))
         self._backpressure.open()
         with self._circuits_lock:
             circuits = list(self._circuits.values())
@@ -259,6 +252,7 @@ class Runtime:
     def abandon(self) -> None:
         """Close the descriptors that a forked child inherited, without a lock, and nothing else."""
         self.pool.abandon()
+        self.management.abandon()
         self._connector.opening.abandon()
         self.reader.abandon()
 

@@ -25,10 +25,13 @@ class Shelf:
     ----------
     settings : Settings
         The client's limits.
+    size : int
+        The most connections.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, size: int) -> None:
         self._settings = settings
+        self._size = size
         self.all: dict[str, Connection] = {}  # by uuid
         self.idle: deque[Connection] = deque()  # the most recently used last
         self.limit = self.stated_limit()  # messages a second of one socket, where there is a limit
@@ -68,9 +71,10 @@ class Shelf:
         now = monotonic()  # in turn, the longest idle first, and within its budget
         return next((c for c in self.idle if self._budget_at(c) <= now), None)
 
-    def lend(self, connection: Connection, lease: Lease) -> None:
+    def lend(self, connection: Connection, lease: Lease, *, streaming: bool = False) -> None:
         """Take an idle connection out of line, for the holder of `lease`."""
         self.idle.remove(connection)
+        connection.streaming = streaming
         connection.leased_at = monotonic()
         connection.lease = weakref.ref(lease)
         lease.connection = connection
@@ -84,6 +88,10 @@ class Shelf:
     def busy(self) -> list[float]:
         """Since when the connections that are lent are lent."""
         return [c.leased_at for c in self.all.values() if c.leased_at is not None]
+
+    def streams(self) -> int:
+        """Count the connections that are lent to streams."""
+        return sum(c.streaming for c in self.all.values() if c.leased_at is not None)
 
     # --- budgets ---
 
@@ -124,7 +132,7 @@ class Shelf:
     def replaced(self) -> Connection | None:
         """Retire one connection in whose place another was opened; return it if it is to be closed now."""
         worn = next((c for c in self.all.values() if c.replacing and c.retiring is None), None)
-        if worn is None and len(self.all) > self._settings.pool_size:
+        if worn is None and len(self.all) > self._size:
             worn = next(iter(self.all.values()))  # the oldest
         if worn is None:
             return None

@@ -19,6 +19,7 @@ from tcm_sync.deadline import Deadline
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
 from tcm_sync.transport.sockets import receive, send_all
 from tcm_sync.wire.quote import quote
+from tcm_sync.wire.readiness import Readiness
 
 #: The most bytes that the head of an answer may have.
 HEAD_BYTES = 64 * 1024
@@ -106,7 +107,9 @@ def _refused(where: str, status: int, body: bytes) -> TcmError:
         said = ", not found: the path is usually /ws"
     permanent = 300 <= status < 500 and status not in (408, 425, 429)
     return ConnectFailedError(
-        f"{where} answered the handshake with HTTP {status}{said}", retriable=not permanent
+        f"{where} answered the handshake with HTTP {status}{said}",
+        retriable=not permanent,
+        error_id=Readiness.read(status, body).error_id,
     )
 
 

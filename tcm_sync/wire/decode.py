@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,6 +29,9 @@ Decoded = TypeVar("Decoded")
 _envelope = msgspec.json.Decoder(Envelope)
 _inference = msgspec.json.Decoder(InferenceMessage)
 _failure: msgspec.json.Decoder[Failure | str] = msgspec.json.Decoder(Failure | str)
+_text = msgspec.json.Decoder(str)
+_value = msgspec.json.Decoder()
+_steps = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _alert = msgspec.json.Decoder(Alert)
 _auth_ok: msgspec.json.Decoder[AuthOk | None] = msgspec.json.Decoder(AuthOk | None)
 _payloads: dict[str, msgspec.json.Decoder[InferenceReply | InfoReply | ManagementReply | ErrorReply]] = {
@@ -87,15 +90,57 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
     ProtocolError
         As `decode_message`; or its type or uuid is another, or its status is none of an inference.
     """
+    reply = _reply_for(message, uuid, secret)
+    if reply.status not in ("COMPLETED", "FAILED"):
+        raise ProtocolError(f"an inference must end COMPLETED or FAILED, got {quote(reply.status, secret)}")
+    return reply
+
+
+def decode_stream(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
+    """Read a message of a stream, as `decode_inference` does; START and ONGOING are fine too."""
+    reply = _reply_for(message, uuid, secret)
+    if reply.status not in ("ONGOING", "START", "COMPLETED", "FAILED"):
+        raise ProtocolError(f"a stream knows no status {quote(reply.status, secret)}")
+    return reply
+
+
+def decode_text(data: bytes, secret: str | None = None) -> str:
+    """Read the data of a message that is to be text: a stream's chunk."""
+    return _guarded(_text.decode, bytes(data), secret)
+
+
+def decode_info(message: bytes, secret: str | None = None) -> InfoReply:
+    """Read the answer to a question about the manager. It carries no uuid."""
+    payload = decode_message(message, secret)[1]
+    if not isinstance(payload, InfoReply):
+        raise ProtocolError(f"expected an info_response, got {quote(message, secret)}")
+    return payload
+
+
+def decode_management(message: bytes, uuid: str, secret: str | None = None) -> ManagementReply:
+    """Read the answer of a management job, and check that it is for the socket it came on."""
+    envelope, payload = decode_message(message, secret)
+    if not isinstance(payload, ManagementReply) or envelope.uuid != uuid:
+        raise ProtocolError(f"expected a management reply for uuid {uuid}, got {quote(message, secret)}")
+    return payload
+
+
+def decode_value(data: bytes, secret: str | None = None) -> Any:
+    """Read data of any form: what an info or management answer holds."""
+    return _guarded(_value.decode, bytes(data), secret)
+
+
+def decode_steps(data: bytes, secret: str | None = None) -> dict[str, msgspec.Raw]:
+    """Read the data of a pipeline: the outputs of each step, unread, by the step's name."""
+    return _guarded(_steps.decode, bytes(data), secret)
+
+
+def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
     decoded = _guarded(_read_inference, message, secret)
     if decoded.type != "inference" or decoded.uuid != uuid:
         raise ProtocolError(
             f"expected an inference reply for uuid {uuid}, got type {quote(decoded.type, secret)} for uuid "
             f"{quote(decoded.uuid, secret)}"
-        )
-    if decoded.payload.status not in ("COMPLETED", "FAILED"):
-        raise ProtocolError(
-            f"an inference must end COMPLETED or FAILED, got {quote(decoded.payload.status, secret)}"
         )
     return decoded.payload
 

@@ -23,7 +23,7 @@ def encode_message(uuid: str, kind: str, payload: bytes) -> bytes:
     uuid : str
         The socket's own, of characters that JSON does not escape.
     kind : str
-        The message's type: ``"auth"`` or ``"inference"``.
+        The message's type: ``"auth"``, ``"inference"``, ``"info"`` or ``"management"``.
     payload : bytes
         JSON text.
     """

@@ -17,6 +17,7 @@ from tcm_sync.errors import (
     ProtocolError,
     RateLimitedError,
     ShuttingDownError,
+    StreamTimeoutError,
     TcmError,
 )
 from tcm_sync.wire.messages import ErrorReply, Failure
@@ -29,6 +30,8 @@ _PAYLOAD_TOO_LARGE = re.compile(
     r"413 Payload Too Large(?:.*?estimated_bytes=(\d+))?(?:.*?limit_bytes=(\d+))?", re.S
 )
 _TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
+_STREAM_TIMEOUT = "Stream timed out after"
+_NO_STREAMS = "has no attribute 'start_stream'"  # a registered server, whose client is an HTTP one
 
 _UNKNOWN = CodeRule(InferenceError, retriable=False)
 
@@ -50,6 +53,14 @@ def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmEr
             estimated_bytes=estimated,
             limit_bytes=limit,
         )
+    if _STREAM_TIMEOUT in failure.message:
+        return StreamTimeoutError(
+            f"{text}: the manager is not told that a model has ended, and waits until its limit; "
+            "idle_timeout= ends a stream that has fallen silent",
+            code=code,
+        )
+    if _NO_STREAMS in failure.message:
+        text += ": a server that is registered with the manager does not stream; pass allow_transient=True"
     rule = ERROR_CODES.get(failure.code, _UNKNOWN._replace(retriable=failure.retriable))
     seconds = failure.retry_after_seconds
     return rule.error(

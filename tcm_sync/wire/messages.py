@@ -44,7 +44,7 @@ class InferenceRequest(Struct, frozen=True):
     output_name: str | UnsetType = UNSET
 
 
-class PipelineStep(Struct, frozen=True):
+class StepRequest(Struct, frozen=True):
     """One of several models run one after another."""
 
     model_name: str
@@ -59,28 +59,9 @@ class InferencePayload(Struct, frozen=True):
     container_id: str
     model_name: str | UnsetType = UNSET
     request: InferenceRequest | UnsetType = UNSET
-    pipeline: tuple[PipelineStep, ...] | UnsetType = UNSET
+    pipeline: tuple[StepRequest, ...] | UnsetType = UNSET
     vm_ip: str | UnsetType = UNSET
     vm_id: str | UnsetType = UNSET
-
-
-class InfoPayload(Struct, frozen=True):
-    """The payload of a question about the manager itself."""
-
-    action: str
-    job_id: str | UnsetType = UNSET
-
-
-class ManagementPayload(Struct, frozen=True, omit_defaults=True):
-    """The payload of a management job; each block is free-form, as the manager's configuration is."""
-
-    action: str
-    openstack: dict[str, object] | UnsetType = UNSET
-    docker: dict[str, object] | UnsetType = UNSET
-    minio: dict[str, object] | UnsetType = UNSET
-    triton: dict[str, object] | UnsetType = UNSET
-    vm_id: str | UnsetType = UNSET
-    container_id: str | UnsetType = UNSET
 
 
 # --- manager to client ---

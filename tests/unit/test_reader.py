@@ -20,7 +20,8 @@ def quiet(since, pinged_at=None, *, sending=False):
     pings = []
     connection = SimpleNamespace(
         uuid="u",
-        closed=True,  # so that the selector is left alone
+        closed=True,  # so that the poller is left alone
+        paused=False,
         last_received=since,
         last_sent=since,
         pinged_at=pinged_at,

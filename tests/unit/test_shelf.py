@@ -35,7 +35,8 @@ def connections():
 
 
 def shelf_of(connections, **settings):
-    shelf = Shelf(Settings("ws://h/ws", **settings))
+    settings = Settings("ws://h/ws", **settings)
+    shelf = Shelf(settings, settings.pool_size)
     for connection in connections:
         shelf.add(connection)
     return shelf

@@ -1,0 +1,98 @@
+"""One call as it travels: what is sent in each attempt, and how its answer is waited for and read."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, ClassVar
+
+from tcm_sync.errors import CallTimeoutError, ClientClosedError, ConnectionLostError, TcmError
+from tcm_sync.transport.replies import Future, Refusal, ReplyFuture
+
+if TYPE_CHECKING:
+    from tcm_sync.config import Route
+    from tcm_sync.deadline import Deadline
+    from tcm_sync.transport.connection import Connection
+    from tcm_sync.transport.lease import Lease
+    from tcm_sync.transport.replies import PendingReplies
+
+
+class Call:
+    """A request that has one reply. Used by one thread, the caller's.
+
+    Parameters
+    ----------
+    payload : bytes
+        JSON text of the request, without its envelope.
+    deadline : Deadline
+        Of the whole call.
+    patient : bool
+        Whether to wait for a manager that cannot be reached.
+    target : (Route, str), optional
+        Where an inference runs, and which model: the manager may have opened a circuit there.
+    """
+
+    kind: ClassVar[str] = "inference"
+    streaming: ClassVar[bool] = False
+
+    def __init__(
+        self, payload: bytes, deadline: Deadline, *, patient: bool, target: tuple[Route, str] | None = None
+    ) -> None:
+        self.payload = payload
+        self.deadline = deadline
+        self.patient = patient
+        self.target = target
+
+    def future(self) -> Future:
+        """Make what the reader resolves, anew for each attempt."""
+        return ReplyFuture()
+
+    def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:
+        """Wait for the reply to what was sent, and read it: None if it is good.
+
+        Raises
+        ------
+        CallTimeoutError
+            None came in time.
+        ProtocolError
+            It cannot be read.
+        """
+        assert isinstance(future, ReplyFuture)
+        sent = monotonic()
+        if not self.wait(future) and pending.claim(connection.uuid) is not None:
+            raise CallTimeoutError(
+                f"no reply within {monotonic() - sent:.3g} s of sending; the request may still run",
+                outcome_unknown=True,
+                advisories=future.advisories,
+            )
+        if future.outcome is None:
+            future.wait(None)  # somebody has claimed it, so the outcome is a moment away
+        if isinstance(future.outcome, Refusal):
+            return blamed(future.outcome, future)
+        assert future.outcome is not None
+        failure = self.read(connection, future.outcome)
+        return None if failure is None else Refusal(failure, reusable=True)
+
+    def wait(self, future: ReplyFuture) -> bool:
+        """Wait for the outcome until the deadline; whether there is one."""
+        return future.wait(self.deadline.remaining())
+
+    def read(self, connection: Connection, message: bytes) -> TcmError | None:
+        """Read the whole reply while its connection is held: the failure that it tells of, or None.
+
+        Raises
+        ------
+        ProtocolError
+            It is not the reply that was waited for.
+        """
+        raise NotImplementedError
+
+    def accept(self, lease: Lease) -> None:
+        """Do with the connection what is to be done after a good reply."""
+        lease.release()
+
+
+def blamed(refusal: Refusal, future: Future) -> Refusal:
+    """Note on a failure that came in place of a reply whether the request may have run."""
+    if isinstance(refusal.error, (ConnectionLostError, ClientClosedError)):
+        refusal.error.outcome_unknown = future.started
+    return refusal

@@ -1,0 +1,53 @@
+"""Free-form values on their way into JSON: checked, so that none is changed or lost without a word."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from tcm_sync.errors import InputError
+
+_DEEPEST = 100
+
+
+def plain_json(value: Mapping[str, object]) -> bytes:
+    """Write an object as JSON text.
+
+    Raises
+    ------
+    InputError
+        Something in it has no form in JSON, or not the same one; the message names its path.
+    """
+    _check(value, "", 0)
+    return json.dumps(value, separators=(",", ":"), default=_as_builtin).encode()
+
+
+def _as_builtin(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else list(value)  # type: ignore[call-overload]
+
+
+def _check(value: object, path: str, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise InputError(f"{path[:80]}...: nested more than {_DEEPEST} deep")
+    if value is None or isinstance(value, (bool, int)):
+        return
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path}: a text with a lone surrogate, which UTF-8 cannot carry") from None
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"{path}: {value} has no form in JSON")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"{path or 'the request'}: the key {key!r:.80} is no str")
+            _check(key, f"{path}: the key", depth)
+            _check(item, f"{path}.{key}" if path else key, depth + 1)
+    elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        for place, item in enumerate(value):
+            _check(item, f"{path}[{place}]", depth + 1)
+    else:
+        raise InputError(f"{path}: a {type(value).__name__} has no form in JSON")
