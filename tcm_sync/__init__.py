@@ -2,6 +2,7 @@
 
 from tcm_sync.client import TcmClient
 from tcm_sync.config import UNSET, AuthContext, Route, TlsSettings
+from tcm_sync.deployment import Deployment
 from tcm_sync.errors import (
     ERROR_CODES,
     AuthenticationError,
@@ -44,9 +45,12 @@ from tcm_sync.errors import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
-from tcm_sync.results import InferResult, Readiness
+from tcm_sync.pipelines import PipelineStep
+from tcm_sync.results import InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
-from tcm_sync.tensors import InferenceInput
+from tcm_sync.streams import InferStream
+from tcm_sync.tensors import InferenceInput, ModelSignature, TensorSpec
+from tcm_sync.wire.readiness import Readiness
 
 __all__ = [
     "ERROR_CODES",
@@ -62,12 +66,15 @@ __all__ = [
     "ConnectFailedError",
     "ConnectionLostError",
     "ContractError",
+    "Deployment",
     "InferResult",
+    "InferStream",
     "InferenceError",
     "InferenceFailedError",
     "InferenceInput",
     "InputError",
     "ManagementError",
+    "ManagementResult",
     "MessageTooLargeError",
     "MissingArgumentError",
     "MissingInstanceError",
@@ -75,10 +82,13 @@ __all__ = [
     "ModelLoadError",
     "ModelMissingError",
     "ModelNotReadyError",
+    "ModelSignature",
     "PayloadTooLargeError",
     "PermissionDeniedError",
+    "PipelineStep",
     "PoolTimeoutError",
     "ProtocolError",
+    "QueueStats",
     "RateLimitedError",
     "Readiness",
     "RetryPolicy",
@@ -92,6 +102,7 @@ __all__ = [
     "StreamTimeoutError",
     "TcmClient",
     "TcmError",
+    "TensorSpec",
     "TlsSettings",
     "TritonAuthError",
     "TritonError",

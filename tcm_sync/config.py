@@ -226,6 +226,7 @@ class Settings:
     max_idle: float = 300.0
     max_lifetime: float = 3600.0
     messages_per_second: float | None = None
+    management_sockets: int = 2
     timeout: float | None = 35.0
     connect_timeout: float = 5.0
     ping_interval: float = 20.0
@@ -244,7 +245,13 @@ class Settings:
                 )
         if self.tls is not None and not endpoint.secure:
             raise ConfigError(f"tls is given but the uri {self.uri!r} is not wss://")
-        for name in ("pool_size", "max_requests", "max_message_bytes", "max_reply_bytes"):
+        for name in (
+            "pool_size",
+            "management_sockets",
+            "max_requests",
+            "max_message_bytes",
+            "max_reply_bytes",
+        ):
             check_count(name, getattr(self, name))
         for name in ("max_idle", "max_lifetime", "connect_timeout", "ping_interval"):
             check_seconds(name, getattr(self, name))

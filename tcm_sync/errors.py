@@ -75,6 +75,10 @@ class TcmError(Exception):
         The uuid of the socket that was used: what the manager's log calls the client.
     elapsed : float or None
         Seconds from the start of the call to this error.
+    error_id : str or None
+        What ``/ready`` gave to look for in the manager's log, where it was behind the failure.
+    chunks : tuple of str
+        What a stream had brought before it failed.
     """
 
     code: str | None = None
@@ -87,6 +91,8 @@ class TcmError(Exception):
     route: Route | None = None
     uuid: str | None = None
     elapsed: float | None = None
+    error_id: str | None = None
+    chunks: tuple[str, ...] = ()
 
     def __init__(self, message: str, **fields: Any) -> None:
         super().__init__(message)
@@ -108,6 +114,8 @@ class TcmError(Exception):
             facts.append(f"container {self.route.container_id!r}")
         if self.uuid is not None:
             facts.append(f"uuid {self.uuid}")
+        if self.error_id is not None:
+            facts.append(f"error_id {self.error_id}")
         if self.attempts > 1:
             facts.append(f"{self.attempts} attempts")
         if self.elapsed is not None:

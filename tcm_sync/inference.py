@@ -2,36 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET
+from msgspec import UNSET as LEFT_OUT
 
+from tcm_sync.caller import Caller, checked_model_name
+from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import ProtocolError, TcmError
+from tcm_sync.results import InferResult
 from tcm_sync.tensors import (
-    OutputDtypes,
     check_inputs,
+    check_output_dtypes,
     decode_outputs,
     encode_inputs,
     minimum_json_bytes,
 )
+from tcm_sync.transport.call import Call
 from tcm_sync.wire.decode import decode_failure, decode_inference
 from tcm_sync.wire.encode import check_size, encode_payload
 from tcm_sync.wire.failures import failure_of_reply
 from tcm_sync.wire.messages import InferencePayload, InferenceReply, InferenceRequest
 
 if TYPE_CHECKING:
-    from typing import Any
-
-    import numpy as np
+    import numpy.typing as npt
 
     from tcm_sync.config import Route
-    from tcm_sync.deadline import Deadline
+    from tcm_sync.retry import RetryPolicy
     from tcm_sync.transport.connection import Connection
-    from tcm_sync.transport.runtime import Runtime
+
+
+class Inference(Caller):
+    """The client's `infer`."""
+
+    def infer(
+        self,
+        model_name: str,
+        inputs: object,
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None = None,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> InferResult:
+        """Run a model on some inputs and return its outputs.
+
+        Parameters
+        ----------
+        model_name : str
+            The model.
+        inputs : mapping, sequence or array-like
+            A mapping of names to array-likes; a sequence of `InferenceInput` or of dicts in either form of
+            the wire (``name, shape, datatype, data`` or ``name, dims, type, value``); or one array-like
+            alone, whose name is then ``INPUT__0``. Datatypes are the arrays' own unless they are stated.
+        vm_ip, container_id, vm_id : str, optional
+            The route, where it differs from the client's. Naming a container leaves the client's ``vm_ip``
+            and ``vm_id`` out, since they belong to another one.
+        allow_transient : bool
+            Whether the manager may use a server that is not registered with it.
+        output_dtypes : dtype or mapping of str to dtype, optional
+            The dtypes of the outputs: one for all, or by name. The wire carries none, so that without it an
+            output is float64, int64 (uint64 where a value needs it), bool, or an object array of str. FP16,
+            FP32 and UINT64 outputs need it to be exact.
+        timeout : float or None, optional
+            Seconds for the whole call, repeats included; None is no limit. Left out, the client's.
+        retry : RetryPolicy or None, optional
+            In place of the client's; None is one attempt.
+
+        Returns
+        -------
+        InferResult
+            A mapping of output names to arrays.
+
+        Raises
+        ------
+        InputError
+            The arguments cannot be sent; nothing was.
+        MessageTooLargeError
+            The message is over ``max_message_bytes``; nothing was sent.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        deadline = self._deadline(timeout)
+        route = self._route(vm_ip, container_id, vm_id)
+        policy = self._policy(retry)
+        checked_model_name(model_name)
+        dtypes = check_output_dtypes(output_dtypes)
+        payload = encode_inference(
+            model_name,
+            route,
+            inputs,
+            allow_transient=allow_transient,
+            limit=self._settings.max_message_bytes,
+            envelope_bytes=self._envelope_bytes("inference"),
+        )
+        call = InferenceCall(payload, deadline, patient=policy is not None, target=(route, model_name))
+        attempts = self._perform(call, policy)
+        reply = call.reply
+        try:
+            arrays = decode_outputs(reply.data, dtypes)
+        except TcmError as error:
+            self._describe(error, call)
+            call.blame(error, sound=is_readable(reply.data))
+            raise
+        return InferResult(reply.model_name or model_name, arrays, reply.data, attempts, deadline.elapsed())
 
 
 def encode_inference(
-    model_name: str, route: Route, inputs: object, *, allow_transient: bool, limit: int, envelope_bytes: int
+    model_name: str,
+    route: Route,
+    inputs: object,
+    *,
+    allow_transient: bool,
+    limit: int,
+    envelope_bytes: int,
+    stream_of: str | None = None,
 ) -> bytes:
     """Check and encode a request: the same text for every attempt, on whatever socket.
 
@@ -49,6 +137,8 @@ def encode_inference(
         The most bytes that the message may have.
     envelope_bytes : int
         What of them its envelope takes.
+    stream_of : str, optional
+        The output to be streamed, if it is to be.
 
     Raises
     ------
@@ -60,13 +150,16 @@ def encode_inference(
     tensors = check_inputs(inputs)
     check_size(minimum_json_bytes(tensors) + envelope_bytes, limit, at_least=True)
     request = InferenceRequest(
-        inputs=encode_inputs(tensors), allow_transient=True if allow_transient else UNSET
+        inputs=encode_inputs(tensors),
+        protocol="http" if stream_of is None else "grpc",
+        allow_transient=True if allow_transient else LEFT_OUT,
+        output_name=LEFT_OUT if stream_of is None else stream_of,
     )
     payload = encode_payload(
         InferencePayload(
             container_id=route.container_id,
-            vm_ip=UNSET if route.vm_ip is None else route.vm_ip,
-            vm_id=UNSET if route.vm_id is None else route.vm_id,
+            vm_ip=LEFT_OUT if route.vm_ip is None else route.vm_ip,
+            vm_id=LEFT_OUT if route.vm_id is None else route.vm_id,
             model_name=model_name,
             request=request,
         )
@@ -75,70 +168,32 @@ def encode_inference(
     return payload
 
 
-class InferenceCall:
-    """One inference on its way, with the reply once it has come.
+class InferenceCall(Call):
+    """One inference on its way, with the reply once it has come."""
 
-    Parameters
-    ----------
-    runtime : Runtime
-        What it runs on.
-    target : (Route, str)
-        Where, and which model.
-    payload : bytes
-        What `encode_inference` made.
-    deadline : Deadline
-        Of the whole call.
-    patient : bool
-        Whether to wait for a manager that cannot be reached.
-    """
+    reply: InferenceReply
+    _connection: Connection
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        target: tuple[Route, str],
-        payload: bytes,
-        deadline: Deadline,
-        *,
-        patient: bool,
-    ) -> None:
-        self._runtime = runtime
-        self._target = target
-        self._payload = payload
-        self._deadline = deadline
-        self._patient = patient
-        self._connection: Connection | None = None
-        self._reply: InferenceReply | None = None
-
-    def attempt(self) -> InferenceReply:
-        """Send the request once; return its reply or raise what came instead."""
-        self._runtime.attempt(self._target, self._payload, self._deadline, self._read, patient=self._patient)
-        assert self._reply is not None
-        return self._reply
-
-    def decode(self, reply: InferenceReply, dtypes: OutputDtypes) -> dict[str, np.ndarray[Any, Any]]:
-        """Make arrays of a reply, its socket being in use again already."""
-        try:
-            return decode_outputs(reply.data, dtypes)
-        except ProtocolError as error:
-            assert self._connection is not None
-            error.uuid = self._connection.uuid
-            if not _is_readable(reply):
-                self._runtime.pool.retire(self._connection, "it sent outputs that cannot be read")
-            raise
-
-    def _read(self, connection: Connection, message: bytes) -> TcmError | None:
-        """Take the whole reply while its socket is still held: the failure that it is, or None."""
+    def read(self, connection: Connection, message: bytes) -> TcmError | None:
+        """Take the reply while its connection is still held: the failure that it is, or None."""
         reply = decode_inference(message, connection.uuid, connection.secret)
         if reply.status == "FAILED":
             return failure_of_reply(decode_failure(reply.data, connection.secret), connection.secret)
-        self._connection, self._reply = connection, reply
+        self._connection, self.reply = connection, reply
         return None
 
+    def blame(self, error: TcmError, *, sound: bool) -> None:
+        """Note where unreadable outputs came from, and give that socket up unless the manager is sound."""
+        if isinstance(error, ProtocolError):
+            error.uuid = self._connection.uuid
+            if self._connection.pool is not None and not sound:
+                self._connection.pool.retire(self._connection, "it sent outputs that cannot be read")
 
-def _is_readable(reply: InferenceReply) -> bool:
-    """Whether the outputs make arrays of some dtype, if not of the ones asked for: the manager is sound."""
+
+def is_readable(data: bytes) -> bool:
+    """Whether outputs make arrays of some dtype, if not of the ones asked for."""
     try:
-        decode_outputs(reply.data)
+        decode_outputs(data)
     except ProtocolError:
         return False
     return True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from tcm_sync.wire.quote import quote
+from tcm_sync.errors import ProtocolError
 
 
 class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
@@ -88,49 +87,94 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
         return InferResult, (self.model_name, self._arrays, self.raw, self.attempts, self.elapsed)
 
 
-@dataclass(frozen=True)
-class Readiness:
-    """What ``/ready`` said (docs/wire.rst, "Endpoints").
+@dataclass(frozen=True, repr=False)
+class QueueStats:
+    """How many users and jobs a manager has (docs/wire.rst, "Info").
 
-    It is true in a condition if the manager is ready. A draining manager says that it is, until its port
-    closes, so this is a hint and no promise.
+    Users are uuids that sent such work and are not forgotten yet; queued jobs wait in their users' queues;
+    pending ones are with the workers, those that run included, of whom so many more are available.
 
     Attributes
     ----------
-    ok : bool
-        Whether the manager answered 200.
-    status : str
-        ``"ready"``, ``"not_ready"``, or ``"unreachable"`` if no answer came.
-    reason : str or None
-        Why not, in a word.
-    detail : str or None
-        Why not, in more of them.
-    error_id : str or None
-        What an operator finds in the manager's log.
-    raw : mapping
-        The whole answer, where it was a JSON object.
+    info_users : int
+    management_users : int
+    inference_users : int
+    total_users : int
+    total_queued : int
+    info_total_queued : int
+    management_total_queued : int
+    inference_total_queued : int
+    executor_info_pending : int
+    executor_management_pending : int
+    executor_inference_pending : int
+    executor_info_available : int
+    executor_management_available : int
+    executor_inference_available : int
+    extra : mapping
+        What else the manager told.
     """
 
-    ok: bool
-    status: str
-    reason: str | None = None
-    detail: str | None = None
-    error_id: str | None = None
-    raw: Mapping[str, Any] = field(default_factory=dict)
+    info_users: int
+    management_users: int
+    inference_users: int
+    total_users: int
+    total_queued: int
+    info_total_queued: int
+    management_total_queued: int
+    inference_total_queued: int
+    executor_info_pending: int
+    executor_management_pending: int
+    executor_inference_pending: int
+    executor_info_available: int
+    executor_management_available: int
+    executor_inference_available: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, status: int, body: bytes) -> Readiness:
-        """Read the answer of a probe: its HTTP status and its body, whatever it is."""
-        try:
-            answer = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            answer = None
-        ok = status == 200
-        if not isinstance(answer, dict):
-            return cls(ok, "ready" if ok else "not_ready", detail=f"HTTP {status}: {quote(body)}")
-        texts = {key: answer.get(key) for key in ("reason", "detail", "error_id")}
-        known = {key: value for key, value in texts.items() if isinstance(value, str)}
-        return cls(ok, str(answer.get("status", status)), **known, raw=answer)
+    def read(cls, data: Mapping[str, Any]) -> QueueStats:
+        """Read the data of the answer.
 
-    def __bool__(self) -> bool:
-        return self.ok
+        Raises
+        ------
+        ProtocolError
+            A count is missing, or is none.
+        """
+        names = [each.name for each in fields(cls) if each.name != "extra"]
+        for name in names:
+            count = data.get(name)
+            if isinstance(count, bool) or not isinstance(count, int):
+                found = f"is of type {type(count).__name__}" if name in data else "is missing"
+                raise ProtocolError(f"queue_stats: {name} {found}; info('queue_stats') returns what there is")
+        extra = {name: value for name, value in data.items() if name not in names}
+        return cls(**{name: data[name] for name in names}, extra=extra)
+
+    def __repr__(self) -> str:
+        running = (
+            self.executor_info_pending + self.executor_management_pending + self.executor_inference_pending
+        )
+        return (
+            f"<QueueStats {self.total_users} users, {self.total_queued} queued, {running} with the workers>"
+        )
+
+
+@dataclass(frozen=True)
+class ManagementResult:
+    """What a management job returned.
+
+    Attributes
+    ----------
+    action : str
+        What was asked for.
+    data : object
+        The data of the answer, as JSON has it: for ``"creation"`` an object, for ``"create_vm"`` the list
+        ``[vm_ip, vm_id]``, for ``"create_container"`` the list ``[container_id, docker_config]``.
+    attempts : int
+        How many attempts it took that count, the successful one included.
+    elapsed : float
+        Seconds from the start of the call to its end.
+    """
+
+    action: str
+    data: Any
+    attempts: int
+    elapsed: float

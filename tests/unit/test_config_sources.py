@@ -126,6 +126,7 @@ WHOLE = {
     "max_idle": 8.0,
     "max_lifetime": 9.0,
     "messages_per_second": 20,
+    "management_sockets": 3,
     "timeout": None,
     "connect_timeout": 2.0,
     "ping_interval": 3.0,

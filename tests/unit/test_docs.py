@@ -8,7 +8,7 @@ import io
 import re
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -55,12 +55,29 @@ def promised_output(code: str) -> list[str]:
     return re.findall(r"^ *print\(.*\)  # (.+)$", code, re.M)
 
 
+def bard(inputs: dict[str, Any]) -> Iterator[str]:
+    """Stream the words, and just end."""
+    yield from inputs["text"][0].split()
+
+
+def poet(inputs: dict[str, Any]) -> Iterator[str | None]:
+    """Stream the words, and tell the end."""
+    yield from bard(inputs)
+    yield None
+
+
 @pytest.fixture
 def manager() -> Iterator[LocalManager]:
-    """The manager that the pages talk to: on a port of its own, and by the route that they name."""
+    """The manager that the pages talk to: on a port of its own, and by the routes that they name."""
     with (
         model_file() as path,
-        LocalManager(models={"digits": path}, container_id="ctr-9", vm_ip="10.0.0.7", tick=0) as manager,
+        LocalManager(
+            models={"digits": path, "bard": bard, "poet": poet},
+            container_id="ctr-9",
+            transient_container_id="ctr-10",
+            vm_ip="10.0.0.7",
+            tick=0,
+        ) as manager,
     ):
         yield manager
 
@@ -149,11 +166,24 @@ def test_the_page_on_errors_tells_each_of_them_and_what_is_repeated() -> None:
             assert not told[kind.__name__].startswith("no"), kind
 
 
+def test_the_page_on_errors_tells_every_field_that_all_have() -> None:
+    rows = rst_rows(sections("errors.rst")["What an error tells"])[1:]
+    assert {name for row in rows for name in re.findall(r"``(\w+)``", row[0])} == set(
+        errors.TcmError.__annotations__
+    )
+
+
+def test_the_reference_has_everything_public() -> None:
+    named = re.findall(r"^\.\. autoclass:: (\w+)(?:\(\))?$", text_of(ROOT / "docs" / "reference.rst"), re.M)
+    elsewhere = {"ERROR_CODES", "UNSET", *(name for name in tcm_sync.__all__ if name.endswith("Error"))}
+    assert sorted(named) == sorted(set(tcm_sync.__all__) - elsewhere)
+
+
 def test_the_readme_tells_every_error_that_is_not_of_triton() -> None:
     section = text_of(README).split("## Errors")[1].split("\n## ")[0]
     direct = {kind.__name__ for kind in errors.TcmError.__subclasses__()}
-    not_raised_yet = {"ManagementError", "ModelFileError"}
-    assert direct - not_raised_yet <= set(re.findall(r"`(\w+Error)`", section))
+    of_the_local_manager = {"ModelFileError"}
+    assert direct - of_the_local_manager <= set(re.findall(r"`(\w+Error)`", section))
 
 
 def test_the_page_on_the_wire_has_the_table_of_codes() -> None:

@@ -7,6 +7,7 @@ import builtins
 import configparser
 import json
 import pickle
+import pydoc
 import re
 import subprocess
 import sys
@@ -33,7 +34,10 @@ FLOORS = (
     {"process", "retry", "wire"},
     {"config"},
     {"tensors", "transport"},
-    {"inference", "results"},
+    {"lifecycle", "progress", "results"},
+    {"caller", "deployment", "probes"},
+    {"inference", "info", "management"},
+    {"pipelines", "streams"},
     {"client"},
     {"local"},
 )
@@ -108,6 +112,13 @@ def test_public_names_are_sorted_complete_and_importable() -> None:
     submodules = {room for room in FLOOR_OF if room in vars(tcm_sync)}
     public = {name for name in vars(tcm_sync) if not name.startswith("_")}
     assert public - submodules - {"annotations"} == set(names)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in tcm_sync.__all__ if isinstance(getattr(tcm_sync, name), type)]
+)
+def test_help_explains_every_public_class(name: str) -> None:
+    assert f"class {name}(" in pydoc.render_doc(getattr(tcm_sync, name), renderer=pydoc.plaintext)
 
 
 def test_every_error_is_public() -> None:
@@ -259,7 +270,8 @@ def test_settings_of_the_project_are_written_once() -> None:
 def test_every_floor_is_among_the_lowest_tested_versions() -> None:
     config = setup_cfg()
     floors = requirements(config["options"]["install_requires"])
-    floors |= requirements(config["options.extras_require"]["local"])
+    for extra in ("local", "progress"):
+        floors |= requirements(config["options.extras_require"][extra])
     assert all(specifier.startswith(">=") for specifier in floors.values())
     lowest = requirements((ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8"))
     release = {name: specifier.removeprefix(">=").split(".") for name, specifier in floors.items()}

@@ -10,23 +10,38 @@ from tcm_sync import (
     BackpressureError,
     CircuitOpenError,
     ContractError,
+    Deployment,
     InferenceFailedError,
     MessageTooLargeError,
     PayloadTooLargeError,
     PermissionDeniedError,
     ProtocolError,
+    QueueStats,
     RateLimitedError,
+    Route,
     ShapeMismatchError,
     SharedMemoryRegistrationError,
     SharedMemoryUnavailableError,
     ShuttingDownError,
+    StreamTimeoutError,
     TritonNetworkError,
     TritonTimeoutError,
 )
 from tcm_sync.config import Endpoint
 from tcm_sync.deadline import Deadline
 from tcm_sync.transport.opening import _AuthExchange, _UuidTakenError
-from tcm_sync.wire.decode import decode_failure, decode_inference, decode_message, peek
+from tcm_sync.wire.decode import (
+    decode_failure,
+    decode_inference,
+    decode_info,
+    decode_management,
+    decode_message,
+    decode_steps,
+    decode_stream,
+    decode_text,
+    decode_value,
+    peek,
+)
 from tcm_sync.wire.failures import ADVISORY, failure_of_error, failure_of_reply
 from tcm_sync.wire.messages import (
     Alert,
@@ -152,6 +167,74 @@ def test_the_beginning_of_a_stream_does_not_end_an_inference(frame):
         decode_inference(text(frame.message), frame.message["uuid"])
 
 
+# --- streams, pipelines, questions and jobs ---
+
+
+@pytest.mark.parametrize("frame", of_type("inference"))
+def test_a_stream_reads_every_status_for_its_own_socket_only(frame):
+    payload = frame.message["payload"]
+    reply = decode_stream(text(frame.message), frame.message["uuid"])
+    assert (reply.status, reply.model_name) == (payload["status"], payload["model_name"])
+    assert msgspec.json.decode(reply.data) == payload["data"]
+    with pytest.raises(ProtocolError, match="expected an inference reply for uuid another"):
+        decode_stream(text(frame.message), "another")
+
+
+@pytest.mark.parametrize("frame", BEGINNINGS)
+def test_a_chunk_is_text_and_the_start_is_not(frame):
+    reply = decode_stream(text(frame.message), frame.message["uuid"])
+    if reply.status == "ONGOING":
+        assert decode_text(reply.data) == frame.message["payload"]["data"]
+    else:
+        with pytest.raises(ProtocolError, match="unreadable message"):
+            decode_text(reply.data)
+
+
+def test_a_pipeline_is_read_step_by_step():
+    ended = [param.values[0] for param in ENDS if param.values[0].case.startswith("pipeline.ok")]
+    assert len(ended) == 1
+    for frame in ended:
+        reply = decode_inference(text(frame.message), frame.message["uuid"])
+        steps = decode_steps(reply.data)
+        assert {name: plain(outputs) for name, outputs in steps.items()} == frame.message["payload"]["data"]
+        assert list(steps) == ["first", "checksum"]
+
+
+@pytest.mark.parametrize("frame", of_type("info_response"))
+def test_an_answer_about_the_manager_is_known_by_its_job(frame):
+    payload = frame.message["payload"]
+    reply = decode_info(text(frame.message))
+    assert (reply.job_id, reply.request_type, reply.status) == tuple(
+        payload[name] for name in ("job_id", "request_type", "status")
+    )
+    data = decode_value(reply.data)
+    assert data == payload["data"]
+    if reply.request_type == "queue_stats":
+        stats = QueueStats.read(data)
+        assert {name: getattr(stats, name) for name in data} == data
+        assert stats.extra == {}
+
+
+@pytest.mark.parametrize("frame", of_type("management"))
+def test_the_answer_of_a_job_is_read_for_its_own_socket_only(frame):
+    payload = frame.message["payload"]
+    reply = decode_management(text(frame.message), frame.message["uuid"])
+    assert (reply.status, decode_value(reply.data)) == (payload["status"], payload["data"])
+    with pytest.raises(ProtocolError, match="expected a management reply for uuid another"):
+        decode_management(text(frame.message), "another")
+
+
+def test_the_data_of_a_creation_make_a_deployment():
+    (created,) = (f.values[0] for f in of_type("management") if f.values[0].key == "management.creation#2")
+    deployment = Deployment.read(created.message["payload"]["data"])
+    assert deployment.route == Route("ctr-9", "127.0.0.1")
+    assert deployment.vm_id is None
+    assert deployment.model_name == "add_sub"
+    assert str(deployment.signature) == (
+        "(INPUT0: FP32[-1], INPUT1: FP32[-1]) -> (SUM: FP32[-1], DIFF: FP32[-1])"
+    )
+
+
 # --- failures ---
 
 #: The error of each failure by its case, or by ``case#place`` where a case has several kinds. With the
@@ -165,10 +248,12 @@ FAILURES = [
     (InferenceFailedError, "TRITON_INFERENCE_FAILED", False, """
         inference.no_session inference.model_missing inference.missing_tensor inference.wrong_datatype
         inference.triton_down inference.timeout inference.vm_ip_wrong pipeline.no_session stream.wrong_output
-        stream.model_missing stream.end.empty_first stream.end.error stream.registered_http stream.idle_end
-        stream.idle_end.no_chunks stream.timeout.total shutdown.stream_running shm.offset shm.grpc shm.mixed
-        tensors.empty_and_scalar.scalar_shape1 tensors.float_out_of_range.i8_300
+        stream.model_missing stream.end.empty_first stream.end.error stream.registered_http shm.offset
+        shm.grpc shm.mixed tensors.empty_and_scalar.scalar_shape1 tensors.float_out_of_range.i8_300
         tensors.float_out_of_range.i8_minus_1_u8 tensors.float_out_of_range.u64_over
+    """),
+    (StreamTimeoutError, "TRITON_INFERENCE_FAILED", False, """
+        stream.idle_end stream.idle_end.no_chunks stream.timeout.total shutdown.stream_running
     """),
     (PayloadTooLargeError, "TRITON_INFERENCE_FAILED", False, "inference.413"),
     (TritonNetworkError, "TRITON_NETWORK", True, """

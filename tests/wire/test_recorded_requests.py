@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tcm_sync import AuthContext, InferenceInput, InputError, Route, TcmClient
-from tcm_sync.inference import encode_inference
+from tcm_sync import AuthContext, InferenceInput, InputError, PipelineStep, TcmClient
 from tcm_sync.tensors.datatypes import DATATYPES
 from tcm_sync.transport.opening import CAPABILITY, _auth_request
 from tcm_sync.wire.encode import encode_message, encode_payload
@@ -24,23 +23,6 @@ REQUESTS = [frame for frame in ALL if frame not in AUTHS]
 
 #: Later parts of the client send these.
 LATER = {
-    "info": """
-        auth.not_first envelope.uuid_mismatch envelope.bad_json_later info.queue_stats info.unknown_action
-        limit.messages_per_second limit.prod_20.info shutdown.idle alert
-    """,
-    "management": """
-        management.creation management.creation.failed management.create_vm management.deletion
-        management.deletion.missing management.unknown_action authz.management shutdown.management_ran
-        shutdown.management_ran.1s shutdown.management_ran.creation shutdown.management_late
-        shutdown.management_in_flight shutdown.creation_just_before shutdown.management_nacked
-        shutdown.management_waiting_in_executor shutdown.new_socket
-    """,
-    "pipeline": "pipeline.ok pipeline.no_session",
-    "stream": """
-        stream.ok stream.wrong_output stream.model_missing stream.end.empty_tensor stream.end.no_output
-        stream.end.not_utf8 stream.end.empty_first stream.end.error stream.registered_http stream.idle_end
-        stream.idle_end.no_chunks stream.timeout.total close.grpc_stream_idle close.then_new_stream
-    """,
     "shared memory": """
         shm.ok shm.again_other_size shm.offset shm.no_such_key shm.grpc shm.mixed shm.transient_second_use
         shm.transient_further_uses shm.registered_three_uses shm.two_routes shm.one_segment_two_inputs
@@ -52,6 +34,11 @@ LATER = {
 NEVER = {
     "not JSON": "auth.bad_json envelope.bad_json_later inference.not_finite",
     "broken envelope": "envelope.unknown_type envelope.missing_payload",
+    # Nothing but its job_id tells which question an answer is to, so ours always have one.
+    "info without job_id": """
+        auth.not_first envelope.uuid_mismatch envelope.bad_json_later limit.messages_per_second shutdown.idle
+        alert
+    """,
     "no container": "inference.container_id_missing",
     "no request": "inference.inputs_missing",
     "unknown protocol": "inference.bad_protocol",
@@ -78,6 +65,15 @@ REMARKS = """
 """
 LISTED = {kind: set(cases.split()) for kind, cases in {**LATER, **NEVER, "remark": REMARKS}.items()}
 
+#: What is sent now: by kind, how many cases have such requests, and how many requests they are.
+SENT = {
+    "inference": (45, 65),
+    "stream": (14, 14),
+    "pipeline": (2, 2),
+    "info": (3, 4),
+    "management": (16, 22),
+}
+
 AUTHS_LATER = LISTED["shared memory"] | {"auth.capability"}  # they ask for shared memory
 AUTHS_NEVER = {"auth.capability.unsupported", "auth.missing_uuid", "auth.payload_not_object"}
 
@@ -97,17 +93,22 @@ def no_such_constant(name):
 
 
 def kind_of(frame):
-    """Say by what a request differs from those that are sent now: a key of `LISTED`, or "sent"."""
+    """Say what a request is: a key of `SENT`, or of `LISTED` if it is none of those."""
     if is_remark(frame.message):
         return "remark"
     message = parsed(frame.message)
     if message is None:
         return "not JSON"
-    if message["type"] in ("info", "management") and "payload" in message:
-        return message["type"]
-    if message["type"] != "inference":
+    if message["type"] not in ("info", "management", "inference") or "payload" not in message:
         return "broken envelope"
     payload = message["payload"]
+    if message["type"] != "inference":
+        without = message["type"] == "info" and "job_id" not in payload
+        return "info without job_id" if without else message["type"]
+    return kind_of_inference(frame.case, payload)
+
+
+def kind_of_inference(case, payload):
     if "pipeline" in payload:
         return "pipeline"
     if "container_id" not in payload:
@@ -122,9 +123,9 @@ def kind_of(frame):
         return "stream" if protocol == "grpc" else "unknown protocol"
     if any("dims" in tensor for tensor in request["inputs"]):
         return "the manager's own form"
-    if frame.case == "inference.flat_data":
+    if case == "inference.flat_data":
         return "flat data"
-    return "refused here" if frame.case in LISTED["refused here"] else "sent"
+    return "refused here" if case in LISTED["refused here"] else "inference"
 
 
 def of_kind(kind):
@@ -134,11 +135,10 @@ def of_kind(kind):
 def test_the_lists_and_what_is_sent_cover_every_request_of_every_case():
     found = {}
     for frame in REQUESTS:
-        found.setdefault(kind_of(frame), set()).add(frame.case)
-    sent = found.pop("sent")
-    assert found == LISTED
-    assert len(sent) == 45
-    assert len(of_kind("sent")) == 65
+        found.setdefault(kind_of(frame), []).append(frame.case)
+    sent = {kind: found.pop(kind) for kind in SENT}
+    assert {kind: (len(set(cases)), len(cases)) for kind, cases in sent.items()} == SENT
+    assert {kind: set(cases) for kind, cases in found.items()} == LISTED
 
 
 def test_every_case_with_messages_has_its_authentication_here():
@@ -181,28 +181,53 @@ def without_empty_roles(payload):
     return payload
 
 
+class Said(Exception):
+    """What a client has to send."""
+
+    def __init__(self, call):
+        super().__init__(call)
+        self.call = call
+
+
+class Recorder(TcmClient):
+    """A client that comes as far as sending."""
+
+    def _perform(self, call, policy, *, once=False):
+        raise Said(call)
+
+
+def made(message, ask):
+    """Return the message that a call of a client makes, with the uuid of the one that was recorded."""
+    try:
+        ask(Recorder("ws://127.0.0.1/ws"))
+    except Said as said:
+        call = said.call
+    return json.loads(encode_message(message["uuid"], call.kind, call.payload))
+
+
 def encoded(message, inputs):
-    """Encode a recorded request again, with its uuid, from what a caller would pass."""
+    """Make a recorded inference again, from what a caller would pass."""
     payload = message["payload"]
-    text = encode_inference(
-        payload["model_name"],
-        route_of(payload),
-        inputs,
-        allow_transient=payload["request"].get("allow_transient", False),
-        limit=65_536,
-        envelope_bytes=100,
+    transient = payload["request"].get("allow_transient", False)
+    where = where_of(payload)
+    return made(
+        message,
+        lambda client: client.infer(payload["model_name"], inputs, allow_transient=transient, **where),
     )
-    return json.loads(encode_message(message["uuid"], "inference", text))
 
 
-def route_of(payload):
-    return Route(payload["container_id"], payload.get("vm_ip"), payload.get("vm_id"))
+def where_of(payload):
+    return {name: payload[name] for name in ("container_id", "vm_ip", "vm_id") if name in payload}
 
 
 def arrays(message):
+    return arrays_of(message["payload"]["request"]["inputs"])
+
+
+def arrays_of(tensors):
     return {
         tensor["name"]: np.array(tensor["data"], dtype=DATATYPES[tensor["datatype"]].dtype)
-        for tensor in message["payload"]["request"]["inputs"]
+        for tensor in tensors
     }
 
 
@@ -229,13 +254,15 @@ def with_our_fp16(tensor):
     return {**tensor, "data": [[[1.5, 0.099975586]]]}
 
 
-@pytest.mark.parametrize("frame", of_kind("sent"))
+@pytest.mark.parametrize("frame", of_kind("inference"))
 def test_requests_are_what_ours_are_from_arrays(frame):
     message = parsed(frame.message)
     assert encoded(message, arrays(message)) == as_ours(message)
 
 
-@pytest.mark.parametrize("frame", [f for f in of_kind("sent") if f.values[0].key != "inference.not_finite#2"])
+@pytest.mark.parametrize(
+    "frame", [f for f in of_kind("inference") if f.values[0].key != "inference.not_finite#2"]
+)
 def test_requests_are_what_ours_are_from_described_inputs(frame):
     """All but the one with a null, which a caller writes as NaN."""
     message = parsed(frame.message)
@@ -245,8 +272,8 @@ def test_requests_are_what_ours_are_from_described_inputs(frame):
 @pytest.mark.parametrize("frame", of_kind("the manager's own form") + of_kind("flat data"))
 def test_inputs_in_another_form_go_out_like_the_rest(frame):
     (plain,) = (f for f in REQUESTS if f.case == "inference.sdk_shape")
-    made = encoded(frame.message, frame.message["payload"]["request"]["inputs"])
-    assert {**made, "uuid": plain.message["uuid"]} == plain.message
+    again = encoded(frame.message, frame.message["payload"]["request"]["inputs"])
+    assert {**again, "uuid": plain.message["uuid"]} == plain.message
 
 
 @pytest.mark.parametrize("frame", of_kind("refused here"))
@@ -261,6 +288,61 @@ def test_the_manager_is_told_vm_id_where_a_route_has_it():
     (plain,) = (f.message for f in REQUESTS if f.case == "inference.vm_ip_derived")
     message = {**plain, "payload": {**plain["payload"], "vm_id": "vm-9"}}
     assert encoded(message, arrays(message)) == as_ours(message)
+
+
+# --- streams, pipelines, questions and jobs ---
+
+
+@pytest.mark.parametrize("frame", of_kind("stream"))
+def test_streams_are_what_ours_are(frame):
+    """But for the output's usual name, which ours always state."""
+    message = frame.message
+    payload, request = message["payload"], message["payload"]["request"]
+    options = {name: request[name] for name in ("allow_transient", "output_name") if name in request}
+    again = made(
+        message,
+        lambda client: client.stream(payload["model_name"], arrays(message), **options, **where_of(payload)),
+    )
+    assert again == {**message, "payload": {**payload, "request": {"output_name": "output", **request}}}
+
+
+@pytest.mark.parametrize("frame", of_kind("pipeline"))
+def test_pipelines_are_what_ours_are(frame):
+    payload = frame.message["payload"]
+    steps = [{**step, "inputs": arrays_of(step["inputs"])} for step in payload["pipeline"]]
+    for form in (dict, lambda **step: PipelineStep(**step)):
+        asked = [form(**step) for step in steps]
+        again = made(frame.message, lambda client, asked=asked: client.pipeline(asked, **where_of(payload)))
+        assert again == frame.message
+
+
+@pytest.mark.parametrize("frame", of_kind("info"))
+def test_questions_are_what_ours_are(frame):
+    assert made(frame.message, lambda client: client.info(**frame.message["payload"])) == frame.message
+
+
+@pytest.mark.parametrize("frame", of_kind("info without job_id"))
+def test_a_question_gets_a_job_id_of_its_own(frame):
+    first, second = (made(frame.message, lambda client: client.queue_stats()) for _ in range(2))
+    ids = {message["payload"].pop("job_id") for message in (first, second)}
+    assert len(ids) == 2
+    assert first == second == frame.message
+
+
+@pytest.mark.parametrize("frame", of_kind("management"))
+def test_jobs_are_what_ours_are(frame):
+    payload = frame.message["payload"]
+    assert made(frame.message, lambda client: client.management(**payload)) == frame.message
+    blocks = {name: block for name, block in payload.items() if name != "action"}
+    shortcuts = {"creation": TcmClient.create, "deletion": TcmClient.delete}
+    if shortcut := shortcuts.get(payload["action"]):
+        assert made(frame.message, lambda client: shortcut(client, **blocks)) == frame.message
+
+
+def test_a_deletion_is_said_with_its_two_ids():
+    (frame,) = (f for f in REQUESTS if f.case == "management.deletion")
+    again = made(frame.message, lambda client: client.delete(vm_id="vm-9", container_id="ctr-9"))
+    assert again == frame.message
 
 
 def test_the_whole_client_says_what_was_recorded():

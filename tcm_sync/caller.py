@@ -1,0 +1,71 @@
+"""What all calls of a client have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tcm_sync.config import Route, Unset
+from tcm_sync.errors import InputError, TcmError
+from tcm_sync.lifecycle import Lifecycle
+from tcm_sync.retry import Attempts, RetryPolicy
+
+if TYPE_CHECKING:
+    from tcm_sync.transport.call import Call
+
+
+class Caller(Lifecycle):
+    """Resolves what a call left out, and performs it."""
+
+    def _perform(self, call: Call, policy: RetryPolicy | None, *, once: bool = False) -> int:
+        """Send a call until it is answered or its failure is final; return how many attempts counted.
+
+        Parameters
+        ----------
+        call : Call
+            The answer is in it afterwards.
+        policy : RetryPolicy or None
+            When to repeat it.
+        once : bool
+            Whether it is never repeated when it may have run.
+        """
+        runtime = self._running()
+        attempts = Attempts(policy, call.deadline, once=once)
+        try:
+            attempts.run(lambda: runtime.attempt(call), runtime.sleep)
+        except TcmError as error:
+            self._describe(error, call)
+            raise
+        return attempts.counted + 1
+
+    @staticmethod
+    def _describe(error: TcmError, call: Call) -> None:
+        """Put the facts of the call into its error."""
+        if call.target is not None:
+            error.route, error.model_name = call.target
+        error.elapsed = call.deadline.elapsed()
+
+    def _policy(self, retry: RetryPolicy | Unset | None) -> RetryPolicy | None:
+        policy = self._settings.retry if isinstance(retry, Unset) else retry
+        if policy is not None and not isinstance(policy, RetryPolicy):
+            raise InputError(f"retry must be a RetryPolicy or None, not {type(policy).__name__}")
+        return policy
+
+    def _route(self, vm_ip: str | None, container_id: str | None, vm_id: str | None) -> Route:
+        route = self._settings.route
+        if container_id is not None:
+            return Route(container_id, vm_ip, vm_id)
+        if route is None:
+            raise InputError(
+                "nothing says where to run: give the client a route=Route(container_id), or the call a "
+                "container_id="
+            )
+        if vm_ip is None and vm_id is None:
+            return route
+        return Route(route.container_id, vm_ip or route.vm_ip, vm_id or route.vm_id)
+
+
+def checked_model_name(model_name: object) -> str:
+    """Return the name of a model, unless it is none."""
+    if not isinstance(model_name, str) or not model_name:
+        raise InputError(f"model_name must be a text that is not empty, not {model_name!r}")
+    return model_name

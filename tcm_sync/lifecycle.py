@@ -1,0 +1,159 @@
+"""A client from its making to its closing: what opens, closes, forks and pickles it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync.config import UNSET, AuthContext, Settings, Unset, check_seconds
+from tcm_sync.deadline import Deadline
+from tcm_sync.errors import ClientClosedError, ConfigError, InputError
+from tcm_sync.process import refuse_green_threads, watch
+from tcm_sync.transport.opening import fresh_uuid
+from tcm_sync.transport.runtime import Runtime
+from tcm_sync.wire.encode import encode_message
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class Lifecycle:
+    """What holds the runtime of a client, and makes it when it is needed."""
+
+    def _start_with(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()  # guards the two below
+        self._runtime: Runtime | None = None
+        self._closed = False
+        self._prefix = (settings.auth or AuthContext()).uuid
+        watch(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "not open" if self._runtime is None else "open"
+        return f"<TcmClient {self._settings.uri} {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _client_from_settings, (type(self), self._settings)
+
+    # --- opening and closing ---
+
+    def open(self, wait: bool = True, timeout: float | Unset | None = UNSET) -> Self:
+        """Open a first socket now instead of on the first call.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait until it is authenticated: a wrong URI, token or certificate is then reported
+            at once.
+        timeout : float or None, optional
+            Seconds to wait; left out, the client's. A manager that was never reached is given up after
+            ``connect_timeout``.
+
+        Returns
+        -------
+        TcmClient
+            This one.
+
+        Raises
+        ------
+        ConnectFailedError, AuthenticationError, ShuttingDownError, ProtocolError
+            No socket could be opened.
+        PoolTimeoutError
+            All sockets are busy.
+        """
+        deadline = self._deadline(timeout)
+        runtime = self._running()
+        if wait:
+            runtime.pool.lease(deadline).unused()
+        else:
+            runtime.pool.warm()
+        return self
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Close for good. Calls under way end with `ClientClosedError`.
+
+        It may be called from any thread, again, and after an interruption; not inside a signal handler, which
+        may have come while this very thread held a lock: raise from there, and close outside.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait first for calls under way; new ones are refused meanwhile.
+        """
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+            raise ConfigError(f"timeout must be a number of seconds, 0.0 or more, not {timeout!r}")
+        with self._lock:
+            self._closed = True
+            runtime = self._runtime
+        if runtime is not None:
+            runtime.close(timeout)
+
+    def __enter__(self) -> Self:
+        self._running()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        runtime = getattr(self, "_runtime", None)
+        if runtime is None or self._closed:
+            return
+        runtime.reader.stop()  # it waits for nothing: this may run inside any lock
+        if not sys.is_finalizing():
+            warnings.warn(
+                f"unclosed {self!r}: close() it, or use it as a context manager", ResourceWarning, 2, self
+            )
+
+    def _running(self) -> Runtime:
+        runtime = self._runtime
+        if runtime is not None and runtime.is_alive() and not self._closed:
+            return runtime
+        with self._lock:
+            if self._closed:
+                raise ClientClosedError(
+                    "the client is closed, and a closed client stays closed: make another"
+                )
+            if self._runtime is not None and self._runtime.is_alive():
+                return self._runtime
+            refuse_green_threads()
+            if self._runtime is not None:
+                self._runtime.stop()
+            self._runtime = Runtime(self._settings)
+            return self._runtime
+
+    def _deadline(self, timeout: float | Unset | None) -> Deadline:
+        if isinstance(timeout, Unset):
+            timeout = self._settings.timeout
+        elif timeout is not None:
+            try:
+                check_seconds("timeout", timeout)
+            except ConfigError as error:
+                raise InputError(error.message) from None
+        return Deadline(timeout)
+
+    def _envelope_bytes(self, kind: str) -> int:
+        """Count the bytes that the envelope adds to a payload."""
+        return len(encode_message(fresh_uuid(self._prefix), kind, b""))
+
+    def after_fork(self) -> None:
+        """Leave the parent's threads and sockets behind; a forked child does this by itself."""
+        self._lock = threading.Lock()
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            runtime.abandon()
+
+    def at_exit(self) -> None:
+        """Refuse calls from now on: the reader is about to be stopped with the interpreter."""
+        self._closed = True
+
+
+def _client_from_settings(kind: type[Lifecycle], settings: Settings) -> Lifecycle:
+    client = kind.__new__(kind)
+    client._start_with(settings)  # noqa: SLF001
+    return client

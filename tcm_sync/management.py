@@ -1,0 +1,280 @@
+"""Management jobs: VMs, containers and Triton servers, made and deleted (docs/wire.rst, "Management")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
+
+from tcm_sync.caller import Caller
+from tcm_sync.deployment import BoundClient, Deployment
+from tcm_sync.errors import (
+    BackpressureError,
+    ConnectionLostError,
+    InputError,
+    ManagementError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitedError,
+    ShuttingDownError,
+    TcmError,
+)
+from tcm_sync.progress import Progress
+from tcm_sync.results import ManagementResult
+from tcm_sync.transport.call import Call
+from tcm_sync.wire.decode import decode_management, decode_value
+from tcm_sync.wire.encode import check_size
+from tcm_sync.wire.plain import plain_json
+from tcm_sync.wire.quote import quote
+
+if TYPE_CHECKING:
+    from tcm_sync.transport.connection import Connection
+    from tcm_sync.transport.replies import ReplyFuture
+
+_TIMEOUT = 900.0  # seconds: jobs take minutes
+_LOOK = 1.0  # seconds between two updates of the progress
+
+_ADVICE = (
+    "the job may have run all the same, or run still: before you try again look at queue_stats(), and in the "
+    "cloud itself for what it would have made"
+)
+
+# After these a job has not run, or has run and failed; whether it may have, the others say themselves.
+_NOT_RUN = (ManagementError, PermissionDeniedError, BackpressureError, RateLimitedError)
+_KNOWS_ITSELF = (ShuttingDownError, ConnectionLostError)
+
+#: What the manager is known to do.
+Action = Literal[
+    "creation",
+    "deletion",
+    "create_vm",
+    "create_container",
+    "create_server",
+    "delete_server",
+    "delete_container",
+    "delete_vm",
+]
+
+
+class Openstack(TypedDict, total=False):
+    """What is known of the block ``openstack``; it may hold more, as the manager is configured."""
+
+    name: str
+    vm_id: str
+
+
+class Docker(TypedDict, total=False):
+    """What is known of the block ``docker``; it may hold more, as the manager is configured."""
+
+    image: str
+    container_id: str
+
+
+class Management(Caller):
+    """The client's `management`, `create` and `delete`."""
+
+    def management(
+        self,
+        action: Action | str,
+        *,
+        openstack: Openstack | Mapping[str, object] | None = None,
+        docker: Docker | Mapping[str, object] | None = None,
+        minio: Mapping[str, object] | None = None,
+        triton: Mapping[str, object] | None = None,
+        timeout: float | None = _TIMEOUT,
+        progress: bool = False,
+        **body: Any,
+    ) -> ManagementResult:
+        """Have the manager do a job, and wait for it to be done.
+
+        It goes out on a socket of its own (``management_sockets``), so that it takes none from inferences.
+        It is never repeated when it may have run: only when it never reached the socket, or when the manager
+        said that it dropped it, or that a limit was passed.
+
+        Parameters
+        ----------
+        action : str
+            What to do: ``"creation"``, ``"deletion"``, ``"create_vm"``, ``"create_container"``,
+            ``"create_server"``, ``"delete_server"``, ``"delete_container"`` or ``"delete_vm"``. Others go
+            through, and the manager decides.
+        openstack, docker, minio, triton : mapping, optional
+            The blocks of the request, each free-form.
+        timeout : float or None
+            Seconds for the whole call; None is no limit.
+        progress : bool
+            Whether to show the elapsed time (with tqdm: the extra ``progress``).
+        **body
+            More fields of the request.
+
+        Returns
+        -------
+        ManagementResult
+            With the data of the answer.
+
+        Raises
+        ------
+        InputError
+            The request has no form in JSON; nothing was sent.
+        ManagementError
+            The job failed, or was refused.
+        ShuttingDownError, ConnectionLostError, CallTimeoutError, ClientClosedError, ProtocolError
+            With ``outcome_unknown``, the job may have run: see to it before trying again.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        if not isinstance(action, str) or not action:
+            raise InputError(f"action must be a text that is not empty, not {action!r}")
+        blocks = {"openstack": openstack, "docker": docker, "minio": minio, "triton": triton}
+        for name, block in blocks.items():
+            if block is not None and not isinstance(block, Mapping):
+                raise InputError(f"{name} must be a mapping, not {type(block).__name__}")
+        given = {name: block for name, block in blocks.items() if block is not None}
+        payload = plain_json({"action": action, **given, **body})
+        check_size(len(payload) + self._envelope_bytes("management"), self._settings.max_message_bytes)
+        deadline = self._deadline(timeout)
+        policy = self._settings.retry
+        with Progress(action, shown=progress) as shown:
+            call = ManagementCall(payload, deadline, patient=policy is not None)
+            call.progress = shown
+            try:
+                attempts = self._perform(call, policy, once=True)
+            except TcmError as error:
+                if error.uuid is not None and not isinstance(error, (*_NOT_RUN, *_KNOWS_ITSELF)):
+                    error.outcome_unknown = True
+                if error.outcome_unknown:
+                    error.args = (f"{error.message}; {_ADVICE}",)
+                raise
+        return ManagementResult(action, call.data, attempts, deadline.elapsed())
+
+    def create(
+        self,
+        *,
+        openstack: Openstack | Mapping[str, object] | None = None,
+        docker: Docker | Mapping[str, object] | None = None,
+        minio: Mapping[str, object] | None = None,
+        triton: Mapping[str, object] | None = None,
+        timeout: float | None = _TIMEOUT,
+        progress: bool = False,
+        **body: Any,
+    ) -> Deployment:
+        """Create a VM with a container in which a Triton server runs a model.
+
+        Parameters
+        ----------
+        openstack, docker, minio, triton, timeout, progress, **body
+            As `management` takes them.
+
+        Returns
+        -------
+        Deployment
+            Where it runs and what it takes. Nothing but its `Deployment.delete` deletes it.
+
+        Raises
+        ------
+        TcmError
+            As `management` raises it. A creation whose outcome is unknown may have left a VM behind.
+        """
+        result = self.management(
+            "creation",
+            openstack=openstack,
+            docker=docker,
+            minio=minio,
+            triton=triton,
+            timeout=timeout,
+            progress=progress,
+            **body,
+        )
+        vm_id = openstack.get("vm_id") if openstack is not None else None
+        token = self._settings.auth.token if self._settings.auth is not None else None
+        deployment = Deployment.read(
+            result.data,
+            vm_id=vm_id if isinstance(vm_id, str) else None,
+            secret=token if isinstance(token, str) else None,
+        )
+        return deployment.bind(cast("BoundClient", self))  # a client has all of its calls
+
+    def delete(
+        self,
+        *,
+        vm_id: str | None = None,
+        container_id: str | None = None,
+        openstack: Openstack | Mapping[str, object] | None = None,
+        docker: Docker | Mapping[str, object] | None = None,
+        timeout: float | None = _TIMEOUT,
+        progress: bool = False,
+        **body: Any,
+    ) -> ManagementResult:
+        """Delete a VM with its container. What is gone already is no failure.
+
+        Parameters
+        ----------
+        vm_id, container_id : str, optional
+            What to delete: put into the blocks ``openstack`` and ``docker``, where the manager looks for it.
+        openstack, docker, timeout, progress, **body
+            As `management` takes them.
+
+        Returns
+        -------
+        ManagementResult
+            With the data of the answer.
+
+        Raises
+        ------
+        TcmError
+            As `management` raises it. Deleting once more is safe.
+        """
+        return self.management(
+            "deletion",
+            openstack=_with(openstack, "openstack", "vm_id", vm_id),
+            docker=_with(docker, "docker", "container_id", container_id),
+            timeout=timeout,
+            progress=progress,
+            **body,
+        )
+
+
+def _with(
+    block: Mapping[str, object] | None, where: str, name: str, value: str | None
+) -> Mapping[str, object] | None:
+    """Put a field into a block, unless it is not given."""
+    if value is None:
+        return block
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name} must be a text that is not empty, not {value!r:.80}")
+    if block is not None and block.get(name, value) != value:
+        raise InputError(
+            f"{name} is {value!r}, and {where}[{name!r}] is {block[name]!r:.80}: which is meant?"
+        )
+    return {**(block or {}), name: value}
+
+
+class ManagementCall(Call):
+    """One job on its way, with the data of its answer once it has come."""
+
+    kind: ClassVar[str] = "management"
+    data: Any
+    progress: Progress
+
+    def wait(self, future: ReplyFuture) -> bool:
+        """Wait for the answer until the deadline, showing that time passes."""
+        if not self.progress.shown:
+            return super().wait(future)
+        while not future.wait(_bounded(self.deadline.remaining())):
+            self.progress.update()
+            if self.deadline.expired():
+                return False
+        return True
+
+    def read(self, connection: Connection, message: bytes) -> TcmError | None:
+        """Take the answer: the failure that it tells of, or None."""
+        reply = decode_management(message, connection.uuid, connection.secret)
+        data = decode_value(reply.data, connection.secret)
+        if reply.status:
+            self.data = data
+            return None
+        if not isinstance(data, str):
+            raise ProtocolError(f"a failed job must say why: {quote(message, connection.secret)}")
+        return ManagementError(f"the job failed: {quote(data, connection.secret)}")
+
+
+def _bounded(seconds: float | None) -> float:
+    return _LOOK if seconds is None else min(seconds, _LOOK)

@@ -1,0 +1,93 @@
+"""Asking over plain HTTP whether the manager is up (docs/wire.rst, "Endpoints")."""
+
+from __future__ import annotations
+
+from tcm_sync.deadline import Deadline
+from tcm_sync.errors import CallTimeoutError, TcmError
+from tcm_sync.lifecycle import Lifecycle
+from tcm_sync.transport.http import probe
+from tcm_sync.transport.opening import Opener
+from tcm_sync.transport.sockets import OpeningSockets
+from tcm_sync.wire.readiness import Readiness
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks, doubled each time
+
+
+class Probes(Lifecycle):
+    """What a client asks without a WebSocket."""
+
+    def health(self, *, timeout: float = 5.0) -> bool:
+        """Ask ``/health``: whether the manager's process answers.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds.
+        """
+        return self._probe("health", timeout).ok
+
+    def ready(self, *, timeout: float = 5.0) -> Readiness:
+        """Ask ``/ready``: whether the manager says that it can serve. A draining one says so too.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds.
+
+        Returns
+        -------
+        Readiness
+            True in a condition if the manager is ready.
+        """
+        return self._probe("ready", timeout)
+
+    def wait_until_ready(self, timeout: float) -> Readiness:
+        """Ask ``/ready`` until it says yes, with pauses that grow to a second.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to go on for.
+
+        Returns
+        -------
+        Readiness
+            That says so.
+
+        Raises
+        ------
+        CallTimeoutError
+            It was not ready in time; the message has its last answer, and ``error_id`` what to look for in
+            its log.
+        ClientClosedError
+            The client was closed meanwhile.
+        """
+        deadline = self._deadline(timeout)
+        runtime = self._running()
+        pause = _FIRST_PAUSE
+        while True:
+            readiness = self._ask("ready", deadline)
+            if readiness.ok:
+                return readiness
+            left = deadline.remaining()
+            if left is not None and left <= pause:
+                raise CallTimeoutError(
+                    f"the manager was not ready within {timeout:.3g} s: {readiness.explanation}",
+                    error_id=readiness.error_id,
+                    elapsed=deadline.elapsed(),
+                )
+            runtime.sleep(pause)
+            self._running()  # unless it was closed
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _probe(self, name: str, timeout: float) -> Readiness:
+        return self._ask(name, self._deadline(timeout))
+
+    def _ask(self, name: str, deadline: Deadline) -> Readiness:
+        runtime = self._runtime
+        opener = runtime.opener if runtime is not None else Opener(self._settings, OpeningSockets())
+        try:
+            status, body = probe(opener, name, deadline, OpeningSockets())
+        except TcmError as error:
+            return Readiness(ok=False, status="unreachable", detail=error.message)
+        return Readiness.read(status, body)
