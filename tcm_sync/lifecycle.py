@@ -28,7 +28,8 @@ class Lifecycle:
         self._lock = threading.Lock()  # guards the two below
         self._runtime: Runtime | None = None
         self._closed = False
-        self._prefix = (settings.auth or AuthContext()).uuid
+        uuid = fresh_uuid((settings.auth or AuthContext()).uuid)  # as long as all will be
+        self._bare_envelope_bytes = len(encode_message(uuid, "", b""))
         watch(self)
 
     def __repr__(self) -> str:
@@ -139,7 +140,7 @@ class Lifecycle:
 
     def _envelope_bytes(self, kind: str) -> int:
         """Count the bytes that the envelope adds to a payload."""
-        return len(encode_message(fresh_uuid(self._prefix), kind, b""))
+        return self._bare_envelope_bytes + len(kind)
 
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""

@@ -1,7 +1,8 @@
 """How messages travel: sockets, the pool that keeps them, and the one thread that reads them.
 
-The path of a call: `runtime` waits at the gates, `pool` leases a connection (asking `connector` for a new
-one if there is room), `connection` sends in the caller's thread, `reader` resolves the `replies` future.
+The path of a call: `runtime` waits at the gates, `pool` leases a connection (whose `growth` asks `connector`
+for a new one if there is room), `connection` sends in the caller's thread, `reader` resolves the future in
+`replies`, and the `call` reads what came.
 
 Order of locks, each taken only while holding those before it, or none:
 

@@ -41,8 +41,9 @@ class Lease:
             self._pool = None
 
     def __del__(self) -> None:
-        if self._pool is None or not hasattr(self, "connection"):
+        pool, connection = getattr(self, "_pool", None), getattr(self, "connection", None)
+        if pool is None or connection is None:
             return
-        hold = self.connection.lease
+        hold = connection.lease
         if hold is not None and hold() in (self, None):  # else it is lent to somebody else by now
-            self._pool.reader.take_back(self._pool, self.connection, hold)
+            pool.reader.take_back(pool, connection, hold)

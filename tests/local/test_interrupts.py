@@ -19,9 +19,9 @@ import pytest
 
 import tcm_sync
 from tcm_sync import TcmClient
-from tcm_sync.transport import pool
+from tcm_sync.transport import growth
 
-from .raw import GUARD
+from .raw import GUARD, wait_until
 
 SOCKETS = 2
 _PACKAGE = str(Path(tcm_sync.__file__).parent)
@@ -81,7 +81,7 @@ def ask(client, model="echo", number=None):
 @pytest.fixture
 def manager(serve, monkeypatch):
     # Some of what an interrupt loses is found by looking for it, which tests need not wait for so long.
-    monkeypatch.setattr(pool, "_AUDIT_INTERVAL", 0.01)
+    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 0.01)
     meeting = threading.Barrier(SOCKETS)
 
     def meet(arrays):
@@ -126,3 +126,45 @@ def test_a_call_on_an_open_socket(manager):
 
         each_moment(prepare)
         every_socket_is_of_use(client)
+
+
+def talk(arrays):
+    """Stream words that tell whose they are, and then the end."""
+    yield from (f"{arrays['x'].flat[0]}-{number}" for number in range(3))
+    yield None
+
+
+def take(client, manager, *, leave=False):
+    """Take a stream, whole or not; its chunks are its own."""
+    number = next(_numbers)
+    route = manager.transient_route
+    with client.stream(
+        "talk",
+        {"x": [number]},
+        container_id=route.container_id,
+        vm_ip=route.vm_ip,
+        allow_transient=True,
+        timeout=GUARD,
+    ) as chunks:
+        for place, chunk in enumerate(chunks):
+            assert chunk == f"{number}-{place}"
+            if leave:
+                return
+    assert place == 2
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_a_stream(serve, manager, leave):
+    streaming = serve({"talk": talk, "meet": manager._models["meet"].run}, workers=8)
+    with client_of(streaming) as client:
+
+        @contextlib.contextmanager
+        def prepare():
+            yield partial(take, client, streaming, leave=leave)
+            take(client, streaming)
+
+        every_socket_is_of_use(client)
+        each_moment(prepare)
+        every_socket_is_of_use(client)
+        futures = client._runtime.reader.pending._futures
+        wait_until(lambda: not futures, "nothing is waited for any more")

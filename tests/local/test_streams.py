@@ -19,7 +19,7 @@ from tcm_sync import (
     StreamTimeoutError,
     TcmClient,
 )
-from tcm_sync.transport import pool
+from tcm_sync.transport import growth
 
 from .raw import GUARD, wait_until
 
@@ -41,7 +41,7 @@ def forever(arrays):
 @pytest.fixture(autouse=True)
 def _no_audit(monkeypatch):
     """What is lost is to be found at once, and not by the pool's look at it every few seconds."""
-    monkeypatch.setattr(pool, "_AUDIT_INTERVAL", 100 * GUARD)
+    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 100 * GUARD)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tcm_sync import CallTimeoutError, ConnectFailedError, TcmClient, TlsSetting
 from .conftest import server_context
 from .connection import CONTINUATION, PATIENCE, PING, PONG, TEXT
 from .scripted import ScriptedPeer
-from .scripts import ROUTE, ask, ask_many, connect, echo, failing, wait_for
+from .scripts import ROUTE, ask, ask_many, connect, echo, failing, wait_for, wait_until
 
 MEGABYTE = 10**6
 
@@ -176,3 +176,29 @@ def test_replies_of_every_size_are_read_out_of_the_tls_object(server_tls, ca_fil
             result = client.infer("m", {"x": np.array([[1.0]])})
             assert len(result["y"].item()) == size
     assert len(peer.connections) == 1
+
+
+def test_a_stream_over_tls_that_is_not_taken_is_held_up_and_whole(server_tls, ca_file):
+    """When it is read again, bytes may wait inside the TLS object, where no poll sees them."""
+    count, text = 1500, "x" * 10_000
+
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.reply(None, status="START", model_name=None)
+        for number in range(count):
+            connection.reply(f"{number} {text}", status="ONGOING", model_name=None)
+        connection.reply(None, status="COMPLETED")
+        while True:
+            connection.recv_request()
+            connection.reply({"y": [[4.0]]})
+
+    with ScriptedPeer(script, tls=server_tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
+        chunks = client.stream("m", {"text": ["x"]}, idle_timeout=PATIENCE)
+        (connection,) = client._running().reader._connections.values()
+        wait_until(lambda: connection.paused)
+        for number, taken in enumerate(chunks):
+            assert taken == f"{number} {text}"
+        assert number == count - 1
+        assert ask(client, 4.0) == 4.0
+    assert len(peer.uuids) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,10 @@ class Recorded(NamedTuple):
         return f"{self.case}#{self.place}"
 
 
+_SIDES = ("client", "server")
+_DROPS = "(drops the socket, connects again)"
+
+
 def recorded(side: str) -> list[Recorded]:
     """List all messages of one side, ``"client"`` or ``"server"``."""
     other = "server" if side == "client" else "client"
@@ -44,6 +49,50 @@ def recorded(side: str) -> list[Recorded]:
                 places[case["case"]] += 1
                 found.append(Recorded(case["case"], places[case["case"]], step[side], before))
     return found
+
+
+class Turn(NamedTuple):
+    """What the client said on a socket, and all that came before it spoke again."""
+
+    request: Recorded
+    answers: list[Recorded]
+    end: int | str | None = None  # the code that the server closed with, or how the client left
+
+
+def sockets(name: str) -> list[list[Turn]]:
+    """List the turns of each socket of a case, the authentication first; what came again, comes again."""
+    (case,) = (case for case in CASES if case["case"] == name)
+    said = {side: iter([frame for frame in recorded(side) if frame.case == name]) for side in _SIDES}
+    found: dict[str, list[Turn]] = {}
+    usual = "A"
+    for step in case["exchange"]:
+        turns = found.setdefault(step.get("socket", usual), [])
+        for kind, what in step.items():
+            if kind in said:
+                _continue(turns, kind, next(said[kind]))
+            elif kind == "exchange_repeated":
+                turns += turns[-1:] * _times(what)
+            elif kind in ("server_close", "client_does"):
+                turns[-1] = turns[-1]._replace(end=what)
+        if step.get("client") == _DROPS:
+            usual = "B"
+    return [turns for turns in found.values() if turns]
+
+
+def _continue(turns: list[Turn], side: str, frame: Recorded) -> None:
+    if frame.message == _DROPS:
+        turns[-1] = turns[-1]._replace(end=_DROPS)
+    elif side == "client":
+        turns.append(Turn(frame, []))
+    elif not is_remark(frame.message):
+        turns[-1].answers.append(frame)
+    elif " more of them" in frame.message:
+        turns[-1].answers.extend(turns[-1].answers[-1:] * _times(frame.message))
+
+
+def _times(remark: str) -> int:
+    (number,) = re.findall(r"(\d+) (?:times )?more", remark)
+    return int(number)
 
 
 def is_remark(message: Any) -> bool:

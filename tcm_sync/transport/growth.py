@@ -1,0 +1,250 @@
+"""How a pool grows: who opens its connections when, and what becomes of an opening."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from tcm_sync.config import Settings
+from tcm_sync.errors import (
+    AuthenticationError,
+    ClientClosedError,
+    ConnectFailedError,
+    ShuttingDownError,
+    TcmError,
+)
+from tcm_sync.transport.connection import Connection
+from tcm_sync.transport.connector import Connector
+from tcm_sync.transport.gate import Prober, again
+from tcm_sync.transport.line import Line
+from tcm_sync.transport.opening import Opener
+from tcm_sync.transport.reader import Reader
+from tcm_sync.transport.shelf import Shelf
+from tcm_sync.transport.standing import Standing
+
+if TYPE_CHECKING:
+    from tcm_sync.transport.pool import Pool
+
+log = logging.getLogger("tcm_sync.pool")
+
+SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
+AUDIT_INTERVAL = 5.0  # seconds between two looks for what was lost, while something is under way
+
+
+class Growth:
+    """The books of a pool, and the connections that are being opened for it.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's.
+    opener : Opener
+        Opens one socket.
+    connector : Connector
+        The threads to do it on.
+    reader : Reader
+        Reads the sockets, and tends the pool when the time that it asked for has come.
+    standing : Standing
+        Shared by the client's pools.
+    size : int
+        The most connections.
+    setting : str
+        What the user calls `size`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        opener: Opener,
+        connector: Connector,
+        reader: Reader,
+        standing: Standing,
+        *,
+        size: int,
+        setting: str,
+    ) -> None:
+        self.reader = reader
+        self.size = size
+        self.most_streams = max(1, size - 1)  # so that they cannot starve the others
+        self._setting = setting
+        self._standing = standing
+        self.manager_gate, self.auth_gate = standing.manager_gate, standing.auth_gate
+        self._prober = Prober()  # of both gates: an opening
+        self._settings = settings
+        self._opener = opener
+        self._connector = connector
+        self._lock = threading.Lock()  # guards everything below, and each connection's bookkeeping
+        self._calm = threading.Condition(self._lock)  # told when a lease ends while the pool drains
+        self._shelf = Shelf(settings, size)
+        self._waiters = Line()
+        self._opening = 0  # how many are being opened
+        self._shutdowns = 0  # how often the manager said that it is shutting down
+        self._miscounted = False  # whether the count was wrong when last looked at
+        self._cautious = False  # whether the manager was draining when last seen
+        self._draining = False  # whether new calls are refused
+        self._ended: TcmError | None = None  # why no call is served any more
+        self._abandoned = False
+
+    def warm(self) -> None:
+        """Open a first connection without waiting for it."""
+        with self._lock:
+            self._check_open()
+            if self._shelf.all or self._opening or self._shut() is not None:
+                return
+            self._opening += 1
+        self._open_more(1)
+
+    def _grow(self) -> int:
+        """Count the sockets to open for those who wait, as the gates allow; they count as being opened."""
+        room = self.size - len(self._shelf.all) - self._opening
+        wanted = min(self._waiters.servable(self._streams_left()) - self._opening, room)
+        if wanted <= 0 or self._ended is not None:
+            return 0
+        if (seconds := self.auth_gate.try_pass(self._prober)) > 0.0:
+            if seconds < inf and self.auth_gate.cause is not None:
+                # Those who need a new socket fail; those before them wait for one that is there.
+                newest = wanted if self._shelf.all else len(self._waiters)
+                self._waiters.fail_newest(newest, self.auth_gate.cause)
+            return 0
+        if (seconds := self.manager_gate.try_pass(self._prober)) > 0.0:
+            if self.auth_gate.cause is not None:
+                self.auth_gate.abandon(self._prober)
+            if seconds < inf:
+                self.reader.wake_at(monotonic() + seconds)
+                self._fail_waiters(self.manager_gate.cause, seconds)
+            return 0
+        if self._shut() is not None:
+            wanted = 1  # the probe
+        self._opening += wanted
+        return wanted
+
+    def _fail_waiters(self, cause: TcmError | None, seconds: float) -> None:
+        """Fail those who cannot wait so long for a manager that cannot be reached."""
+        if not self._shelf.all and cause is not None:
+            self._waiters.fail_hurried(cause, seconds)
+
+    def _open_more(self, count: int) -> None:
+        for _ in range(count):
+            try:
+                self._connector.submit(self._open)
+            except RuntimeError as error:
+                self._failed(ConnectFailedError(f"no thread to open a socket with: {error}"))
+
+    def _open(self) -> None:
+        """Open one socket, on a connector's thread."""
+        shutdowns = self._shutdowns
+        try:
+            connection = self._opener.open(cautious=self._cautious)
+        except TcmError as error:
+            self._failed(error)
+        except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+            kind = type(error).__name__  # its text may hold the token
+            log.error("opening a socket failed in an unexpected way: %s", kind)
+            self._failed(ConnectFailedError(f"opening a socket failed: {kind}", retriable=False))
+        else:
+            self._opened(connection, shutdowns)
+
+    def _opened(self, connection: Connection, shutdowns: int) -> None:
+        connection.pool = cast("Pool", self)
+        with self._lock:
+            stale = shutdowns != self._shutdowns
+            if stale:
+                self._opening -= 1
+                wanted = self._grow()
+            else:  # before the reader can tell of a shutdown on this very socket
+                was_shut = self._shut() is not None
+                self.manager_gate.open(forgive=False, tell=False)
+                self.auth_gate.open(tell=False)
+        if stale:
+            connection.close()  # to the manager that is shutting down: it proves nothing
+            self._open_more(wanted)
+            return
+        if was_shut:
+            self.manager_gate.tell()
+            self.reader.wake_at(monotonic())  # another pool may wait for it
+        self.reader.register(connection)
+        worn: Connection | None = None
+        with self._lock:
+            self._opening -= 1
+            self._standing.reached = True
+            self._cautious = self._cautious and shutdowns != self._shutdowns
+            ended = self._ended is not None
+            if not ended and not connection.doomed:
+                self._shelf.add(connection)
+                worn = self._shelf.replaced()
+                self._serve()
+            wanted = self._grow()
+            self.reader.wake_at(min(self._shelf.next_expiry(monotonic()), monotonic() + AUDIT_INTERVAL))
+        log.info("connection %s opened", connection.uuid)
+        if ended:
+            self.reader.close(connection, "the client was closed")
+        if worn is not None:
+            self._close(worn, "worn out")
+        self._open_more(wanted)
+
+    def _failed(self, error: TcmError) -> None:
+        refused = isinstance(error, AuthenticationError)
+        if refused:
+            log.warning("authentication refused: %s", error)
+            self.auth_gate.shut(error)
+            self.manager_gate.open(forgive=False)
+        else:
+            self.manager_gate.shut(error, SHUTDOWN_PAUSE if isinstance(error, ShuttingDownError) else None)
+            self.auth_gate.abandon(self._prober)
+        with self._lock:
+            self._opening -= 1
+            replacing = next((c for c in self._shelf.all.values() if c.replacing), None)
+            if replacing is not None:
+                replacing.replacing = False  # it goes on, and asks again when it comes back
+            if not refused:
+                self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
+            if refused or (not error.retriable and not self._standing.reached):
+                self._fail_waiters(error, inf)
+            wanted = self._grow()
+        self.reader.wake_at(monotonic())  # another pool may have waited for what became of it
+        self._open_more(wanted)
+
+    # --- the books, under the lock ---
+
+    def _check_open(self) -> None:
+        if self._ended is not None:
+            raise again(self._ended)
+        if self._draining:
+            raise ClientClosedError("the client is closed, and a closed client stays closed: make another")
+
+    def _shut(self) -> TcmError | None:
+        return self.manager_gate.cause or self.auth_gate.cause
+
+    def _may_replace(self, connection: Connection) -> bool:
+        """Whether to open another in its place: not twice, and not while a gate is shut."""
+        return not connection.replacing and not self._draining and self._shut() is None
+
+    def _serve(self) -> None:
+        """Hand idle connections to those who wait."""
+        shelf = self._shelf
+        while self._waiters and (waiter := self._waiters.next(self._streams_left())) is not None:
+            connection = shelf.choose()
+            if connection is None:
+                break
+            self._waiters.leave(waiter)
+            shelf.lend(connection, waiter.lease, streaming=waiter.streaming)
+            waiter.settle(connection)
+        if self._waiters and shelf.limit is not None:
+            self.reader.wake_at(shelf.next_budget())
+
+    def _streams_left(self) -> int:
+        return self.most_streams - self._shelf.streams()
+
+    def _forget(self, connection: Connection) -> bool:
+        self._calm.notify_all()
+        return self._shelf.forget(connection)
+
+    def _close(self, connection: Connection, reason: str) -> None:
+        self.reader.close(connection, reason)
+        self._log_closed(connection, reason)
+
+    def _log_closed(self, connection: Connection, reason: str) -> None:
+        log.info("connection %s closed after %d requests: %s", connection.uuid, connection.requests, reason)
