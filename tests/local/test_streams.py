@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import threading
@@ -207,6 +208,19 @@ def test_streams_and_calls_of_many_threads_never_mix(serve, client_of):
     shelf = client._runtime.pool._shelf
     wait_until(lambda: not shelf.busy(), "every socket is back or closed")
     assert not client._runtime.reader.pending.claim_all()
+
+
+def test_a_stream_may_be_collected_while_its_thread_holds_any_lock(manager, client_of):
+    client = client_of(manager)
+    runtime = client._runtime or client._running()
+    for lock in (runtime.pool._lock, runtime.reader._poke_lock, runtime.standing.manager_gate._condition):
+        chunks = stream(client, "to be or not END")
+        assert next(chunks) == "to"
+        with lock:
+            del chunks
+            gc.collect()
+        assert list(stream(client, "to be END")) == ["to", "be"]
+    wait_until(lambda: not runtime.pool._shelf.busy(), "every socket is back or closed")
 
 
 def test_streams_wait_for_streams_and_calls_do_not(serve, client_of):

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from tcm_sync import AuthContext, AuthenticationError
+from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError
 from tcm_sync.errors import TcmError
 
 from .scripted import ScriptedPeer
-from .scripts import TOKEN, ask, background, connect, echo, echo_once, failing, wait_for
+from .scripts import TOKEN, ask, background, connect, echo, echo_once, failing, wait_for, wait_until
 
 
 def refuse(connection):
@@ -172,3 +172,27 @@ def test_a_hundred_sockets_of_two_clients_never_share_a_uuid():
                     assert ask(client, float(value)) == value
                     wait_for(peer.connections[-1].over)
     assert len(set(peer.uuids)) == len(peer.uuids) == 100
+
+
+def test_a_manager_that_cannot_be_reached_when_the_token_is_tried_again_is_tried_once_more():
+    """Whoever tries the token again meets a manager that is not there: that says nothing of the token."""
+
+    def hang_up(connection):
+        connection.read_handshake()
+        connection.drop()
+
+    with ScriptedPeer(refuse, hang_up, echo) as peer, connect(peer) as client:
+        with failing(AuthenticationError):
+            ask(client)
+        answers = []
+
+        def answered():
+            try:
+                answers.append(ask(client, 3.0))
+            except (AuthenticationError, ConnectFailedError):
+                return False
+            return True
+
+        wait_until(answered)
+    assert answers == [3.0]
+    assert len(peer.connections) == 3

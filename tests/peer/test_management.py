@@ -399,6 +399,12 @@ def test_a_creation_returns_what_was_made():
     assert "SUM: FP16[-1, 2]" in repr(deployment)
 
 
+def test_the_answer_knows_the_vm_better_than_the_request():
+    with ScriptedPeer(doing(lambda c: finish(c, {**CREATED, "vm_id": "vm-9"}))) as peer:
+        with connect(peer) as client:
+            assert client.create(openstack={"vm_id": "vm-3"}).vm_id == "vm-9"
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -182,12 +182,23 @@ def test_waiting_for_the_start_is_no_silence():
             assert result() == ["a"]
 
 
-def test_silence_is_counted_from_when_a_chunk_came_and_not_from_when_it_was_taken():
-    with ScriptedPeer(streaming("a", "b", end=complete)) as peer, connect(peer) as client:
-        chunks = stream(client, idle_timeout=1.0)
+def test_what_has_come_is_taken_however_late_the_caller_is():
+    go_on = threading.Event()
+
+    def end(connection):
+        wait_for(go_on)
+        chunk(connection, "b")
+        chunk(connection, "c")
+        complete(connection)
+
+    with ScriptedPeer(streaming("a", end=end)) as peer, connect(peer) as client:
+        chunks = stream(client, idle_timeout=1.0, on_idle="end")
         assert next(chunks) == "a"
-        time.sleep(1.1)  # the time under test: everything has come long before
-        assert list(chunks) == ["b"]
+        go_on.set()
+        replies = client._running().reader.pending.peek(peer.uuids[0])
+        wait_until(lambda: len(replies._items) == 3)
+        time.sleep(1.1)  # the time under test: what has come is older than what would be silence
+        assert list(chunks) == ["b", "c"]
     assert chunks.ended_by == "completed"
 
 
@@ -520,6 +531,27 @@ def test_the_only_socket_may_stream_and_is_missed_meanwhile():
             with failing(PoolTimeoutError, "1 of them with streams"):
                 ask(client, timeout=0.1)
         assert ask(client) == 1.0
+
+
+def test_a_socket_that_has_streamed_counts_as_no_stream_afterwards():
+    go_on = threading.Event()
+
+    def script(connection):
+        begin(connection)
+        chunk(connection, "a")
+        complete(connection)
+        connection.recv_request()
+        wait_for(go_on)
+        connection.reply({"y": [[1.0]]})
+        connection.wait_eof()
+
+    with ScriptedPeer(script, streaming("b", end=complete)) as peer, connect(peer, pool_size=2) as client:
+        assert list(stream(client)) == ["a"]
+        with background(lambda: ask(client)) as answer:
+            wait_until(lambda: peer.requests == 2)
+            assert list(stream(client, timeout=PATIENCE)) == ["b"]
+            go_on.set()
+            assert answer() == 1.0
 
 
 def test_streams_that_are_dropped_make_room_for_others():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import islice
+from dataclasses import fields
+from itertools import groupby, islice
 
 import numpy as np
 import pytest
@@ -30,22 +31,21 @@ SOON = 0.3  # seconds that a user waits for what the recording never brings
 
 
 def turns_of(case):
-    """List the turns of each socket of a case, as a client takes them that never sends two requests at once."""
+    """List the turns of each socket of a case, for a client that never sends two requests at once."""
     found = [in_turn(turns) for turns in sockets(case)]
     return [[turn for turn in turns if spelled_out(turn.request.message) is not None] for turns in found]
 
 
 def in_turn(turns):
-    """Of requests that were sent at once, take the first alone if that ends the socket, else all in turn."""
+    """Of requests that were sent at once take one, and one more for each other answer if the socket stays."""
     auth, *rest = turns
-    at_once = [turn for turn in rest if not turn.answers and turn.end is None]
-    if not at_once:
+    if all(turn.answers or turn.end for turn in rest):
         return turns
-    last = rest[-1]
-    assert rest == [*at_once, last]
-    if last.end is not None:
-        return [auth, at_once[0]._replace(answers=last.answers, end=last.end)]
-    return [auth, *(turn._replace(answers=[reply]) for turn, reply in zip(rest, last.answers, strict=True))]
+    _, answers, end = rest[-1]
+    if end is not None:
+        return [auth, rest[0]._replace(answers=answers, end=end)]
+    different = [next(equal) for _, equal in groupby(answers, lambda frame: frame.message)]
+    return [auth, *(turn._replace(answers=[frame]) for turn, frame in zip(rest, different, strict=False))]
 
 
 def spelled_out(message):
@@ -150,7 +150,9 @@ def readdressed(message, uuid, job_id):
 def answer_well(connection, message):
     payload = message["payload"]
     if message["type"] == "info":
-        done = {"job_id": payload["job_id"], "request_type": "x", "status": "success", "data": {}}
+        counts = dict.fromkeys((each.name for each in fields(QueueStats)), 0)
+        data = counts if payload["action"] == "queue_stats" else {}
+        done = {"job_id": payload["job_id"], "request_type": "x", "status": "success", "data": data}
         connection.send_text({"type": "info_response", "payload": done})
     elif message["type"] == "management":
         done = {"status": True, "data": None}

@@ -12,6 +12,8 @@ CASES = [
     json.loads(line)
     for line in Path(__file__).with_name("transcripts.jsonl").read_text(encoding="utf-8").splitlines()
 ]
+_SIDES = ("client", "server")
+_DROPS = "(drops the socket, connects again)"
 
 
 class Recorded(NamedTuple):
@@ -30,10 +32,6 @@ class Recorded(NamedTuple):
     def key(self) -> str:
         """The case, and which of its messages it is."""
         return f"{self.case}#{self.place}"
-
-
-_SIDES = ("client", "server")
-_DROPS = "(drops the socket, connects again)"
 
 
 def recorded(side: str) -> list[Recorded]:
