@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tcm_sync.config import Route, Unset
@@ -31,7 +32,7 @@ class Caller(Lifecycle):
         runtime = self._running()
         attempts = Attempts(policy, call.deadline, once=once)
         try:
-            attempts.run(lambda: runtime.attempt(call), runtime.sleep)
+            attempts.run(partial(runtime.attempt, call), runtime.sleep)
         except TcmError as error:
             self._describe(error, call)
             raise

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tcm_sync.chunked import Chunked
 from tcm_sync.config import AuthContext, Route, Settings, TlsSettings, settings_from_env
-from tcm_sync.inference import Inference
 from tcm_sync.info import Info
 from tcm_sync.management import Management
 from tcm_sync.pipelines import Pipelines
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class TcmClient(Inference, Streams, Pipelines, Info, Management, Probes):
+class TcmClient(Chunked, Streams, Pipelines, Info, Management, Probes):
     """A blocking client of one manager, for any number of threads.
 
     It opens by itself on the first call; making one connects to nothing. One background thread reads all of
@@ -54,7 +54,8 @@ class TcmClient(Inference, Streams, Pipelines, Info, Management, Probes):
     ping_interval : float
         Seconds of quiet after which a socket is pinged; quiet for as long again, it is dead.
     retry : RetryPolicy or None
-        When failed calls are repeated; None: never.
+        When failed calls are repeated; None: never. Calls still wait together after a refusal that asks for
+        a pause: too much work, or an open circuit.
     max_message_bytes : int
         The manager's limit for one message: what is larger is refused here.
     max_reply_bytes : int

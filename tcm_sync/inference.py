@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET as LEFT_OUT
+from msgspec import Struct
 
 from tcm_sync.caller import Caller, checked_model_name
 from tcm_sync.config import UNSET, Unset
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tcm_sync.config import Route
+    from tcm_sync.deadline import Deadline
     from tcm_sync.retry import RetryPolicy
+    from tcm_sync.tensors import OutputDtypes
     from tcm_sync.transport.connection import Connection
 
 
@@ -87,28 +90,66 @@ class Inference(Caller):
             Any other of its subclasses: `tcm_sync.errors` draws the tree.
         """
         deadline = self._deadline(timeout)
-        route = self._route(vm_ip, container_id, vm_id)
-        policy = self._policy(retry)
-        checked_model_name(model_name)
-        dtypes = check_output_dtypes(output_dtypes)
-        payload = encode_inference(
-            model_name,
-            route,
+        plan = self._plan(
+            model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry
+        )
+        return self._infer(plan, self._encode(plan, inputs), deadline)
+
+    def _plan(
+        self,
+        model_name: str,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None = None,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Plan:
+        """Check what `infer` takes, but for the inputs."""
+        return Plan(
+            checked_model_name(model_name),
+            self._route(vm_ip, container_id, vm_id),
+            allow_transient,
+            check_output_dtypes(output_dtypes),
+            timeout,
+            self._policy(retry),
+        )
+
+    def _encode(self, plan: Plan, inputs: object) -> bytes:
+        return encode_inference(
+            plan.model_name,
+            plan.route,
             inputs,
-            allow_transient=allow_transient,
+            allow_transient=plan.allow_transient,
             limit=self._settings.max_message_bytes,
             envelope_bytes=self._envelope_bytes("inference"),
         )
-        call = InferenceCall(payload, deadline, patient=policy is not None, target=(route, model_name))
+
+    def _infer(self, plan: Plan, payload: bytes, deadline: Deadline) -> InferResult:
+        """Send what was encoded, and make arrays of the reply."""
+        model_name, policy = plan.model_name, plan.policy
+        call = InferenceCall(payload, deadline, patient=policy is not None, target=(plan.route, model_name))
         attempts = self._perform(call, policy)
         reply = call.reply
         try:
-            arrays = decode_outputs(reply.data, dtypes)
+            arrays = decode_outputs(reply.data, plan.dtypes)
         except TcmError as error:
             self._describe(error, call)
             call.blame(error, sound=is_readable(reply.data))
             raise
         return InferResult(reply.model_name or model_name, arrays, reply.data, attempts, deadline.elapsed())
+
+
+class Plan(Struct, frozen=True, eq=False):
+    """An inference but for its inputs, checked."""
+
+    model_name: str
+    route: Route
+    allow_transient: bool
+    dtypes: OutputDtypes
+    timeout: float | Unset | None
+    policy: RetryPolicy | None
 
 
 def encode_inference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tcm_sync.process import refuse_green_threads, watch
 from tcm_sync.transport.opening import fresh_uuid
 from tcm_sync.transport.runtime import Runtime
 from tcm_sync.wire.encode import encode_message
+from tcm_sync.workers import Workers
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,9 +27,11 @@ class Lifecycle:
 
     def _start_with(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the four below
         self._runtime: Runtime | None = None
         self._closed = False
+        self._workers: Workers | None = None  # of `submit`
+        self._crews: weakref.WeakSet[Workers] = weakref.WeakSet()  # these and those of each `map`
         uuid = fresh_uuid((settings.auth or AuthContext()).uuid)  # as long as all will be
         self._bare_envelope_bytes = len(encode_message(uuid, "", b""))
         watch(self)
@@ -48,7 +52,7 @@ class Lifecycle:
         ----------
         wait : bool
             Whether to wait until it is authenticated: a wrong URI, token or certificate is then reported
-            at once.
+            at once. A manager that drains is waited for.
         timeout : float or None, optional
             Seconds to wait; left out, the client's. A manager that was never reached is given up after
             ``connect_timeout``.
@@ -89,8 +93,13 @@ class Lifecycle:
         with self._lock:
             self._closed = True
             runtime = self._runtime
+            crews = list(self._crews)
+        for crew in crews:
+            crew.close()
         if runtime is not None:
             runtime.close(timeout)
+        for crew in crews:
+            crew.join(1.0)
 
     def __enter__(self) -> Self:
         self._running()
@@ -128,6 +137,15 @@ class Lifecycle:
             self._runtime = Runtime(self._settings)
             return self._runtime
 
+    def _crew(self, most: int) -> Workers:
+        """Make threads for calls, which end when the client is closed."""
+        crew = Workers(most)
+        with self._lock:
+            if self._closed:
+                crew.close()
+            self._crews.add(crew)
+        return crew
+
     def _deadline(self, timeout: float | Unset | None) -> Deadline:
         if isinstance(timeout, Unset):
             timeout = self._settings.timeout
@@ -145,6 +163,7 @@ class Lifecycle:
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""
         self._lock = threading.Lock()
+        self._workers, self._crews = None, weakref.WeakSet()
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
             runtime.abandon()

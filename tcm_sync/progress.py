@@ -1,7 +1,8 @@
-"""Showing that time passes, with tqdm."""
+"""Showing that time passes and work gets done, with tqdm."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """The time that something has taken, on the standard error or in a notebook.
+    """A bar on the standard error or in a notebook: of the time that something takes, or of what is done.
 
     Parameters
     ----------
@@ -20,6 +21,10 @@ class Progress:
         What takes time.
     shown : bool
         Whether to show it at all.
+    counted : bool
+        Whether it counts what is done; otherwise it shows the time alone.
+    total : int, optional
+        Of what is to be done, if that is known.
 
     Raises
     ------
@@ -27,22 +32,29 @@ class Progress:
         It is to be shown, and tqdm is not installed.
     """
 
-    def __init__(self, title: str, *, shown: bool) -> None:
+    def __init__(self, title: str, *, shown: bool, counted: bool = False, total: int | None = None) -> None:
         self.shown = shown
         self._bar: Any = None
+        self._make: Callable[[], Any] = lambda: None
         if shown:
             try:
                 from tqdm.auto import tqdm
             except ImportError:
                 raise ConfigError("progress=True needs tqdm: pip install 'tcm-sync[progress]'") from None
             quiet = type("tqdm", (tqdm,), {"monitor_interval": 0})  # which starts no thread
-            self._bar = quiet(desc=title, bar_format="{desc}: {elapsed}")
+            how = {"total": total} if counted else {"bar_format": "{desc}: {elapsed}"}
+            self._make = lambda: quiet(desc=title, **how)
 
-    def update(self) -> None:
-        """Show the time as it is now."""
-        self._bar.refresh()
+    def update(self, done: int = 0) -> None:
+        """Show the time as it is now, and so many more as done."""
+        if self._bar is not None:
+            if done:
+                self._bar.update(done)
+            else:
+                self._bar.refresh()
 
     def __enter__(self) -> Self:
+        self._bar = self._make()
         return self
 
     def __exit__(

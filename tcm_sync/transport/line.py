@@ -39,56 +39,40 @@ class Waiter:
         self.handed.release()
 
 
-class Line:
+class Line(deque[Waiter]):
     """Those who wait. It knows no lock: the pool's guards it.
 
     A stream waits here too while others hold all the sockets that streams may have; whoever comes after it
     and wants no stream is then served before it.
     """
 
-    def __init__(self) -> None:
-        self._waiters: deque[Waiter] = deque()
-
-    def __len__(self) -> int:
-        return len(self._waiters)
-
-    def __contains__(self, waiter: Waiter) -> bool:
-        return waiter in self._waiters
-
-    def join(self, waiter: Waiter) -> None:
-        """Put a caller at the end."""
-        self._waiters.append(waiter)
-
     def leave(self, waiter: Waiter) -> bool:
         """Take a caller out, wherever it is; whether it was still there."""
-        if waiter not in self._waiters:
+        if waiter not in self:
             return False
-        self._waiters.remove(waiter)
+        self.remove(waiter)
         return True
 
     def next(self, streams_left: int) -> Waiter | None:
         """Return the first who may have a connection, when so many more streams may begin."""
         if streams_left > 0:
-            return self._waiters[0] if self._waiters else None
-        return next((waiter for waiter in self._waiters if not waiter.streaming), None)
+            return self[0] if self else None
+        return next((waiter for waiter in self if not waiter.streaming), None)
 
     def servable(self, streams_left: int) -> int:
         """Count those who could have a connection if there were enough."""
-        streams = sum(waiter.streaming for waiter in self._waiters)
-        return len(self._waiters) - streams + min(streams, max(0, streams_left))
+        streams = sum(waiter.streaming for waiter in self)
+        return len(self) - streams + min(streams, max(0, streams_left))
 
     def fail_newest(self, count: int, cause: TcmError) -> None:
         """End the waiting of so many, those who came last."""
         for _ in range(count):
-            self._waiters.pop().settle(None, again(cause))
+            self.pop().settle(None, again(cause))
 
     def fail_hurried(self, cause: TcmError, seconds: float) -> None:
         """End the waiting of those who cannot wait so long; with `math.inf`, of all."""
-        kept: deque[Waiter] = deque()
-        for waiter in self._waiters:
+        for waiter in list(self):
             left = waiter.deadline.remaining()
             if seconds == inf or not waiter.patient or (left is not None and left < seconds):
+                self.remove(waiter)
                 waiter.settle(None, again(cause))
-            else:
-                kept.append(waiter)
-        self._waiters = kept

@@ -63,7 +63,7 @@ class Pool(Growth):
                     self._shelf.lend(connection, lease)
                     return lease
                 waiter = Waiter(lease, deadline, patient=patient, streaming=streaming)
-                self._waiters.join(waiter)
+                self._waiters.append(waiter)
                 self._serve()
                 wanted = self._grow()
             self._open_more(wanted)

@@ -50,7 +50,8 @@ def check_size(size: int, limit: int, *, at_least: bool = False) -> None:
     if size > limit:
         raise MessageTooLargeError(
             f"the message has {'at least ' if at_least else ''}{size:,} bytes, and max_message_bytes is "
-            f"{limit:,}: send fewer rows a call, or raise the limit here and in the manager alike",
+            f"{limit:,}: send fewer rows a call (infer_chunked cuts a batch), or raise the limit here and in "
+            "the manager alike",
             size=size,
             limit=limit,
         )

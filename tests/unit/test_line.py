@@ -28,8 +28,8 @@ def line():
 
 def test_who_came_first_is_next(line):
     first, second = waiter(streaming=True), waiter()
-    line.join(first)
-    line.join(second)
+    line.append(first)
+    line.append(second)
     assert line.next(1) is first
     assert line.leave(first)
     assert not line.leave(first)
@@ -39,9 +39,9 @@ def test_who_came_first_is_next(line):
 
 def test_a_stream_that_may_not_begin_lets_others_pass(line):
     stream, call = waiter(streaming=True), waiter()
-    line.join(stream)
+    line.append(stream)
     assert line.next(0) is None
-    line.join(call)
+    line.append(call)
     assert line.next(0) is call
     assert line.next(-1) is call
     assert line.next(1) is stream
@@ -50,14 +50,14 @@ def test_a_stream_that_may_not_begin_lets_others_pass(line):
 @pytest.mark.parametrize(("left", "servable"), [(-1, 2), (0, 2), (1, 3), (2, 4), (9, 5)])
 def test_only_those_who_could_have_a_socket_count(line, left, servable):
     for streaming in (True, True, False, True, False):
-        line.join(waiter(streaming=streaming))
+        line.append(waiter(streaming=streaming))
     assert line.servable(left) == servable
 
 
 def test_the_newest_are_failed_and_the_others_wait_on(line):
     waiters = [waiter() for _ in range(3)]
     for each in waiters:
-        line.join(each)
+        line.append(each)
     line.fail_newest(2, CAUSE)
     assert [each.error is not None for each in waiters] == [False, True, True]
     assert line.next(1) is waiters[0]
@@ -68,7 +68,7 @@ def test_the_newest_are_failed_and_the_others_wait_on(line):
 def test_who_cannot_wait_so_long_is_failed(line):
     patient, hurried, impatient = waiter(), waiter(timeout=1.0), waiter(patient=False)
     for each in (patient, hurried, impatient):
-        line.join(each)
+        line.append(each)
     line.fail_hurried(CAUSE, 5.0)
     assert [each.error is not None for each in (patient, hurried, impatient)] == [False, True, True]
     line.fail_hurried(CAUSE, inf)

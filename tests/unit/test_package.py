@@ -31,13 +31,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: from its own subpackage.
 FLOORS = (
     {"errors", "deadline"},
-    {"process", "retry", "wire"},
+    {"process", "retry", "wire", "workers"},
     {"config"},
     {"tensors", "transport"},
     {"lifecycle", "progress", "results"},
     {"caller", "deployment", "probes"},
     {"inference", "info", "management"},
-    {"pipelines", "streams"},
+    {"many", "pipelines", "streams"},
+    {"chunked"},
     {"client"},
     {"local"},
 )

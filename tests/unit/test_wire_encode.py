@@ -130,8 +130,8 @@ def test_a_message_over_the_limit_is_refused_with_numbers_and_advice():
     error = caught.value
     assert (error.size, error.limit, error.retriable, error.code) == (70_001, 65_536, False, None)
     assert error.message == (
-        "the message has 70,001 bytes, and max_message_bytes is 65,536: send fewer rows a call, or raise the "
-        "limit here and in the manager alike"
+        "the message has 70,001 bytes, and max_message_bytes is 65,536: send fewer rows a call "
+        "(infer_chunked cuts a batch), or raise the limit here and in the manager alike"
     )
     assert (error.attempts, error.outcome_unknown) == (0, False)
 
