@@ -62,7 +62,11 @@ class Caller(Lifecycle):
             )
         if vm_ip is None and vm_id is None:
             return route
-        return Route(route.container_id, vm_ip or route.vm_ip, vm_id or route.vm_id)
+        return Route(
+            route.container_id,
+            route.vm_ip if vm_ip is None else vm_ip,
+            route.vm_id if vm_id is None else vm_id,
+        )
 
 
 def checked_model_name(model_name: object) -> str:

@@ -127,7 +127,9 @@ class TcmError(Exception):
 
 
 def _rebuild(kind: type[TcmError], message: str, fields: dict[str, Any]) -> TcmError:
-    return kind(message, **fields)
+    error = kind(message)
+    vars(error).update(fields)  # notes and what else users have put there, too
+    return error
 
 
 class ConnectionLostError(TcmError, ConnectionError):

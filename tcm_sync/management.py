@@ -12,6 +12,7 @@ from tcm_sync.errors import (
     ConnectionLostError,
     InputError,
     ManagementError,
+    MessageTooLargeError,
     PermissionDeniedError,
     ProtocolError,
     RateLimitedError,
@@ -138,7 +139,7 @@ class Management(Caller):
             try:
                 attempts = self._perform(call, policy, once=True)
             except TcmError as error:
-                if error.uuid is not None and not isinstance(error, (*_NOT_RUN, *_KNOWS_ITSELF)):
+                if error.uuid is not None and not _is_known(error):
                     error.outcome_unknown = True
                 if error.outcome_unknown:
                     error.args = (f"{error.message}; {_ADVICE}",)
@@ -230,6 +231,13 @@ class Management(Caller):
             progress=progress,
             **body,
         )
+
+
+def _is_known(error: TcmError) -> bool:
+    """Whether a failure says by itself whether the job may have run."""
+    if isinstance(error, MessageTooLargeError):
+        return error.size is None  # the manager's own refusal, not a reply that is too large for us
+    return isinstance(error, (*_NOT_RUN, *_KNOWS_ITSELF))
 
 
 def _with(

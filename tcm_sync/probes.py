@@ -10,6 +10,7 @@ from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.sockets import OpeningSockets
 from tcm_sync.wire.readiness import Readiness
 
+_ONE_LOOK = 5.0  # seconds that one look may take
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks, doubled each time
 
 
@@ -63,21 +64,23 @@ class Probes(Lifecycle):
             The client was closed meanwhile.
         """
         deadline = self._deadline(timeout)
-        runtime = self._running()
-        pause = _FIRST_PAUSE
+        pause, answer = _FIRST_PAUSE, None
         while True:
-            readiness = self._ask("ready", deadline)
+            runtime = self._running()
+            readiness = self._ask("ready", deadline.at_most(_ONE_LOOK))
             if readiness.ok:
                 return readiness
+            if answer is None or not (readiness.status == "unreachable" and deadline.expired()):
+                answer = readiness  # the last look may have had no time
+            self._running()  # it was not ready because the client was closed
             left = deadline.remaining()
-            if left is not None and left <= pause:
+            if left == 0.0:
                 raise CallTimeoutError(
-                    f"the manager was not ready within {timeout:.3g} s: {readiness.explanation}",
-                    error_id=readiness.error_id,
+                    f"the manager was not ready within {timeout:.3g} s: {answer.explanation}",
+                    error_id=answer.error_id,
                     elapsed=deadline.elapsed(),
                 )
-            runtime.sleep(pause)
-            self._running()  # unless it was closed
+            runtime.sleep(pause if left is None else min(pause, left))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _probe(self, name: str, timeout: float) -> Readiness:
@@ -87,7 +90,7 @@ class Probes(Lifecycle):
         runtime = self._runtime
         opener = runtime.opener if runtime is not None else Opener(self._settings, OpeningSockets())
         try:
-            status, body = probe(opener, name, deadline, OpeningSockets())
+            status, body = probe(opener, name, deadline, opener.opening)
         except TcmError as error:
             return Readiness(ok=False, status="unreachable", detail=error.message)
         return Readiness.read(status, body)

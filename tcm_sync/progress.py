@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -48,10 +49,8 @@ class Progress:
     def update(self, done: int = 0) -> None:
         """Show the time as it is now, and so many more as done."""
         if self._bar is not None:
-            if done:
-                self._bar.update(done)
-            else:
-                self._bar.refresh()
+            with contextlib.suppress(OSError, ValueError):  # nobody looks any more: that is no failure
+                self._bar.update(done) if done else self._bar.refresh()
 
     def __enter__(self) -> Self:
         self._bar = self._make()
@@ -61,4 +60,5 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError, ValueError):
+                self._bar.close()

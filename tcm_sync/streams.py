@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
 from time import monotonic
@@ -127,8 +128,7 @@ class Streams(Caller):
             idle_timeout=idle_timeout,
             idle_ends=on_idle == "end",
         )
-        self._perform(call, policy)
-        return InferStream(call)
+        return InferStream(call, self._perform(call, policy))
 
 
 class StreamCall(Call):
@@ -233,6 +233,12 @@ class StreamCall(Call):
             raise ConnectionLostError("a stream stays in the process that opened it", outcome_unknown=True)
         while True:
             left = self.deadline.remaining()
+            if left == 0.0:
+                raise CallTimeoutError(
+                    f"the stream had not ended within {self.deadline.timeout:.3g} s; the model may still run",
+                    outcome_unknown=True,
+                    advisories=self._replies.advisories,
+                )
             patience = self._patience()
             bounds = [seconds for seconds in (left, patience) if seconds is not None]
             self._items.extend(self._replies.take(min(bounds, default=None)))
@@ -241,13 +247,7 @@ class StreamCall(Call):
                 self.connection.pool.reader.resume(self.connection)  # type: ignore[union-attr]
             if self._items:
                 return True
-            if self.deadline.expired():
-                raise CallTimeoutError(
-                    f"the stream had not ended within {self.deadline.timeout:.3g} s; the model may still run",
-                    outcome_unknown=True,
-                    advisories=self._replies.advisories,
-                )
-            if self._patience() == 0.0:
+            if self._patience() == 0.0 and not self.deadline.expired():
                 if self._idle_ends:
                     self.ended = "idle"
                     return False
@@ -267,7 +267,7 @@ class StreamCall(Call):
 
     def finish(self, *, reusable: bool = False) -> None:
         """Give the connection back, for others to use if nothing more can come on it."""
-        if self.connection.inherited:
+        if self.connection.inherited or sys.is_finalizing():  # no lock is to be trusted then
             return
         whole = self.ended == "completed" or reusable
         if whole and not self._more_came():
@@ -298,8 +298,9 @@ class InferStream(Iterator[str]):
         error was raised; it was left early. None while it goes on.
     """
 
-    def __init__(self, call: StreamCall) -> None:
+    def __init__(self, call: StreamCall, attempts: int) -> None:
         self._call = call
+        self._attempts = attempts
         self._chunks: list[str] = []
         self._next = call.first
         self.model_name = call.target[1]
@@ -345,7 +346,7 @@ class InferStream(Iterator[str]):
         error.chunks = self.chunks
         error.route, error.model_name = self._call.target
         error.uuid = self._call.connection.uuid
-        error.attempts = 1
+        error.attempts = self._attempts
         error.elapsed = self._call.deadline.elapsed()
 
     def _end(self, ended_by: EndedBy, *, reusable: bool = False) -> None:

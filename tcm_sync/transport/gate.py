@@ -185,7 +185,8 @@ class Gate:
 
 def again(error: TcmError) -> TcmError:
     """Return a copy of an error that another call has met, to be raised by this one."""
-    copy = type(error)(error.message, **vars(error))
+    copy = type(error)(error.message)
+    vars(copy).update({name: value for name, value in vars(error).items() if name != "__notes__"})
     copy.history, copy.attempts, copy.outcome_unknown = (), 0, False
     copy.uuid = copy.elapsed = copy.model_name = copy.route = None
     return copy

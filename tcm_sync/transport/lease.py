@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Lease:
 
     def __del__(self) -> None:
         pool, connection = getattr(self, "_pool", None), getattr(self, "connection", None)
-        if pool is None or connection is None:
+        if pool is None or connection is None or sys.is_finalizing():
             return
         hold = connection.lease
         if hold is not None and hold() in (self, None):  # else it is lent to somebody else by now

@@ -52,7 +52,7 @@ class Opener:
     def __init__(self, settings: Settings, opening: OpeningSockets) -> None:
         self.endpoint = Endpoint.parse(settings.uri)
         self._settings = settings
-        self._opening = opening
+        self.opening = opening
         self._auth = settings.auth or AuthContext()
         tls = settings.tls
         self.context: ssl.SSLContext | None = None
@@ -96,7 +96,7 @@ class Opener:
         """Refuse to go on if /ready says 503; any other answer, or none, proves nothing."""
         try:
             status, body = probe(
-                self, "ready", deadline.at_most(self._settings.connect_timeout / 2), self._opening
+                self, "ready", deadline.at_most(self._settings.connect_timeout / 2), self.opening
             )
         except TcmError:
             return
@@ -109,7 +109,7 @@ class Opener:
 
     def _open_once(self, deadline: Deadline, cautious: bool) -> Connection:
         token = self._token()
-        sock = open_socket(self.endpoint, self.context, self.server_hostname, deadline, self._opening)
+        sock = open_socket(self.endpoint, self.context, self.server_hostname, deadline, self.opening)
         try:
             rest = shake_hands(sock, self.endpoint, self.headers, deadline)
             uuid = fresh_uuid(self._auth.uuid)
@@ -122,10 +122,10 @@ class Opener:
                 exchange.watch(Deadline(_GRACE))
             sock.setblocking(False)
         except BaseException:
-            self._opening.close(sock)
+            self.opening.close(sock)
             raise
         connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
-        self._opening.remove(sock)
+        self.opening.remove(sock)
         return connection
 
     def _token(self) -> str | None:

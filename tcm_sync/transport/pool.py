@@ -92,7 +92,7 @@ class Pool(Growth):
                     self._opening += 1
                     wanted = 1
                 self._shelf.put_back(connection, now)
-                self._serve()
+            self._serve()
             if self._waiters:
                 wanted += self._grow()
             if self._draining:

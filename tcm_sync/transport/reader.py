@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -150,6 +151,8 @@ class Reader:
         self._poke()
 
     def _poke(self) -> None:
+        if sys.is_finalizing():  # the lock may be held by a thread that runs no more, as the reader does not
+            return
         with self._poke_lock:
             if not self._ended:
                 with contextlib.suppress(OSError):  # it is full, so the reader will wake anyway
@@ -261,13 +264,15 @@ class Reader:
         if not connection.paused:
             self._poller.unregister(fd)
         connection.doomed = True
-        if connection.pool is not None:
-            connection.pool.lost(connection, reason)
-        # First closed, then claimed: whoever adds a future from now on finds the socket closed.
-        connection.close(farewell, error)
-        future = self.pending.claim(connection.uuid)
-        if future is not None:
-            future.resolve(Refusal(error))
+        try:
+            if connection.pool is not None:
+                connection.pool.lost(connection, reason)  # which logs, and that may fail
+        finally:
+            # First closed, then claimed: whoever adds a future from now on finds the socket closed.
+            connection.close(farewell, error)
+            future = self.pending.claim(connection.uuid)
+            if future is not None:
+                future.resolve(Refusal(error))
 
     # --- what comes in ---
 
@@ -378,10 +383,10 @@ class Reader:
             log.debug("%s: the manager delays the request", connection.uuid)
             return
         error = failure_of_error(payload, secret)
-        future = self.pending.claim(connection.uuid)
         if isinstance(error, ShuttingDownError):
             for pool in self._pools:
                 pool.shutting_down(error)
+        future = self.pending.claim(connection.uuid)  # resolved without fail from here on
         if future is not None:
             stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
             future.resolve(Refusal(error, reusable=stays))

@@ -9,15 +9,18 @@ from tcm_sync.config import Route, Settings
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import (
     BackpressureError,
+    CallTimeoutError,
     CircuitOpenError,
     ClientClosedError,
     ConnectFailedError,
     ConnectionLostError,
+    MessageTooLargeError,
+    ProtocolError,
     RateLimitedError,
     ShuttingDownError,
     TcmError,
 )
-from tcm_sync.transport.call import Call, blamed
+from tcm_sync.transport.call import Call
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
 from tcm_sync.transport.gate import Gate, Prober, again
@@ -142,6 +145,9 @@ class Runtime:
     def _exchange(self, lease: Lease, call: Call) -> TcmError | None:
         """Send on the leased connection and wait for the answer: None if it is good, else the failure."""
         connection = lease.connection
+        if call.deadline.expired():
+            lease.unused()
+            raise CallTimeoutError("the deadline passed before the request could be sent")
         future = call.future()
         try:
             refusal = self._send(connection, call, future)
@@ -179,12 +185,12 @@ class Runtime:
             if connection.closed and connection.loss and pending.claim(connection.uuid):
                 error = again(connection.loss)  # the reader was done with it before the future was there
                 error.outcome_unknown = future.started
-                return Refusal(error)
+                return Refusal(_late(error, future))
             left = call.deadline.remaining()
             refusal = future.refusal(_EXPLANATION if left is None else min(_EXPLANATION, left))
             if refusal is None:
                 raise
-            return blamed(refusal, future)
+            return Refusal(_late(refusal.error, future), refusal.reusable)
         return None
 
     def _note(
@@ -255,6 +261,15 @@ class Runtime:
         self.management.abandon()
         self._connector.opening.abandon()
         self.reader.abandon()
+
+
+def _late(error: TcmError, future: Future) -> TcmError:
+    """Return why a connection could not be sent on, for the call that found it so."""
+    if not future.started and isinstance(error, (ProtocolError, MessageTooLargeError)):
+        return ConnectionLostError(f"the connection was lost before anything was sent: {error.message}")
+    if isinstance(error, (ConnectionLostError, ClientClosedError)) or not future.started:
+        error.outcome_unknown = future.started
+    return error
 
 
 def _abandon(gates: tuple[Gate, ...], prober: Prober) -> None:

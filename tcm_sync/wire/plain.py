@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from tcm_sync.errors import InputError
 
 _DEEPEST = 100
+_BITS = 64
 
 
 def plain_json(value: Mapping[str, object]) -> bytes:
@@ -30,7 +31,9 @@ def _as_builtin(value: object) -> object:
 def _check(value: object, path: str, depth: int) -> None:
     if depth > _DEEPEST:
         raise InputError(f"{path[:80]}...: nested more than {_DEEPEST} deep")
-    if value is None or isinstance(value, (bool, int)):
+    if isinstance(value, int) and value.bit_length() > _BITS:
+        raise InputError(f"{path}: an integer of over {_BITS} bits")
+    if value is None or isinstance(value, int):  # a bool is one
         return
     if isinstance(value, str):
         try:

@@ -127,6 +127,40 @@ def test_output_dtypes_for_all_by_name_and_for_none(serve, client_of):
 # --- where it runs ---
 
 
+def test_an_empty_route_is_no_route(serve, client_of):
+    client = client_of(serve())
+    for wrong in ({"vm_ip": ""}, {"vm_id": ""}, {"container_id": ""}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            client.infer("echo", {"x": [1]}, **wrong)
+
+
+def test_a_filter_of_the_users_that_raises_in_the_reader_ends_calls_and_hangs_none(serve, client_of, gated):
+    """The reader logs that the manager drains, and dies of it: who waits hears of it."""
+
+    def refuse(record):
+        raise ValueError("a filter of the user's")
+
+    manager = serve(linger=0.2)
+    client = client_of(manager, retry=None)
+    client.open()
+    logger = logging.getLogger("tcm_sync.pool")
+    logger.addFilter(refuse)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logging.getLogger("tcm_sync.reader").disabled = True
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            stopping = thread.submit(manager.stop)
+            wait_until(lambda: manager._server is None or manager._server.core.draining, "it drains")
+            with pytest.raises(ConnectionError):
+                client.infer("echo", {"x": [1]})
+            stopping.result(GUARD)
+    finally:
+        logger.removeFilter(refuse)
+        logger.setLevel(level)
+        logging.getLogger("tcm_sync.reader").disabled = False
+
+
 def test_the_route_comes_from_the_client_or_the_call(serve, client_of):
     manager = serve(container_id="ctr-7", vm_ip="10.0.0.7")
     with_route, without = client_of(manager), client_of(manager, route=None)

@@ -33,6 +33,13 @@ def client_of(uri):
 def ask(model="echo"):
     return client.infer(model, {"x": [1.0]})["x"].item()
 
+def streaming():
+    stream = client.stream(
+        "talk", {"x": [1.0]}, container_id="local-transient", allow_transient=True, timeout=None
+    )
+    next(stream)
+    return stream
+
 def in_background(work, count=1):
     for _ in range(count):
         threading.Thread(target=work, daemon=True).start()
@@ -91,9 +98,39 @@ class Last:
 last = Last()
 last.client, last.cycle = client, last
 """,
+    "a stream is open": """
+stream = streaming()
+""",
+    "a generator around a stream, beside threads that call": """
+def words():
+    with streaming() as chunks:
+        yield from chunks
+def for_ever():
+    while True:
+        ask()
+kept = words()
+next(kept)
+in_background(for_ever, 6)
+for _ in range(20):
+    ask()
+""",
+    "futures wait": """
+futures = [client.submit("gated", {"x": [1.0]}) for _ in range(20)]
+""",
+    "a map is left in the middle": """
+import itertools
+results = client.map("echo", ({"x": [number]} for number in itertools.count()))
+next(results)
+""",
 }
 PRINTED = {"a finalizer asks": "ClientClosedError\n"}
 UNDER_WAY = {"calls under way": 4, "exit inside a call": 1}  # requests that are with the model at the exit
+
+
+def talk(arrays):
+    """Stream a word, and then nothing that tells the end."""
+    yield "a"
+    yield "b"
 
 
 @pytest.fixture
@@ -107,7 +144,7 @@ def silent():
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="the scripts send signals to threads")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_interpreter_exits_at_once(serve, silent, name):
-    manager = serve(workers=8)
+    manager = serve({"talk": talk}, workers=8)
     silent_uri = f"ws://127.0.0.1:{silent.getsockname()[1]}/ws"
     command = [sys.executable, "-X", "dev", "-c", BEGIN + SCRIPTS[name], manager.uri, silent_uri]
     with contextlib.ExitStack() as stack:

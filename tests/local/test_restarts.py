@@ -105,6 +105,30 @@ def test_what_is_not_ready_in_time_is_told_with_its_error_id():
     assert len(peer.probes) > 1
 
 
+def test_all_of_the_time_is_used():
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        peer.http["/ready"] = (503, NOT_READY)
+        with failing(CallTimeoutError, "readiness_probe_failed") as caught:
+            client.wait_until_ready(0.8)
+    assert caught.value.elapsed >= 0.8
+
+
+def test_closing_ends_a_look_that_is_under_way():
+    asked = threading.Event()
+
+    def silent(connection):
+        asked.set()
+        connection.wait_eof()
+
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        peer.http["/ready"] = silent
+        with background(lambda: client.wait_until_ready(100 * GUARD)) as result:
+            assert asked.wait(GUARD)
+            client.close()
+            with pytest.raises(ClientClosedError):
+                result()
+
+
 def test_closing_ends_the_waiting():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         peer.http["/ready"] = (503, NOT_READY)

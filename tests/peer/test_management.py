@@ -30,6 +30,9 @@ from tcm_sync import (
     TcmError,
     TensorSpec,
 )
+from tcm_sync.progress import Progress
+from tcm_sync.transport.replies import ReplyFuture
+from tcm_sync.transport.runtime import _late
 
 from .connection import PING
 from .scripted import ScriptedPeer
@@ -173,6 +176,7 @@ def test_a_refusal_that_does_not_say_that_it_was_dropped_is_not_repeated(code):
         ({"action": "creation", "triton": {"args": [1, b"x"]}}, r"triton.args[1]: a bytes"),
         ({"action": "creation", "minio": {1: "x"}}, "minio: the key 1 is no str"),
         ({"action": "creation", "minio": {"x": "\ud800"}}, "minio.x: a text with a lone surrogate"),
+        ({"action": "creation", "minio": {"x": 2**64}}, "minio.x: an integer of over 64 bits"),
         ({"action": "creation", "timeout": 0}, "timeout"),
     ],
     ids=lambda value: str(value)[:40].encode("unicode_escape").decode(),
@@ -288,6 +292,42 @@ def test_a_connection_that_died_while_it_was_idle_costs_no_job():
         wait_until(lambda: not client._running().management._shelf.all)
         assert client.management("create_vm").data
     assert [connection.requests for connection in peer.connections] == [1, 1]
+
+
+def test_a_job_whose_deadline_has_passed_is_not_sent():
+    with ScriptedPeer(doing(done, done)) as peer, connect(peer) as client:
+        client.management("create_vm")
+        for _ in range(20):
+            with failing(CallTimeoutError, "could be sent") as caught:
+                client.management("create_vm", timeout=1e-9)
+            assert not caught.value.outcome_unknown
+        client.management("create_vm")
+    assert peer.requests == 2
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("loss", [ProtocolError("a broken frame"), MessageTooLargeError("a huge one")])
+def test_a_socket_that_broke_before_the_first_byte_costs_no_job(started, loss):
+    future = ReplyFuture()
+    future.started = started
+    late = _late(loss, future)
+    if started:
+        assert late is loss
+    else:
+        assert type(late) is ConnectionLostError
+        assert not late.outcome_unknown
+        assert loss.message in late.message
+
+
+def test_our_message_over_the_limit_of_the_manager_did_not_run():
+    def too_large(connection):
+        connection.error("Message too large (>100 bytes)")
+        connection.close(1009)
+
+    with ScriptedPeer(doing(too_large)) as peer, connect(peer) as client:
+        with failing(MessageTooLargeError, "max_message_bytes=100") as caught:
+            client.management("create_vm")
+    assert not caught.value.outcome_unknown
 
 
 def test_without_a_policy_a_job_that_was_dropped_is_not_sent_again():
@@ -524,6 +564,29 @@ def test_progress_keeps_the_deadline():
     with ScriptedPeer(doing(lambda c: c.wait_eof())) as peer, connect(peer) as client:
         with failing(CallTimeoutError):
             client.management("create_vm", progress=True, timeout=0.2)
+
+
+def test_progress_that_nobody_sees_any_more_costs_no_job(monkeypatch):
+    class Broken:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+    shown = threading.Event()
+
+    def late(connection):
+        wait_for(shown)
+        done(connection)
+
+    update = Progress.update
+    monkeypatch.setattr(Progress, "update", lambda self: (update(self), shown.set()))
+    with ScriptedPeer(doing(late)) as peer, connect(peer) as client:
+        with background(lambda: client.management("create_vm", progress=True)) as result:
+            wait_until(lambda: peer.requests == 1)
+            monkeypatch.setattr(sys, "stderr", Broken())
+            assert result().data
 
 
 def test_progress_without_tqdm_says_what_to_install(monkeypatch):

@@ -205,9 +205,8 @@ def test_what_has_come_is_taken_however_late_the_caller_is():
 def test_the_timeout_is_for_the_whole_stream():
     def chatter(connection):
         begin(connection)
-        while True:
+        while True:  # there is always another chunk to be taken
             chunk(connection, "w")
-            connection.over.wait(0.01)
 
     with ScriptedPeer(chatter) as peer, connect(peer) as client:
         chunks = stream(client, timeout=0.3, idle_timeout=PATIENCE)
@@ -523,6 +522,48 @@ def test_streams_leave_one_socket_to_the_others():
                     assert next(chunks) == "a"
         assert len(client._running().pool._waiters) == 0
         assert ask(client, 9.0) == 9.0
+
+
+def test_the_end_of_a_stream_on_a_socket_that_retires_makes_room_too():
+    go_on = threading.Event()
+
+    def script(connection):
+        connection.welcome()
+        payload = connection.recv_request()
+        while payload["request"]["protocol"] == "http":
+            connection.reply({"y": payload["request"]["inputs"][0]["data"]})
+            payload = connection.recv_request()
+        connection.reply(None, status="START", model_name=None)
+        chunk(connection, "a")
+        wait_for(go_on)
+        complete(connection)
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer, pool_size=2) as client:
+        first = stream(client)
+        assert ask(client) == 1.0  # the other socket is idle now
+        client._runtime.pool.retire(first._call.connection, "worn out")
+        with background(lambda: stream(client, timeout=PATIENCE)) as second:
+            wait_until(lambda: len(client._runtime.pool._waiters) == 1)
+            go_on.set()
+            assert list(first) == ["a"]
+            assert next(second()) == "a"
+
+
+def test_the_attempts_before_a_stream_began_are_told_when_it_fails_later():
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.fail("TRITON_OVERLOADED", retriable=True)
+        connection.recv_request()
+        connection.reply(None, status="START", model_name=None)
+        chunk(connection, "a")
+        connection.fail("TRITON_INFERENCE_FAILED")
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        with failing(InferenceFailedError, "2 attempts"):
+            list(stream(client))
 
 
 def test_the_only_socket_may_stream_and_is_missed_meanwhile():

@@ -24,6 +24,7 @@ from tcm_sync import (
     TcmError,
     TritonTimeoutError,
 )
+from tcm_sync.transport.gate import again
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,15 @@ def test_the_usual_builtin_catches_it(kind, builtin):
     for base in (kind, builtin, TcmError):
         with pytest.raises(base):
             raise kind("x")
+
+
+@pytest.mark.skipif(not hasattr(Exception, "add_note"), reason="notes came with Python 3.11")
+def test_what_users_note_on_an_error_travels_with_it():
+    error = CallTimeoutError("late", advisories=2)
+    error.add_note("seen by worker 3")
+    copied = pickle.loads(pickle.dumps(error))
+    assert (copied.__notes__, copied.advisories) == (["seen by worker 3"], 2)
+    assert again(error).message == "late"
 
 
 def test_a_pool_timeout_is_no_connection_error():
