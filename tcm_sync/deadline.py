@@ -36,6 +36,10 @@ class Deadline:
         """Whether no time is left."""
         return self._at is not None and monotonic() >= self._at
 
+    def is_before(self, moment: float) -> bool:
+        """Whether it was over before a moment of `time.monotonic`."""
+        return self._at is not None and self._at < moment
+
     def at_most(self, seconds: float | None) -> Deadline:
         """Return a deadline `seconds` from now, but no later than this one."""
         left = self.remaining()

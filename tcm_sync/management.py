@@ -9,6 +9,8 @@ from tcm_sync.caller import Caller
 from tcm_sync.deployment import BoundClient, Deployment
 from tcm_sync.errors import (
     BackpressureError,
+    CallTimeoutError,
+    ClientClosedError,
     ConnectionLostError,
     InputError,
     ManagementError,
@@ -41,7 +43,7 @@ _ADVICE = (
 
 # After these a job has not run, or has run and failed; whether it may have, the others say themselves.
 _NOT_RUN = (ManagementError, PermissionDeniedError, BackpressureError, RateLimitedError)
-_KNOWS_ITSELF = (ShuttingDownError, ConnectionLostError)
+_KNOWS_ITSELF = (ShuttingDownError, ConnectionLostError, ClientClosedError, CallTimeoutError)
 
 #: What the manager is known to do.
 Action = Literal[

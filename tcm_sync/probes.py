@@ -67,7 +67,7 @@ class Probes(Lifecycle):
         pause, answer = _FIRST_PAUSE, None
         while True:
             runtime = self._running()
-            readiness = self._ask("ready", deadline.at_most(_ONE_LOOK))
+            readiness = self._ask("ready", deadline.at_most(_ONE_LOOK), runtime.opener.opening)
             if readiness.ok:
                 return readiness
             if answer is None or not (readiness.status == "unreachable" and deadline.expired()):
@@ -84,13 +84,13 @@ class Probes(Lifecycle):
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _probe(self, name: str, timeout: float) -> Readiness:
-        return self._ask(name, self._deadline(timeout))
+        return self._ask(name, self._deadline(timeout), OpeningSockets())
 
-    def _ask(self, name: str, deadline: Deadline) -> Readiness:
+    def _ask(self, name: str, deadline: Deadline, opening: OpeningSockets) -> Readiness:
         runtime = self._runtime
         opener = runtime.opener if runtime is not None else Opener(self._settings, OpeningSockets())
         try:
-            status, body = probe(opener, name, deadline, opener.opening)
+            status, body = probe(opener, name, deadline, opening)
         except TcmError as error:
             return Readiness(ok=False, status="unreachable", detail=error.message)
         return Readiness.read(status, body)

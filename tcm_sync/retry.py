@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -133,10 +133,13 @@ class Attempts:
         except TcmError as error:
             first = error
         try:
-            return self._repeat(first, attempt, sleep)
+            result = self._repeat(first, attempt, sleep)
         except TcmError as error:
             error.history = tuple(self.history[:-1])
+            _forget_frames(error.history)
             raise
+        _forget_frames(self.history)
+        return result
 
     def _repeat(
         self, first: TcmError, attempt: Callable[[], Result], sleep: Callable[[float], None]
@@ -195,6 +198,18 @@ class Attempts:
     def _log_repeat(self, state: tenacity.RetryCallState) -> None:
         pause = state.upcoming_sleep
         log.info("repeating in %.3f s after: %s", pause, self.history[-1])
+
+
+def _forget_frames(errors: Iterable[BaseException]) -> None:
+    """Let go of what past failures keep alive through their frames: payloads, and connections."""
+    waiting: list[BaseException | None] = list(errors)
+    seen: set[int] = set()
+    while waiting:
+        error = waiting.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            error.__traceback__ = None
+            waiting += [error.__cause__, error.__context__]
 
 
 class _stop_when_spent(stop_base):  # noqa: N801 - tenacity names its strategies so

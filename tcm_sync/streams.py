@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -234,6 +235,10 @@ class StreamCall(Call):
         while True:
             left = self.deadline.remaining()
             if left == 0.0:
+                if not self.deadline.is_before(self._replies.last_at):
+                    self._items.extend(self._replies.take(0.0))  # it came in time, and was taken late
+                    if self._items:
+                        return True
                 raise CallTimeoutError(
                     f"the stream had not ended within {self.deadline.timeout:.3g} s; the model may still run",
                     outcome_unknown=True,
@@ -305,6 +310,7 @@ class InferStream(Iterator[str]):
         self._next = call.first
         self.model_name = call.target[1]
         self.ended_by: EndedBy | None = call.ended
+        self._going_on = [True] if call.ended is None else []
 
     @property
     def chunks(self) -> tuple[str, ...]:
@@ -350,7 +356,8 @@ class InferStream(Iterator[str]):
         error.elapsed = self._call.deadline.elapsed()
 
     def _end(self, ended_by: EndedBy, *, reusable: bool = False) -> None:
-        if self.ended_by is None:
+        with contextlib.suppress(IndexError):
+            self._going_on.pop()  # one of those who end it does
             self.ended_by = ended_by
             self._call.finish(reusable=reusable)
 

@@ -44,6 +44,20 @@ class Connector:
                 self._jobs.remove(job)
             raise
 
+    def nudge(self) -> None:
+        """Start a thread for jobs that an interrupted `submit` has left without one that was started."""
+        with self._lock:
+            self._threads = {thread for thread in self._threads if thread.ident is not None}
+            if self._stopped or not self._jobs or self._threads:
+                return
+            thread = threading.Thread(target=self._run, name="tcm-sync-connector", daemon=True)
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # the next look tries again
+            with self._lock:
+                self._threads.discard(thread)
+
     def idle(self) -> bool:
         """Whether there is no job, neither waiting nor under way."""
         with self._lock:

@@ -153,6 +153,7 @@ class Growth:
             stale = shutdowns != self._shutdowns
             if stale:
                 self._opening -= 1
+                self.auth_gate.abandon(self._prober)
                 wanted = self._grow()
             else:  # before the reader can tell of a shutdown on this very socket
                 was_shut = self._shut() is not None
@@ -160,6 +161,7 @@ class Growth:
                 self.auth_gate.open(tell=False)
         if stale:
             connection.close()  # to the manager that is shutting down: it proves nothing
+            self.reader.wake_at(monotonic())
             self._open_more(wanted)
             return
         if was_shut:

@@ -26,19 +26,19 @@ class Lease:
     def release(self) -> None:
         """Give the connection back: the reply came, complete and expected."""
         if self._pool is not None:
-            self._pool.release(self.connection)
+            self._pool.release(self.connection, self)
             self._pool = None
 
     def unused(self) -> None:
         """Give the connection back without having sent anything."""
         if self._pool is not None:
-            self._pool.release(self.connection, used=False)
+            self._pool.release(self.connection, self, used=False)
             self._pool = None
 
     def discard(self, reason: str) -> None:
         """Close the connection: a reply may be outstanding on it."""
         if self._pool is not None:
-            self._pool.discard(self.connection, reason)
+            self._pool.discard(self.connection, self, reason)
             self._pool = None
 
     def __del__(self) -> None:

@@ -66,6 +66,8 @@ class Pool(Growth):
                 self._waiters.append(waiter)
                 self._serve()
                 wanted = self._grow()
+                if not wanted:  # it waits for what others do, and that may have been lost
+                    self.reader.wake_at(monotonic() + growth.AUDIT_INTERVAL)
             self._open_more(wanted)
             self._wait(waiter)
         except BaseException:
@@ -74,13 +76,14 @@ class Pool(Growth):
             raise
         return lease
 
-    def release(self, connection: Connection, *, used: bool = True) -> None:
-        """Take back a connection that may be used again."""
+    def release(self, connection: Connection, lease: Lease, *, used: bool = True) -> None:
+        """Take back a connection that may be used again, from whoever has it."""
         now = monotonic()
         wanted = 0
         with self._lock:
-            if connection.leased_at is None:
-                return  # it died meanwhile
+            hold = connection.lease
+            if hold is None or hold() is not lease:
+                return  # it died meanwhile, or was given back before
             connection.requests += used
             retired = connection.retiring
             if retired is not None:
@@ -101,9 +104,10 @@ class Pool(Growth):
             self._log_closed(connection, retired)
         self._open_more(wanted)
 
-    def discard(self, connection: Connection, reason: str) -> None:
-        """Give up a connection, wherever it is; doing so twice is as good as once."""
-        if self._abandoned:
+    def discard(self, connection: Connection, lease: Lease, reason: str) -> None:
+        """Give up a connection, for whoever has it; doing so twice is as good as once."""
+        hold = connection.lease
+        if self._abandoned or (hold is not None and hold() is not lease):
             return
         connection.shut_down()
         self.reader.close(connection, reason)
@@ -175,7 +179,7 @@ class Pool(Growth):
                 self._calm.notify_all()
             connection = waiter.connection
         if connection is not None:
-            self.release(connection, used=False)
+            self.release(connection, waiter.lease, used=False)
 
     def _timed_out(self, waiter: Waiter) -> TcmError:
         waited = monotonic() - waiter.since
@@ -257,6 +261,7 @@ class Pool(Growth):
             due = self._shelf.next_expiry(now)
             if self._waiters or self._opening or self._shelf.busy():
                 due = min(due, now + growth.AUDIT_INTERVAL)
+        self._connector.nudge()
         for connection in expired:
             self._close(connection, "idle or old")
         for connection in lost:
@@ -266,13 +271,17 @@ class Pool(Growth):
         return due
 
     def _audit(self, now: float) -> list[Connection]:
-        """Find what a KeyboardInterrupt between two instructions has lost: leases, and a count."""
+        """Find what a KeyboardInterrupt between two instructions has lost: leases, a count, and probes."""
         lost = self._shelf.lost_leases(now - growth.AUDIT_INTERVAL)
         for connection in lost:
             self._forget(connection)
-        if self._opening and self._connector.idle():
+        gates = (self.auth_gate, self.manager_gate)
+        opening = self._opening > 0 or any(gate.is_probed_by(self._prober) for gate in gates)
+        if opening and self._connector.idle():
             if self._miscounted:
                 self._opening = 0
+                for gate in gates:
+                    gate.abandon(self._prober)
             self._miscounted = not self._miscounted  # a job may just be on its way to the connector
         else:
             self._miscounted = False

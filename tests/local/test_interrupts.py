@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import tcm_sync
-from tcm_sync import TcmClient
+from tcm_sync import ConnectFailedError, TcmClient
 from tcm_sync.transport import growth
 
 from .raw import GUARD, wait_until
@@ -168,3 +168,20 @@ def test_a_stream(serve, manager, leave):
         every_socket_is_of_use(client)
         futures = client._runtime.reader.pending._futures
         wait_until(lambda: not futures, "nothing is waited for any more")
+
+
+def test_a_call_that_tries_a_gate_which_was_shut(manager):
+    """Whoever is interrupted as the one to try it leaves it to the next."""
+
+    @contextlib.contextmanager
+    def prepare():
+        with client_of(manager) as client:
+            client.open()
+            pool = client._runtime.pool
+            pool.manager_gate.shut(ConnectFailedError("as if"), exactly=0.0)
+            for connection in list(pool._shelf.all.values()):
+                pool.retire(connection, "as if")
+            yield partial(ask, client)
+            ask(client)
+
+    each_moment(prepare)

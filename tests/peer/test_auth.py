@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError
+from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError, ShuttingDownError
 from tcm_sync.errors import TcmError
 
 from .scripted import ScriptedPeer
@@ -196,3 +197,39 @@ def test_a_manager_that_cannot_be_reached_when_the_token_is_tried_again_is_tried
         wait_until(answered)
     assert answers == [3.0]
     assert len(peer.connections) == 3
+
+
+def test_a_token_that_is_tried_again_during_a_shutdown_is_tried_once_more():
+    """The socket that tries it is opened, and comes too late: its manager is shutting down by then."""
+    told, authed, shut = threading.Event(), threading.Event(), threading.Event()
+
+    def streams(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.reply(None, status="START", model_name=None)
+        connection.reply("a", status="ONGOING", model_name=None)
+        wait_for(told)
+        connection.error("Server is shutting down; request rejected.", "SYSTEM_SHUTDOWN")
+        connection.close(1012)
+
+    def slow(connection):
+        connection.accept()
+        connection.read_auth()
+        authed.set()
+        wait_for(shut)
+        connection.send_text({"type": "auth.ok"})
+        connection.wait_eof()
+
+    with ScriptedPeer(streams, refuse, slow, echo) as peer, connect(peer, pool_size=3) as client:
+        chunks = client.stream("m", {"text": ["x"]})
+        with failing(AuthenticationError):
+            ask(client)
+        pool = client._running().pool
+        wait_until(lambda: time.monotonic() > pool.auth_gate._opens_at)
+        with background(lambda: ask(client, 3.0)) as answer:
+            wait_for(authed)
+            told.set()
+            with failing(ShuttingDownError):
+                list(chunks)
+            shut.set()
+            assert answer() == 3.0

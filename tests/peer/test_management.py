@@ -31,6 +31,7 @@ from tcm_sync import (
     TensorSpec,
 )
 from tcm_sync.progress import Progress
+from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.replies import ReplyFuture
 from tcm_sync.transport.runtime import _late
 
@@ -243,6 +244,23 @@ def test_a_job_under_way_at_the_closing_may_have_run():
             with failing(ClientClosedError, *LOOK) as caught:
                 result()
     assert caught.value.outcome_unknown
+
+
+def test_a_job_that_the_closing_met_before_its_first_byte_has_not_run(monkeypatch):
+    send = Connection.send
+
+    def closed_just_before(self, message, deadline, future):
+        if b'"management"' in message:
+            client.close()
+            wait_until(lambda: self.closed)
+        return send(self, message, deadline, future)
+
+    monkeypatch.setattr(Connection, "send", closed_just_before)
+    with ScriptedPeer(doing(done)) as peer, connect(peer) as client:
+        with failing(ClientClosedError) as caught:
+            client.management("create_vm")
+    assert not caught.value.outcome_unknown
+    assert peer.requests == 0
 
 
 def rate_limited(connection):

@@ -8,7 +8,7 @@ import pytest
 
 from .connection import ClientLeft
 from .scripted import ScriptedPeer
-from .scripts import BRISK, connect, echo
+from .scripts import BRISK, ask, connect, echo
 
 SECONDS = 0.5  # what a test lets a probe take that is never answered
 
@@ -72,3 +72,12 @@ def test_a_ready_answer_of_another_kind_is_no_crash(body):
     with ScriptedPeer(echo) as peer, connect(peer, retry=BRISK) as client:
         peer.http["/ready"] = answer
         assert client.ready().ok in (True, False)
+
+
+def test_a_closed_client_may_still_ask_whether_the_manager_is_there():
+    with ScriptedPeer(echo) as peer:
+        client = connect(peer)
+        assert ask(client) == 1.0
+        client.close()
+        assert client.health()
+        assert client.ready().ok

@@ -25,6 +25,7 @@ from tcm_sync import (
     ShuttingDownError,
     StreamTimeoutError,
 )
+from tcm_sync.deadline import Deadline
 
 from .connection import PATIENCE, PING, PONG
 from .scripted import ScriptedPeer
@@ -632,6 +633,67 @@ def test_a_stream_that_is_not_taken_is_held_up_by_tcp_and_holds_up_nobody():
             assert taken == f"{number} {text}"
         assert number == count - 1
         assert chunks.ended_by == "completed"
+
+
+def test_what_came_in_time_may_be_taken_late():
+    with ScriptedPeer(streaming(*map(str, range(30)), end=complete)) as peer, connect(peer) as client:
+        chunks = stream(client, timeout=0.5)
+        replies = chunks._call._replies
+        wait_until(lambda: len(replies._items) + len(chunks._call._items) == 30)  # and the end
+        wait_until(chunks._call.deadline.expired)
+        assert list(chunks) == [str(number) for number in range(30)]
+    assert chunks.ended_by == "completed"
+
+
+@pytest.mark.parametrize("failed", ["answered", "lost"])
+def test_a_stream_that_began_after_a_failure_is_closed_when_it_is_dropped(failed):
+    """A failure knows the frames it came through, and they the stream: nothing may wait for the collector."""
+
+    def first(connection):
+        connection.welcome()
+        connection.recv_request()
+        if failed == "lost":
+            connection.drop()
+        connection.fail("TRITON_OVERLOADED", retriable=True)
+        connection.recv_request()
+        streams_for_ever(connection)
+
+    def streams_for_ever(connection):
+        connection.reply(None, status="START", model_name=None)
+        chunk(connection, "a")
+        connection.wait_eof()
+
+    def again(connection):
+        connection.welcome()
+        connection.recv_request()
+        streams_for_ever(connection)
+
+    with ScriptedPeer(first, again) as peer, connect(peer, pool_size=1) as client:
+        gc.disable()
+        try:
+            assert next(stream(client)) == "a"
+            wait_until(lambda: not client._runtime.pool._shelf.all)
+        finally:
+            gc.enable()
+    assert peer.requests == 2
+
+
+def test_a_socket_is_given_back_once():
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        ask(client)
+        pool = client._runtime.pool
+        first = pool.lease(Deadline(PATIENCE))
+        connection = first.connection
+        pool.release(connection, first, used=False)
+        second = pool.lease(Deadline(PATIENCE))
+        assert second.connection is connection
+        pool.release(connection, first)
+        pool.discard(connection, first, "again")
+        assert list(pool._shelf.idle) == []
+        assert not connection.closed
+        second.unused()
+        assert ask(client) == 1.0
+    assert len(peer.uuids) == 1
 
 
 def test_a_paused_stream_can_be_left():
