@@ -1,5 +1,6 @@
 """Blocking, thread-safe client of the Triton Client Manager."""
 
+from tcm_sync.batching import BatchPolicy
 from tcm_sync.client import TcmClient
 from tcm_sync.config import UNSET, AuthContext, Route, TlsSettings
 from tcm_sync.deployment import Deployment
@@ -45,6 +46,7 @@ from tcm_sync.errors import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
+from tcm_sync.model import Model
 from tcm_sync.pipelines import PipelineStep
 from tcm_sync.results import InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
@@ -58,6 +60,7 @@ __all__ = [
     "AuthContext",
     "AuthenticationError",
     "BackpressureError",
+    "BatchPolicy",
     "CallTimeoutError",
     "CircuitOpenError",
     "ClientClosedError",
@@ -78,6 +81,7 @@ __all__ = [
     "MessageTooLargeError",
     "MissingArgumentError",
     "MissingInstanceError",
+    "Model",
     "ModelFileError",
     "ModelLoadError",
     "ModelMissingError",

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tcm_sync.chunked import Chunked
 from tcm_sync.config import AuthContext, Route, Settings, TlsSettings, settings_from_env
 from tcm_sync.info import Info
 from tcm_sync.management import Management
+from tcm_sync.model import Models
 from tcm_sync.pipelines import Pipelines
 from tcm_sync.probes import Probes
 from tcm_sync.retry import RetryPolicy
-from tcm_sync.streams import Streams
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-class TcmClient(Chunked, Streams, Pipelines, Info, Management, Probes):
+class TcmClient(Models, Pipelines, Info, Management, Probes):
     """A blocking client of one manager, for any number of threads.
 
     It opens by itself on the first call; making one connects to nothing. One background thread reads all of

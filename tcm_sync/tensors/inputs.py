@@ -67,7 +67,7 @@ class Tensor(Struct, frozen=True, eq=False):
     array: npt.NDArray[Any]
 
 
-def check_inputs(inputs: object) -> tuple[Tensor, ...]:
+def check_inputs(inputs: object, *, scalars: bool = False) -> tuple[Tensor, ...]:
     """Turn the inputs of a call into tensors that can be sent.
 
     Parameters
@@ -79,6 +79,8 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
           ``datatype``, ``data``; or ``name``, ``dims``, ``type`` (``"FP32"`` or ``"TYPE_FP32"``),
           ``value``.
         - One array-like alone, which is named ``INPUT__0``.
+    scalars : bool
+        Whether 0-d tensors will do: they are to be stacked before they are sent.
 
     Returns
     -------
@@ -99,7 +101,7 @@ def check_inputs(inputs: object) -> tuple[Tensor, ...]:
             raise InputError(f'input "{quote(name)}": given twice')
         names.add(name)
         try:
-            tensors.append(_tensor(name, shape, datatype, data))
+            tensors.append(_tensor(name, shape, datatype, data, scalars=scalars))
         except Unfit as reason:
             raise InputError(f'input "{quote(name)}": {reason}') from reason.__cause__
         except RecursionError:
@@ -155,7 +157,7 @@ def _checked_name(name: object, place: int) -> str:
     return name if type(name) is str else str.__str__(name)
 
 
-def _tensor(name: str, shape: Any, datatype: Any, data: object) -> Tensor:
+def _tensor(name: str, shape: Any, datatype: Any, data: object, *, scalars: bool) -> Tensor:
     if datatype is UNSET and (ready := _ready(data)) is not None:
         array, target = ready
     else:
@@ -164,7 +166,7 @@ def _tensor(name: str, shape: Any, datatype: Any, data: object) -> Tensor:
         found = datatype_of(array.dtype)  # first of all, for its advice
         target = stated or found
         array = _normal(cast(array, target.dtype, target.name), target)
-    if array.ndim == 0:
+    if array.ndim == 0 and not scalars:
         raise Unfit("is 0-d, which the wire cannot carry; .reshape(1) it")
     if array.ndim > MAX_DIMENSIONS:
         raise Unfit(f"has {array.ndim} dimensions, more than {MAX_DIMENSIONS}")

@@ -38,7 +38,8 @@ FLOORS = (
     {"caller", "deployment", "probes"},
     {"inference", "info", "management"},
     {"many", "pipelines", "streams"},
-    {"chunked"},
+    {"batching", "chunked"},
+    {"model"},
     {"client"},
     {"local"},
 )

@@ -1,0 +1,329 @@
+"""Samples of many threads, stacked into one request and split again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import UNSET as LEFT_OUT
+from msgspec import Raw
+
+from tcm_sync.config import check_count
+from tcm_sync.errors import CallTimeoutError, ConfigError, PoolTimeoutError, ProtocolError, TcmError
+from tcm_sync.inference import InferenceCall, Plan, is_readable
+from tcm_sync.process import watch
+from tcm_sync.results import InferResult
+from tcm_sync.tensors import Tensor, check_inputs, decode_outputs, encode_inputs
+from tcm_sync.wire.encode import check_size, encode_payload
+from tcm_sync.wire.messages import InferencePayload, InferenceRequest, InputTensor
+from tcm_sync.wire.quote import quote
+
+if TYPE_CHECKING:
+    from tcm_sync.deadline import Deadline
+    from tcm_sync.inference import Inference
+    from tcm_sync.transport.replies import Future
+
+_DIGITS = 10  # of a batch's size, at most
+_MOST_ROOMS = 256  # kinds of samples that are remembered
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """When samples of different callers go out together.
+
+    A batch leaves when a socket is free and either it is full, or `max_wait` has passed since its first
+    sample, or nobody else is in a call. While it waits for the socket, more samples may join.
+
+    Parameters
+    ----------
+    max_size : int
+        The most samples in a batch.
+    max_wait : float
+        Seconds that the first one waits for others, at most.
+    """
+
+    max_size: int = 32
+    max_wait: float = 0.004
+
+    def __post_init__(self) -> None:
+        check_count("batch.max_size", self.max_size)
+        wait = self.max_wait
+        if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait <= 60:
+            raise ConfigError(f"batch.max_wait must be a number of seconds from 0 to 60, not {wait!r}")
+
+
+class Sample:
+    """One caller's inputs, and what becomes of them. All but the lock is guarded by the batcher's."""
+
+    __slots__ = ("batch", "deadline", "key", "outcome", "since", "size", "tensors", "texts", "told")
+
+    def __init__(self, tensors: tuple[Tensor, ...], deadline: Deadline) -> None:
+        self.tensors = tensors
+        # Each is written in its caller's thread, with a batch axis that is taken off again.
+        self.texts = [bytes(each.data)[1:-1] for each in encode_inputs(map(_as_batch, tensors))]
+        self.key = tuple((each.name, each.datatype, each.shape) for each in tensors)
+        self.size = sum(map(len, self.texts)) + len(self.texts)  # bytes that it adds to a message
+        self.deadline = deadline
+        self.since = monotonic()
+        self.batch: Batch
+        self.outcome: InferResult | TcmError | None = None
+        self.told = threading.Lock()  # held until there is an outcome, or it is to lead; guards nothing
+        self.told.acquire()
+
+
+class Batch:
+    """Samples that go out together; the first one's caller leads. Guarded by the batcher's lock."""
+
+    def __init__(self, sample: Sample, room: int) -> None:
+        self.samples = [sample]
+        self.room = room - sample.size  # bytes that are left of a message
+        self.leader = sample
+        self.open = True  # whether samples may join
+        self.sent = False  # whether it went out, or is about to
+
+
+class Batcher:
+    """Stacks the samples of one model.
+
+    There is no thread for it: of the callers whose samples are in a batch, one leads. If it leaves, by its
+    deadline or a KeyboardInterrupt, the next one leads those that are left, and sends them again.
+
+    Parameters
+    ----------
+    client : Inference
+        Whose sockets are used.
+    plan : Plan
+        The model, the route, and all that the samples share.
+    policy : BatchPolicy
+        When a batch leaves.
+    """
+
+    def __init__(self, client: Inference, plan: Plan, policy: BatchPolicy) -> None:
+        self._client = client
+        self._plan = plan
+        self._policy = policy
+        self.after_fork()
+        watch(self)
+
+    def after_fork(self) -> None:
+        """Begin anew: the samples of a parent process are its own."""
+        self._lock = threading.Lock()  # guards what is below, and all batches and samples
+        self._changed = threading.Condition(self._lock)  # told when a batch may leave
+        self._open: dict[Hashable, Batch] = {}
+        self._inside: set[Sample] = set()  # of all callers that are here
+        self._rooms: dict[Hashable, int] = {}  # bytes of samples that fit a message, by their key
+
+    def at_exit(self) -> None:
+        """Do nothing: calls are refused by the client."""
+
+    def run(self, inputs: object, deadline: Deadline) -> InferResult:
+        """Run the model on one sample, together with those of other callers."""
+        sample = Sample(check_inputs(inputs, scalars=True), deadline)
+        room = self._room(sample)
+        try:
+            self._join(sample, room)
+            while sample.outcome is None:
+                if sample.batch.leader is sample:
+                    self._lead(sample.batch, sample)
+                else:
+                    self._wait(sample)
+        finally:
+            self._leave(sample)
+        if isinstance(sample.outcome, TcmError):
+            raise sample.outcome
+        return sample.outcome
+
+    def _room(self, sample: Sample) -> int:
+        """Count the bytes that the samples of a message may have; this one alone must fit."""
+        limit = self._client._settings.max_message_bytes  # noqa: SLF001
+        room = self._rooms.get(sample.key)
+        if room is None:
+            bare = len(self._text(sample.tensors, [[] for _ in sample.texts], 10**_DIGITS))
+            room = limit - bare - self._client._envelope_bytes("inference")  # noqa: SLF001
+            if len(self._rooms) >= _MOST_ROOMS:
+                self._rooms.clear()
+            self._rooms[sample.key] = room
+        check_size(limit - room + sample.size, limit)
+        return room
+
+    def _join(self, sample: Sample, room: int) -> None:
+        with self._lock:
+            self._inside.add(sample)
+            batch = self._open.get(sample.key)
+            if batch is not None and sample.size <= batch.room:
+                sample.batch = batch
+                batch.samples.append(sample)
+                batch.room -= sample.size
+            else:
+                if batch is not None:
+                    batch.open = False
+                batch = sample.batch = self._open[sample.key] = Batch(sample, room)
+            if len(batch.samples) >= self._policy.max_size:
+                self._shut(batch)
+            self._changed.notify_all()
+
+    def _shut(self, batch: Batch) -> None:
+        """Let nobody join any more."""
+        batch.open = False
+        for key, found in list(self._open.items()):
+            if found is batch:
+                del self._open[key]
+
+    def _wait(self, sample: Sample) -> None:
+        """Wait for the outcome, or to be told to lead."""
+        left = sample.deadline.remaining()
+        if sample.told.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
+            return
+        with self._lock:
+            if sample.outcome is not None or sample.batch.leader is sample:
+                return
+            waited = monotonic() - sample.since
+            sample.outcome = (
+                CallTimeoutError(
+                    f"no reply within {waited:.3g} s; the batch that the sample went out in may still run",
+                    outcome_unknown=True,
+                )
+                if sample.batch.sent
+                else PoolTimeoutError(f"no socket came free for the sample's batch within {waited:.3g} s")
+            )
+
+    def _leave(self, sample: Sample) -> None:
+        """Take a sample out, whatever became of it; if its caller led, the next one does."""
+        with self._lock:
+            self._inside.discard(sample)
+            batch = getattr(sample, "batch", None)
+            if batch is not None and sample in batch.samples:
+                batch.samples.remove(sample)
+                batch.room += sample.size
+                if not batch.samples:
+                    self._shut(batch)
+                elif batch.leader is sample:
+                    batch.leader = batch.samples[0]
+                    batch.leader.told.release()
+            self._changed.notify_all()
+
+    # --- the leader ---
+
+    def _lead(self, batch: Batch, leader: Sample) -> None:
+        """Send the batch when it is time, and hand out what comes back."""
+        self._gather(batch, leader)
+        policy = self._plan.policy
+        call = BatchCall(self, batch, leader.deadline, patient=policy is not None, plan=self._plan)
+        try:
+            attempts = self._client._perform(call, policy)  # noqa: SLF001
+            outcomes: list[InferResult | TcmError] = [*self._split(call, attempts)]
+            samples = call.samples
+        except TcmError as error:
+            if leader.deadline.expired():
+                leader.outcome = error  # the others may have time: one of them goes on
+                return
+            with self._lock:
+                self._shut(batch)
+                samples = list(batch.samples)
+            outcomes = [error if sample is leader else _copy(error) for sample in samples]
+        with self._lock:
+            for sample, outcome in zip(samples, outcomes, strict=True):
+                if sample.outcome is None and sample in batch.samples:
+                    sample.outcome = outcome
+                    if sample is not leader:
+                        sample.told.release()
+            batch.samples.clear()
+
+    def _gather(self, batch: Batch, leader: Sample) -> None:
+        """Wait until the batch may leave, but for a socket."""
+        ends = leader.since + self._policy.max_wait
+        with self._lock:
+            while batch.open and len(self._inside) > len(batch.samples):
+                left = ends - monotonic()
+                if left <= 0.0 or leader.deadline.expired():
+                    return
+                self._changed.wait(left)
+
+    def close(self, batch: Batch) -> tuple[list[Sample], bytes]:
+        """Let nobody join a batch any more, and write it: its connection is there."""
+        with self._lock:
+            self._shut(batch)
+            batch.sent = True
+            samples = list(batch.samples)
+        rows = [[sample.texts[place] for sample in samples] for place in range(len(samples[0].texts))]
+        return samples, self._text(samples[0].tensors, rows, len(samples))
+
+    def _text(self, tensors: tuple[Tensor, ...], rows: list[list[bytes]], size: int) -> bytes:
+        plan = self._plan
+        inputs = tuple(
+            InputTensor(each.name, (size, *each.shape), each.datatype, Raw(b"[%b]" % b",".join(texts)))
+            for each, texts in zip(tensors, rows, strict=True)
+        )
+        return encode_payload(
+            InferencePayload(
+                container_id=plan.route.container_id,
+                vm_ip=LEFT_OUT if plan.route.vm_ip is None else plan.route.vm_ip,
+                vm_id=LEFT_OUT if plan.route.vm_id is None else plan.route.vm_id,
+                model_name=plan.model_name,
+                request=InferenceRequest(
+                    inputs=inputs, allow_transient=True if plan.allow_transient else LEFT_OUT
+                ),
+            )
+        )
+
+    def _split(self, call: BatchCall, attempts: int) -> list[InferResult]:
+        """Cut the outputs of a batch into those of its samples."""
+        reply, size = call.reply, len(call.samples)
+        try:
+            arrays = decode_outputs(reply.data, self._plan.dtypes)
+            for name, array in arrays.items():
+                if array.shape[0] != size:
+                    raise ProtocolError(
+                        f'output "{quote(name)}": its first axis is {array.shape[0]}, and the batch has '
+                        f"{size} samples: the model mixes them, or they lost their shape on the wire"
+                    )
+        except TcmError as error:
+            self._client._describe(error, call)  # noqa: SLF001
+            call.blame(error, sound=is_readable(reply.data))
+            raise
+        model_name = reply.model_name or self._plan.model_name
+        return [
+            InferResult(
+                model_name,
+                {name: np.array(array[place]) for name, array in arrays.items()},
+                b"",
+                attempts,
+                sample.deadline.elapsed(),
+            )
+            for place, sample in enumerate(call.samples)
+        ]
+
+
+class BatchCall(InferenceCall):
+    """One batch on its way: it is closed and written once its connection is there."""
+
+    samples: list[Sample]
+
+    def __init__(
+        self, batcher: Batcher, batch: Batch, deadline: Deadline, *, patient: bool, plan: Plan
+    ) -> None:
+        super().__init__(b"", deadline, patient=patient, target=(plan.route, plan.model_name))
+        self._batcher = batcher
+        self._batch = batch
+
+    def future(self) -> Future:
+        """Make what the reader resolves. A repeat sends the same samples."""
+        if not self.payload:
+            self.samples, self.payload = self._batcher.close(self._batch)
+        return super().future()
+
+
+def _as_batch(tensor: Tensor) -> Tensor:
+    """Return a sample as a batch of one."""
+    return Tensor(tensor.name, tensor.datatype, (1, *tensor.shape), tensor.array[np.newaxis])
+
+
+def _copy(error: TcmError) -> TcmError:
+    """Return the same error for another caller to raise."""
+    copy = type(error)(error.message)
+    vars(copy).update(vars(error))
+    return copy

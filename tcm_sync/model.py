@@ -1,0 +1,146 @@
+"""A model with its route: the calls of the client without them, and samples that go out in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync.batching import Batcher, BatchPolicy
+from tcm_sync.chunked import Chunked
+from tcm_sync.config import UNSET, Unset
+from tcm_sync.errors import InputError
+from tcm_sync.streams import Streams
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from tcm_sync.results import InferResult
+    from tcm_sync.streams import InferStream
+
+
+class Models(Chunked, Streams):
+    """The client's `model`."""
+
+    def model(
+        self,
+        model_name: str,
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None = None,
+        batch: BatchPolicy | None = None,
+    ) -> Model:
+        """Return a model with its route, to be called again and again.
+
+        Parameters
+        ----------
+        model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes
+            As `infer` takes them; every call of the model has them.
+        batch : BatchPolicy, optional
+            Lets `Model.infer_sample` put the samples of several threads into one message. Left out, each
+            goes out alone.
+
+        Raises
+        ------
+        InputError
+            An argument is wrong.
+        """
+        if batch is not None and not isinstance(batch, BatchPolicy):
+            raise InputError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
+        route = self._route(vm_ip, container_id, vm_id)
+        options = {
+            "vm_ip": route.vm_ip,
+            "container_id": route.container_id,
+            "vm_id": route.vm_id,
+            "allow_transient": allow_transient,
+        }
+        return Model(self, model_name, options, output_dtypes, batch)
+
+
+class Model:
+    """What `TcmClient.model` returns: one model of one route, for any number of threads."""
+
+    def __init__(
+        self,
+        client: Models,
+        model_name: str,
+        options: dict[str, Any],
+        output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None,
+        batch: BatchPolicy | None,
+    ) -> None:
+        self._made_with = (client, model_name, options, output_dtypes, batch)
+        self._client = client
+        self._options = options
+        self._dtypes: dict[str, Any] = {"output_dtypes": output_dtypes}
+        self.model_name = model_name
+        plan = client._plan(model_name, output_dtypes=output_dtypes, **options)  # noqa: SLF001
+        self._batcher = Batcher(client, plan, batch or BatchPolicy(max_size=1, max_wait=0.0))
+
+    def infer_sample(self, inputs: object, *, timeout: float | Unset | None = UNSET) -> InferResult:
+        """Run the model on one sample, in a batch with those of other threads.
+
+        Samples that have the same names, datatypes and shapes are stacked along a new first axis, so far as
+        they fit ``max_message_bytes``, and each caller gets its slice of the outputs. When a batch leaves is
+        told by its `BatchPolicy`. If it fails, all of its callers get the same error.
+
+        Parameters
+        ----------
+        inputs : mapping, sequence or array-like
+            As `TcmClient.infer` takes them, without a batch axis; a 0-d array will do. Texts lose their shape
+            on the wire: one a sample comes back 0-d, and more cannot be told apart.
+        timeout : float or None, optional
+            Seconds for this sample; None is no limit. Left out, the client's. The others of its batch are
+            not disturbed when it has passed.
+
+        Returns
+        -------
+        InferResult
+            The slice of this sample; its ``raw`` is empty.
+
+        Raises
+        ------
+        InputError, MessageTooLargeError
+            The sample cannot be sent. It is refused alone.
+        ProtocolError
+            The first axis of an output is not that of the batch.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        client = self._client
+        deadline = client._deadline(timeout)  # noqa: SLF001
+        client._running()  # noqa: SLF001
+        return self._batcher.run(inputs, deadline)
+
+    def infer(self, inputs: object, **options: Any) -> InferResult:
+        """Run the model: `TcmClient.infer` without its model and route."""
+        return self._client.infer(self.model_name, inputs, **self._with(options))
+
+    def submit(self, inputs: object, **options: Any) -> Future[InferResult]:
+        """Run the model in the background: `TcmClient.submit` without its model and route."""
+        return self._client.submit(self.model_name, inputs, **self._with(options))
+
+    def map(self, many_inputs: Iterable[object], **options: Any) -> Iterator[Any]:
+        """Run the model on one input after another: `TcmClient.map` without its model and route."""
+        return self._client.map(self.model_name, many_inputs, **self._with(options))
+
+    def infer_chunked(self, inputs: object, **options: Any) -> InferResult:
+        """Run the model on a long batch: `TcmClient.infer_chunked` without its model and route."""
+        return self._client.infer_chunked(self.model_name, inputs, **self._with(options))
+
+    def stream(self, inputs: object, **options: Any) -> InferStream:
+        """Run the model as a stream: `TcmClient.stream` without its model and route."""
+        return self._client.stream(self.model_name, inputs, **{**self._options, **options})
+
+    def _with(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {**self._options, **self._dtypes, **options}
+
+    def __repr__(self) -> str:
+        return (
+            f"<Model {self.model_name!r} in container {self._options['container_id']!r} of {self._client!r}>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Model, self._made_with
