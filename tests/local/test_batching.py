@@ -333,6 +333,7 @@ def test_slices_never_mix_under_load_timeouts_and_failures(serve):
     counts = {"right": 0, "failed": 0, "late": 0}
     lock = threading.Lock()
     with TcmClient(manager.uri, route=manager.route, timeout=GUARD) as client:
+        client.open()
         model = client.model("picky", batch=BatchPolicy(max_size=7, max_wait=0.002))
 
         def work(thread):
