@@ -133,6 +133,7 @@ def test_samples_of_other_shapes_or_datatypes_go_out_apart(client, recorder):
     samples = [np.ones(2), np.ones(3), np.ones(2, np.int64)] * 5
     for sample, result in zip(samples, together(model, samples), strict=True):
         assert result.shape == sample.shape
+        assert result.dtype == sample.dtype, "it went out as the datatype of another"
     assert {shape[1:] for shape in recorder.shapes} == {(2,), (3,)}
 
 
@@ -204,6 +205,16 @@ def test_a_batch_is_kept_under_the_limit_of_a_message(serve, recorder):
     assert 1 < max(recorder.sizes) < 20
 
 
+def test_every_sample_is_held_to_the_limit_and_not_only_the_first_of_its_kind(serve, recorder):
+    manager = serve({"double": recorder}, max_message_bytes=2000)
+    with TcmClient(manager.uri, route=manager.route, max_message_bytes=2000, timeout=GUARD) as client:
+        model = client.model("double", batch=PATIENT)
+        assert model.infer_sample({"x": np.zeros(150)})["y"].shape == (150,)
+        with pytest.raises(MessageTooLargeError):
+            model.infer_sample({"x": np.full(150, 0.1234567890123)})
+    assert manager.stats().nacks == {}
+
+
 # --- failures and deadlines ---
 
 
@@ -261,7 +272,9 @@ def test_who_runs_out_of_time_leaves_and_the_others_are_not_disturbed(client, re
             for number in range(4)
         ]
         wait_until(lambda: recorder.sizes == [1, 4], "they went out together")
-        assert isinstance(asked[2].exception(GUARD), TimeoutError)
+        error = asked[2].exception(GUARD)
+        assert type(error) is CallTimeoutError
+        assert error.outcome_unknown
         recorder.open.set()
         assert [asked[place].result(GUARD)["y"].item() for place in (0, 1, 3)] == [0.0, 2.0, 6.0]
 
