@@ -1,10 +1,14 @@
-"""What happens to clients when their process forks or ends, and in which processes they refuse to run."""
+"""What happens to clients when their process forks or ends, and in which processes they refuse to run.
+
+A thread that is started while the interpreter ends may crash it, before Python 3.12: no thread of ours is.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
+import threading
 import weakref
 from typing import Protocol
 
@@ -22,6 +26,8 @@ class Watched(Protocol):
 
 
 _watched: weakref.WeakSet[Watched] = weakref.WeakSet()
+_starting = threading.Lock()  # guards _exiting, and each start of a thread against it
+_exiting = False
 
 
 def watch(what: Watched) -> None:
@@ -29,12 +35,31 @@ def watch(what: Watched) -> None:
     _watched.add(what)
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread, unless the interpreter is ending.
+
+    Raises
+    ------
+    RuntimeError
+        It is, or there can be no more threads.
+    """
+    with _starting:
+        if _exiting:
+            raise RuntimeError("the interpreter is ending")
+        thread.start()
+
+
 def _after_fork_in_child() -> None:
+    global _starting
+    _starting = threading.Lock()
     for what in list(_watched):
         what.after_fork()
 
 
 def _at_exit() -> None:
+    global _exiting
+    with _starting:
+        _exiting = True
     for what in list(_watched):
         what.at_exit()
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from tcm_sync.errors import ClientClosedError, ConnectFailedError
+from tcm_sync.process import start_thread
 
 Result = TypeVar("Result")
 
@@ -67,7 +68,7 @@ class Workers:
 
     def _start(self, thread: threading.Thread, future: Future[Any]) -> None:
         try:
-            thread.start()
+            start_thread(thread)
         except RuntimeError as error:  # no more threads, or the interpreter is ending
             with self._lock:
                 self._threads.discard(thread)

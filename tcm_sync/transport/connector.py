@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from tcm_sync.process import start_thread
 from tcm_sync.transport.sockets import OpeningSockets
 
 _MOST_THREADS = 2
@@ -35,7 +36,7 @@ class Connector:
             thread = threading.Thread(target=self._run, name="tcm-sync-connector", daemon=True)
             self._threads.add(thread)
         try:
-            thread.start()
+            start_thread(thread)
         except RuntimeError:  # no more threads, or the interpreter is ending
             with self._lock:
                 self._threads.discard(thread)
@@ -53,7 +54,7 @@ class Connector:
             thread = threading.Thread(target=self._run, name="tcm-sync-connector", daemon=True)
             self._threads.add(thread)
         try:
-            thread.start()
+            start_thread(thread)
         except RuntimeError:  # the next look tries again
             with self._lock:
                 self._threads.discard(thread)

@@ -21,6 +21,7 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
+from tcm_sync.process import start_thread
 from tcm_sync.transport import frames
 from tcm_sync.transport.poller import READ, WRITE, make_poller
 from tcm_sync.transport.replies import PendingReplies, Refusal, StreamReplies
@@ -84,7 +85,7 @@ class Reader:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        start_thread(self._thread)
 
     def serve(self, pool: Pool) -> None:
         """Tend `pool` when the time that it asks for has come."""

@@ -31,7 +31,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: from its own subpackage.
 FLOORS = (
     {"errors", "deadline"},
-    {"process", "retry", "wire", "workers"},
+    {"process"},
+    {"retry", "wire", "workers"},
     {"config"},
     {"tensors", "transport"},
     {"lifecycle", "progress", "results"},
