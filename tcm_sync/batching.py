@@ -74,6 +74,11 @@ class Sample:
         self.told = threading.Lock()  # held until there is an outcome, or it is to lead; guards nothing
         self.told.acquire()
 
+    def tell(self) -> None:
+        """Wake its caller, unless that was done; under the batcher's lock."""
+        if self.told.locked():
+            self.told.release()
+
 
 class Batch:
     """Samples that go out together; the first one's caller leads. Guarded by the batcher's lock."""
@@ -132,7 +137,11 @@ class Batcher:
                 else:
                     self._wait(sample)
         finally:
-            self._leave(sample)
+            try:
+                self._leave(sample)
+            except BaseException:  # an interrupt: the others of its batch are waiting
+                self._leave(sample)
+                raise
         if isinstance(sample.outcome, TcmError):
             raise sample.outcome
         return sample.outcome
@@ -203,7 +212,7 @@ class Batcher:
                     self._shut(batch)
                 elif batch.leader is sample:
                     batch.leader = batch.samples[0]
-                    batch.leader.told.release()
+                    batch.leader.tell()
             self._changed.notify_all()
 
     # --- the leader ---
@@ -230,7 +239,7 @@ class Batcher:
                 if sample.outcome is None and sample in batch.samples:
                     sample.outcome = outcome
                     if sample is not leader:
-                        sample.told.release()
+                        sample.tell()
             batch.samples.clear()
 
     def _gather(self, batch: Batch, leader: Sample) -> None:
@@ -238,8 +247,9 @@ class Batcher:
         ends = leader.since + self._policy.max_wait
         with self._lock:
             while batch.open and len(self._inside) > len(batch.samples):
-                left = ends - monotonic()
-                if left <= 0.0 or leader.deadline.expired():
+                remaining = leader.deadline.remaining()
+                left = ends - monotonic() if remaining is None else min(ends - monotonic(), remaining)
+                if left <= 0.0:
                     return
                 self._changed.wait(left)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import logging
 import random
+import sys
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -132,13 +133,14 @@ class Attempts:
             return attempt()
         except TcmError as error:
             first = error
+        handled = sys.exc_info()[1]  # by whoever calls: it is no failure of this call
         try:
             result = self._repeat(first, attempt, sleep)
         except TcmError as error:
             error.history = tuple(self.history[:-1])
-            _forget_frames(error.history)
+            _forget_frames(error.history, handled)
             raise
-        _forget_frames(self.history)
+        _forget_frames(self.history, handled)
         return result
 
     def _repeat(
@@ -200,10 +202,10 @@ class Attempts:
         log.info("repeating in %.3f s after: %s", pause, self.history[-1])
 
 
-def _forget_frames(errors: Iterable[BaseException]) -> None:
+def _forget_frames(errors: Iterable[BaseException], handled: BaseException | None) -> None:
     """Let go of what past failures keep alive through their frames: payloads, and connections."""
     waiting: list[BaseException | None] = list(errors)
-    seen: set[int] = set()
+    seen = {id(handled)}
     while waiting:
         error = waiting.pop()
         if error is not None and id(error) not in seen:

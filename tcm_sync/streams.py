@@ -278,7 +278,7 @@ class StreamCall(Call):
         if whole and not self._more_came():
             self._lease.release()
             return
-        self._lease.discard("its stream was left early")
+        self._lease.let_go()
         if self._pending.claim(self.connection.uuid) is not None:  # another thread may wait for a chunk
             self._replies.resolve(Refusal(ConnectionLostError("the stream was closed")))
 

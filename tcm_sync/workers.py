@@ -28,7 +28,8 @@ class Workers:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._lock = threading.Lock()  # guards everything below
+        # Guards everything below. It is re-entrant: a `map` that was dropped may be collected inside it.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # told of work, and of the end
         self._tasks: dict[Future[Any], Callable[[], Any]] = {}  # in the order in which they came
         self._threads: set[threading.Thread] = set()
@@ -56,6 +57,8 @@ class Workers:
                     "the client is closed, and a closed client stays closed: make another"
                 )
             self._tasks[future] = task
+            if len(self._threads) >= self._most:  # an interrupt may have left one that was never started
+                self._threads = {each for each in self._threads if each.ident is not None}
             if self._idle >= len(self._tasks) or len(self._threads) >= self._most:
                 self._changed.notify()
             else:
@@ -97,15 +100,19 @@ class Workers:
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         """Wait for a task; None if it is time to end."""
         with self._lock:
-            while not self._tasks:
+            while True:
+                future = next(iter(self._tasks), None)
+                if future is not None:
+                    task = self._tasks.pop(future, None)
+                    if task is not None:
+                        return future, task
+                    continue  # a collector's work closed the crew meanwhile
                 self._idle += 1
                 told = not self._closed and self._changed.wait(_IDLE)
                 self._idle -= 1
                 if self._closed or not (told or self._tasks):
                     self._threads.discard(threading.current_thread())
                     return None
-            future = next(iter(self._tasks))
-            return future, self._tasks.pop(future)
 
     def close(self) -> None:
         """End all that waits with `ClientClosedError`, and the threads once what they do is done."""

@@ -41,10 +41,17 @@ class Lease:
             self._pool.discard(self.connection, self, reason)
             self._pool = None
 
+    def let_go(self) -> None:
+        """Have the reader close the connection. It waits for no lock, so a collector may call it."""
+        pool, self._pool = self._pool, None
+        hold = self.connection.lease
+        if pool is not None and hold is not None and hold() is self:
+            pool.reader.take_back(pool, self.connection, hold, "its stream was left early")
+
     def __del__(self) -> None:
         pool, connection = getattr(self, "_pool", None), getattr(self, "connection", None)
         if pool is None or connection is None or sys.is_finalizing():
             return
         hold = connection.lease
         if hold is not None and hold() in (self, None):  # else it is lent to somebody else by now
-            pool.reader.take_back(pool, connection, hold)
+            pool.reader.take_back(pool, connection, hold, "its lease was lost")

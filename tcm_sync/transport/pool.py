@@ -119,15 +119,15 @@ class Pool(Growth):
             self._log_closed(connection, reason)
         self._open_more(wanted)
 
-    def reclaim(self, connection: Connection, hold: weakref.ref[Lease]) -> None:
-        """Close a connection if the lease that was collected without having been ended is still its last."""
+    def reclaim(self, connection: Connection, hold: weakref.ref[Lease], reason: str) -> None:
+        """Close a connection if the lease that was let go, or collected, is still its last."""
         with self._lock:
             lost = connection.lease is hold and self._forget(connection)
             self._serve()
             wanted = self._grow()
         if lost:
             connection.shut_down()
-            self._close(connection, "its lease was lost")
+            self._close(connection, reason)
         self._open_more(wanted)
 
     def retire(self, connection: Connection, reason: str) -> None:

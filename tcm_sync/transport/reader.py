@@ -102,9 +102,9 @@ class Reader:
         farewell = frames.encode_close(1000)
         self._command(lambda: self._drop(connection, farewell, _lost(reason), reason))
 
-    def take_back(self, pool: Pool, connection: Connection, hold: weakref.ref[Lease]) -> None:
-        """Have `pool` close a connection whose lease was lost. Safe in a finalizer: it does not wait."""
-        self._command(lambda: pool.reclaim(connection, hold))
+    def take_back(self, pool: Pool, connection: Connection, hold: weakref.ref[Lease], reason: str) -> None:
+        """Have `pool` close a connection whose lease is over. Safe in a finalizer: it does not wait."""
+        self._command(lambda: pool.reclaim(connection, hold, reason))
 
     def watch_writing(self, connection: Connection) -> None:
         """Write the control frames of `connection` as soon as its socket takes them."""

@@ -435,6 +435,16 @@ def test_wrong_arguments_of_a_model_are_refused(client):
         client.model("double").infer_sample({"x": [1.0]}, timeout=0)
 
 
+def test_the_wait_for_others_is_kept_within_the_deadline(client, recorder):
+    model = client.model("double", batch=BatchPolicy(max_size=4, max_wait=60.0))
+    threads, _ = busy(recorder, model)
+    with threads, ThreadPoolExecutor(1) as other:
+        error = other.submit(model.infer_sample, {"x": [1.0]}, timeout=0.2).exception(GUARD)
+        assert isinstance(error, TimeoutError)
+        assert not error.outcome_unknown
+        recorder.open.set()
+
+
 def test_late_samples_are_told_apart_from_unsent_ones(client, recorder):
     model = client.model("double", batch=PATIENT)
     recorder.open.clear()

@@ -140,6 +140,18 @@ def test_closing_ends_what_waits_and_what_runs(manager, gated):
         client.submit("picky", {"x": [1]})
 
 
+def test_workers_may_be_closed_inside_their_own_lock_and_after_an_interrupted_start(client):
+    """As the collector does with a map that was dropped; and a thread that was made and never started."""
+    crew = client._crew(1)
+    crew._threads.add(threading.Thread(target=crew._work))
+    assert crew.submit(lambda: 7).result(GUARD) == 7
+    with crew._lock:
+        crew.close()
+    crew.join(GUARD)
+    with pytest.raises(ClientClosedError):
+        crew.submit(lambda: 7)
+
+
 def test_a_client_that_is_dropped_with_idle_workers_is_collected(manager, monkeypatch):
     client = TcmClient(manager.uri, route=manager.route, timeout=GUARD)
     client.submit("picky", {"x": [1]}).result(GUARD)

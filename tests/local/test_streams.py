@@ -210,6 +210,11 @@ def test_streams_and_calls_of_many_threads_never_mix(serve, client_of):
     assert not client._runtime.reader.pending.claim_all()
 
 
+def suspended(client):
+    with stream(client, "to be or not END") as chunks:
+        yield from chunks
+
+
 def test_a_stream_may_be_collected_while_its_thread_holds_any_lock(manager, client_of):
     client = client_of(manager)
     runtime = client._runtime or client._running()
@@ -218,6 +223,11 @@ def test_a_stream_may_be_collected_while_its_thread_holds_any_lock(manager, clie
         assert next(chunks) == "to"
         with lock:
             del chunks
+            gc.collect()
+        kept = suspended(client)
+        next(kept)
+        with lock:
+            del kept  # its with block closes the stream
             gc.collect()
         assert list(stream(client, "to be END")) == ["to", "be"]
     wait_until(lambda: not runtime.pool._shelf.busy(), "every socket is back or closed")

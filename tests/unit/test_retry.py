@@ -414,3 +414,21 @@ def test_the_log_tells_of_each_repeat_with_its_cause(clock, caplog, full_jitter)
     assert "0.100 s" in said[0]
     assert "timed out" in said[0]
     assert "queue full" in said[1]
+
+
+def test_what_the_caller_handles_keeps_its_frames():
+    """A call inside an except block has that error as the context of its own failures."""
+    failures = [TritonOverloadedError("busy", uuid="u", retriable=True)]
+
+    def attempt():
+        if failures:
+            raise failures.pop()
+        return "answer"
+
+    try:
+        raise LookupError("the user's own")
+    except LookupError as error:
+        run = Attempts(RetryPolicy(initial=0.0, maximum=0.0), Deadline(30.0))
+        assert run.run(attempt, lambda seconds: None) == "answer"
+        assert error.__traceback__ is not None  # noqa: PT017
+        assert run.history[0].__traceback__ is None
