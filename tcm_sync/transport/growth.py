@@ -24,6 +24,7 @@ from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.reader import Reader
 from tcm_sync.transport.shelf import Shelf
 from tcm_sync.transport.standing import Standing
+from tcm_sync.transport.window import Window
 
 if TYPE_CHECKING:
     from tcm_sync.transport.pool import Pool
@@ -79,6 +80,7 @@ class Growth:
         self._lock = threading.Lock()  # guards everything below, and each connection's bookkeeping
         self._calm = threading.Condition(self._lock)  # told when a lease ends while the pool drains
         self._shelf = Shelf(settings, size)
+        self._window = Window(size)
         self._waiters = Line()
         self._opening = 0  # how many are being opened
         self._shutdowns = 0  # how often the manager said that it is shutting down
@@ -100,7 +102,7 @@ class Growth:
     def _grow(self) -> int:
         """Count the sockets to open for those who wait, as the gates allow; they count as being opened."""
         room = self.size - len(self._shelf.all) - self._opening
-        wanted = min(self._waiters.servable(self._streams_left()) - self._opening, room)
+        wanted = min(self._waiters.servable(*self._left()) - self._opening, room)
         if wanted <= 0 or self._ended is not None:
             return 0
         if (seconds := self.auth_gate.try_pass(self._prober)) > 0.0:
@@ -227,7 +229,7 @@ class Growth:
     def _serve(self) -> None:
         """Hand idle connections to those who wait."""
         shelf = self._shelf
-        while self._waiters and (waiter := self._waiters.next(self._streams_left())) is not None:
+        while self._waiters and (waiter := self._waiters.next(*self._left())) is not None:
             connection = shelf.choose()
             if connection is None:
                 break
@@ -237,8 +239,16 @@ class Growth:
         if self._waiters and shelf.limit is not None:
             self.reader.wake_at(shelf.next_budget())
 
+    def _left(self) -> tuple[int, int]:
+        """Count the streams, and the other calls, that may begin."""
+        return self._streams_left(), self._window.left(self._under_way())
+
     def _streams_left(self) -> int:
         return self.most_streams - self._shelf.streams()
+
+    def _under_way(self) -> int:
+        """Count the requests that are no streams."""
+        return len(self._shelf.busy()) - self._shelf.streams()
 
     def _forget(self, connection: Connection) -> bool:
         self._calm.notify_all()

@@ -53,16 +53,16 @@ class Line(deque[Waiter]):
         self.remove(waiter)
         return True
 
-    def next(self, streams_left: int) -> Waiter | None:
-        """Return the first who may have a connection, when so many more streams may begin."""
-        if streams_left > 0:
+    def next(self, streams_left: int, others_left: int) -> Waiter | None:
+        """Return the first who may have a connection, when so many more streams and others may begin."""
+        if streams_left > 0 and others_left > 0:
             return self[0] if self else None
-        return next((waiter for waiter in self if not waiter.streaming), None)
+        return next((w for w in self if (streams_left if w.streaming else others_left) > 0), None)
 
-    def servable(self, streams_left: int) -> int:
+    def servable(self, streams_left: int, others_left: int) -> int:
         """Count those who could have a connection if there were enough."""
         streams = sum(waiter.streaming for waiter in self)
-        return len(self) - streams + min(streams, max(0, streams_left))
+        return min(len(self) - streams, others_left) + min(streams, max(0, streams_left))
 
     def fail_newest(self, count: int, cause: TcmError) -> None:
         """End the waiting of so many, those who came last."""

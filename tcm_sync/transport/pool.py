@@ -59,7 +59,7 @@ class Pool(Growth):
         try:
             with self._lock:
                 self._check_open()
-                if not self._waiters and not streaming and (connection := self._shelf.choose()) is not None:
+                if not self._waiters and not streaming and (connection := self._choose()) is not None:
                     self._shelf.lend(connection, lease)
                     return lease
                 waiter = Waiter(lease, deadline, patient=patient, streaming=streaming)
@@ -84,7 +84,9 @@ class Pool(Growth):
             hold = connection.lease
             if hold is None or hold() is not lease:
                 return  # it died meanwhile, or was given back before
-            connection.requests += used
+            if used:
+                connection.requests += 1
+                self._window.answered(connection)
             retired = connection.retiring
             if retired is not None:
                 self.reader.close(connection, retired)  # before it is in no book: an interrupt may come
@@ -141,6 +143,14 @@ class Pool(Growth):
         if idle:
             self._log_closed(connection, reason)
 
+    def refused(self, connection: Connection, cause: TcmError) -> None:
+        """Send less at a time: the manager had too much to do for the request on `connection`."""
+        with self._lock:
+            news = self._window.refused(connection, self._under_way(), cause)
+            width = self._window.width
+        if news:
+            log.info("at most %s requests at a time for now: %s", width, cause)
+
     def learn_limit(self, connection: Connection) -> None:
         """Learn from a ``Rate limit exceeded`` how many messages a second a socket may send."""
         with self._lock:
@@ -149,6 +159,12 @@ class Pool(Growth):
             log.warning(
                 "the manager limits messages: a socket sends at most %d a second from now on", learned
             )
+
+    def _choose(self) -> Connection | None:
+        """Find the connection for a call, unless enough are under way."""
+        if self._window.width is not None and self._window.left(self._under_way()) <= 0:
+            return None
+        return self._shelf.choose()
 
     def _wait(self, waiter: Waiter) -> None:
         """Wait until a connection or an error is handed over, or until there is no time left."""
@@ -191,6 +207,8 @@ class Pool(Growth):
             return ConnectFailedError(
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
             )
+        if not waiter.streaming and len(shelf.busy()) < self.size and (refusal := self._window.cause):
+            return refusal  # it did not wait for a socket
         return PoolTimeoutError(
             f"no socket came free within {waited:.3g} s: {self._state()}. {self._advice(waiter)}"
         )

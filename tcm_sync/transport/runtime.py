@@ -166,8 +166,11 @@ class Runtime:
             return None
         failure, reusable = refusal
         failure.uuid = connection.uuid
-        if isinstance(failure, RateLimitedError) and connection.pool is not None:
-            connection.pool.learn_limit(connection)
+        if connection.pool is not None:
+            if isinstance(failure, RateLimitedError):
+                connection.pool.learn_limit(connection)
+            elif isinstance(failure, BackpressureError):
+                connection.pool.refused(connection, failure)
         if reusable:
             lease.release()
         else:

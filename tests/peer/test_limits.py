@@ -23,7 +23,7 @@ from tcm_sync import (
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer
-from .scripts import ask, ask_many, background, connect, echo, echo_once, failing, wait_for
+from .scripts import ask, ask_many, background, connect, echo, echo_once, failing, wait_for, wait_until
 
 MEGABYTE = 10**6
 
@@ -120,6 +120,32 @@ def test_a_queue_that_is_always_full_is_not_stormed_by_fifty_threads():
         assert error.elapsed < PATIENCE / 2
     assert peer.requests <= 40
     assert len(peer.connections) <= 4
+
+
+def test_after_a_refusal_fewer_are_under_way_and_who_cannot_wait_hears_why():
+    go_on, refused = threading.Event(), []
+
+    def script(connection):
+        connection.welcome()
+        while True:
+            connection.recv_request()
+            if not refused:
+                refused.append(connection.uuid)
+                connection.error("Request dropped.", "BACKPRESSURE_QUEUE_FULL", dropped_type="inference")
+                continue
+            wait_for(go_on)
+            connection.reply({"y": [1.0]})
+
+    with ScriptedPeer(script) as peer, connect(peer, pool_size=2) as client:
+        with background(lambda: ask(client)) as answer:  # refused once, then held, the only one of its window
+            wait_until(lambda: peer.requests == 2)
+            with failing(BackpressureError, "Request dropped") as caught:
+                ask(client, timeout=1.0)  # the refusal's gate opens after 0.5 s
+            assert caught.value.outcome_unknown is False
+            go_on.set()
+            assert answer() == 1.0
+        assert ask(client) == 1.0  # there is room again
+    assert peer.requests == 3, "the call that could not wait was sent"
 
 
 @pytest.mark.parametrize("code", ["BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FULL"])

@@ -30,28 +30,38 @@ def test_who_came_first_is_next(line):
     first, second = waiter(streaming=True), waiter()
     line.append(first)
     line.append(second)
-    assert line.next(1) is first
+    assert line.next(1, 9) is first
     assert line.leave(first)
     assert not line.leave(first)
-    assert line.next(1) is second
+    assert line.next(1, 9) is second
     assert (len(line), second in line, first in line) == (1, True, False)
 
 
 def test_a_stream_that_may_not_begin_lets_others_pass(line):
     stream, call = waiter(streaming=True), waiter()
     line.append(stream)
-    assert line.next(0) is None
+    assert line.next(0, 9) is None
     line.append(call)
-    assert line.next(0) is call
-    assert line.next(-1) is call
-    assert line.next(1) is stream
+    assert line.next(0, 9) is call
+    assert line.next(-1, 9) is call
+    assert line.next(1, 9) is stream
+
+
+def test_a_call_that_may_not_begin_lets_streams_pass(line):
+    call, stream = waiter(), waiter(streaming=True)
+    line.append(call)
+    assert line.next(1, 0) is None
+    line.append(stream)
+    assert line.next(1, 0) is stream
+    assert line.next(0, 0) is None
+    assert (line.servable(1, 0), line.servable(1, 1)) == (1, 2)
 
 
 @pytest.mark.parametrize(("left", "servable"), [(-1, 2), (0, 2), (1, 3), (2, 4), (9, 5)])
 def test_only_those_who_could_have_a_socket_count(line, left, servable):
     for streaming in (True, True, False, True, False):
         line.append(waiter(streaming=streaming))
-    assert line.servable(left) == servable
+    assert line.servable(left, 9) == servable
 
 
 def test_the_newest_are_failed_and_the_others_wait_on(line):
@@ -60,7 +70,7 @@ def test_the_newest_are_failed_and_the_others_wait_on(line):
         line.append(each)
     line.fail_newest(2, CAUSE)
     assert [each.error is not None for each in waiters] == [False, True, True]
-    assert line.next(1) is waiters[0]
+    assert line.next(1, 9) is waiters[0]
     assert waiters[1].error is not waiters[2].error
     assert waiters[1].handed.acquire(timeout=0)
 

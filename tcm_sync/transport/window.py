@@ -1,0 +1,68 @@
+"""How many requests of a pool may be under way, once the manager had too much to do."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tcm_sync.transport.gate import again
+
+if TYPE_CHECKING:
+    from tcm_sync.errors import TcmError
+    from tcm_sync.transport.connection import Connection
+
+_CALM = 8  # full windows of answers that make room for one request more
+
+
+class Window:
+    """Halved by a refusal, and widened by one for every so many answers: TCP's way to share what it cannot see.
+
+    It knows no lock: the pool's guards it. What is under way is counted from the pool's books, so nothing is
+    ever to be given back. Streams are not counted: they stay for as long as somebody reads them.
+
+    Parameters
+    ----------
+    size : int
+        The most requests that there could be; no window is needed beyond.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._width: float | None = None  # None: no refusal yet, or long forgotten
+        self._narrowed_at = 0.0
+        self._cause: TcmError | None = None
+
+    @property
+    def width(self) -> int | None:
+        """How many requests may be under way, where that is limited."""
+        return None if self._width is None else int(self._width)
+
+    @property
+    def cause(self) -> TcmError | None:
+        """The refusal that narrowed it, for a call that cannot wait, or None where it is not limited."""
+        return None if self._width is None or self._cause is None else again(self._cause)
+
+    def refused(self, connection: Connection, under_way: int, cause: TcmError) -> bool:
+        """Narrow it, since the request on `connection` was refused with so many under way; whether that is news.
+
+        The other refusals of the same burst are not: their requests left before.
+        """
+        if connection.leased_at is None or connection.leased_at <= self._narrowed_at:
+            return False
+        most = under_way if self._width is None else min(under_way, self._width)
+        self._width = max(1.0, most / 2)
+        self._narrowed_at = monotonic()
+        self._cause = again(cause)
+        return True
+
+    def answered(self, connection: Connection) -> None:
+        """Widen it a little: the request on `connection` was not refused."""
+        if self._width is None or connection.leased_at is None or connection.leased_at <= self._narrowed_at:
+            return
+        self._width += 1.0 / (_CALM * self._width)
+        if self._width >= self._size:
+            self._width = self._cause = None
+
+    def left(self, under_way: int) -> int:
+        """Count the requests that may go out when so many are under way."""
+        return self._size if self._width is None else max(0, int(self._width) - under_way)
