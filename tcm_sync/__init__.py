@@ -50,6 +50,7 @@ from tcm_sync.model import Model
 from tcm_sync.pipelines import PipelineStep
 from tcm_sync.results import InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
+from tcm_sync.stats import ClientStats
 from tcm_sync.streams import InferStream
 from tcm_sync.tensors import InferenceInput, ModelSignature, TensorSpec
 from tcm_sync.wire.readiness import Readiness
@@ -64,6 +65,7 @@ __all__ = [
     "CallTimeoutError",
     "CircuitOpenError",
     "ClientClosedError",
+    "ClientStats",
     "ConfigDownloadError",
     "ConfigError",
     "ConnectFailedError",

@@ -259,6 +259,7 @@ class Batcher:
             self._shut(batch)
             batch.sent = True
             samples = list(batch.samples)
+        self._client._counts.batched(len(samples))  # noqa: SLF001
         rows = [[sample.texts[place] for sample in samples] for place in range(len(samples[0].texts))]
         return samples, self._text(samples[0].tensors, rows, len(samples))
 
@@ -292,7 +293,7 @@ class Batcher:
                         f"{size} samples: the model mixes them, or they lost their shape on the wire"
                     )
         except TcmError as error:
-            self._client._describe(error, call)  # noqa: SLF001
+            self._client._failed(error, call)  # noqa: SLF001
             call.blame(error, sound=is_readable(reply.data))
             raise
         model_name = reply.model_name or self._plan.model_name

@@ -30,17 +30,23 @@ class Caller(Lifecycle):
             Whether it is never repeated when it may have run.
         """
         runtime = self._running()
-        attempts = Attempts(policy, call.deadline, once=once)
+        counts = self._counts
+        attempts = Attempts(policy, call.deadline, once=once, tell=counts.repeated)
         try:
             attempts.run(partial(runtime.attempt, call), runtime.sleep)
         except TcmError as error:
-            self._describe(error, call)
+            self._failed(error, call)
             raise
+        except BaseException as error:
+            counts.failed(error)
+            raise
+        finally:
+            counts.called()
         return attempts.counted + 1
 
-    @staticmethod
-    def _describe(error: TcmError, call: Call) -> None:
-        """Put the facts of the call into its error."""
+    def _failed(self, error: TcmError, call: Call) -> None:
+        """Put the facts of the call into its error, and count it."""
+        self._counts.failed(error)
         if call.target is not None:
             error.route, error.model_name = call.target
         error.elapsed = call.deadline.elapsed()

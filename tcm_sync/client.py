@@ -12,12 +12,13 @@ from tcm_sync.model import Models
 from tcm_sync.pipelines import Pipelines
 from tcm_sync.probes import Probes
 from tcm_sync.retry import RetryPolicy
+from tcm_sync.stats import Stats
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-class TcmClient(Models, Pipelines, Info, Management, Probes):
+class TcmClient(Models, Pipelines, Info, Management, Probes, Stats):
     """A blocking client of one manager, for any number of threads.
 
     It opens by itself on the first call; making one connects to nothing. One background thread reads all of

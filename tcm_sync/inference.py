@@ -135,7 +135,7 @@ class Inference(Caller):
         try:
             arrays = decode_outputs(reply.data, plan.dtypes)
         except TcmError as error:
-            self._describe(error, call)
+            self._failed(error, call)
             call.blame(error, sound=is_readable(reply.data))
             raise
         return InferResult(reply.model_name or model_name, arrays, reply.data, attempts, deadline.elapsed())

@@ -13,6 +13,7 @@ from tcm_sync.config import UNSET, AuthContext, Settings, Unset, check_seconds
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ClientClosedError, ConfigError, InputError
 from tcm_sync.process import refuse_green_threads, watch
+from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.opening import fresh_uuid
 from tcm_sync.transport.runtime import Runtime
 from tcm_sync.wire.encode import encode_message
@@ -21,13 +22,17 @@ from tcm_sync.workers import Workers
 if TYPE_CHECKING:
     from typing import Self
 
+    from tcm_sync.stats import ClientStats
+
 
 class Lifecycle:
     """What holds the runtime of a client, and makes it when it is needed."""
 
     def _start_with(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()  # guards the four below
+        self._counts = Counts()
+        self._lock = threading.Lock()  # guards the five below
+        self._counted_from: ClientStats | None = None  # when the counters were last reset
         self._runtime: Runtime | None = None
         self._closed = False
         self._workers: Workers | None = None  # of `submit`
@@ -37,8 +42,16 @@ class Lifecycle:
         watch(self)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "not open" if self._runtime is None else "open"
-        return f"<TcmClient {self._settings.uri} {state}>"
+        """One line. It takes no lock, so that it may be shown anywhere, and may be a little off."""
+        runtime = self._runtime
+        if self._closed or runtime is None:
+            return f"<TcmClient {self._settings.uri} {'closed' if self._closed else 'not open'}>"
+        sockets, busy, waiting = runtime.pool.glance()
+        told = f"{sockets} of {self._settings.pool_size} sockets, {busy} calls in flight"
+        if waiting:
+            told += f", {waiting} waiting"
+        shut = ", ".join(runtime.gates())
+        return f"<TcmClient {self._settings.uri} open, {told}{f', shut: {shut}' if shut else ''}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _client_from_settings, (type(self), self._settings)
@@ -134,7 +147,7 @@ class Lifecycle:
             refuse_green_threads()
             if self._runtime is not None:
                 self._runtime.stop()
-            self._runtime = Runtime(self._settings)
+            self._runtime = Runtime(self._settings, self._counts)
             return self._runtime
 
     def _crew(self, most: int) -> Workers:
@@ -163,6 +176,7 @@ class Lifecycle:
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""
         self._lock = threading.Lock()
+        self._counts, self._counted_from = Counts(), None
         self._workers, self._crews = None, weakref.WeakSet()
         runtime, self._runtime = self._runtime, None
         if runtime is not None:

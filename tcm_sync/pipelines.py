@@ -130,7 +130,7 @@ class Pipelines(Caller):
                 for step, text, wanted in zip(checked, texts, dtypes, strict=True)
             }
         except TcmError as error:
-            self._describe(error, call)
+            self._failed(error, call)
             call.blame(error, sound=bool(texts) and all(map(is_readable, texts)))
             raise
         return results

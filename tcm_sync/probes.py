@@ -88,7 +88,10 @@ class Probes(Lifecycle):
 
     def _ask(self, name: str, deadline: Deadline, opening: OpeningSockets) -> Readiness:
         runtime = self._runtime
-        opener = runtime.opener if runtime is not None else Opener(self._settings, OpeningSockets())
+        if runtime is not None:
+            opener = runtime.opener
+        else:
+            opener = Opener(self._settings, OpeningSockets(), self._counts)
         try:
             status, body = probe(opener, name, deadline, opening)
         except TcmError as error:

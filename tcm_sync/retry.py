@@ -113,10 +113,20 @@ class Attempts:
         The call's.
     once : bool
         Whether the call is never repeated when it may have run.
+    tell : callable, optional
+        Is given each failure after which it is repeated.
     """
 
-    def __init__(self, policy: RetryPolicy | None, deadline: Deadline, *, once: bool = False) -> None:
+    def __init__(
+        self,
+        policy: RetryPolicy | None,
+        deadline: Deadline,
+        *,
+        once: bool = False,
+        tell: Callable[[TcmError], None] | None = None,
+    ) -> None:
         self.policy = policy
+        self._tell = tell
         self.deadline = deadline
         self._once = once
         self.history: list[TcmError] = []
@@ -200,6 +210,8 @@ class Attempts:
     def _log_repeat(self, state: tenacity.RetryCallState) -> None:
         pause = state.upcoming_sleep
         log.info("repeating in %.3f s after: %s", pause, self.history[-1])
+        if self._tell is not None:
+            self._tell(self.history[-1])
 
 
 def _forget_frames(errors: Iterable[BaseException], handled: BaseException | None) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tcm_sync.config import Route
     from tcm_sync.retry import RetryPolicy
     from tcm_sync.transport.connection import Connection
+    from tcm_sync.transport.counts import Counts
     from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.replies import Future, PendingReplies
 
@@ -129,7 +130,9 @@ class Streams(Caller):
             idle_timeout=idle_timeout,
             idle_ends=on_idle == "end",
         )
-        return InferStream(call, self._perform(call, policy))
+        attempts = self._perform(call, policy)
+        self._counts.begun_stream()
+        return InferStream(call, attempts, self._counts)
 
 
 class StreamCall(Call):
@@ -303,8 +306,9 @@ class InferStream(Iterator[str]):
         error was raised; it was left early. None while it goes on.
     """
 
-    def __init__(self, call: StreamCall, attempts: int) -> None:
+    def __init__(self, call: StreamCall, attempts: int, counts: Counts) -> None:
         self._call = call
+        self._counts = counts
         self._attempts = attempts
         self._chunks: list[str] = []
         self._next = call.first
@@ -349,6 +353,7 @@ class InferStream(Iterator[str]):
         raise outcome.error
 
     def _describe(self, error: TcmError) -> None:
+        self._counts.failed(error)
         error.chunks = self.chunks
         error.route, error.model_name = self._call.target
         error.uuid = self._call.connection.uuid

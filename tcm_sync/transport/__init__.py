@@ -7,7 +7,8 @@ for a new one if there is room), `connection` sends in the caller's thread, `rea
 Order of locks, each taken only while holding those before it, or none:
 
 1. the pool's (guards which connections there are and who waits for one);
-2. one of: a gate's, a connection's (guards its closing and each call on its socket), the connector's.
+2. one of: a gate's, a connection's (guards its closing and each call on its socket), the connector's, that
+   of the counts.
 
 Under the pool's lock nothing is called that could wait: no network socket, no user callback, no log.
 Finalizers take one lock, which is re-entrant and held for no longer than it takes to write a byte to the

@@ -76,6 +76,7 @@ class Connection:
         self._controls: deque[memoryview] = deque()  # frames that go out before the next data frame
         self._control_begun = False  # whether the first of them is partly written
         self._amid_frame = False  # whether a data frame is partly written
+        self.messages_sent = self.bytes_sent = 0  # frames and all; only the caller changes them
         self.sending = False  # whether a caller's message is under way; only that caller changes it
         # The reader's own.
         self.doomed = False  # whether it is about to be closed
@@ -128,9 +129,11 @@ class Connection:
         written = 0
         for frame in encode_text(message):
             taken, _ = self._write(frame, future)
+            self.bytes_sent += taken
             if taken < len(frame):
                 self._write_rest(memoryview(frame)[taken:], deadline, future, written + taken)
             written += len(frame)
+        self.messages_sent += 1
         self.last_sent = monotonic()
         self.sending = False
         if self._controls and self.flush() and self.pool is not None:
@@ -151,6 +154,7 @@ class Connection:
             longest = 1.0 if wants_write else 0.01  # the number may be closed, and another's, meanwhile
             wait_ready(self._sock, write=wants_write, timeout=longest if left is None else min(left, longest))
             taken, wants_write = self._write(rest, future)
+            self.bytes_sent += taken
             written += taken
             rest = rest[taken:]
 

@@ -102,6 +102,13 @@ class Gate:
         else:
             log.info("%s gate shut for %.3f s: %s", self.name, self._pause, cause)
 
+    def describe(self) -> str | None:
+        """Say why it is shut, and for how long, or None."""
+        cause, seconds = self.cause, self._opens_at - monotonic()
+        if cause is None:
+            return None
+        return f"shut for {seconds:.1f} s: {cause}" if seconds > 0.0 else f"being tried: {cause}"
+
     def forgive(self) -> None:
         """Forget the pauses of the past: all is well again."""
         if self._pause and self.cause is None:

@@ -18,6 +18,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
+from tcm_sync.transport.counts import PoolCounts
 from tcm_sync.transport.gate import Prober, again
 from tcm_sync.transport.line import Line
 from tcm_sync.transport.opening import Opener
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tcm_sync.pool")
 
+WORN_OUT = "worn out"  # why most sockets are closed
 SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
 AUDIT_INTERVAL = 5.0  # seconds between two looks for what was lost, while something is under way
 
@@ -50,6 +52,8 @@ class Growth:
         Reads the sockets, and tends the pool when the time that it asked for has come.
     standing : Standing
         Shared by the client's pools.
+    counts : PoolCounts
+        Where it counts.
     size : int
         The most connections.
     setting : str
@@ -63,6 +67,7 @@ class Growth:
         connector: Connector,
         reader: Reader,
         standing: Standing,
+        counts: PoolCounts,
         *,
         size: int,
         setting: str,
@@ -80,6 +85,7 @@ class Growth:
         self._lock = threading.Lock()  # guards everything below, and each connection's bookkeeping
         self._calm = threading.Condition(self._lock)  # told when a lease ends while the pool drains
         self._shelf = Shelf(settings, size)
+        self._counts = counts
         self._window = Window(size)
         self._waiters = Line()
         self._opening = 0  # how many are being opened
@@ -178,7 +184,8 @@ class Growth:
             ended = self._ended is not None
             if not ended and not connection.doomed:
                 self._shelf.add(connection)
-                worn = self._shelf.replaced()
+                self._counts.opened += 1
+                worn = self._replaced()
                 self._serve()
             wanted = self._grow()
             self.reader.wake_at(min(self._shelf.next_expiry(monotonic()), monotonic() + AUDIT_INTERVAL))
@@ -186,7 +193,7 @@ class Growth:
         if ended:
             self.reader.close(connection, "the client was closed")
         if worn is not None:
-            self._close(worn, "worn out")
+            self._close(worn, WORN_OUT)
         self._open_more(wanted)
 
     def _failed(self, error: TcmError) -> None:
@@ -235,6 +242,7 @@ class Growth:
                 break
             self._waiters.leave(waiter)
             shelf.lend(connection, waiter.lease, streaming=waiter.streaming)
+            self._counts.waited(monotonic() - waiter.since)
             waiter.settle(connection)
         if self._waiters and shelf.limit is not None:
             self.reader.wake_at(shelf.next_budget())
@@ -250,13 +258,32 @@ class Growth:
         """Count the requests that are no streams."""
         return len(self._shelf.busy()) - self._shelf.streams()
 
-    def _forget(self, connection: Connection) -> bool:
+    def _replaced(self) -> Connection | None:
+        """Retire a connection in whose place another was opened; return it if it is to be closed now."""
+        worn = self._shelf.replaced()
+        if worn is None:
+            return None
+        worn.retiring = WORN_OUT
+        if worn not in self._shelf.idle:
+            return None  # closed when it comes back
+        self._forget(worn, WORN_OUT)
+        return worn
+
+    def _forget(self, connection: Connection, reason: str) -> bool:
+        """Drop a connection from the books; whether it was in them."""
+        if not self._shelf.forget(connection):
+            return False
         self._calm.notify_all()
-        return self._shelf.forget(connection)
+        counts = self._counts
+        counts.closed[(connection.retiring or reason).partition(":")[0]] += 1
+        counts.messages_sent += connection.messages_sent
+        counts.bytes_sent += connection.bytes_sent
+        return True
 
     def _close(self, connection: Connection, reason: str) -> None:
         self.reader.close(connection, reason)
         self._log_closed(connection, reason)
 
     def _log_closed(self, connection: Connection, reason: str) -> None:
-        log.info("connection %s closed after %d requests: %s", connection.uuid, connection.requests, reason)
+        why = connection.retiring or reason
+        log.info("connection %s closed after %d requests: %s", connection.uuid, connection.requests, why)

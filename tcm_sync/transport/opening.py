@@ -21,6 +21,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.transport import frames
 from tcm_sync.transport.connection import Connection
+from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.http import probe
 from tcm_sync.transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync.transport.websocket import shake_hands
@@ -47,9 +48,12 @@ class Opener:
         The client's.
     opening : OpeningSockets
         Watches over the sockets until they are handed over.
+    counts : Counts
+        Where it counts the uuids.
     """
 
-    def __init__(self, settings: Settings, opening: OpeningSockets) -> None:
+    def __init__(self, settings: Settings, opening: OpeningSockets, counts: Counts) -> None:
+        self._counts = counts
         self.endpoint = Endpoint.parse(settings.uri)
         self._settings = settings
         self.opening = opening
@@ -116,6 +120,7 @@ class Opener:
             exchange = _AuthExchange(
                 self.endpoint, sock, uuid, token, self._settings.max_reply_bytes, deadline
             )
+            self._counts.used_uuid()
             exchange.feed(rest)
             capability = exchange.run(_auth_request(self._auth, token))
             if cautious:

@@ -6,6 +6,7 @@ import logging
 import threading
 import weakref
 from time import monotonic
+from typing import Any
 
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import (
@@ -24,6 +25,9 @@ log = logging.getLogger("tcm_sync.pool")
 
 #: Sockets beyond this many wait for the manager's scheduler, the youngest longest (docs/wire.rst, "Timing").
 SERVED_A_TICK = 5
+
+_EXPIRED = "idle or old"
+_LOST = "its lease was lost"
 
 _CONNECT_SLACK = 0.25  # seconds: the connector's own failure says more than a timeout here
 
@@ -90,7 +94,7 @@ class Pool(Growth):
             retired = connection.retiring
             if retired is not None:
                 self.reader.close(connection, retired)  # before it is in no book: an interrupt may come
-                self._forget(connection)
+                self._forget(connection, retired)
             else:
                 if self._shelf.worn(connection, now) and self._may_replace(connection):
                     connection.replacing = True
@@ -111,10 +115,12 @@ class Pool(Growth):
         hold = connection.lease
         if self._abandoned or (hold is not None and hold() is not lease):
             return
+        with self._lock:
+            connection.retiring = reason  # for whoever forgets it first: the reader may see its end
         connection.shut_down()
         self.reader.close(connection, reason)
         with self._lock:
-            known = self._forget(connection)
+            known = self._forget(connection, reason)
             self._serve()  # the end of a stream may let another one begin
             wanted = self._grow()
         if known:
@@ -124,7 +130,7 @@ class Pool(Growth):
     def reclaim(self, connection: Connection, hold: weakref.ref[Lease], reason: str) -> None:
         """Close a connection if the lease that was let go, or collected, is still its last."""
         with self._lock:
-            lost = connection.lease is hold and self._forget(connection)
+            lost = connection.lease is hold and self._forget(connection, reason)
             self._serve()
             wanted = self._grow()
         if lost:
@@ -139,7 +145,7 @@ class Pool(Growth):
             idle = connection in self._shelf.idle
             if idle:
                 self.reader.close(connection, reason)
-                self._forget(connection)
+                self._forget(connection, reason)
         if idle:
             self._log_closed(connection, reason)
 
@@ -172,6 +178,7 @@ class Pool(Growth):
             with self._lock:
                 if waiter in self._waiters and self._patience(waiter) == 0.0:
                     self._waiters.leave(waiter)
+                    self._counts.waited(monotonic() - waiter.since)
                     waiter.settle(None, self._timed_out(waiter))
         if waiter.error is not None:
             raise waiter.error
@@ -237,12 +244,26 @@ class Pool(Growth):
             f"Raise timeout or pool_timeout, send more rows a call, or raise pool_size up to {SERVED_A_TICK}"
         )
 
+    def read(self) -> dict[str, Any]:
+        """Return what was counted, and the state of now."""
+        with self._lock:
+            return {**self._counts.read(self._shelf.all.values()), "waiting": len(self._waiters)}
+
+    def limits(self) -> tuple[int | None, int | None]:
+        """Return how many requests may be under way, and how many messages a second a socket may send."""
+        return self._window.width, self._shelf.limit
+
+    def glance(self) -> tuple[int, int, int]:
+        """Count sockets, busy ones and waiting calls without the lock, for a repr: it may be a little off."""
+        live = list(self._shelf.all.values())
+        return len(live), sum(c.leased_at is not None for c in live), len(self._waiters)
+
     # --- what the reader tells ---
 
     def lost(self, connection: Connection, reason: str) -> None:
         """Forget a connection that has died or was closed."""
         with self._lock:
-            known = self._forget(connection)
+            known = self._forget(connection, reason)
             self._serve()
             wanted = self._grow()
         if known:
@@ -261,7 +282,7 @@ class Pool(Growth):
                 connection.retiring = reason
             idle = list(self._shelf.idle)
             for connection in idle:
-                self._forget(connection)
+                self._forget(connection, reason)
             wanted = self._grow()
         if news:
             self.manager_gate.tell()
@@ -272,7 +293,9 @@ class Pool(Growth):
     def tend(self, now: float) -> float:
         """Do what time asks for, and return when to come again, or `math.inf`."""
         with self._lock:
-            expired = self._shelf.take_expired(now)
+            expired = self._shelf.expired(now)
+            for connection in expired:
+                self._forget(connection, _EXPIRED)
             lost = self._audit(now)
             self._serve()
             wanted = self._grow()
@@ -281,10 +304,10 @@ class Pool(Growth):
                 due = min(due, now + growth.AUDIT_INTERVAL)
         self._connector.nudge()
         for connection in expired:
-            self._close(connection, "idle or old")
+            self._close(connection, _EXPIRED)
         for connection in lost:
             connection.shut_down()
-            self._close(connection, "whoever had it is gone")
+            self._close(connection, _LOST)
         self._open_more(wanted)
         return due
 
@@ -292,7 +315,7 @@ class Pool(Growth):
         """Find what a KeyboardInterrupt between two instructions has lost: leases, a count, and probes."""
         lost = self._shelf.lost_leases(now - growth.AUDIT_INTERVAL)
         for connection in lost:
-            self._forget(connection)
+            self._forget(connection, _LOST)
         gates = (self.auth_gate, self.manager_gate)
         opening = self._opening > 0 or any(gate.is_probed_by(self._prober) for gate in gates)
         if opening and self._connector.idle():
@@ -328,7 +351,7 @@ class Pool(Growth):
             self._ended = self._ended or error
             self._waiters.fail_newest(len(self._waiters), error)
             for connection in list(self._shelf.all.values()):
-                self._forget(connection)
+                self._forget(connection, "the client was closed")
         self._connector.stop()
 
     def abandon(self) -> None:

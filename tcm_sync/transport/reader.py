@@ -23,6 +23,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.process import start_thread
 from tcm_sync.transport import frames
+from tcm_sync.transport.notices import Notices
 from tcm_sync.transport.poller import READ, WRITE, make_poller
 from tcm_sync.transport.replies import PendingReplies, Refusal, StreamReplies
 from tcm_sync.wire.decode import decode_message, peek
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import weakref
 
     from tcm_sync.transport.connection import Connection
+    from tcm_sync.transport.counts import Counts
     from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.pool import Pool
 
@@ -58,10 +60,14 @@ class Reader:
     ----------
     ping_interval : float
         Seconds of quiet after which a socket is pinged; one that stays quiet as long again is dead.
+    counts : Counts
+        Where it counts what comes in.
     """
 
-    def __init__(self, ping_interval: float) -> None:
+    def __init__(self, ping_interval: float, counts: Counts) -> None:
         self.pending = PendingReplies()
+        self._counts = counts
+        self._notices = Notices(counts)
         self._ping_interval = ping_interval
         self._poller = make_poller()
         self._wakeup, self._waker = socket.socketpair()
@@ -235,7 +241,7 @@ class Reader:
         pinged = connection.pinged_at
         if pinged is not None and connection.last_received < pinged:
             if now - pinged >= interval:
-                reason = f"no sign of life for {now - connection.last_received:.0f} s, not even a pong"
+                reason = f"no sign of life: for {now - connection.last_received:.0f} s, not even a pong"
                 self._drop(connection, None, _lost(reason), reason)
                 return inf
             return pinged + interval
@@ -291,6 +297,7 @@ class Reader:
                 self._drop(connection, None, _lost(reason), reason)
                 return
             connection.last_received = monotonic()
+            self._counts.bytes_received += size
             try:
                 events = connection.decoder.feed(self._buffer[:size])
             except (ProtocolError, MessageTooLargeError) as error:
@@ -326,6 +333,7 @@ class Reader:
         self._drop(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
 
     def _message(self, connection: Connection, message: bytes) -> None:
+        self._counts.messages_received += 1
         if message.startswith(connection.reply_prefixes) or peek(message) == ("inference", connection.uuid):
             self._reply(connection, message)
             return
@@ -334,9 +342,9 @@ class Reader:
         if isinstance(payload, ErrorReply):
             self._refusal(connection, payload, secret)
         elif isinstance(payload, Alert):
-            log.warning("%s: alert from the manager: %s", connection.uuid, quote(payload.message, secret))
+            self._notices.alert(connection, payload)
         elif isinstance(payload, Unknown):
-            log.debug("%s: message of unknown type %s", connection.uuid, quote(payload.type, secret))
+            self._notices.unknown(connection, payload)
         elif isinstance(payload, AuthOk):
             raise ProtocolError("the manager authenticated the socket a second time")
         elif envelope.uuid is not None and envelope.uuid != connection.uuid:
@@ -357,6 +365,7 @@ class Reader:
             return
         future = self.pending.claim(connection.uuid)
         if future is None:
+            self._counts.late += 1
             raise ProtocolError("the manager sent a reply that nobody waits for")
         future.resolve(message)
 
@@ -378,10 +387,7 @@ class Reader:
     def _refusal(self, connection: Connection, payload: ErrorReply, secret: str | None) -> None:
         """Take an ``error`` message: it names no request, so it is about the one in flight, if any."""
         if payload.code == ADVISORY:
-            waiting = self.pending.peek(connection.uuid)
-            if waiting is not None:
-                waiting.advisories += 1
-            log.debug("%s: the manager delays the request", connection.uuid)
+            self._notices.advice(connection, self.pending.peek(connection.uuid))
             return
         error = failure_of_error(payload, secret)
         if isinstance(error, ShuttingDownError):
@@ -398,7 +404,7 @@ class Reader:
             self._drop(connection, frames.encode_close(1000), error, reason)
 
     def _closed_by_manager(self, connection: Connection, code: int, reason: str) -> None:
-        said = f"closed by the manager with code {code}"
+        said = f"closed by the manager: code {code}"
         if reason:
             said += f" ({quote(reason, connection.secret)})"
         error: TcmError

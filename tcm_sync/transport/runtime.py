@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from time import monotonic
 
 from tcm_sync.config import Route, Settings
 from tcm_sync.deadline import Deadline
@@ -23,6 +24,7 @@ from tcm_sync.errors import (
 from tcm_sync.transport.call import Call
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
+from tcm_sync.transport.counts import Counts, PoolCounts
 from tcm_sync.transport.gate import Gate, Prober, again
 from tcm_sync.transport.lease import Lease
 from tcm_sync.transport.opening import Opener
@@ -47,17 +49,20 @@ class Runtime:
     ----------
     settings : Settings
         The client's.
+    counts : Counts
+        Where it counts.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, counts: Counts) -> None:
         self.settings = settings
+        self._counts = counts
         self.closed = threading.Event()
         self._connector = Connector()
-        self.opener = Opener(settings, self._connector.opening)
-        self.reader = Reader(settings.ping_interval)
+        self.opener = Opener(settings, self._connector.opening, counts)
+        self.reader = Reader(settings.ping_interval, counts)
         self.standing = Standing()
-        self.pool = self._new_pool("pool_size", settings.pool_size)
-        self.management = self._new_pool("management_sockets", settings.management_sockets)
+        self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
+        self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])
         self._backpressure = Gate("backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN)
         self._circuits_lock = threading.Lock()  # guards the dict, not the gates in it
         self._circuits: dict[Target, Gate] = {}
@@ -67,13 +72,14 @@ class Runtime:
             self.reader.abandon()
             raise ConnectFailedError(f"no thread to read the sockets with: {error}") from error
 
-    def _new_pool(self, setting: str, size: int) -> Pool:
+    def _new_pool(self, setting: str, size: int, counts: PoolCounts) -> Pool:
         pool = Pool(
             self.settings,
             self.opener,
             self._connector,
             self.reader,
             self.standing,
+            counts,
             size=size,
             setting=setting,
         )
@@ -133,7 +139,11 @@ class Runtime:
         while True:
             for gate in gates:
                 if gate.cause is not None and not gate.is_probed_by(prober):
-                    gate.wait(call.deadline, prober)
+                    began = monotonic()
+                    try:
+                        gate.wait(call.deadline, prober)
+                    finally:
+                        self._counts.waited_at_gate(monotonic() - began)
             lease = pool.lease(call.deadline, patient=call.patient, streaming=call.streaming)
             for gate in gates:
                 if gate.cause is not None and not gate.is_probed_by(prober):
@@ -155,7 +165,7 @@ class Runtime:
                 refusal = call.receive(connection, self.reader.pending, future)
         except BaseException as error:
             self.reader.pending.claim(connection.uuid)
-            lease.discard(f"{type(error).__name__} while a reply was outstanding")
+            lease.discard(f"a reply was outstanding: {type(error).__name__}")
             if isinstance(error, TcmError):
                 error.uuid = connection.uuid
                 if isinstance(error, (ConnectionLostError, ClientClosedError)):
@@ -232,6 +242,13 @@ class Runtime:
             gate = self._circuits.get(target)
             if gate is not None and gate.cause is None:
                 del self._circuits[target]
+
+    def gates(self) -> dict[str, str]:
+        """Say of each gate that is shut why it is; it takes no lock."""
+        circuits = list(self._circuits.values())
+        gates = (self.standing.manager_gate, self.standing.auth_gate, self._backpressure, *circuits)
+        told = ((gate.name, gate.describe()) for gate in gates)
+        return {name: text for name, text in told if text is not None}
 
     def close(self, timeout: float) -> None:
         """Drain for up to `timeout` seconds, then end all calls and threads. Each step may be repeated."""

@@ -130,24 +130,15 @@ class Shelf:
         return connection.requests >= connection.most_requests or now >= old_at
 
     def replaced(self) -> Connection | None:
-        """Retire one connection in whose place another was opened; return it if it is to be closed now."""
+        """Find the connection in whose place another was opened, if it was."""
         worn = next((c for c in self.all.values() if c.replacing and c.retiring is None), None)
         if worn is None and len(self.all) > self._size:
-            worn = next(iter(self.all.values()))  # the oldest
-        if worn is None:
-            return None
-        worn.retiring = "worn out"
-        if worn not in self.idle:
-            return None  # closed when it comes back
-        self.forget(worn)
+            return next(iter(self.all.values()))  # the oldest
         return worn
 
-    def take_expired(self, now: float) -> list[Connection]:
-        """Drop the connections that were idle for too long, or are too old and idle."""
-        expired = [c for c in self.idle if self._expires_at(c) <= now]
-        for connection in expired:
-            self.forget(connection)
-        return expired
+    def expired(self, now: float) -> list[Connection]:
+        """Find the connections that were idle for too long, or are too old and idle."""
+        return [c for c in self.idle if self._expires_at(c) <= now]
 
     def next_expiry(self, now: float) -> float:
         """When to look for expired ones again."""

@@ -15,7 +15,7 @@ _CALM = 8  # full windows of answers that make room for one request more
 
 
 class Window:
-    """Halved by a refusal, and widened by one for every so many answers: TCP's way to share what it cannot see.
+    """Halved by a refusal, widened by one for every so many answers: TCP's way to share what it cannot see.
 
     It knows no lock: the pool's guards it. What is under way is counted from the pool's books, so nothing is
     ever to be given back. Streams are not counted: they stay for as long as somebody reads them.
@@ -43,7 +43,7 @@ class Window:
         return None if self._width is None or self._cause is None else again(self._cause)
 
     def refused(self, connection: Connection, under_way: int, cause: TcmError) -> bool:
-        """Narrow it, since the request on `connection` was refused with so many under way; whether that is news.
+        """Narrow it: the request on `connection` was refused with so many under way. Whether that is news.
 
         The other refusals of the same burst are not: their requests left before.
         """

@@ -10,6 +10,7 @@ import pytest
 from tcm_sync import ConnectFailedError, ProtocolError, TcmClient, TlsSettings
 from tcm_sync.config import Settings
 from tcm_sync.deadline import Deadline
+from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.http import probe
 from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.sockets import OpeningSockets
@@ -24,7 +25,7 @@ SOON = 0.3  # seconds in which nothing more is to come
 def ask(peer, name="ready", timeout=PATIENCE, path="/ws", **settings):
     uri = peer.uri.removesuffix("/ws") + path
     opening = OpeningSockets()
-    return probe(Opener(Settings(uri, **settings), opening), name, Deadline(timeout), opening)
+    return probe(Opener(Settings(uri, **settings), opening, Counts()), name, Deadline(timeout), opening)
 
 
 def answering(data, then=lambda connection: None):

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.reader import Reader
 
 
 @pytest.fixture
 def reader():
-    reader = Reader(ping_interval=10.0)
+    reader = Reader(10.0, Counts())
     yield reader
     reader.abandon()
 

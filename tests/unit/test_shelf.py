@@ -47,11 +47,12 @@ def test_only_idle_connections_expire(connections):
     shelf = shelf_of(made, max_idle=10.0, max_lifetime=20.0)
     holder = Holder()
     shelf.lend(lent, holder)
-    assert shelf.take_expired(monotonic() + 5.0) == []
-    assert shelf.take_expired(monotonic() + 100.0) == [idle]
+    assert shelf.expired(monotonic() + 5.0) == []
+    assert shelf.expired(monotonic() + 100.0) == [idle]
+    assert shelf.forget(idle)
     assert list(shelf.all.values()) == [lent]
     shelf.put_back(lent, monotonic())
-    assert shelf.take_expired(monotonic() + 100.0) == [lent]
+    assert shelf.expired(monotonic() + 100.0) == [lent]
 
 
 def test_the_most_recently_used_is_chosen_and_in_turn_under_a_limit(connections):
@@ -99,4 +100,5 @@ def test_one_in_excess_is_retired_once_another_took_its_place(connections):
     old, *_ = made = connections(3)
     shelf = shelf_of(made, pool_size=2)
     assert shelf.replaced() is old
+    assert shelf.forget(old)
     assert shelf.replaced() is None
