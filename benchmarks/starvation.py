@@ -3,7 +3,7 @@
 Each socket sends an inference of an instant model, waits for the reply, and sends the next. The manager
 serves five uuids a tick, the oldest first, so beyond five busy sockets the young ones starve.
 
-    python benchmarks/starvation.py [--seconds 6]
+    python benchmarks/starvation.py [--seconds 6] [--plot docs/images/starvation.svg]
 
 Counts and worst latencies of shorter rows cannot be compared with the expected ones, which are of 6 s.
 """
@@ -117,7 +117,18 @@ async def load(uri: str, row: Row, seconds: float) -> list[Socket]:
     return sockets
 
 
-def measure(row: Row, seconds: float) -> tuple[float, str, str, str]:
+@dataclass(frozen=True)
+class Measured:
+    """What a row came to."""
+
+    rate: float
+    fewest: int
+    most: int
+    median: float
+    worst: float
+
+
+def measure(row: Row, seconds: float) -> Measured:
     """Start a manager, load it, and sum up."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -133,36 +144,59 @@ def measure(row: Row, seconds: float) -> tuple[float, str, str, str]:
     served = [len(socket.latencies) for socket in sockets]
     latencies = [latency for socket in sockets for latency in socket.latencies]
     worst = max([*latencies, *(socket.unanswered for socket in sockets)])
-    return (
-        len(latencies) / seconds,
-        f"{min(served)}, {max(served)}",
-        f"{statistics.median(latencies) * 1e3:.0f} ms",
-        f"{worst:.1f} s" if worst > 0.1 else f"{worst * 1e3:.0f} ms",
-    )
+    return Measured(len(latencies) / seconds, min(served), max(served), statistics.median(latencies), worst)
+
+
+def plot(measured: dict[Row, Measured], path: str) -> None:
+    """Draw requests a second, and the shares of the sockets, over how many there are."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in measured if row.replaced_after is None]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    places = range(len(rows))
+    names = [row.name for row in rows]
+    left.bar(places, [measured[row].rate for row in rows], color="#4878a8")
+    left.set_ylabel("requests a second, all sockets")
+    for offset, label, color in ((-0.2, "fewest", "#c05040"), (0.2, "most", "#80a860")):
+        heights = [measured[row].fewest if label == "fewest" else measured[row].most for row in rows]
+        right.bar([place + offset for place in places], heights, 0.4, label=label, color=color)
+    right.set_ylabel("served of one socket")
+    right.legend(loc="lower left")
+    for axes in (left, right):
+        axes.set_xticks(list(places), names)
+        axes.set_xlabel("busy sockets")
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
     """Measure every row, and print it beside what is expected."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each row (default: %(default)s)")
-    seconds = parser.parse_args().seconds
+    parser.add_argument("--plot", metavar="FILE", help="draw it too (needs matplotlib)")
+    options = parser.parse_args()
+    seconds = options.seconds
     print(
         f"websockets {websockets.__version__}, {seconds:g} s a row; measured here | on a real manager in 6 s"
     )
     layout = "{:<26}{:>12}{:>22}{:>18}{:>20}"
     print(layout.format("sockets", "requests/s", "fewest, most served", "median latency", "worst latency"))
+    measured = {}
     for row in ROWS:
-        rate, served, median, worst = measure(row, seconds)
+        found = measured[row] = measure(row, seconds)
+        worst = f"{found.worst:.1f} s" if found.worst > 0.1 else f"{found.worst * 1e3:.0f} ms"
         print(
             layout.format(
                 row.name,
-                f"{rate:.0f} | {row.rate}",
-                f"{served} | {row.served}",
-                f"{median} | {row.median_ms} ms",
+                f"{found.rate:.0f} | {row.rate}",
+                f"{found.fewest}, {found.most} | {row.served}",
+                f"{found.median * 1e3:.0f} ms | {row.median_ms} ms",
                 f"{worst} | {row.worst}",
             ),
             flush=True,
         )
+    if options.plot:
+        plot(measured, options.plot)
 
 
 if __name__ == "__main__":
