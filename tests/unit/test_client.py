@@ -102,7 +102,7 @@ def test_a_client_shows_where_it_leads_and_how_it_is():
         client = connect(peer)
         assert repr(client) == f"<TcmClient {peer.uri} not open>"
         with client:
-            assert repr(client) == f"<TcmClient {peer.uri} open>"
+            assert repr(client) == f"<TcmClient {peer.uri} open, 0 of 4 sockets, 0 calls in flight>"
             ask(client)
         assert repr(client) == f"<TcmClient {peer.uri} closed>"
 
@@ -139,7 +139,7 @@ def test_a_client_that_is_left_open_says_so():
         del client
         gc.collect()
     (said,) = (str(warning.message) for warning in caught)
-    assert said.startswith(f"unclosed <TcmClient {peer.uri} open>: close() it")
+    assert said.startswith(f"unclosed <TcmClient {peer.uri} open, 1 of 4 sockets, 0 calls in flight>: close() it")
 
 
 def test_a_client_that_never_opened_or_failed_to_be_made_is_silent():
