@@ -3,6 +3,7 @@
 from tcm_sync.local.cloud import Cloud, CloudJob, CloudStep, Container, VirtualMachine
 from tcm_sync.local.manager import LocalManager
 from tcm_sync.local.models import Model, ModelFailure
+from tcm_sync.local.shared_memory import MappedMemory
 from tcm_sync.local.stats import LocalStats
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Container",
     "LocalManager",
     "LocalStats",
+    "MappedMemory",
     "Model",
     "ModelFailure",
     "VirtualMachine",

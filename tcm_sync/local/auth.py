@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from tcm_sync.local.limits import SlidingWindow
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from tcm_sync.local.settings import Tokens
 
 #: Whose everything is when nobody says whose it is: all of the open mode.
 ANYBODY = "unknown"
-CAPABILITIES = ("json",)
 
 
 class AuthRefused(Exception):
@@ -106,8 +107,8 @@ def _roles(claims: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(role for role in roles if isinstance(role, str)) if isinstance(roles, list) else ()
 
 
-def granted(asked: object) -> list[str] | None:
-    """Pick what of the asked capabilities this manager has, in the order asked.
+def granted(asked: object, known: Collection[str]) -> list[str] | None:
+    """Pick what of the asked capabilities this manager knows, in the order asked.
 
     Returns
     -------
@@ -116,4 +117,4 @@ def granted(asked: object) -> list[str] | None:
     """
     if not isinstance(asked, list) or not asked:
         return None
-    return [name for name in asked if name in CAPABILITIES] or ["json"]
+    return [name for name in asked if name in known] or ["json"]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tcm_sync.local.models import LoadedModel
     from tcm_sync.local.session import Session
     from tcm_sync.local.settings import Settings
+    from tcm_sync.local.shared_memory import SharedMemory
     from tcm_sync.local.stats import Counters
 
 #: How long the scheduler of a draining manager still takes what is sent to it (docs/wire.rst, "Draining").
@@ -60,6 +61,7 @@ class Core:
     settings : Settings
     models : mapping of str to LoadedModel
     cloud : Cloud
+    shared_memory : SharedMemory or None
     counters : Counters
     loop : asyncio.AbstractEventLoop
         The loop that all methods are called in.
@@ -70,11 +72,13 @@ class Core:
         settings: Settings,
         models: Mapping[str, LoadedModel],
         cloud: Cloud,
+        shared_memory: SharedMemory | None,
         counters: Counters,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.settings = settings
         self.counters = counters
+        self.capabilities = ("json",) if shared_memory is None else ("json", "shm")
         self.draining = False
         self.taking = True  # work; for a while also while draining
         self.authenticator = Authenticator(settings.tokens, settings.auth_failures_per_minute)
@@ -90,8 +94,13 @@ class Core:
             "inference": Workers(settings.workers, "tcm-local-worker"),
         }
         triton = Triton(
-            models, max_payload_bytes=settings.max_payload_bytes, count_execution=counters.count_execution
+            models,
+            shared_memory=shared_memory,
+            max_payload_bytes=settings.max_payload_bytes,
+            count_execution=counters.count_execution,
         )
+        self._shared_memory = shared_memory
+        self._find = cloud.find
         self._inference = Inference(triton, cloud.find)
         self._streams = Streams(
             triton,
@@ -189,10 +198,13 @@ class Core:
     def _reply(self, job: Job) -> dict[str, Any]:
         if job.kind == "inference":
             return {"type": "inference", "uuid": job.uuid, "payload": self._inference.answer(job.payload)}
+        payload = self._management.answer(job.uuid, job.payload)
+        if self._shared_memory is not None:
+            self._shared_memory.drop_gone(self._find)
         return {
             "uuid": job.uuid,
             "type": "management",
-            "payload": self._management.answer(job.uuid, job.payload),
+            "payload": payload,
             "_correlation_id": secrets.token_hex(8),
             "_auth": {"sub": None, "tenant_id": None, "roles": list(job.roles), "capability": ["json"]},
         }

@@ -9,7 +9,9 @@ from tcm_sync.config import Route
 from tcm_sync.errors import ConfigError
 from tcm_sync.local.cloud import Cloud, Container
 from tcm_sync.local.models import Model, load_model
+from tcm_sync.local.regions import Regions
 from tcm_sync.local.settings import Settings, Tokens
+from tcm_sync.local.shared_memory import MappedMemory
 from tcm_sync.local.stats import Counters, LocalStats
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class LocalManager:
-    """A manager for laptops and tests, in this process: no Triton, no virtual machines, no shared memory.
+    """A manager for laptops and tests, in this process: no Triton, no virtual machines.
 
     It keeps the rules that the recorded manager keeps (docs/wire.rst), pacing included, and runs its models
     itself. It is not meant for production: one process, no persistence, and its errors are as helpful as
@@ -37,6 +39,11 @@ class LocalManager:
     There are two containers from the beginning. To the one of `route` the manager keeps a connection: it
     serves pipelines, and no streams, as do the containers in which jobs create a server. The one of
     `transient_route` needs ``allow_transient``: it serves streams, and no pipelines.
+
+    Where there is a ``/dev/shm`` it grants ``shm`` and plays Triton's part in it, with the rules of
+    docs/wire.rst, "Shared memory": above all, the files that it has read are unlinked when it ends, by a
+    small process of its own if need be. A model gets read-only arrays over the very memory of the client,
+    who may write to it again once the reply is there.
 
     Parameters
     ----------
@@ -85,6 +92,11 @@ class LocalManager:
         ``BACKPRESSURE_INSUFFICIENT_BUDGET`` when its turn comes. None announces none.
     linger : float
         Seconds that `stop` drains at least. A real manager takes half a second even when it is idle.
+    shm : bool
+        Whether it grants ``shm``, on a machine that has it.
+    triton_shm : bool
+        Whether its Triton sees the same ``/dev/shm``. False refuses every registration, as is the lot of a
+        Triton in a container that has one of its own.
     info : mapping of str to callable, optional
         Info actions beside ``queue_stats``: what each returns is the answer's data. One that raises is
         answered with the status ``error``. They are called where everything waits for them.
@@ -128,6 +140,8 @@ class LocalManager:
         auth_failures_per_minute: int | None = None,
         advise_after: int | None = 10,
         linger: float = 0.0,
+        shm: bool = True,
+        triton_shm: bool = True,
         info: Mapping[str, Callable[[], object]] | None = None,
         on_cloud_step: Callable[[CloudStep], None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
@@ -161,6 +175,8 @@ class LocalManager:
             auth_failures_per_minute=auth_failures_per_minute,
             advise_after=advise_after,
             linger=linger,
+            shm=shm,
+            triton_shm=triton_shm,
             info=info or {},
             on_cloud_step=on_cloud_step,
             ssl_context=ssl_context,
@@ -172,6 +188,7 @@ class LocalManager:
                 Container(transient_container_id, vm_ip),
             ]
         )
+        self._regions = Regions(blind=not triton_shm)
         self._counters = Counters()
         self._port = port
         self._lock = threading.Lock()  # held while starting, and while looking which run there is
@@ -223,10 +240,18 @@ class LocalManager:
         """What management jobs have created, and which there were."""
         return self._cloud
 
+    @property
+    def shared_memory(self) -> MappedMemory:
+        """What it has mapped of clients' shared memory, for their tests; nothing while it is stopped."""
+        server = self._server
+        found = None if server is None else server.shared_memory
+        return MappedMemory() if found is None else found.mapped()
+
     def start(self) -> None:
         """Listen and serve, in threads of its own.
 
-        A manager that was stopped forgets all but its port and its cloud.
+        A manager that was stopped forgets all but its port, its cloud, and which shared memory its Triton
+        knows, which refuses that to the manager that is started again.
 
         Raises
         ------
@@ -241,7 +266,9 @@ class LocalManager:
             if self._server is not None:
                 raise RuntimeError("the manager runs already: stop it before starting it again")
             self._counters = Counters()
-            server = Server(self._settings, self._port, self._models, self._cloud, self._counters)
+            server = Server(
+                self._settings, self._port, self._models, self._cloud, self._regions, self._counters
+            )
             self._port = server.start()
             self._server = server
 

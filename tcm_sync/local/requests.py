@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.local.failures import ContractFailure, missing, required
-from tcm_sync.local.models import ModelFailure
 from tcm_sync.local.tensors import Tensor, is_datatype
 
 if TYPE_CHECKING:
@@ -39,6 +38,18 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """An input that is not in the message: where in shared memory it is."""
+
+    name: str
+    key: str
+    offset: int
+    byte_size: int
+    shape: list[int]
+    datatype: str
+
+
+@dataclass(frozen=True)
 class Request:
     """One run of one model.
 
@@ -47,6 +58,9 @@ class Request:
     target : Target
     model_name : str
     tensors : list of Tensor
+        The inputs that are in the message.
+    references : list of Reference
+        The inputs that are in shared memory.
     protocol : str
         ``"http"`` or ``"grpc"``.
     output_name : str
@@ -56,6 +70,7 @@ class Request:
     target: Target
     model_name: str
     tensors: list[Tensor]
+    references: list[Reference]
     protocol: str = "http"
     output_name: str = DEFAULT_OUTPUT
 
@@ -87,8 +102,8 @@ def read_request(payload: Mapping[str, Any], find: Find) -> Request:
     ------
     ContractFailure
         If something is missing, or nobody knows the container.
-    ModelFailure
-        If an input refers to shared memory.
+    ValueError
+        If an input that refers to shared memory cannot be read from there.
     """
     container, vm_ip = _find_container(payload, find)
     model_name = required(payload, "model_name")
@@ -104,7 +119,7 @@ def read_request(payload: Mapping[str, Any], find: Find) -> Request:
     return Request(
         Target(container, vm_ip, bool(request.get("allow_transient"))),
         str(model_name),
-        [_read_tensor(found, f"request.inputs[{at}]", protocol) for at, found in enumerate(inputs)],
+        *_read_inputs(inputs, "request.inputs", protocol),
         protocol,
         str(request.get("output_name") or DEFAULT_OUTPUT),
     )
@@ -115,7 +130,7 @@ def read_pipeline(payload: Mapping[str, Any], find: Find) -> list[Step]:
 
     Raises
     ------
-    ContractFailure, ModelFailure
+    ContractFailure, ValueError
         As `read_request` does.
     """
     container, vm_ip = _find_container(payload, find)
@@ -138,8 +153,8 @@ def _read_step(step: object, where: str, target: Target) -> Step:
     protocol = step.get("protocol", "http")
     if protocol != "http":
         raise ContractFailure(f"Unsupported inference protocol: {protocol!r}")
-    tensors = [_read_tensor(found, f"{where}.inputs[{at}]", protocol) for at, found in enumerate(inputs)]
-    return Step(str(step.get("name") or model_name), Request(target, model_name, tensors))
+    read = _read_inputs(inputs, f"{where}.inputs", protocol)
+    return Step(str(step.get("name") or model_name), Request(target, model_name, *read))
 
 
 def _find_container(payload: Mapping[str, Any], find: Find) -> tuple[Container | None, str]:
@@ -153,14 +168,38 @@ def _unknown_container(payload: Mapping[str, Any]) -> ContractFailure:
     return ContractFailure(f"Container {payload['container_id']!r} not found in known containers")
 
 
-def _read_tensor(sent: object, where: str, protocol: str) -> Tensor:
-    """Read an input in either form of the wire: the manager's own has dims, type and value."""
-    if not isinstance(sent, dict):
-        raise ContractFailure(f"Field '{where}' must be a dictionary")
-    if "shm_key" in sent:
-        if protocol == "grpc":
+def _read_inputs(inputs: list[Any], where: str, protocol: str) -> tuple[list[Tensor], list[Reference]]:
+    """Read the inputs that are in the message, and those that are references to shared memory."""
+    tensors, references = [], []
+    for at, sent in enumerate(inputs):
+        place = f"{where}[{at}]"
+        if not isinstance(sent, dict):
+            raise ContractFailure(f"Field '{place}' must be a dictionary")
+        if "shm_key" not in sent:
+            tensors.append(_read_tensor(sent, place))
+        elif protocol == "grpc":
             raise ValueError("SHM references are not supported for gRPC streaming yet")
-        raise ModelFailure("TRITON_SHM_UNAVAILABLE", "this local manager has no shared memory")
+        else:
+            references.append(_read_reference(sent, place))
+    return tensors, references
+
+
+def _read_reference(sent: dict[str, Any], where: str) -> Reference:
+    name, key, byte_size, shape, dtype = (
+        required(sent, field, f"{where}.") for field in ("name", "shm_key", "byte_size", "shape", "dtype")
+    )
+    offset = sent.get("offset", 0)
+    for field, value in (("offset", offset), ("byte_size", byte_size)):
+        if type(value) is not int or value < 0:
+            raise ContractFailure(f"Field '{where}.{field}' must be a number of bytes")
+    datatype = _datatype(dtype, name)
+    if datatype == "BYTES":
+        raise ValueError(f"this local manager reads no BYTES from shared memory (input {name!r})")
+    return Reference(str(name), str(key), offset, byte_size, _shape(shape, where), datatype)
+
+
+def _read_tensor(sent: dict[str, Any], where: str) -> Tensor:
+    """Read an input in either form of the wire: the manager's own has dims, type and value."""
     name = sent.get("name")
     shape = sent.get("shape", sent.get("dims"))
     datatype = sent.get("datatype", sent.get("type"))
@@ -169,10 +208,20 @@ def _read_tensor(sent: object, where: str, protocol: str) -> Tensor:
             missing(f"{where}.{field}")
     if "data" not in sent and "value" not in sent:
         missing(f"{where}.data")
+    return Tensor(
+        str(name), _shape(shape, where), _datatype(datatype, name), sent.get("data", sent.get("value"))
+    )
+
+
+def _shape(shape: object, where: str) -> list[int]:
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ContractFailure(f"Field '{where}.shape' must be a list of sizes")
+    return shape
+
+
+def _datatype(datatype: object, name: object) -> str:
     triton_type = str(datatype).removeprefix("TYPE_")
     triton_type = "BYTES" if triton_type == "STRING" else triton_type
     if not is_datatype(triton_type):
         raise ContractFailure(f"Unsupported datatype {datatype!r} of input {name!r}")
-    return Tensor(str(name), shape, triton_type, sent.get("data", sent.get("value")))
+    return triton_type

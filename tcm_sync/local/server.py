@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from websockets.asyncio.server import ServerConnection, serve
 
 from tcm_sync.local.core import Core
+from tcm_sync.local.mapping import is_usable
 from tcm_sync.local.session import NORMAL, Session
+from tcm_sync.local.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from tcm_sync.local.cloud import Cloud
     from tcm_sync.local.models import LoadedModel
+    from tcm_sync.local.regions import Regions
     from tcm_sync.local.settings import Settings
     from tcm_sync.local.stats import Counters
 
@@ -43,6 +46,7 @@ class Server:
         0 is any free one.
     models : mapping of str to LoadedModel
     cloud : Cloud
+    regions : Regions
     counters : Counters
     """
 
@@ -52,6 +56,7 @@ class Server:
         port: int,
         models: Mapping[str, LoadedModel],
         cloud: Cloud,
+        regions: Regions,
         counters: Counters,
     ) -> None:
         self._settings = settings
@@ -59,6 +64,7 @@ class Server:
         self._models = models
         self._cloud = cloud
         self._counters = counters
+        self.shared_memory = SharedMemory(regions) if settings.shm and is_usable() else None
         self._bound: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="tcm-local", daemon=True)
 
@@ -87,12 +93,14 @@ class Server:
         self._post(lambda: self._stop.set())
         self._thread.join()
         self.join_workers()
+        self._close_shared_memory()
 
     def kill(self) -> None:
         """Drop every connection at once; models that run are not waited for."""
         self.core.abandon_work()
         self._post(lambda: self._kill.set())
         self._thread.join()
+        self._close_shared_memory()
 
     def alert(self, message: str, error_type: str) -> None:
         """Have an alert sent to the client that connected first."""
@@ -101,6 +109,10 @@ class Server:
     def join_workers(self) -> None:
         """Wait for the models and jobs that still run."""
         self.core.join_workers()
+
+    def _close_shared_memory(self) -> None:
+        if self.shared_memory is not None:
+            self.shared_memory.close()
 
     def _post(self, function: Callable[[], None]) -> None:
         try:
@@ -123,7 +135,9 @@ class Server:
         self._transports: set[asyncio.Transport] = set()
         self._sessions: dict[Session, asyncio.Task[Any]] = {}
         server = await self._listen()
-        self.core = Core(self._settings, self._models, self._cloud, self._counters, self._loop)
+        self.core = Core(
+            self._settings, self._models, self._cloud, self.shared_memory, self._counters, self._loop
+        )
         scheduling = asyncio.create_task(self.core.schedule())
         ending = asyncio.create_task(self._end(server))
         killed = asyncio.create_task(self._kill.wait())

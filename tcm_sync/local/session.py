@@ -177,7 +177,7 @@ class Session:
         self._uuid = uuid
         self._core.counters.count_uuid(uuid)
         logger.debug("%s is connected", uuid)
-        capability = granted(payload.get("capability"))
+        capability = granted(payload.get("capability"), self._core.capabilities)
         reply = {"type": "auth.ok"}
         self.send(reply if capability is None else {**reply, "payload": {"capability": capability}})
         if self._core.draining:

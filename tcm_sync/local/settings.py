@@ -62,6 +62,8 @@ class Settings:
     auth_failures_per_minute: int | None
     advise_after: int | None
     linger: float
+    shm: bool
+    triton_shm: bool
     info: Mapping[str, Callable[[], object]]
     on_cloud_step: OnStep | None
     ssl_context: ssl.SSLContext | None

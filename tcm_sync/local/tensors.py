@@ -54,6 +54,11 @@ def is_datatype(name: str) -> bool:
     return name in _DTYPES
 
 
+def dtype_of(name: str) -> np.dtype[Any]:
+    """Return the numpy dtype of a Triton datatype that has a JSON form."""
+    return _DTYPES[name]
+
+
 def nesting(data: object) -> list[int]:
     """Tell the shape of nested lists by their first elements; a bare value counts as a list of one."""
     if not isinstance(data, list):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.local.failures import CodedFailure
+from tcm_sync.local.models import ModelFailure
 from tcm_sync.local.tensors import nesting, to_array
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from tcm_sync.local.models import LoadedModel
     from tcm_sync.local.requests import Request, Target
+    from tcm_sync.local.shared_memory import SharedMemory
     from tcm_sync.local.tensors import Tensor
 
 
@@ -23,6 +25,8 @@ class Triton:
     Parameters
     ----------
     models : mapping of str to LoadedModel
+    shared_memory : SharedMemory or None
+        What finds the tensors that a request only refers to.
     max_payload_bytes : int or None
         The budget for one request, judged from shapes and datatypes.
     count_execution : callable
@@ -33,10 +37,12 @@ class Triton:
         self,
         models: Mapping[str, LoadedModel],
         *,
+        shared_memory: SharedMemory | None,
         max_payload_bytes: int | None,
         count_execution: Callable[[str], None],
     ) -> None:
         self._models = models
+        self._shared_memory = shared_memory
         self._max_payload_bytes = max_payload_bytes
         self._count_execution = count_execution
 
@@ -53,6 +59,8 @@ class Triton:
         Exception
             Whatever it raised, and what a manager or Triton would have said instead of running it.
         """
+        if request.references:
+            return self._run_on_references(request)
         estimated = sum(tensor.estimated_bytes for tensor in request.tensors)
         if self._max_payload_bytes is not None and estimated > self._max_payload_bytes:
             raise ValueError(
@@ -60,8 +68,29 @@ class Triton:
             )
         arrays = _to_arrays(request.tensors)
         _connect(request.target, request.protocol)
-        model = self._find(request)
-        model.check({tensor.name: tensor.datatype for tensor in request.tensors}, arrays)
+        datatypes = {tensor.name: tensor.datatype for tensor in request.tensors}
+        return self._run_model(self._find(request), datatypes, arrays)
+
+    def _run_on_references(self, request: Request) -> object:
+        """Run a model on tensors in shared memory; those that were sent beside them are lost."""
+        if self._shared_memory is None:
+            raise ModelFailure("TRITON_SHM_UNAVAILABLE", "this local manager has no shared memory")
+        _connect(request.target, request.protocol)
+        attached = self._shared_memory.attach(request.references, request.target)
+        try:
+            model = self._find(request)
+            arrays = {found.reference.name: found.array(model.name) for found in attached}
+            datatypes = {reference.name: reference.datatype for reference in request.references}
+            return self._run_model(model, datatypes, arrays)
+        except ModelFailure:
+            raise
+        except Exception as exc:
+            raise ValueError(f"SHM infer call failed: {exc}") from exc
+
+    def _run_model(
+        self, model: LoadedModel, datatypes: Mapping[str, str], arrays: dict[str, NDArray[Any]]
+    ) -> object:
+        model.check(datatypes, arrays)
         self._count_execution(model.name)
         return model.run(arrays)
 

@@ -10,12 +10,14 @@ from typing import Any
 from tcm_sync.local import core
 
 from .raw import wait_until
+from .segments import SHM
 
 
 class Player:
     """Does what the client of a recording did, and expects what the server of it said."""
 
-    def __init__(self, manager, dial, gated, talker, steps) -> None:
+    def __init__(self, manager, dial, gated, talker, steps, segments) -> None:
+        self.segments = segments
         self.manager = manager
         self.dial = dial
         self.gated = gated
@@ -35,13 +37,17 @@ class Player:
 
     def play(self, exchange) -> None:
         assert exchange
-        self.exchange = exchange
+        self.exchange = exchange = self.renamed(exchange)
         for at, entry in enumerate(exchange):
             self.rest = exchange[at + 1 :]
             where = entry.get("socket", "A")
             kind = next(key for key in entry if key in STEPS)
             STEPS[kind](self, where, entry[kind])
             self.last = [*self.last[-1:], entry]
+
+    def renamed(self, exchange):
+        """Give the shared memory names of its own, so that two runs may be at it."""
+        return json.loads(SEGMENT.sub(rf"\1_{self.segments.suffix}", json.dumps(exchange)))
 
     def socket(self, where):
         if where not in self.sockets:
@@ -150,7 +156,18 @@ class Player:
 
     # What else happened
 
-    def sigterm(self, where, how) -> None:
+    def signal(self, where, what) -> None:
+        if what.startswith("SIGKILL"):
+            self.manager.kill()
+            name = re.search(r"/dev/shm/(\S+) exists: False", what)[1]
+            assert not (SHM / name).exists()
+        elif "is started again" in what:
+            self.manager.stop()
+            self.manager.start()
+        else:
+            self.sigterm()
+
+    def sigterm(self) -> None:
         if any("slow" in json.dumps(entry) for entry in self.last):
             wait_until(lambda: self.manager.stats().executions, "the request runs")
         self.stopping = threading.Thread(target=self.manager.stop)
@@ -168,6 +185,38 @@ class Player:
             self.server(where, answered["server"])
 
     def client_does(self, where, what) -> None:
+        if "/dev/shm/" in what:
+            self.client_writes(where, what)
+        elif "segments used once each" in what:
+            self.use_many(int(what.split()[0]))
+        else:
+            self.client_leaves(where, what)
+
+    def client_writes(self, where, what) -> None:
+        """Do to shared memory what is described: "unlinks NAME (...)", "makes NAME again, 192 times 5"."""
+        label = re.search(r"/dev/shm/tcm_(\w+)_", what)[1]
+        if what.startswith("unlinks"):
+            self.segments.path(label).unlink()
+        if "unlinks" not in what or "makes it again" in what:
+            times, value = re.search(r"(\d+) times (\d+)", what).groups()
+            self.segments.write(label, [int(value)] * int(times))
+
+    def use_many(self, number) -> None:
+        """Use segments one after another; what the first is read to be again is in the recording."""
+        total = next(entry for entry in self.rest if "server" in entry)["server"]["payload"]["data"]["SUM"]
+        raw = self.socket("A")
+        raw.uuid = self.uuid
+        for at in range(number):
+            self.segments.write(f"recL{at}", [total[0][0] / 192 if at == 0 else at] * 192)
+            use_segment(raw, self.segments, f"recL{at}", "ctr-1")
+        seen = next(entry for entry in self.exchange if "triton_registered" in entry)
+        assert len(self.manager.shared_memory.keys) == seen["triton_registered"]
+
+    def first_segment(self, where, exists) -> None:
+        assert self.segments.path("recL0").exists() is exists
+        assert not any("recL0_" in key for key in self.manager.shared_memory.keys)
+
+    def client_leaves(self, where, what) -> None:
         raw = self.sockets.pop(where)
         wait_until(lambda: sum(self.manager.stats().executions.values()) == 1, "the request runs")
         raw.drop() if "drops" in what else raw.close()
@@ -193,8 +242,20 @@ LOOSE = [
     (re.compile(r'(?<="timestamp": )[\d.]+'), "TIME"),
     (re.compile(r"(?<=Stream timed out after )[\d.]+"), "TIME"),
     (re.compile(r'(?<="_correlation_id": ")[0-9a-f]{16}'), "ID"),
+    (re.compile(r"(?<=')tcm_shm_[0-9a-f]{12}_[0-9a-f]{8}(?=')"), "REGION"),
 ]
+SEGMENT = re.compile(r"(\btcm_rec\w+)_59623964\b")
 CREATED = re.compile(r'"(127\.0\.0\.1|10\.0\.0\.\d+|vm-\d+|ctr-9|container-\d+)"')
+
+
+def use_segment(raw, segments, label, container_id) -> None:
+    """Have a segment of 192 numbers read once."""
+    request = {
+        "inputs": [segments.reference(label, 1, 3, 8, 8, name="IMAGE")],
+        "allow_transient": container_id == "ctr-9",
+    }
+    answer = raw.infer("checksum", container_id=container_id, request=request)
+    assert answer["status"] == "COMPLETED", answer
 
 
 def comparable(text):
@@ -207,9 +268,11 @@ STEPS = {
     "client": Player.client,
     "server": Player.server,
     "server_close": Player.server_close,
-    "manager": Player.sigterm,
+    "manager": Player.signal,
     "exchange_repeated": Player.repeat,
     "client_does": Player.client_does,
+    "client_writes": Player.client_writes,
+    "the_first_segments_file_still_exists": Player.first_segment,
     "stand_in_openstack_and_docker": Player.cloud,
     "seconds_since_the_limit": Player.ignore,
     "triton_executions_of_slow": Player.ignore,

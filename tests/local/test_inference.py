@@ -148,12 +148,6 @@ def test_the_managers_own_form_of_an_input_knows_strings(serve, dial):
     assert raw.infer("echo", sent)["data"] == {"x": ["a", "b"]}
 
 
-def test_shared_memory_is_not_there(serve, dial):
-    sent = {"name": "x", "shm_key": "/k", "offset": 0, "byte_size": 4, "shape": [1], "dtype": "FP32"}
-    answer = dial(serve(), "u").infer("echo", sent)
-    assert answer["data"]["code"] == "TRITON_SHM_UNAVAILABLE"
-
-
 def test_a_scalar_where_the_lists_are_deeper_elsewhere_is_refused(serve, dial):
     answer = dial(serve(), "u").infer("echo", tensor([1.0, [2.0]], shape=[2]))
     assert answer["data"]["code"] == "TRITON_INFERENCE_FAILED"

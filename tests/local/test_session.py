@@ -24,8 +24,9 @@ def test_replies_are_written_as_the_manager_writes_json(serve, dial):
     ("asked", "granted"),
     [
         (["json"], ["json"]),
-        (["shm", "json"], ["json"]),
-        (["shm"], ["json"]),
+        (["protobuf", "json"], ["json"]),
+        (["protobuf"], ["json"]),
+        (["shm", "json"], ["shm", "json"]),
         ([], None),
         (None, None),
     ],

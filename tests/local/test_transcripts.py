@@ -20,8 +20,9 @@ from onnx import TensorProto
 
 from tcm_sync.local import ModelFailure, core
 
-from .player import Player
+from .player import Player, use_segment
 from .raw import add_sub_onnx, identity, identity_onnx, wait_until
+from .segments import Segments
 
 CASES = {
     case["case"]: case
@@ -41,6 +42,8 @@ class Setup:
     settings: dict[str, Any] = field(default_factory=dict)
     models: dict[str, Any] = field(default_factory=dict)
     before: Any = None  # called with (manager, dial)
+    #: Files of shared memory: the number that each has 192 times, and which container has used it before.
+    segments: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     words: int | None = None  # that the streams say before the test lets them go on
     stays: float = (
         60.0  # SCHEDULER_STAYS: a slow machine must not be too slow for what is sent while draining
@@ -66,6 +69,16 @@ def two_failed_auths(manager, dial):
         raw = dial(manager)
         assert raw.auth("c-2", **payload)["payload"]["message"].startswith("Invalid token")
         raw.close()
+
+
+def use_before(manager, dial, segments, what):
+    for label, (value, container_id) in what.items():
+        segments.write(label, [value] * 192)
+        if container_id is not None:
+            raw = dial(manager, "before")
+            use_segment(raw, segments, label, container_id)
+            raw.close()
+            wait_until(lambda: not manager.stats().connected, "it left")
 
 
 def two_users_before(manager, dial):
@@ -128,6 +141,16 @@ SETUPS = {
     "close.grpc_stream_aborted.longer": Setup(ONE_WORKER, words=3),
     "close.grpc_stream_idle": Setup(ONE_WORKER),
     "close.then_new_stream": Setup(ONE_WORKER),
+    "shm.ok": Setup(segments={"rec1": (1, None)}),
+    "shm.again_other_size": Setup(segments={"rec1": (1, "ctr-9")}),
+    "shm.offset": Setup(segments={"rec2": (1, None)}),
+    "shm.grpc": Setup(segments={"rec1": (1, "ctr-9")}),
+    "shm.mixed": Setup(segments={"rec3": (1, None)}),
+    "shm.transient_further_uses": Setup(segments={"recA": (1, "ctr-9")}),
+    "shm.two_routes": Setup(segments={"recA": (1, "ctr-9"), "recB": (3, "ctr-1")}),
+    "shm.unlinked_and_remade": Setup(segments={"recD": (3, "ctr-1")}),
+    "shm.registered_after_manager_restart": Setup(segments={"recG": (1, "ctr-1"), "recU": (1, None)}),
+    "shm.registered_other_size": Setup(segments={"recX": (1, None)}),
 }
 PLAIN = """
     auth.legacy auth.capability.unsupported auth.not_first auth.bad_json auth.missing_uuid
@@ -153,14 +176,14 @@ PLAIN = """
     tensors.float_out_of_range.1e400 tensors.float_out_of_range.f64_1e400 tensors.float_out_of_range.f16_1e5
     tensors.float_out_of_range.i8_300 tensors.float_out_of_range.i8_minus_1_u8
     tensors.float_out_of_range.i32_1.5 tensors.float_out_of_range.u64_max tensors.float_out_of_range.u64_over
+    auth.capability shm.no_such_key shm.transient_second_use shm.registered_three_uses
+    shm.one_segment_two_inputs shm.unlinked_and_remade.transient shm.file_after_manager_killed shm.lru_256
 """.split()  # noqa: SIM905 - one name a line would be sixty lines
 PLAYED = {**{name: Setup() for name in PLAIN}, **SETUPS}
 PLAYED_OVER_HTTP = ["http/health", "http/ready"]
 
-NO_SHM = "it grants no shared memory"
 COUNTED = "counts, no exchange; "
 NOT_PLAYED = {
-    "auth.capability": NO_SHM,
     "auth.strict.expired": "its tokens do not expire",
     "backpressure.insufficient_budget": "its quantum pays for at least one inference a tick",
     "limit.prod_20.per_uuid": COUNTED + "test_limits.py has the rule",
@@ -171,7 +194,8 @@ NOT_PLAYED = {
     "http.ready_during_shutdown": "polled, not exchanged; test_drain.py has the rule",
     "http.ready_during_shutdown.busy": "polled, not exchanged; test_drain.py has the rule",
     "http.ready_during_shutdown.busy_real_readiness": "the same; and it registers no other servers",
-    **{name: NO_SHM for name in CASES if name.startswith("shm.")},
+    "shm.transient_reuse_40": COUNTED + "shm.transient_further_uses is one",
+    "shm.pinned": "not exchanged; test_shared_memory_served.py has what is mapped",
 }
 
 
@@ -191,7 +215,14 @@ def onnx_models():
 
 
 @pytest.fixture
-def player(serve, dial, gated, talker, steps, onnx_models, monkeypatch):
+def segments():
+    files = Segments()
+    yield files
+    files.close()
+
+
+@pytest.fixture
+def player(serve, dial, gated, talker, steps, segments, onnx_models, monkeypatch):
     callables = {f"ident_{kind}": identity for kind in ("f16", "f64", "b", "u64", "i64", "i8", "i32")}
     callables["checksum"] = lambda arrays: {"SUM": [[np.sum(arrays["IMAGE"])]]}
     with contextlib.ExitStack() as stack:
@@ -206,7 +237,8 @@ def player(serve, dial, gated, talker, steps, onnx_models, monkeypatch):
             if setup.before is not None:
                 setup.before(manager, dial)
                 wait_until(lambda: manager.stats().connected == (name == "auth.duplicate_uuid"), "they left")
-            player = Player(manager, dial, gated, talker, steps)
+            use_before(manager, dial, segments, setup.segments)
+            player = Player(manager, dial, gated, talker, steps, segments)
             stack.callback(player.end)
             player.play(CASES[name]["exchange"])
             return manager
@@ -215,12 +247,14 @@ def player(serve, dial, gated, talker, steps, onnx_models, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PLAYED)
-def test_recording(player, talker, name):
+def test_recording(player, talker, segments, name):
     manager = player(name)
     if name == "shutdown.inference_sent_while_draining":
         wait_until(lambda: manager.stats().executions == {"slow": 1}, "the refused work runs")
     if name.startswith("close.grpc_stream_aborted"):
         assert talker.said == (400 if name.endswith("longer") else 200)
+    if name == "shm.registered_after_manager_restart":
+        assert segments.path("recU").exists(), "nobody has attached it"
     if name == "close.queued_not_cancelled":
         assert manager.stats().executions == {"slow": 4, "add_sub": 1}
 

@@ -1,0 +1,132 @@
+"""What the pretend Triton servers have registered of shared memory (docs/wire.rst, "Shared memory").
+
+Like the cloud that they run in it outlives the manager: what one manager has registered is refused to the
+next one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tcm_sync.local.mapping import Mapping, path_of
+from tcm_sync.local.models import ModelFailure
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Keys that stay taken although nothing is read by them any more; a real Triton forgets none, and grows.
+MOST_STRANDED = 4096
+
+
+@dataclass(eq=False, slots=True)
+class Region:
+    """The first bytes of a file, registered with a Triton server.
+
+    Attributes
+    ----------
+    name : str
+        What the server calls it.
+    vm_ip : str
+        Where the server runs.
+    key : str
+        The file.
+    byte_size : int
+    kept : bool
+        Whether it was registered over a connection that the manager keeps.
+    memory : array of bytes, or None
+        The mapping, which stays when the file is unlinked; None once nobody can name the region any more.
+    inode : int
+        Of the file that was mapped.
+    """
+
+    name: str
+    vm_ip: str
+    key: str
+    byte_size: int
+    kept: bool
+    memory: NDArray[Any] | None
+    inode: int
+
+
+class Regions:
+    """The regions of all servers: one server for each address, as a machine has one Triton.
+
+    Parameters
+    ----------
+    blind : bool
+        Whether the servers see another /dev/shm than the manager does, as in a container of their own.
+
+    Attributes
+    ----------
+    lock : threading.Lock
+        Held by whoever calls a method.
+    """
+
+    def __init__(self, *, blind: bool = False) -> None:
+        self.lock = threading.Lock()
+        self._blind = blind
+        self._regions: dict[tuple[str, str], Region] = {}  # by vm_ip and key
+        self._stranded: deque[Region] = deque()
+
+    def register(self, vm_ip: str, key: str, byte_size: int, *, kept: bool) -> Region:
+        """Map the first bytes of a file, whose key must be new to the server.
+
+        Raises
+        ------
+        ModelFailure
+            If Triton refuses it.
+        FileNotFoundError
+            If there is no such file.
+        """
+        name = f"tcm_shm_{secrets.token_hex(6)}_{secrets.token_hex(4)}"
+        other = self._regions.get((vm_ip, key))
+        if other is not None and other.kept and not kept:
+            raise refused_arguments(name)
+        if other is not None:
+            raise _refused(f"[500] Invalid shared memory region: '{key}'")
+        if self._blind:  # not recorded: the words are those of Triton's source
+            raise _refused(f"[500] Unable to open shared memory region: '{key}'")
+        # Triton wants to write, too; and waits for nobody who has made a pipe of the file meanwhile.
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path_of(key), flags)
+        try:
+            status = os.fstat(descriptor)
+            if not 0 < byte_size <= status.st_size:
+                raise refused_arguments(name)
+            memory = np.asarray(Mapping(descriptor, byte_size))
+        finally:
+            os.close(descriptor)
+        region = Region(name, vm_ip, key, byte_size, kept, memory, status.st_ino)
+        self._regions[vm_ip, key] = region
+        return region
+
+    def unregister(self, region: Region) -> None:
+        """Unmap a region; its key may be registered again."""
+        region.memory = None
+        self._regions.pop((region.vm_ip, region.key), None)
+
+    def strand(self, region: Region) -> None:
+        """Unmap a region that nobody can name any more; its key stays taken.
+
+        Triton goes on mapping it, which nobody can tell but by the memory that it takes.
+        """
+        region.memory = None
+        self._stranded.append(region)
+        if len(self._stranded) > MOST_STRANDED:
+            self.unregister(self._stranded.popleft())
+
+
+def refused_arguments(name: str) -> ModelFailure:
+    """Make Triton's refusal of a region that is larger than its file, or that it takes for such a one."""
+    return _refused(f"[400] failed to register shared memory region '{name}': invalid args")
+
+
+def _refused(reason: str) -> ModelFailure:
+    return ModelFailure("TRITON_SHM_REGISTRATION_FAILED", f"register_system_shared_memory failed: {reason}")

@@ -1,0 +1,231 @@
+"""The manager's half of shared memory: which files it has attached (docs/wire.rst, "Shared memory")."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync import process
+from tcm_sync.local import janitor
+from tcm_sync.local.mapping import DIRECTORY, look_up
+from tcm_sync.local.models import ModelFailure
+from tcm_sync.local.regions import refused_arguments
+from tcm_sync.local.tensors import dtype_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tcm_sync.local.regions import Region, Regions
+    from tcm_sync.local.requests import Find, Reference, Target
+
+logger = logging.getLogger("tcm_sync.local")
+
+#: The most registrations with one server; the least recently used go.
+MOST_REGIONS = 256
+
+
+@dataclass(frozen=True)
+class MappedMemory:
+    """What a `LocalManager` holds of shared memory, files that are unlinked included.
+
+    Attributes
+    ----------
+    keys : tuple of str
+        What is mapped, by server, the least recently used first.
+    mapped_bytes : int
+        How much that is.
+    """
+
+    keys: tuple[str, ...] = ()
+    mapped_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A reference, and the region that it was found to mean."""
+
+    reference: Reference
+    region: Region
+    memory: NDArray[Any]  # the region's, which may be pushed out meanwhile
+
+    def array(self, model_name: str) -> NDArray[Any]:
+        """Make the array, of which nothing is copied or read.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit the region, in the words of Triton.
+        """
+        wanted, region = self.reference, self.region
+        if wanted.offset >= region.byte_size:
+            raise ValueError(f"[400] Invalid offset for shared memory region: '{region.name}'")
+        if wanted.offset:
+            raise ValueError(f"[400] Invalid offset + byte size for shared memory region: '{region.name}'")
+        dtype = dtype_of(wanted.datatype)
+        expected = math.prod(wanted.shape) * dtype.itemsize
+        if expected != wanted.byte_size:
+            raise ValueError(
+                f"[400] [request id: <id_unknown>] input byte size mismatch for input '{wanted.name}' "
+                f"for model '{model_name}'. Expected {expected}, got {wanted.byte_size}"
+            )
+        return self.memory.view(dtype).reshape(wanted.shape)
+
+
+class SharedMemory:
+    """What one run of a manager has attached; safe from any thread.
+
+    Parameters
+    ----------
+    regions : Regions
+        What the Triton servers have registered, by this manager and by those before it.
+    """
+
+    def __init__(self, regions: Regions) -> None:
+        self._regions = regions
+        self._known: dict[str, OrderedDict[str, Region]] = {}  # by container id, then by key
+        self._janitor: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
+        process.watch(self)
+
+    @property
+    def _lock(self) -> threading.Lock:
+        return self._regions.lock
+
+    def attach(self, references: list[Reference], target: Target) -> list[Attached]:
+        """Find the regions that a request means, and register those that are new.
+
+        Raises
+        ------
+        ModelFailure
+            If a file is not there, or Triton refuses it.
+        """
+        own: dict[str, Region] = {}  # without a kept connection a request knows no regions but its own
+        with self._lock:
+            if self._is_closed:
+                raise ModelFailure("TRITON_SHM_UNAVAILABLE", "the manager has ended")
+            attached = []
+            for reference in references:
+                try:
+                    region = self._find(reference, target, own)
+                except FileNotFoundError:
+                    message = f"Shared memory key not found: '{reference.key}'"
+                    raise ModelFailure("TRITON_SHM_UNAVAILABLE", message) from None
+                assert region.memory is not None
+                attached.append(Attached(reference, region, region.memory))
+            return attached
+
+    def _find(self, reference: Reference, target: Target, own: dict[str, Region]) -> Region:
+        """Find the region of a reference among those that the manager knows, or register it."""
+        key, byte_size = reference.key, reference.byte_size
+        kept = target.container.registered
+        status = look_up(key)  # a file must be there, though it need not be the one that is mapped
+        known = self._known.setdefault(target.container.container_id, OrderedDict())
+        region = (known if kept else own).get(key)
+        if region is None or region.byte_size != byte_size:
+            self._tell_janitor(key)
+            region = self._regions.register(target.vm_ip, key, byte_size, kept=kept)
+            known[key] = own[key] = region
+            if len(known) > MOST_REGIONS:
+                self._push_out(known)
+        elif status.st_ino == region.inode and status.st_size < byte_size:
+            raise refused_arguments(region.name)  # cut short since, where reading would end this process
+        if kept:
+            known.move_to_end(key)
+        return region
+
+    def _push_out(self, known: OrderedDict[str, Region]) -> None:
+        _, oldest = known.popitem(last=False)
+        if oldest.kept:
+            self._regions.unregister(oldest)
+        else:  # the connection that it was registered over is gone, and cannot take it back
+            self._regions.strand(oldest)
+
+    def drop_gone(self, find: Find) -> None:
+        """Forget the servers that jobs have deleted."""
+        with self._lock:
+            for container_id in list(self._known):
+                container = find(container_id)
+                regions = self._known[container_id].values()
+                is_kept = any(region.kept for region in regions)
+                if container is None or (is_kept and not container.registered):
+                    del self._known[container_id]
+                    for region in regions:
+                        self._regions.unregister(region)
+
+    def mapped(self) -> MappedMemory:
+        """Tell what is mapped at the moment."""
+        with self._lock:
+            regions = [region for known in self._known.values() for region in known.values()]
+        return MappedMemory(
+            tuple(region.key for region in regions), sum(region.byte_size for region in regions)
+        )
+
+    def close(self) -> None:
+        """Unmap everything, and unlink every file that was ever attached, whosever it is.
+
+        So does the recorded manager when it ends, however it ends. Arrays that a model still has stay good.
+        """
+        with self._lock:
+            self._is_closed = True
+            for known in self._known.values():
+                for region in known.values():
+                    self._regions.strand(region)
+            self._known.clear()
+            self._dismiss_janitor()
+
+    at_exit = close
+
+    def after_fork(self) -> None:
+        """Own nothing of the parent's, and keep its janitor from nothing."""
+        self._regions.lock = threading.Lock()
+        self._is_closed = True
+        self._known = {}
+        if self._janitor is not None:
+            assert self._janitor.stdin is not None
+            self._janitor.stdin.close()
+            self._janitor.returncode = 0  # it is no child of ours
+            self._janitor = None
+
+    def _tell_janitor(self, key: str) -> None:
+        """Have the file unlinked when this process ends."""
+        line = os.fsencode(key[1:]).hex().encode() + b"\n"
+        try:
+            self._janitor = self._janitor or _start_janitor()
+            _write(self._janitor, line)
+        except BrokenPipeError:
+            logger.warning("somebody killed the process that unlinks shared memory at the end")
+            self._dismiss_janitor()
+            self._janitor = _start_janitor()
+            _write(self._janitor, line)
+
+    def _dismiss_janitor(self) -> None:
+        """Let the janitor do its work, and wait until it is done."""
+        if self._janitor is not None:
+            assert self._janitor.stdin is not None
+            self._janitor.stdin.close()
+            self._janitor.wait()
+            self._janitor = None
+
+
+def _start_janitor() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - our own file
+        [sys.executable, "-I", "-S", janitor.__file__, DIRECTORY],
+        bufsize=0,  # what is told is told at once; and a fork finds no lock of a buffer held
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that it outlives Ctrl-C
+        cwd="/",
+    )
+
+
+def _write(to: subprocess.Popen[bytes], line: bytes) -> None:
+    assert to.stdin is not None
+    to.stdin.write(line)
