@@ -184,7 +184,7 @@ class Stats(Caller):
         for name in pools[0]:
             figures[name] = pools[0][name] + pools[1][name]
         figures["successes"] = figures["calls"] - sum(figures["failures"].values())
-        return figures
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in figures.items()}
 
 
 def _less(value: Any, then: Any) -> Any:
