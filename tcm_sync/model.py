@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.batching import Batcher, BatchPolicy
@@ -11,6 +12,7 @@ from tcm_sync.chunked import Chunked
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError
 from tcm_sync.streams import Streams
+from tcm_sync.tensors import Held, HeldAll, HeldEach, InferenceInput, ModelSignature, fit_inputs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,6 +33,7 @@ class Models(Chunked, Streams):
         vm_id: str | None = None,
         allow_transient: bool = False,
         output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None = None,
+        signature: ModelSignature | None = None,
         batch: BatchPolicy | None = None,
     ) -> Model:
         """Return a model with its route, to be called again and again.
@@ -39,9 +42,13 @@ class Models(Chunked, Streams):
         ----------
         model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes
             As `infer` takes them; every call of the model has them.
+        signature : ModelSignature, optional
+            What the model takes and returns: from `tcm_sync.models.analyze`, a deployment, or a server's
+            metadata. The inputs of every call are held to it before anything is sent, and one array-like
+            alone will do where it names one input. ``output_dtypes``, left out, are those that it states.
         batch : BatchPolicy, optional
-            Lets `Model.infer_sample` put the samples of several threads into one message. Left out, each
-            goes out alone.
+            Lets `Model.infer_sample` put the samples of several threads into one message. Left out, each goes
+            out alone. It holds no more of them than the signature's ``max_batch_size``.
 
         Raises
         ------
@@ -50,6 +57,10 @@ class Models(Chunked, Streams):
         """
         if batch is not None and not isinstance(batch, BatchPolicy):
             raise InputError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
+        if signature is not None and not isinstance(signature, ModelSignature):
+            raise InputError(
+                f"signature must be a ModelSignature, not {type(signature).__name__}; an analysis has one"
+            )
         route = self._route(vm_ip, container_id, vm_id)
         options = {
             "vm_ip": route.vm_ip,
@@ -57,11 +68,18 @@ class Models(Chunked, Streams):
             "vm_id": route.vm_id,
             "allow_transient": allow_transient,
         }
-        return Model(self, model_name, options, output_dtypes, batch)
+        return Model(self, model_name, options, output_dtypes, batch, signature)
 
 
 class Model:
-    """What `TcmClient.model` returns: one model of one route, for any number of threads."""
+    """What `TcmClient.model` returns: one model of one route, for any number of threads.
+
+    Attributes
+    ----------
+    model_name : str
+    signature : ModelSignature or None
+        What the inputs of every call are held to, if it is known.
+    """
 
     def __init__(
         self,
@@ -70,12 +88,17 @@ class Model:
         options: dict[str, Any],
         output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None,
         batch: BatchPolicy | None,
+        signature: ModelSignature | None = None,
     ) -> None:
-        self._made_with = (client, model_name, options, output_dtypes, batch)
+        self._made_with = (client, model_name, options, output_dtypes, batch, signature)
         self._client = client
         self._options = options
-        self._dtypes: dict[str, Any] = {"output_dtypes": output_dtypes}
         self.model_name = model_name
+        self.signature = signature
+        if signature is not None:
+            output_dtypes = signature.output_dtypes if output_dtypes is None else output_dtypes
+            batch = _bounded(batch, signature)
+        self._dtypes: dict[str, Any] = {"output_dtypes": output_dtypes}
         plan = client._plan(model_name, output_dtypes=output_dtypes, **options)  # noqa: SLF001
         self._batcher = Batcher(client, plan, batch or BatchPolicy(max_size=1, max_wait=0.0))
 
@@ -112,27 +135,44 @@ class Model:
         client = self._client
         deadline = client._deadline(timeout)  # noqa: SLF001
         client._running()  # noqa: SLF001
-        return self._batcher.run(inputs, deadline)
+        return self._batcher.run(self._held(inputs), deadline)
 
     def infer(self, inputs: object, **options: Any) -> InferResult:
         """Run the model: `TcmClient.infer` without its model and route."""
-        return self._client.infer(self.model_name, inputs, **self._with(options))
+        return self._client.infer(self.model_name, self._held(inputs), **self._with(options))
 
     def submit(self, inputs: object, **options: Any) -> Future[InferResult]:
         """Run the model in the background: `TcmClient.submit` without its model and route."""
-        return self._client.submit(self.model_name, inputs, **self._with(options))
+        return self._client.submit(self.model_name, self._held(inputs), **self._with(options))
 
     def map(self, many_inputs: Iterable[object], **options: Any) -> Iterator[Any]:
         """Run the model on one input after another: `TcmClient.map` without its model and route."""
+        is_many = isinstance(many_inputs, Iterable) and not isinstance(many_inputs, (str, bytes, Mapping))
+        if self.signature is not None and is_many:  # anything else is refused by the client
+            held = HeldAll if isinstance(many_inputs, Sized) else HeldEach
+            many_inputs = held(self.signature, many_inputs)
         return self._client.map(self.model_name, many_inputs, **self._with(options))
 
     def infer_chunked(self, inputs: object, **options: Any) -> InferResult:
-        """Run the model on a long batch: `TcmClient.infer_chunked` without its model and route."""
+        """Run the model on a long batch: `TcmClient.infer_chunked` without its model and route.
+
+        No message has more rows than the signature's ``max_batch_size``. Where so many do not fit one, say
+        ``rows``.
+        """
+        if self.signature is not None:
+            tensors = fit_inputs(self.signature, inputs, uncut=True)
+            inputs = [InferenceInput(each.name, each.shape, each.datatype, each.array) for each in tensors]
+            most, rows = self.signature.max_batch_size, options.get("rows")
+            if most is not None and (rows is None or (isinstance(rows, int) and rows > most)):
+                options["rows"] = most
         return self._client.infer_chunked(self.model_name, inputs, **self._with(options))
 
     def stream(self, inputs: object, **options: Any) -> InferStream:
         """Run the model as a stream: `TcmClient.stream` without its model and route."""
-        return self._client.stream(self.model_name, inputs, **{**self._options, **options})
+        return self._client.stream(self.model_name, self._held(inputs), **{**self._options, **options})
+
+    def _held(self, inputs: object) -> object:
+        return inputs if self.signature is None else Held(self.signature, inputs)
 
     def _with(self, options: dict[str, Any]) -> dict[str, Any]:
         return {**self._options, **self._dtypes, **options}
@@ -144,3 +184,17 @@ class Model:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Model, self._made_with
+
+
+def _bounded(batch: BatchPolicy | None, signature: ModelSignature) -> BatchPolicy | None:
+    """Hold a policy to the batches that the model takes."""
+    if batch is None or batch.max_size == 1:
+        return batch
+    for spec in signature.inputs:
+        if signature.batch_axis is False and spec.dims is not None and spec.dims[:1] != (-1,):
+            raise InputError(
+                "batch: samples cannot be stacked: the signature has no open first dimension for the input "
+                f"{spec.name!r}, {spec}"
+            )
+    most = signature.max_batch_size
+    return batch if most is None else replace(batch, max_size=min(batch.max_size, most))

@@ -1,0 +1,60 @@
+"""Whether the first dimension of a model's tensors is a batch: ONNX does not say, but there are signs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from tcm_sync.tensors import TensorSpec
+
+_BATCH = re.compile(r"(?i)n|bs?|(?:.*[^a-z])?batch(?:[^a-z].*|size)?|.*[a-z]Batch(?:[^a-z].*|Size)?|samples?")
+_OTHER = re.compile(r"(?i).*(?:seq|time|len|step|token|height|width|channel|past|class).*")
+
+
+class FirstAxis(Struct, frozen=True):
+    """What the first dimension of a model's inputs and outputs seems to be.
+
+    Attributes
+    ----------
+    is_batch : bool
+        Whether it is a batch, as far as can be told.
+    certainty : {"certain", "likely", "unsure"}
+    reason : str
+        The signs.
+    """
+
+    is_batch: bool
+    certainty: Literal["certain", "likely", "unsure"]
+    reason: str
+
+
+def guess_first_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> FirstAxis:
+    """Look whether all tensors have an open first dimension, and what it is called."""
+    if not inputs or not outputs:
+        return FirstAxis(False, "certain", f"it has no {'outputs' if inputs else 'inputs'}")
+    specs = [*inputs, *outputs]
+    for spec in specs:
+        if spec.dims is not None and (not spec.dims or spec.dims[0] >= 0):
+            what = f"is fixed at {spec.dims[0]}" if spec.dims else "does not exist"
+            return FirstAxis(False, "certain", f"the first dimension of {spec.name!r} {what}")
+    unknown = [spec.name for spec in specs if spec.dims is None]
+    if unknown:
+        return FirstAxis(False, "unsure", f"the shape of {unknown[0]!r} is not known")
+    names = [spec.dim_names[0] if spec.dim_names else None for spec in inputs]
+    batch = [bool(name and _BATCH.fullmatch(name)) for name in names]
+    if len(set(names)) > 1 and not all(batch):
+        shown = ", ".join(map(repr, dict.fromkeys(names)))
+        return FirstAxis(False, "unsure", f"the first dimensions of the inputs are called {shown}")
+    if all(batch):
+        after = [spec.dim_names[0] if spec.dim_names else None for spec in outputs]
+        if all(name in names for name in after):
+            return FirstAxis(True, "certain", f"the first dimension of all is called {names[0]!r}")
+        return FirstAxis(True, "likely", f"the first dimension of the inputs is called {names[0]!r}")
+    if names[0] is None:
+        return FirstAxis(True, "likely", "the first dimension of all is open, and has no name")
+    if _OTHER.fullmatch(names[0]):
+        return FirstAxis(False, "likely", f"the first dimension of the inputs is called {names[0]!r}")
+    return FirstAxis(True, "unsure", f"the first dimension of all is open, and called {names[0]!r}")

@@ -1,0 +1,194 @@
+"""A model's configuration for Triton, ``config.pbtxt``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from tcm_sync.errors import ConfigError, ModelFileError
+from tcm_sync.tensors import DATATYPES, TensorSpec
+from tcm_sync.wire.quote import quote
+
+if TYPE_CHECKING:
+    from tcm_sync.models.analysis import ModelAnalysis
+
+_MAX_BATCH_SIZE = 32  # what a BatchPolicy sends at most, unless it is told otherwise
+_UNSAFE = re.compile(r'["\\\x00-\x1f\x7f]')
+
+
+def config_pbtxt(
+    analysis: ModelAnalysis,
+    *,
+    name: str | None = None,
+    max_batch_size: int | None = None,
+    overridable: bool = False,
+    instances: int | None = None,
+    kind: Literal["auto", "cpu", "gpu"] = "auto",
+    gpus: Sequence[int] = (),
+    dynamic_batching: bool = False,
+    preferred_batch_sizes: Sequence[int] = (),
+    max_queue_delay: float | None = None,
+) -> str:
+    """Write the configuration of an ONNX model for Triton.
+
+    Parameters
+    ----------
+    analysis : ModelAnalysis
+        What `analyze` returned.
+    name : str, optional
+        The model's name; left out, Triton takes that of its folder.
+    max_batch_size : int, optional
+        The most samples of a batch; the first dimension is then not among the dims. 0 is a model whose
+        dims are all there is. Left out, it is 32 if the first dimension is a batch for certain or in all
+        likelihood (``analysis.first_axis``), and else 0.
+    overridable : bool
+        Whether initialisers that a request may override are written too, as optional inputs.
+    instances : int, optional
+        How many of the model run at a time (on each GPU).
+    kind : {"auto", "cpu", "gpu"}
+        Where they run.
+    gpus : sequence of int
+        On which GPUs.
+    dynamic_batching : bool
+        Whether Triton may join requests to batches.
+    preferred_batch_sizes : sequence of int
+        Sizes that it does not wait with; with `dynamic_batching`.
+    max_queue_delay : float, optional
+        Seconds that a request waits for others at most; with `dynamic_batching`.
+
+    Returns
+    -------
+    str
+        The text, in the order and form of Triton's own documentation. A tensor that has no dimension but the
+        batch, or none at all, is written as one of ``[1]`` that Triton reshapes.
+
+    Raises
+    ------
+    ModelFileError
+        An input or output has no form in Triton, or its rank is not known.
+    ConfigError
+        The arguments contradict each other or the model.
+    """
+    inputs = [*analysis.inputs, *(analysis.overridable if overridable else ())]
+    if max_batch_size is None:
+        axis = analysis.first_axis
+        max_batch_size = _MAX_BATCH_SIZE if axis.is_batch and axis.certainty != "unsure" else 0
+    _check_count("max_batch_size", max_batch_size, least=0)
+    message: dict[str, Any] = {} if name is None else {"name": _checked_name(name)}
+    message |= {
+        "platform": "onnxruntime_onnx",
+        "max_batch_size": max_batch_size,
+        "input": [_tensor(spec, batched=max_batch_size > 0) for spec in inputs],
+        "output": [_tensor(spec, batched=max_batch_size > 0) for spec in analysis.outputs],
+    }
+    if instances is not None or kind != "auto" or gpus:
+        message["instance_group"] = [_instance_group(instances, kind, gpus)]
+    if dynamic_batching:
+        message["dynamic_batching"] = _batching(max_batch_size, preferred_batch_sizes, max_queue_delay)
+    elif preferred_batch_sizes or max_queue_delay is not None:
+        raise ConfigError("preferred_batch_sizes and max_queue_delay are of dynamic_batching=True")
+    return "\n".join(_lines(message)) + "\n"
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"name must be a text that is not empty, not {name!r}")
+    return name
+
+
+def _check_count(what: str, count: object, *, least: int = 1) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or not least <= count < 2**31:
+        raise ConfigError(f"{what} must be a whole number of at least {least}, not {count!r}")
+
+
+def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
+    """Write an input or output as Triton's ``ModelInput`` or ``ModelOutput``."""
+    label = quote(spec.name)
+    if spec.datatype not in DATATYPES and spec.datatype != "BF16":
+        raise ModelFileError(f'"{label}" is {spec.datatype}, for which Triton has no datatype')
+    if spec.dims is None:
+        raise ModelFileError(
+            f'"{label}" has no known rank, which Triton needs; onnx.shape_inference.infer_shapes may find it'
+        )
+    if 0 in spec.dims:
+        raise ModelFileError(f'"{label}" has the shape {spec.shape}; Triton takes no dimension of 0')
+    dims = spec.dims
+    if batched:
+        if dims[:1] != (-1,):
+            raise ConfigError(
+                f'max_batch_size must be 0: the first dimension of "{label}", {spec.shape}, is not open'
+            )
+        dims = dims[1:]
+    written: dict[str, Any] = {
+        "name": spec.name,
+        "data_type": _Word(f"TYPE_{'STRING' if spec.datatype == 'BYTES' else spec.datatype}"),
+        "dims": list(dims) or [1],
+    }
+    if not dims:
+        written["reshape"] = {"shape": []}
+    if spec.optional:
+        written["optional"] = _Word("true")
+    return written
+
+
+def _instance_group(instances: int | None, kind: str, gpus: Sequence[int]) -> dict[str, Any]:
+    if kind not in ("auto", "cpu", "gpu"):
+        raise ConfigError(f"kind must be 'auto', 'cpu' or 'gpu', not {kind!r}")
+    if gpus and kind == "cpu":
+        raise ConfigError("gpus are of no use with kind='cpu'")
+    group: dict[str, Any] = {}
+    if instances is not None:
+        _check_count("instances", instances)
+        group["count"] = instances
+    group["kind"] = _Word(f"KIND_{kind.upper()}")
+    if gpus:
+        for gpu in gpus:
+            _check_count("gpus", gpu, least=0)
+        group["gpus"] = list(gpus)
+    return group
+
+
+def _batching(most: int, preferred: Sequence[int], delay: float | None) -> dict[str, Any]:
+    if most < 1:
+        raise ConfigError("dynamic_batching needs a max_batch_size of at least 1, and a model with a batch")
+    batching: dict[str, Any] = {}
+    for size in preferred:
+        _check_count("preferred_batch_sizes", size)
+        if size > most:
+            raise ConfigError(f"preferred_batch_sizes: {size} is over max_batch_size, {most}")
+    if preferred:
+        batching["preferred_batch_size"] = list(preferred)
+    if delay is not None:
+        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= 3600:
+            raise ConfigError(f"max_queue_delay must be a number of seconds from 0 to 3600, not {delay!r}")
+        batching["max_queue_delay_microseconds"] = round(delay * 1e6)
+    return batching
+
+
+class _Word(str):
+    """What is written without quotes: a name of an enumeration, true or false."""
+
+    __slots__ = ()
+
+
+def _lines(message: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Write a message in protobuf's text form (https://protobuf.dev/reference/protobuf/textformat-spec)."""
+    for key, value in message.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{key} {{"
+            yield from _lines(value, indent + "  ")
+            yield f"{indent}}}"
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for each in value:
+                yield from _lines({key: each}, indent)
+        else:
+            yield f"{indent}{key}: {_scalar(value)}"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[ {', '.join(map(str, value))} ]" if value else "[ ]"
+    if isinstance(value, str) and not isinstance(value, _Word):
+        return '"' + _UNSAFE.sub(lambda match: f"\\{ord(match[0]):03o}", value) + '"'
+    return str(value)

@@ -1,0 +1,94 @@
+"""Inputs to try a model with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tcm_sync.errors import InputError
+from tcm_sync.tensors import DATATYPES, ModelSignature, TensorSpec
+from tcm_sync.wire.quote import quote
+
+
+def sample_inputs(
+    signature: ModelSignature,
+    batch: int = 1,
+    seed: int = 0,
+    *,
+    sizes: Mapping[str, int] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Make arrays that a model takes, for smoke tests and benchmarks.
+
+    Floats are from 0 up to 1. Integers are 0 or 1, which are indices of nearly anything. Texts are ``"0"``
+    or ``"1"``. The same arguments make the same arrays.
+
+    Parameters
+    ----------
+    signature : ModelSignature
+        What the model takes. Inputs that may be left out are.
+    batch : int
+        The size of the batch axis; that is the first dimension where it is open, or the one before the dims
+        unless ``signature.batch_axis`` is False.
+    seed : int
+        Of the random numbers.
+    sizes : mapping of str to int, optional
+        The sizes of other open dimensions by name; those that it does not name are 1.
+
+    Returns
+    -------
+    dict of str to ndarray
+
+    Raises
+    ------
+    InputError
+        An argument is wrong, the model has no batch, or no request can carry what it takes.
+    """
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise InputError(f"batch must be a whole number of at least 1, not {batch!r}")
+    if signature.max_batch_size is not None and batch > signature.max_batch_size:
+        raise InputError(f"batch: the model takes {signature.max_batch_size} at most, not {batch}")
+    random = np.random.default_rng(seed)
+    arrays = {}
+    open_somewhere = False
+    for spec in signature.inputs:
+        if spec.optional:
+            continue
+        if spec.datatype not in DATATYPES:
+            raise InputError(f'input "{quote(spec.name)}": no request can carry {spec.datatype}')
+        shape, is_open = _shape(spec, batch, sizes or {}, before=signature.batch_axis is not False)
+        open_somewhere |= is_open
+        arrays[spec.name] = _values(random, spec.datatype, shape)
+    if batch > 1 and not open_somewhere:
+        raise InputError(f"batch: no input has an open first dimension, so that there is none of {batch}")
+    return arrays
+
+
+def _shape(
+    spec: TensorSpec, batch: int, sizes: Mapping[str, int], *, before: bool
+) -> tuple[tuple[int, ...], bool]:
+    """Return the shape of an input, and whether the batch is in it."""
+    if spec.dims is None:
+        return (batch,), True
+    names = spec.dim_names or (None,) * len(spec.dims)
+    shape = [
+        size if size >= 0 else int(sizes.get(name or "", 1))
+        for size, name in zip(spec.dims, names, strict=True)
+    ]
+    if before:
+        return (batch, *shape), True
+    if spec.dims[:1] == (-1,):
+        return (batch, *shape[1:]), True
+    return tuple(shape) or (1,), False  # a 0-d tensor travels as one element
+
+
+def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    dtype = DATATYPES[datatype].dtype
+    if dtype.kind == "f":
+        return random.random(shape).astype(dtype)
+    values = random.integers(0, 2, shape)
+    if dtype.kind != "O":
+        return values.astype(dtype)
+    return values.astype(str).astype(object)

@@ -1,0 +1,176 @@
+"""An ONNX file without its weights: what an analysis needs, for protobuf to parse.
+
+protobuf keeps every field that it reads, known or not, beside the bytes that it reads it from: twice the size
+of the file, for weights that nobody looks at. So they are left out before. Only tags and lengths are read
+here, to find where each field ends (https://protobuf.dev/programming-guides/encoding); what the fields
+mean is protobuf's business, and which there are is told by the descriptors of onnx.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync.errors import ModelFileError
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Mapping
+
+    Buffer = bytes | mmap.mmap  # indexing gives an int, slicing bytes
+
+MOST_PARTS = 10_000_000  # fields that are passed by: some 10 s
+MOST_BYTES = 16 * 1024 * 1024  # that are kept: parsed, they may take a hundred times as much
+MOST_DEEP = 100  # messages within messages, which is protobuf's own limit
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+#: What is kept of each message. Those of types that are not named here are kept whole.
+_KEPT = {
+    "ModelProto": (
+        "ir_version",
+        "opset_import",
+        "producer_name",
+        "producer_version",
+        "domain",
+        "model_version",
+        "graph",
+        "functions",
+    ),
+    "GraphProto": ("name", "node", "initializer", "sparse_initializer", "input", "output"),
+    "FunctionProto": ("node",),
+    "NodeProto": ("attribute",),
+    "AttributeProto": ("t", "g", "tensors", "graphs", "sparse_tensor", "sparse_tensors"),
+    "SparseTensorProto": ("values", "indices"),
+    "TensorProto": ("dims", "data_type", "name", "external_data", "data_location"),
+}
+#: Lists that may have millions of elements, each with a tag of its own. An attribute has one value: there
+#: is nothing of interest behind them.
+_ENDING = ("floats", "ints", "strings")
+
+_WHOLE: dict[int, Any] = {}  # stands for a field that is kept as it is
+_END: dict[int, Any] = {}  # stands for one that ends its message
+
+
+def skim(data: Buffer) -> bytes:
+    """Return an ONNX model without weights, nodes' plain attributes, and texts for people.
+
+    Parameters
+    ----------
+    data : bytes or mmap
+        A serialised ``ModelProto``. Of a mapped file only the pages are read that hold tags and names.
+
+    Raises
+    ------
+    ModelFileError
+        It ends too early, is nested too deep, or has more parts than a model may have.
+    """
+    return _Skimmer(data).message(0, len(data), _table()["ModelProto"], 0)
+
+
+@functools.cache
+def _table() -> Mapping[str, dict[int, Any]]:
+    """Return, for each kind of message, what becomes of its fields by their numbers."""
+    from onnx import ModelProto
+
+    table: dict[str, dict[int, Any]] = {name: {} for name in _KEPT}
+
+    def fill(descriptor: Any) -> None:
+        fields = table[descriptor.name]
+        if fields:
+            return
+        for name in _KEPT[descriptor.name]:
+            field = descriptor.fields_by_name.get(name)
+            if field is None:  # an older onnx
+                continue
+            inner = field.message_type
+            known = inner is not None and inner.name in table
+            fields[field.number] = table[inner.name] if known else _WHOLE
+            if known:
+                fill(inner)
+        if descriptor.name == "AttributeProto":
+            fields.update((descriptor.fields_by_name[name].number, _END) for name in _ENDING)
+
+    fill(ModelProto.DESCRIPTOR)
+    return table
+
+
+class _Skimmer:
+    def __init__(self, data: Buffer) -> None:
+        self._data = data
+        self._parts = 0
+        self._bytes = 0
+
+    def message(self, start: int, end: int, fields: Mapping[int, Any], depth: int) -> bytes:
+        """Return what is kept of the message from start to end."""
+        if depth > MOST_DEEP:
+            raise ModelFileError(f"it is nested more than {MOST_DEEP} deep, which no model is")
+        data, kept = self._data, []
+        while start < end:
+            self._count()
+            tag, place = self._varint(start, end)
+            stop = self._stop(tag, place, end)
+            then = fields.get(tag >> 3)
+            if then is _END:
+                break
+            if then is _WHOLE or (then is not None and tag & 7 != _LENGTH):
+                kept.append(self._keep(data[start:stop]))
+            elif then is not None:
+                _, inside = self._varint(place, end)
+                inner = self.message(inside, stop, then, depth + 1)
+                if inner:
+                    kept.append(self._keep(data[start:place] + _as_varint(len(inner))))
+                    kept.append(inner)
+            start = stop
+        return b"".join(kept)
+
+    def _count(self) -> None:
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise ModelFileError(f"it has more than {MOST_PARTS:,} parts, which no model has")
+
+    def _keep(self, part: bytes) -> bytes:
+        self._bytes += len(part)
+        if self._bytes > MOST_BYTES:
+            raise ModelFileError(f"it has over {MOST_BYTES:,} bytes beside its weights, which no model has")
+        return part
+
+    def _stop(self, tag: int, place: int, end: int) -> int:
+        """Return where the field ends whose tag is before place."""
+        kind = tag & 7
+        if kind == _LENGTH:
+            length, place = self._varint(place, end)
+            stop = place + length
+        elif kind == _VARINT:
+            _, stop = self._varint(place, end)
+        elif kind in (_FIXED64, _FIXED32):
+            stop = place + (8 if kind == _FIXED64 else 4)
+        else:
+            raise ModelFileError(f"it is damaged, or no ONNX: byte {place - 1:,} begins no field")
+        if stop > end:
+            raise ModelFileError(
+                f"it is truncated or damaged: the part that begins at byte {place:,} has {stop - place:,} "
+                f"bytes, and only {end - place:,} are left"
+            )
+        return stop
+
+    def _varint(self, place: int, end: int) -> tuple[int, int]:
+        """Read a number of variable length; return it, and where the next thing begins."""
+        data, value, shift = self._data, 0, 0
+        while place < end and shift < 70:
+            byte = data[place]
+            place += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value, place
+            shift += 7
+        raise ModelFileError(f"it is truncated or damaged: a number does not end before byte {place:,}")
+
+
+def _as_varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)

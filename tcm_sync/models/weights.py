@@ -1,0 +1,141 @@
+"""How many weights a model has, and where those are that are not in its file. None of them is read."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+from tcm_sync.errors import ModelFileError
+from tcm_sync.models.elements import MOST_DIMS, bits_of, element_name, text
+from tcm_sync.wire.quote import quote
+
+
+class Weights(NamedTuple):
+    """What all tensors of a model come to.
+
+    Attributes
+    ----------
+    parameters : int
+        Elements, of initialisers and of constants in nodes.
+    parameter_bytes : int
+        What they take; text does not count.
+    external : dict of str to int
+        The bytes of each file that holds some of them, by its name beside the model; without a folder to
+        look into, those that are needed of it.
+    """
+
+    parameters: int
+    parameter_bytes: int
+    external: dict[str, int]
+
+
+def weigh(model: Any, folder: str | None) -> Weights:
+    """Add up the tensors of a model.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Its weights may have been left out.
+    folder : str or None
+        Where files with external weights are; None if the model was not read from a file.
+
+    Raises
+    ------
+    ModelFileError
+        A tensor has an impossible shape; or its file is missing, too short, or outside the folder.
+    """
+    parameters = total = 0
+    needed: dict[str, int] = {}
+    for tensor in _tensors(model):
+        count = _elements(tensor)
+        size = (count * bits_of(element_name(tensor.data_type)) + 7) // 8
+        parameters += count
+        total += size
+        if tensor.data_location == tensor.EXTERNAL:
+            location, end = _external(tensor, size)
+            needed[location] = max(end, needed.get(location, 0))
+    if folder is not None:
+        needed = {location: _size_of(folder, location, end) for location, end in needed.items()}
+    return Weights(parameters, total, needed)
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """Yield every tensor of the graph, of the graphs in its nodes, and of its functions."""
+    graphs = [model.graph, *model.functions]
+    while graphs:
+        graph = graphs.pop()
+        if hasattr(graph, "initializer"):  # which a function has not
+            yield from graph.initializer
+            yield from (sparse.values for sparse in graph.sparse_initializer)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                if attribute.HasField("g"):
+                    graphs.append(attribute.g)
+                yield from attribute.tensors
+                graphs.extend(attribute.graphs)
+                if attribute.HasField("sparse_tensor"):
+                    yield attribute.sparse_tensor.values
+                yield from (sparse.values for sparse in attribute.sparse_tensors)
+
+
+def _elements(tensor: Any) -> int:
+    if len(tensor.dims) > MOST_DIMS:
+        raise ModelFileError(f"{_called(tensor)} has {len(tensor.dims):,} dimensions, more than {MOST_DIMS}")
+    if any(size < 0 for size in tensor.dims):
+        raise ModelFileError(f"{_called(tensor)} has the shape {list(tensor.dims)}")
+    return math.prod(tensor.dims)
+
+
+def _external(tensor: Any, size: int) -> tuple[str, int]:
+    """Return the file that a tensor is in, and how many bytes the file must have for it."""
+    entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
+    location = entries.get("location", "")
+    try:
+        offset, length = (int(entries.get(key) or 0) for key in ("offset", "length"))
+    except ValueError:
+        offset = length = -1
+    if offset < 0 or length < 0:
+        raise ModelFileError(f"{_called(tensor)} is at no place of its external file: {quote(str(entries))}")
+    parts = PurePosixPath(location.replace("\\", "/")).parts
+    if not location or "\0" in location or not parts:
+        raise ModelFileError(f"{_called(tensor)} is external, and the name of its file is {location!r}")
+    if location.startswith(("/", "\\")) or PureWindowsPath(location).is_absolute() or ".." in parts:
+        raise ModelFileError(
+            f"{_called(tensor)} is in {quote(location)!r}, outside the model's folder: that is not looked at"
+        )
+    return location, offset + max(length, size)
+
+
+def _size_of(folder: str, location: str, needed: int) -> int:
+    """Return the size of a file with weights, which must be in the model's folder."""
+    path = os.path.join(folder, location)
+    inside = os.path.realpath(folder)
+    if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+        raise ModelFileError(
+            f"the external weights {quote(location)!r} are a link out of the model's folder, and that is not "
+            "followed; put the file itself beside the model"
+        )
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ModelFileError(
+            f"the external weights {quote(location)!r} are not beside it: {error.strerror}"
+        ) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ModelFileError(f"the external weights {quote(location)!r} are no file")
+    if found.st_size < needed:
+        raise ModelFileError(
+            f"the external weights {quote(location)!r} are truncated: {found.st_size:,} bytes, and the model "
+            f"needs {needed:,}"
+        )
+    return found.st_size
+
+
+def _called(tensor: Any) -> str:
+    return f"the tensor {quote(text(tensor.name))!r}"

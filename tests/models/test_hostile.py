@@ -1,0 +1,253 @@
+"""Damaged, truncated, empty and hostile files: a ModelFileError that says what is wrong, and little time."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from tcm_sync import ModelFileError
+from tcm_sync.models import analyze, skim
+
+from .build import FLOAT, double, model, outside, value, weight
+
+
+def field(number: int, content: bytes) -> bytes:
+    """Write a field of protobuf that has a length."""
+    return bytes([number << 3 | 2]) + length(len(content)) + content
+
+
+def length(size: int) -> bytes:
+    written = b""
+    while size > 127:
+        written += bytes([size & 127 | 128])
+        size >>= 7
+    return written + bytes([size])
+
+
+def refused(tmp_path: Path, content: bytes, match: str) -> None:
+    """Hold a file and its bytes to be refused alike, with the source named."""
+    path = tmp_path / "hostile.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelFileError, match=match) as caught:
+        analyze(path)
+    assert str(caught.value).startswith(str(path))
+    with pytest.raises(ModelFileError, match=f"^the bytes given: .*{match}"):
+        analyze(content)
+
+
+# --- files ---
+
+
+def test_a_file_that_is_missing_a_folder_or_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ModelFileError, match="No such file"):
+        analyze(tmp_path / "none.onnx")
+    for name in ("", "pipe"):
+        with pytest.raises(ModelFileError, match="it is no file"):
+            analyze(tmp_path / name)
+    with pytest.raises(ModelFileError, match="null"):
+        analyze("m\0.onnx")
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(ModelFileError, match="it is empty"):
+        analyze(tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match="empty"):
+        analyze(b"")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"hello, world\n", b"\x89PNG\r\n\x1a\n" + bytes(100), b"PK\x03\x04" * 20, bytes(1000), b"\xff" * 1000],
+)
+def test_what_is_no_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
+    refused(tmp_path, content, "ONNX|damaged")
+
+
+def test_a_file_that_was_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = model([value("x"), value("w", dims=[50, 50])], weights=[weight("w", 50, 50)]).SerializeToString()
+    analyze(whole)
+    for size in [*range(1, 200), *range(200, len(whole), 97), *range(len(whole) - 60, len(whole))]:
+        refused(tmp_path, whole[:size], "truncated|damaged|no ONNX model")
+
+
+def test_a_file_with_bits_flipped_is_read_or_refused_and_never_crashes() -> None:
+    whole = bytearray(
+        model(
+            [value("x"), value("w", dims=[9])],
+            weights=[weight("w", 9), outside("v.bin", 3, name="v")],
+            nodes=[helper.make_node("Constant", [], ["c"], value=weight("c", 3))],
+        ).SerializeToString()
+    )
+    chance, read = random.Random(0), 0
+    for _ in range(3000):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        try:
+            analyze(bytes(damaged))
+            read += 1
+        except ModelFileError:
+            continue
+    assert 0 < read < 3000
+
+
+def test_a_model_without_graph_version_or_operator_set_is_refused(tmp_path: Path) -> None:
+    for name, match in (
+        ("graph", "no graph"),
+        ("ir_version", "no IR version"),
+        ("opset_import", "truncated"),
+    ):
+        proto = double()
+        proto.ClearField(name)
+        refused(tmp_path, proto.SerializeToString(), match)
+
+
+# --- bombs ---
+
+
+@pytest.mark.parametrize("levels", [34, 5000, 200_000])
+def test_graphs_in_graphs_without_end_are_refused(tmp_path: Path, levels: int) -> None:
+    opening, size = [], 0
+    for _ in range(levels):  # from the inside out: a graph in an attribute in a node of a graph
+        for number in (6, 5, 1):
+            start = bytes([number << 3 | 2]) + length(size)
+            opening.append(start)
+            size += len(start)
+    bomb = field(7, b"".join(reversed(opening)))
+    refused(tmp_path, bytes([8, 10]) + bomb, "nested more than 100 deep")
+
+
+def test_types_in_types_without_end_are_refused(tmp_path: Path) -> None:
+    kind = b""
+    for _ in range(500):
+        kind = field(4, field(1, kind))
+    graph = field(11, field(1, b"x") + field(2, kind))
+    refused(tmp_path, bytes([8, 10]) + field(7, graph), "nested too deep")
+
+
+def test_a_small_file_that_would_become_a_million_objects_does_not(tmp_path: Path) -> None:
+    content = field(7, b"\x12\x01g" + b"\x0a\x00" * 1_000_000 + b"\x2a\x00" * 100_000)
+    path = tmp_path / "bomb.onnx"
+    path.write_bytes(bytes([8, 10]) + content + field(8, b"\x10\x01"))
+    analysis = analyze(path)
+    assert (analysis.graph, analysis.inputs, analysis.parameters) == ("g", (), 0)
+
+
+def test_more_parts_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skim, "MOST_PARTS", 1000)
+    refused(tmp_path, bytes([8, 10]) + field(7, b"\x0a\x00" * 1001), "more than 1,000 parts")
+
+
+def test_more_names_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skim, "MOST_BYTES", 1000)
+    inputs = [value(f"x{number}") for number in range(100)]
+    refused(tmp_path, model(inputs).SerializeToString(), "over 1,000 bytes")
+
+
+def test_a_list_of_numbers_in_a_node_is_not_walked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    forest = helper.make_node("TreeEnsembleRegressor", ["x"], ["y"], nodes_values=[0.5] * 100_000)
+    monkeypatch.setattr(skim, "MOST_PARTS", 100)
+    assert analyze(model(nodes=[forest]).SerializeToString()).parameters == 0
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    weights = [outside("location", 4, name="weight")]
+    (tmp_path / "location").write_bytes(bytes(16))
+    whole = model([value("input", dims=["dimension"])], weights=weights).SerializeToString()
+    for name in (b"input", b"dimension", b"weight", b"location", b"tests"):
+        refused(tmp_path, whole.replace(name, b"\xff" * len(name)), "not UTF-8|damaged")
+
+
+def test_impossible_shapes_are_refused(tmp_path: Path) -> None:
+    for dims, match in (
+        ([-1, 4], "shape"),
+        ([1] * 65, "65 dimensions"),
+        ([2**62] * 1000, "1,000 dimensions"),
+    ):
+        tensor = TensorProto(name="w", data_type=FLOAT, dims=dims)
+        refused(tmp_path, model(weights=[tensor]).SerializeToString(), match)
+    refused(tmp_path, model([value("x", dims=[1] * 65)]).SerializeToString(), "65 dimensions")
+
+
+def test_two_tensors_of_one_name_and_one_without_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path, model([value("x"), value("x")]).SerializeToString(), "two inputs called 'x'")
+    refused(tmp_path, model(outputs=[value("")]).SerializeToString(), "output 0 has no name")
+
+
+# --- external weights ---
+
+
+@pytest.mark.parametrize(
+    "location", ["../w.bin", "sub/../../w.bin", "/etc/passwd", "..\\w.bin", "C:\\w.bin", "\\\\host\\w.bin"]
+)
+def test_external_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "w.bin").write_bytes(bytes(100))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    content = model(weights=[outside(location, 4)]).SerializeToString()
+    refused(folder, content, "outside the model's folder")
+    with pytest.raises(ModelFileError, match="outside"):
+        analyze(ModelProto.FromString(content))
+
+
+@pytest.mark.parametrize("location", ["", ".", "a\0b"])
+def test_external_weights_without_a_name_are_refused(tmp_path: Path, location: str) -> None:
+    refused(tmp_path, model(weights=[outside(location, 4)]).SerializeToString(), "the name of its file is")
+
+
+def test_external_weights_in_a_branch_are_looked_at_too(tmp_path: Path) -> None:
+    branch = helper.make_graph([], "b", [], [value("z")], [outside("../w.bin", 4)])
+    nodes = [helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)]
+    refused(tmp_path, model(nodes=nodes).SerializeToString(), "outside the model's folder")
+
+
+def write(tmp_path: Path, **entries) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    path = folder / "m.onnx"
+    path.write_bytes(model(weights=[outside("w.bin", 25, **entries)]).SerializeToString())
+    return path
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (tmp_path / "secret").write_bytes(bytes(100))
+    (path.parent / "w.bin").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelFileError, match="a link out of the model's folder"):
+        analyze(path)
+    (path.parent / "w.bin").unlink()
+    (path.parent / "there").write_bytes(bytes(100))
+    (path.parent / "w.bin").symlink_to("there")
+    assert analyze(path).external == {"w.bin": 100}
+
+
+def test_a_folder_that_is_a_link_itself_will_do(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    (path.parent / "w.bin").write_bytes(bytes(100))
+    (tmp_path / "link").symlink_to(path.parent)
+    assert analyze(tmp_path / "link" / "m.onnx").external == {"w.bin": 100}
+
+
+def test_external_weights_that_are_missing_short_or_no_file_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, offset=10)
+    with pytest.raises(ModelFileError, match=r"'w\.bin' are not beside it: No such file"):
+        analyze(path)
+    (path.parent / "w.bin").write_bytes(bytes(109))
+    with pytest.raises(ModelFileError, match="truncated: 109 bytes, and the model needs 110"):
+        analyze(path)
+    (path.parent / "w.bin").unlink()
+    (path.parent / "w.bin").mkdir()
+    with pytest.raises(ModelFileError, match="are no file"):
+        analyze(path)
+
+
+@pytest.mark.parametrize("entries", [{"offset": -1}, {"length": "many"}, {"offset": "9" * 5000}])
+def test_a_place_in_external_weights_that_is_none_is_refused(tmp_path: Path, entries) -> None:
+    content = model(weights=[outside("w.bin", 4, **entries)]).SerializeToString()
+    refused(tmp_path, content, "at no place of its external file")
