@@ -52,7 +52,7 @@ from tcm_sync.results import InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
 from tcm_sync.stats import ClientStats
 from tcm_sync.streams import InferStream
-from tcm_sync.tensors import InferenceInput, ModelSignature, TensorSpec
+from tcm_sync.tensors import InferenceInput, ModelSignature, SHMReference, TensorSpec
 from tcm_sync.wire.readiness import Readiness
 
 __all__ = [
@@ -99,6 +99,7 @@ __all__ = [
     "Readiness",
     "RetryPolicy",
     "Route",
+    "SHMReference",
     "ServerCreationError",
     "ServerNotReadyError",
     "ShapeMismatchError",

@@ -9,23 +9,22 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
-from msgspec import UNSET as LEFT_OUT
 from msgspec import Raw
 
 from tcm_sync.config import check_count
 from tcm_sync.errors import CallTimeoutError, ConfigError, PoolTimeoutError, ProtocolError, TcmError
-from tcm_sync.inference import InferenceCall, Plan, is_readable
 from tcm_sync.process import watch
+from tcm_sync.request import InferenceCall, Plan, encode_request, is_readable
 from tcm_sync.results import InferResult
-from tcm_sync.tensors import Tensor, check_inputs, decode_outputs, encode_inputs
-from tcm_sync.wire.encode import check_size, encode_payload
-from tcm_sync.wire.messages import InferencePayload, InferenceRequest, InputTensor
+from tcm_sync.tensors import Tensor, check_call, decode_outputs, encode_inputs
+from tcm_sync.wire.encode import check_size
+from tcm_sync.wire.messages import InputTensor
 from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
     from tcm_sync.deadline import Deadline
     from tcm_sync.inference import Inference
-    from tcm_sync.transport.replies import Future
+    from tcm_sync.transport.connection import Connection
 
 _DIGITS = 10  # of a batch's size, at most
 _MOST_ROOMS = 256  # kinds of samples that are remembered
@@ -127,7 +126,7 @@ class Batcher:
 
     def run(self, inputs: object, deadline: Deadline) -> InferResult:
         """Run the model on one sample, together with those of other callers."""
-        sample = Sample(check_inputs(inputs, scalars=True), deadline)
+        sample = Sample(check_call(inputs, sample=True), deadline)
         room = self._room(sample)
         try:
             self._join(sample, room)
@@ -269,17 +268,7 @@ class Batcher:
             InputTensor(each.name, (size, *each.shape), each.datatype, Raw(b"[%b]" % b",".join(texts)))
             for each, texts in zip(tensors, rows, strict=True)
         )
-        return encode_payload(
-            InferencePayload(
-                container_id=plan.route.container_id,
-                vm_ip=LEFT_OUT if plan.route.vm_ip is None else plan.route.vm_ip,
-                vm_id=LEFT_OUT if plan.route.vm_id is None else plan.route.vm_id,
-                model_name=plan.model_name,
-                request=InferenceRequest(
-                    inputs=inputs, allow_transient=True if plan.allow_transient else LEFT_OUT
-                ),
-            )
-        )
+        return encode_request(plan, inputs)
 
     def _split(self, call: BatchCall, attempts: int) -> list[InferResult]:
         """Cut the outputs of a batch into those of its samples."""
@@ -321,11 +310,11 @@ class BatchCall(InferenceCall):
         self._batcher = batcher
         self._batch = batch
 
-    def future(self) -> Future:
-        """Make what the reader resolves. A repeat sends the same samples."""
+    def write(self, connection: Connection) -> bytes:  # noqa: ARG002
+        """Close the batch, and write it. A repeat sends the same samples."""
         if not self.payload:
             self.samples, self.payload = self._batcher.close(self._batch)
-        return super().future()
+        return self.payload
 
 
 def _as_batch(tensor: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Caller(Lifecycle):
         counts = self._counts
         attempts = Attempts(policy, call.deadline, once=once, tell=counts.repeated)
         try:
-            attempts.run(partial(runtime.attempt, call), runtime.sleep)
+            attempts.run(partial(call.attempt, runtime), runtime.sleep)
         except TcmError as error:
             self._failed(error, call)
             raise

@@ -10,11 +10,11 @@ import numpy as np
 
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError, MessageTooLargeError, ProtocolError, TcmError
-from tcm_sync.inference import Plan
 from tcm_sync.many import Many, in_order
 from tcm_sync.progress import Progress
+from tcm_sync.request import Plan
 from tcm_sync.results import InferResult
-from tcm_sync.tensors import InferenceInput, Tensor, check_inputs
+from tcm_sync.tensors import Tensor, check_inputs
 from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Chunked(Many):
         while start < length:
             stop = min(start + wanted, length)
             try:
-                payload = self._encode(plan, _rows_of(tensors, start, stop))
+                payload = self._as_json(plan, _rows_of(tensors, start, stop))
             except MessageTooLargeError as error:
                 if rows is None and stop - start > 1:
                     wanted = max(1, int((stop - start) * min(0.5, limit / (error.size or limit))))
@@ -139,11 +139,13 @@ def _common_rows(tensors: tuple[Tensor, ...]) -> int:
     return length
 
 
-def _rows_of(tensors: tuple[Tensor, ...], start: int, stop: int) -> list[InferenceInput]:
-    return [
-        InferenceInput(each.name, (stop - start, *each.shape[1:]), each.datatype, each.array[start:stop])
-        for each in tensors
-    ]
+def _rows_of(tensors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor, ...]:
+    return tuple(
+        [
+            Tensor(each.name, each.datatype, (stop - start, *each.shape[1:]), each.array[start:stop])
+            for each in tensors
+        ]
+    )
 
 
 def _of_rows(error: TcmError, start: int, stop: int) -> TcmError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tcm_sync.config import AuthContext, Route, Settings, TlsSettings, settings_from_env
 from tcm_sync.info import Info
 from tcm_sync.management import Management
+from tcm_sync.memory import Memory
 from tcm_sync.model import Models
 from tcm_sync.pipelines import Pipelines
 from tcm_sync.probes import Probes
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class TcmClient(Models, Pipelines, Info, Management, Probes, Stats):
+class TcmClient(Models, Pipelines, Info, Management, Memory, Probes, Stats):
     """A blocking client of one manager, for any number of threads.
 
     It opens by itself on the first call; making one connects to nothing. One background thread reads all of
@@ -56,6 +57,12 @@ class TcmClient(Models, Pipelines, Info, Management, Probes, Stats):
     retry : RetryPolicy or None
         When failed calls are repeated; None: never. Calls still wait together after a refusal that asks for
         a pause: too much work, or an open circuit.
+    shm : {"auto", "off"}
+        Whether large tensors go through shared memory where that works (docs/sharedmemory.rst).
+    shm_max_pinned : int, optional
+        Bytes that servers may be made to keep mapped; left out, a quarter of /dev/shm.
+    shm_group : str, optional
+        A group that may use the files too, where manager and Triton run as another user.
     max_message_bytes : int
         The manager's limit for one message: what is larger is refused here.
     max_reply_bytes : int
@@ -93,6 +100,9 @@ class TcmClient(Models, Pipelines, Info, Management, Probes, Stats):
         connect_timeout: float = 5.0,
         ping_interval: float = 20.0,
         retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008 - it is frozen
+        shm: Literal["auto", "off"] = "auto",
+        shm_max_pinned: int | None = None,
+        shm_group: str | None = None,
         max_message_bytes: int = 65_536,
         max_reply_bytes: int = 64 * 2**20,
         tls: TlsSettings | None = None,
@@ -114,6 +124,9 @@ class TcmClient(Models, Pipelines, Info, Management, Probes, Stats):
                 connect_timeout=connect_timeout,
                 ping_interval=ping_interval,
                 retry=retry,
+                shm=shm,
+                shm_max_pinned=shm_max_pinned,
+                shm_group=shm_group,
                 max_message_bytes=max_message_bytes,
                 max_reply_bytes=max_reply_bytes,
                 tls=tls,

@@ -9,7 +9,7 @@ import pickle
 import ssl
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from tcm_sync.errors import ConfigError, InputError
@@ -231,6 +231,9 @@ class Settings:
     connect_timeout: float = 5.0
     ping_interval: float = 20.0
     retry: RetryPolicy | None = RetryPolicy()  # noqa: RUF009 - it is frozen
+    shm: Literal["auto", "off"] = "auto"
+    shm_max_pinned: int | None = None
+    shm_group: str | None = None
     max_message_bytes: int = 65_536
     max_reply_bytes: int = 64 * 2**20
     tls: TlsSettings | None = None
@@ -262,6 +265,12 @@ class Settings:
             check_seconds("messages_per_second", self.messages_per_second)
             if self.messages_per_second < 1:
                 raise ConfigError("messages_per_second must be at least 1")
+        if self.shm not in ("auto", "off"):
+            raise ConfigError(f"shm must be 'auto' or 'off', not {self.shm!r:.80}")
+        if self.shm_max_pinned is not None:
+            check_count("shm_max_pinned", self.shm_max_pinned)
+        if self.shm_group is not None:
+            _check_group(self.shm_group)
         object.__setattr__(self, "headers", _checked_headers(self.headers or {}))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -353,6 +362,15 @@ def check_count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
     return value
+
+
+def _check_group(name: str) -> None:
+    try:
+        import grp  # not on Windows
+
+        grp.getgrnam(name)
+    except (ImportError, KeyError, TypeError):
+        raise ConfigError(f"shm_group must be the name of a group here, not {name!r:.80}") from None
 
 
 def is_unicode(text: str) -> bool:

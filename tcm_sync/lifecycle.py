@@ -13,6 +13,7 @@ from tcm_sync.config import UNSET, AuthContext, Settings, Unset, check_seconds
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ClientClosedError, ConfigError, InputError
 from tcm_sync.process import refuse_green_threads, watch
+from tcm_sync.sharing import Sharing
 from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.opening import fresh_uuid
 from tcm_sync.transport.runtime import Runtime
@@ -31,6 +32,7 @@ class Lifecycle:
     def _start_with(self, settings: Settings) -> None:
         self._settings = settings
         self._counts = Counts()
+        self._sharing = Sharing(settings)
         self._lock = threading.Lock()  # guards the five below
         self._counted_from: ClientStats | None = None  # when the counters were last reset
         self._runtime: Runtime | None = None
@@ -113,6 +115,7 @@ class Lifecycle:
             runtime.close(timeout)
         for crew in crews:
             crew.join(1.0)
+        self._sharing.close()
 
     def __enter__(self) -> Self:
         self._running()
@@ -177,6 +180,7 @@ class Lifecycle:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""
         self._lock = threading.Lock()
         self._counts, self._counted_from = Counts(), None
+        self._sharing = Sharing(self._settings)  # the segments are the parent's
         self._workers, self._crews = None, weakref.WeakSet()
         runtime, self._runtime = self._runtime, None
         if runtime is not None:
@@ -185,6 +189,7 @@ class Lifecycle:
     def at_exit(self) -> None:
         """Refuse calls from now on: the reader is about to be stopped with the interpreter."""
         self._closed = True
+        self._sharing.close()
 
 
 def _client_from_settings(kind: type[Lifecycle], settings: Settings) -> Lifecycle:

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError, TcmError
-from tcm_sync.inference import Inference, Plan
+from tcm_sync.inference import Inference
 from tcm_sync.progress import Progress
+from tcm_sync.request import Plan
 from tcm_sync.results import InferResult
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tcm_sync.retry import RetryPolicy
+    from tcm_sync.sharing import Transport
     from tcm_sync.workers import Workers
 
 _AHEAD = 3  # inputs that are read ahead for each call under way
@@ -41,6 +43,7 @@ class Many(Inference):
         vm_id: str | None = None,
         allow_transient: bool = False,
         output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None = None,
+        transport: Transport = "auto",
         timeout: float | Unset | None = UNSET,
         retry: RetryPolicy | Unset | None = UNSET,
     ) -> Future[InferResult]:
@@ -71,7 +74,7 @@ class Many(Inference):
             The client is closed.
         """
         plan = self._plan(
-            model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry
+            model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry, transport
         )
         self._deadline(timeout)  # checks it
         return self._background().submit(self._task(plan, inputs))
@@ -90,6 +93,7 @@ class Many(Inference):
         vm_id: str | None = None,
         allow_transient: bool = False,
         output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None = None,
+        transport: Transport = "auto",
         timeout: float | Unset | None = UNSET,
         retry: RetryPolicy | Unset | None = UNSET,
     ) -> Iterator[Any]:
@@ -128,7 +132,7 @@ class Many(Inference):
             An argument is wrong. What is wrong with an input counts as the failure of its call.
         """
         plan = self._plan(
-            model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry
+            model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry, transport
         )
         self._deadline(timeout)  # checks it
         if on_error not in ("raise", "return"):
@@ -159,8 +163,8 @@ class Many(Inference):
 
     def _task(self, plan: Plan, inputs: object) -> Callable[[], InferResult]:
         """Encode the inputs, and return what is to be done with them when their turn has come."""
-        payload = self._encode(plan, inputs)
-        return lambda: self._infer(plan, payload, self._deadline(plan.timeout))
+        prepared = self._encode(plan, inputs, later=True)
+        return lambda: self._infer(plan, prepared, self._deadline(plan.timeout))
 
     def _task_or_failure(self, plan: Plan, inputs: object) -> Callable[[], InferResult] | TcmError:
         try:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from tcm_sync.caller import Caller
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InferenceError, InputError, ProtocolError, TcmError
-from tcm_sync.inference import InferenceCall, is_readable
+from tcm_sync.request import InferenceCall, is_readable
 from tcm_sync.results import InferResult
 from tcm_sync.tensors import (
     check_inputs,

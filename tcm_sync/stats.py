@@ -39,6 +39,10 @@ class ClientStats(Struct, frozen=True):
     sockets_opened : int
     sockets_closed : mapping of str to int
         By why.
+    shm_sends, shm_sent_bytes : int
+        Attempts whose tensors went through shared memory, and the bytes of those.
+    shm_declined : mapping of str to int
+        Calls whose tensors were large enough for it, or had to, and did not, by why.
     uuids : int
         How many the manager was told: each slows it until it is forgotten (docs/wire.rst, "Timing").
     waits, wait_seconds : int, float
@@ -54,6 +58,10 @@ class ClientStats(Struct, frozen=True):
         The manager's alerts, by their kind.
     sockets, busy, waiting, open_streams : int
         Now: open sockets, those with a call under way, calls that wait for one, and streams.
+    shm_segments, shm_bytes : int
+        Now: files in shared memory, and their bytes.
+    shm_pinned : int
+        Now: bytes that servers were made to keep mapped, also of files that are unlinked.
     requests_at_once : int or None
         Now: how many requests may be under way, where the manager had too much to do a while ago.
     messages_per_second : int or None
@@ -69,6 +77,9 @@ class ClientStats(Struct, frozen=True):
     repeats: Mapping[str, int]
     streams: int
     batch_sizes: Mapping[int, int]
+    shm_sends: int
+    shm_sent_bytes: int
+    shm_declined: Mapping[str, int]
     sockets_opened: int
     sockets_closed: Mapping[str, int]
     uuids: int
@@ -89,6 +100,9 @@ class ClientStats(Struct, frozen=True):
     busy: int = 0
     waiting: int = 0
     open_streams: int = 0
+    shm_segments: int = 0
+    shm_bytes: int = 0
+    shm_pinned: int = 0
     requests_at_once: int | None = None
     messages_per_second: int | None = None
     gates: Mapping[str, str] = {}
@@ -129,10 +143,16 @@ class ClientStats(Struct, frozen=True):
             "repeats": self.repeats,
             "closed": self.sockets_closed,
             "alerts": self.alerts,
+            "not shared": self.shm_declined,
         }
         lines += [f"  {what}: {_most(kinds)}" for what, kinds in counted.items() if kinds]
         if batches:
             lines.append(f"  batches: {batches:,} of {samples / batches:.1f} samples in the mean")
+        if self.shm_sends:
+            lines.append(
+                f"  shared: {self.shm_sends:,} sends, {_bytes(self.shm_sent_bytes)}; {self.shm_segments} "
+                f"segments, {_bytes(self.shm_bytes)}, {_bytes(self.shm_pinned)} pinned"
+            )
         if self.streams:
             lines.append(f"  streams: {self.streams:,} begun, {self.open_streams} open")
         limits = {"requests at once": self.requests_at_once, "messages a second": self.messages_per_second}
@@ -142,7 +162,18 @@ class ClientStats(Struct, frozen=True):
 
 
 _GAUGES = frozenset(
-    ("sockets", "busy", "waiting", "open_streams", "requests_at_once", "messages_per_second", "gates")
+    (
+        "sockets",
+        "busy",
+        "waiting",
+        "open_streams",
+        "shm_segments",
+        "shm_bytes",
+        "shm_pinned",
+        "requests_at_once",
+        "messages_per_second",
+        "gates",
+    )
 )
 
 
@@ -183,6 +214,7 @@ class Stats(Caller):
             figures["gates"] = runtime.gates()
         for name in pools[0]:
             figures[name] = pools[0][name] + pools[1][name]
+        figures.update(self._sharing.read())
         figures["successes"] = figures["calls"] - sum(figures["failures"].values())
         return {name: dict(value) if isinstance(value, Counter) else value for name, value in figures.items()}
 

@@ -10,7 +10,6 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tcm_sync.caller import Caller, checked_model_name
 from tcm_sync.config import UNSET, Unset, check_seconds
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import (
@@ -21,7 +20,9 @@ from tcm_sync.errors import (
     ProtocolError,
     TcmError,
 )
-from tcm_sync.inference import encode_inference
+from tcm_sync.inference import Inference
+from tcm_sync.request import encode_tensors
+from tcm_sync.tensors import check_call
 from tcm_sync.transport.call import Call, blamed
 from tcm_sync.transport.replies import Refusal, StreamReplies
 from tcm_sync.wire.decode import decode_failure, decode_stream, decode_text
@@ -42,7 +43,7 @@ _BUFFER_BYTES = 256 * 1024  # of chunks that wait to be taken before TCP holds t
 EndedBy = Literal["completed", "idle", "failed", "closed"]
 
 
-class Streams(Caller):
+class Streams(Inference):
     """The client's `stream`."""
 
     def stream(
@@ -107,17 +108,13 @@ class Streams(Caller):
             Any other of its subclasses: `tcm_sync.errors` draws the tree.
         """
         deadline = self._deadline(timeout)
-        route = self._route(vm_ip, container_id, vm_id)
-        policy = self._policy(retry)
-        checked_model_name(model_name)
+        plan = self._plan(model_name, vm_ip, container_id, vm_id, allow_transient, retry=retry)
         if not isinstance(output_name, str) or not output_name:
             raise InputError(f"output_name must be a text that is not empty, not {output_name!r}")
         _check_idle(idle_timeout, on_idle)
-        payload = encode_inference(
-            model_name,
-            route,
-            inputs,
-            allow_transient=allow_transient,
+        payload = encode_tensors(
+            plan,
+            check_call(inputs),
             limit=self._settings.max_message_bytes,
             envelope_bytes=self._envelope_bytes("inference"),
             stream_of=output_name,
@@ -125,12 +122,12 @@ class Streams(Caller):
         call = StreamCall(
             payload,
             deadline,
-            patient=policy is not None,
-            target=(route, model_name),
+            patient=plan.policy is not None,
+            target=(plan.route, model_name),
             idle_timeout=idle_timeout,
             idle_ends=on_idle == "end",
         )
-        attempts = self._perform(call, policy)
+        attempts = self._perform(call, plan.policy)
         self._counts.begun_stream()
         return InferStream(call, attempts, self._counts)
 

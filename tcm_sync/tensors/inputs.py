@@ -67,7 +67,7 @@ class Tensor(Struct, frozen=True, eq=False):
     array: npt.NDArray[Any]
 
 
-def check_inputs(inputs: object, *, scalars: bool = False) -> tuple[Tensor, ...]:
+def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = False) -> tuple[Tensor, ...]:
     """Turn the inputs of a call into tensors that can be sent.
 
     Parameters
@@ -81,6 +81,8 @@ def check_inputs(inputs: object, *, scalars: bool = False) -> tuple[Tensor, ...]
         - One array-like alone, which is named ``INPUT__0``.
     scalars : bool
         Whether 0-d tensors will do: they are to be stacked before they are sent.
+    infinities : bool
+        Whether they may hold infinities: they may not go as JSON, which `check_finite` looks at then.
 
     Returns
     -------
@@ -96,12 +98,15 @@ def check_inputs(inputs: object, *, scalars: bool = False) -> tuple[Tensor, ...]
     names = set()
     tensors = []
     for place, (name, shape, datatype, data) in enumerate(_stated(inputs)):
-        name = _checked_name(name, place)
+        name = checked_name(name, place)
         if name in names:
             raise InputError(f'input "{quote(name)}": given twice')
         names.add(name)
         try:
-            tensors.append(_tensor(name, shape, datatype, data, scalars=scalars))
+            tensor = _tensor(name, shape, datatype, data, scalars=scalars)
+            if not infinities:
+                _check_finite(tensor.array)
+            tensors.append(tensor)
         except Unfit as reason:
             raise InputError(f'input "{quote(name)}": {reason}') from reason.__cause__
         except RecursionError:
@@ -146,7 +151,8 @@ def _from_dict(item: Mapping[Any, Any], place: int) -> tuple[Any, Any, Any, Any]
     return name, shape, datatype, data
 
 
-def _checked_name(name: object, place: int) -> str:
+def checked_name(name: object, place: int) -> str:
+    """Return the name of a tensor, unless it is none."""
     if not isinstance(name, str) or not name:
         raise InputError(f"input {place}: a tensor's name is a str that is not empty, not {name!r:.80}")
     if not name.isascii():
@@ -171,14 +177,32 @@ def _tensor(name: str, shape: Any, datatype: Any, data: object, *, scalars: bool
     if array.ndim > MAX_DIMENSIONS:
         raise Unfit(f"has {array.ndim} dimensions, more than {MAX_DIMENSIONS}")
     if shape is not UNSET:
-        array = _shaped(array, _checked_shape(shape))
+        array = _shaped(array, checked_shape(shape))
     if 0 in array.shape[:-1]:
         raise Unfit(
             f"is empty with shape {array.shape}, which the manager refuses: only the last dimension may be 0"
         )
+    return Tensor(name, target.name, array.shape, array)
+
+
+def check_finite(tensors: Iterable[Tensor]) -> None:
+    """Refuse infinities, which have no form in JSON.
+
+    Raises
+    ------
+    InputError
+        A tensor holds one; it is named.
+    """
+    for tensor in tensors:
+        try:
+            _check_finite(tensor.array)
+        except Unfit as reason:
+            raise InputError(f'input "{quote(tensor.name)}": {reason}') from None
+
+
+def _check_finite(array: npt.NDArray[Any]) -> None:
     if array.dtype.kind == "f" and _has_infinity(array):
         raise Unfit("holds an infinity, which has no form in JSON (NaN has); clip it first")
-    return Tensor(name, target.name, array.shape, array)
 
 
 def _has_infinity(array: npt.NDArray[Any]) -> bool:
@@ -204,7 +228,8 @@ def _normal(array: npt.NDArray[Any], datatype: Datatype) -> npt.NDArray[Any]:
     return np.array(array, dtype=datatype.dtype, order="C")
 
 
-def _checked_shape(shape: Iterable[Any]) -> tuple[int, ...]:
+def checked_shape(shape: Iterable[Any]) -> tuple[int, ...]:
+    """Return a stated shape, unless it is none."""
     try:
         sizes = tuple(-1 if isinstance(size, bool) else operator.index(size) for size in shape)
     except TypeError:

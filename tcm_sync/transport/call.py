@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tcm_sync.transport.connection import Connection
     from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.replies import PendingReplies
+    from tcm_sync.transport.runtime import Runtime
 
 
 class Call:
@@ -41,6 +42,26 @@ class Call:
         self.deadline = deadline
         self.patient = patient
         self.target = target
+
+    def attempt(self, runtime: Runtime) -> None:
+        """Make one attempt, behind the gates.
+
+        Raises
+        ------
+        TcmError
+            What came in place of a good answer.
+        """
+        runtime.attempt(self)
+
+    def write(self, connection: Connection) -> bytes:  # noqa: ARG002
+        """Return the payload to be sent on `connection`, which is there and held.
+
+        Raises
+        ------
+        TcmError
+            There is none: nothing is sent, and the connection is for others to use.
+        """
+        return self.payload
 
     def future(self) -> Future:
         """Make what the reader resolves, anew for each attempt."""

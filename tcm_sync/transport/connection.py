@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import CallTimeoutError, ConnectionLostError, TcmError
 from tcm_sync.transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
-from tcm_sync.transport.sockets import WOULD_BLOCK, shut_down, wait_ready
+from tcm_sync.transport.sockets import WOULD_BLOCK, is_local, shut_down, wait_ready
 
 if TYPE_CHECKING:
     from tcm_sync.transport.lease import Lease
@@ -67,6 +67,7 @@ class Connection:
             b'{"type":"inference","uuid":"%b","payload":' % uuid.encode(),
         )
         self.secured = isinstance(sock, ssl.SSLSocket)
+        self.is_local = is_local(sock)  # whether the other end is this machine
         self._sock = sock
         # Guards closed, the four fields below it, and each single call on the socket, which never blocks.
         self.lock = threading.Lock()
@@ -88,6 +89,7 @@ class Connection:
         self.opened_at = self.idle_since = monotonic()
         self.leased_at: float | None = None
         self.lease: weakref.ref[Lease] | None = None  # of whoever has it
+        self.epoch = 0  # how often all sockets had been lost before it was opened
         self.streaming = False  # whether it was last lent to a stream
         self.requests = 0
         self.most_requests = 0

@@ -61,6 +61,8 @@ class Counts:
         self.repeats: Counter[str] = Counter()  # by the same of what was repeated
         self.streams = 0
         self.batch_sizes: Counter[int] = Counter()
+        self.shm_sends = self.shm_sent_bytes = 0
+        self.shm_declined: Counter[str] = Counter()
         self.uuids = 0
         self.gate_waits = 0
         self.gate_wait_seconds = 0.0
@@ -104,6 +106,17 @@ class Counts:
         with self.lock:
             self.batch_sizes[size] += 1
 
+    def shared(self, size: int) -> None:
+        """Count an attempt whose tensors went through shared memory."""
+        with self.lock:
+            self.shm_sends += 1
+            self.shm_sent_bytes += size
+
+    def declined(self, why: str) -> None:
+        """Count tensors that were large enough for shared memory, and went as JSON."""
+        with self.lock:
+            self.shm_declined[why.partition(":")[0]] += 1
+
     def used_uuid(self) -> None:
         """Count a uuid that the manager is about to learn: each slows it (docs/wire.rst, "Timing")."""
         with self.lock:
@@ -122,6 +135,9 @@ _OWN = (
     "repeats",
     "streams",
     "batch_sizes",
+    "shm_sends",
+    "shm_sent_bytes",
+    "shm_declined",
     "uuids",
     "gate_waits",
     "gate_wait_seconds",

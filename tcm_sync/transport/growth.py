@@ -183,6 +183,7 @@ class Growth:
             self._cautious = self._cautious and shutdowns != self._shutdowns
             ended = self._ended is not None
             if not ended and not connection.doomed:
+                connection.epoch = self._standing.epoch
                 self._shelf.add(connection)
                 self._counts.opened += 1
                 worn = self._replaced()

@@ -33,7 +33,7 @@ from tcm_sync.wire.quote import quote
 from tcm_sync.wire.readiness import Readiness
 
 #: What this client can use of what a manager may offer.
-CAPABILITY = ("json",)
+CAPABILITY = ("json", "shm")
 
 _FRESH_UUIDS = 3  # how often a uuid that is said to be connected already is replaced
 _GRACE = 0.1  # seconds in which a draining manager's refusal follows its auth.ok
@@ -58,6 +58,7 @@ class Opener:
         self._settings = settings
         self.opening = opening
         self._auth = settings.auth or AuthContext()
+        self._capability = CAPABILITY if settings.shm == "auto" else CAPABILITY[:1]
         tls = settings.tls
         self.context: ssl.SSLContext | None = None
         if self.endpoint.secure:
@@ -122,7 +123,7 @@ class Opener:
             )
             self._counts.used_uuid()
             exchange.feed(rest)
-            capability = exchange.run(_auth_request(self._auth, token))
+            capability = exchange.run(_auth_request(self._auth, token, self._capability))
             if cautious:
                 exchange.watch(Deadline(_GRACE))
             sock.setblocking(False)
@@ -154,9 +155,9 @@ def fresh_uuid(prefix: str) -> str:
     return f"{readable}-{secrets.token_hex(16)}"
 
 
-def _auth_request(auth: AuthContext, token: str | None) -> AuthRequest:
+def _auth_request(auth: AuthContext, token: str | None, capability: tuple[str, ...]) -> AuthRequest:
     identity = ClientIdentity(auth.sub, auth.tenant_id, tuple(auth.roles))
-    return AuthRequest(token, identity if identity != ClientIdentity() else None, CAPABILITY)
+    return AuthRequest(token, identity if identity != ClientIdentity() else None, capability)
 
 
 class _UuidTakenError(AuthenticationError):

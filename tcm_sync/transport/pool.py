@@ -249,6 +249,11 @@ class Pool(Growth):
         with self._lock:
             return {**self._counts.read(self._shelf.all.values()), "waiting": len(self._waiters)}
 
+    def any_open(self) -> Connection | None:
+        """Return some connection, to be looked at."""
+        with self._lock:
+            return next(iter(self._shelf.all.values()), None)
+
     def limits(self) -> tuple[int | None, int | None]:
         """Return how many requests may be under way, and how many messages a second a socket may send."""
         return self._window.width, self._shelf.limit
@@ -264,6 +269,8 @@ class Pool(Growth):
         """Forget a connection that has died or was closed."""
         with self._lock:
             known = self._forget(connection, reason)
+            if known and not self._shelf.all:
+                self._standing.epoch += 1
             self._serve()
             wanted = self._grow()
         if known:
@@ -275,6 +282,7 @@ class Pool(Growth):
         reason = "the manager is shutting down"
         with self._lock:
             self._shutdowns += 1
+            self._standing.epoch += 1
             self._cautious = True
             news = self.manager_gate.shut(error, SHUTDOWN_PAUSE, tell=False)
             self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another

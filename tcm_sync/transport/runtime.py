@@ -158,9 +158,14 @@ class Runtime:
         if call.deadline.expired():
             lease.unused()
             raise CallTimeoutError("the deadline passed before the request could be sent")
+        try:
+            payload = call.write(connection)
+        except BaseException:
+            lease.unused()
+            raise
         future = call.future()
         try:
-            refusal = self._send(connection, call, future)
+            refusal = self._send(connection, call, payload, future)
             if refusal is None:
                 refusal = call.receive(connection, self.reader.pending, future)
         except BaseException as error:
@@ -187,12 +192,12 @@ class Runtime:
             lease.discard(f"refused: {failure}")
         return failure
 
-    def _send(self, connection: Connection, call: Call, future: Future) -> Refusal | None:
+    def _send(self, connection: Connection, call: Call, payload: bytes, future: Future) -> Refusal | None:
         """Send the request; what the manager said in place of taking it, if it did."""
         pending = self.reader.pending
         pending.add(connection.uuid, future)
         try:
-            connection.send(encode_message(connection.uuid, call.kind, call.payload), call.deadline, future)
+            connection.send(encode_message(connection.uuid, call.kind, payload), call.deadline, future)
         except ConnectionLostError:
             # The manager may have said why before it closed, and the reader is about to read it.
             if connection.closed and connection.loss and pending.claim(connection.uuid):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import select
 import socket
 import ssl
@@ -199,6 +200,30 @@ def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> No
     with contextlib.suppress(ValueError, OSError):  # Windows
         both = ([], [number], [number]) if write else ([number], [], [number])
         select.select(*both, timeout)
+
+
+def is_local(sock: socket.socket) -> bool:
+    """Whether the other end of a connection is this machine, as far as its address tells."""
+    try:
+        peer, own = sock.getpeername(), sock.getsockname()
+    except OSError:
+        return False
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return bool(peer[0] == own[0] or ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback)
+
+
+def is_own_address(address: str) -> bool:
+    """Whether an address, written as numbers, is one of this machine; ``localhost`` is."""
+    if address == "localhost":
+        return True
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))  # which only an address of ours can be; nothing is sent
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def shut_down(sock: socket.socket) -> None:

@@ -35,10 +35,21 @@ class InputTensor(Struct, frozen=True):
     data: Raw
 
 
-class InferenceRequest(Struct, frozen=True):
-    """What is asked of the model."""
+class SharedTensor(Struct, frozen=True):
+    """One input of an inference that lies in shared memory (docs/wire.rst, "Shared memory")."""
 
-    inputs: tuple[InputTensor, ...]
+    name: str
+    shm_key: str
+    offset: int
+    byte_size: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class InferenceRequest(Struct, frozen=True):
+    """What is asked of the model: all inputs by reference, or none."""
+
+    inputs: tuple[InputTensor, ...] | tuple[SharedTensor, ...]
     protocol: str = "http"
     allow_transient: bool | UnsetType = UNSET
     output_name: str | UnsetType = UNSET

@@ -35,14 +35,18 @@ FLOORS = (
     {"retry", "wire", "workers"},
     {"config"},
     {"tensors", "transport"},
-    {"lifecycle", "progress", "results"},
+    {"models", "progress", "results", "sharing"},
+    {"lifecycle"},
     {"caller", "deployment", "probes"},
-    {"inference", "info", "management"},
-    {"many", "pipelines", "streams"},
+    {"info", "management", "request", "stats"},
+    {"shared"},
+    {"inference"},
+    {"many", "memory", "pipelines", "streams"},
     {"batching", "chunked"},
     {"model"},
     {"client"},
     {"local"},
+    {"cli"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -57,7 +61,7 @@ def requirements(text: str) -> dict[str, str]:
     """Map each distribution to its version specifier: ``{"numpy": ">=1.26"}``."""
     found = {}
     for line in text.splitlines():
-        if line and not line.startswith("#"):
+        if line and not line.startswith(("#", "tcm-sync[")):
             name, specifier = re.fullmatch(r"([\w-]+)(?:\[\w+\])?(.*)", line).groups()
             found[name] = specifier
     return found
@@ -273,7 +277,7 @@ def test_settings_of_the_project_are_written_once() -> None:
 def test_every_floor_is_among_the_lowest_tested_versions() -> None:
     config = setup_cfg()
     floors = requirements(config["options"]["install_requires"])
-    for extra in ("local", "progress"):
+    for extra in ("cli", "local", "progress"):
         floors |= requirements(config["options.extras_require"][extra])
     assert all(specifier.startswith(">=") for specifier in floors.values())
     lowest = requirements((ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8"))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tcm_sync import AuthContext, ClientClosedError, MessageTooLargeError, Route, TcmClient
-from tcm_sync.inference import encode_inference
+from tcm_sync.request import Plan, encode_tensors
+from tcm_sync.tensors import check_inputs
 from tcm_sync.transport.opening import _auth_request, fresh_uuid
 from tcm_sync.wire.encode import check_size, encode_message, encode_payload
 from tcm_sync.wire.messages import (
@@ -33,7 +34,7 @@ def test_a_message_is_its_envelope_around_the_payload_as_it_is():
 
 def auth_payload(**fields):
     token = fields.pop("token", None)
-    return json.loads(encode_payload(_auth_request(AuthContext(**fields), token)))
+    return json.loads(encode_payload(_auth_request(AuthContext(**fields), token, ("json",))))
 
 
 def test_who_is_nobody_says_only_what_it_can():
@@ -66,10 +67,12 @@ def test_the_token_is_sent_as_it_is():
 
 
 def inference(route=Route("c"), *, allow_transient=False):  # noqa: B008 - it is frozen
-    text = encode_inference(
-        "m", route, {"x": np.ones(1)}, allow_transient=allow_transient, limit=10**6, envelope_bytes=0
-    )
-    return json.loads(text)
+    return json.loads(encoded({"x": np.ones(1)}, route, allow_transient=allow_transient))
+
+
+def encoded(inputs, route=Route("c"), *, allow_transient=False):  # noqa: B008 - it is frozen
+    plan = Plan("m", route, allow_transient, None, None, None)
+    return encode_tensors(plan, check_inputs(inputs), limit=10**6, envelope_bytes=0)
 
 
 def test_an_inference_has_the_keys_that_it_needs_and_no_other():
@@ -142,7 +145,7 @@ def test_a_lower_bound_is_called_one():
 
 
 def test_an_array_that_is_hopelessly_large_is_refused_before_it_is_written(monkeypatch):
-    monkeypatch.setattr("tcm_sync.inference.encode_inputs", lambda tensors: pytest.fail("it was written"))
+    monkeypatch.setattr("tcm_sync.request.encode_inputs", lambda tensors: pytest.fail("it was written"))
     huge = np.broadcast_to(np.float32(0), (1, 40_000))
     with pytest.raises(MessageTooLargeError, match="at least"):
         TcmClient("ws://127.0.0.1/ws", route=Route("c")).infer("m", {"x": huge})
@@ -159,7 +162,7 @@ def test_the_limit_is_that_of_the_whole_message(uuid):
             client.infer("m", inputs)
         return caught.value
 
-    payload = encode_inference("m", Route("c"), inputs, allow_transient=False, limit=10**6, envelope_bytes=0)
+    payload = encoded(inputs)
     size = len(encode_message(fresh_uuid(uuid), "inference", payload))
     assert refusal(size - 1).size == size
     assert type(refusal(size)) is ClientClosedError

@@ -1,0 +1,148 @@
+"""Whether the tensors of a call go through shared memory (docs/sharedmemory.rst)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from time import monotonic
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from tcm_sync.tensors.arena import Arena, DeclinedError
+from tcm_sync.tensors.segment import room, unsupported
+from tcm_sync.transport.sockets import is_own_address
+
+if TYPE_CHECKING:
+    from tcm_sync.config import Route, Settings
+    from tcm_sync.tensors import Tensor
+    from tcm_sync.transport.connection import Connection
+
+Transport = Literal["auto", "json", "shm"]
+
+#: Bytes of tensors from which shared memory is faster than JSON (benchmarks/shared_memory.py).
+WORTH_SHARING = 16_384
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds in which a route that could not is not asked again
+
+_is_own = lru_cache(maxsize=256)(is_own_address)
+
+
+def is_worth_sharing(tensors: Iterable[Tensor]) -> bool:
+    """Whether tensors are so large that shared memory is faster than JSON."""
+    return sum([tensor.array.nbytes for tensor in tensors]) >= WORTH_SHARING
+
+
+class Unable(NamedTuple):
+    """A route whose server could not be told of segments."""
+
+    until: float
+    pause: float
+    why: str
+
+
+class Sharing:
+    """What a client knows of its shared memory, and the arena once there is one.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()  # guards the two below
+        self._arena: Arena | None = None
+        self._unable: dict[Route, Unable] = {}
+        self._closed = False
+
+    def obstacle(
+        self, tensors: Sequence[Tensor], route: Route, *, allow_transient: bool, transport: Transport
+    ) -> str | None:
+        """Say why some tensors cannot go through shared memory on any socket, or None.
+
+        The kind of the reason is before its colon.
+        """
+        if self._settings.shm == "off":
+            return "switched off: the client was made with shm='off'"
+        if (why := unsupported()) is not None:
+            return f"not supported: {why}"
+        for tensor in tensors:
+            if tensor.datatype == "BYTES":
+                return f'no fixed size: input "{tensor.name}" is BYTES'
+            if not tensor.array.nbytes:
+                return f'empty: input "{tensor.name}" has no elements'
+        if transport == "shm":
+            return None
+        if allow_transient:
+            return "transient: a key works once with allow_transient, so transport='shm' has to ask for it"
+        if route.vm_ip is None:
+            return "elsewhere: the route names no vm_ip, so it is not known to be this machine"
+        if not _is_own(route.vm_ip):
+            return f"elsewhere: vm_ip {route.vm_ip} is no address of this machine"
+        with self._lock:
+            unable = self._unable.get(route)
+        if unable is not None and (left := unable.until - monotonic()) > 0.0:
+            return f"refused: {unable.why} (it is tried again in {left:.0f} s)"
+        return None
+
+    @staticmethod
+    def obstacle_on(connection: Connection, transport: Transport) -> str | None:
+        """Say why nothing can go through shared memory on this socket, or None."""
+        if "shm" not in connection.capability:
+            return "not granted: the manager did not grant shm"
+        if transport == "auto" and not connection.is_local:
+            return "elsewhere: the manager is not on this machine"
+        return None
+
+    def arena(self) -> Arena:
+        """Return the arena, made on first use.
+
+        Raises
+        ------
+        DeclinedError
+            There can be none.
+        """
+        with self._lock:
+            if self._closed:
+                raise DeclinedError("closed: the client is")
+            if self._arena is None:
+                self._arena = self._new_arena()
+            return self._arena
+
+    def _new_arena(self) -> Arena:
+        if (why := unsupported()) is not None:
+            raise DeclinedError(f"not supported: {why}")
+        settings = self._settings
+        most = settings.shm_max_pinned
+        import grp  # not on Windows
+
+        group = None if settings.shm_group is None else grp.getgrnam(settings.shm_group).gr_gid
+        return Arena(room()[0] // 4 if most is None else most, group)
+
+    def refused(self, route: Route, why: str) -> None:
+        """Note that a server could not be told of segments, twice in a row, one of them never used."""
+        with self._lock:
+            before = self._unable.get(route)
+            pause = _FIRST_PAUSE if before is None else min(before.pause * 2, _LONGEST_PAUSE)
+            self._unable[route] = Unable(monotonic() + pause, pause, why)
+
+    def worked(self, route: Route) -> None:
+        """Note that it could."""
+        if route in self._unable:
+            with self._lock:
+                self._unable.pop(route, None)
+
+    def read(self) -> dict[str, int]:
+        """Return how much memory there is."""
+        with self._lock:
+            arena = self._arena
+        return {} if arena is None else arena.read()
+
+    def close(self) -> None:
+        """Unlink every segment. It takes locks that a forked child cannot trust."""
+        with self._lock:
+            self._closed = True
+            arena = self._arena
+        if arena is not None:
+            arena.close()

@@ -1,0 +1,222 @@
+"""The shared memory of a client: segments that are lent to requests, kept for the next, and unlinked."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync.tensors.segment import DIRECTORY, Segment, room, segment_of, sweep
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tcm_sync.config import Route
+
+_MOST_IDLE = 64  # segments that are kept for the next request
+_MOST_REGISTERED = 256  # keys that a server remembers, the least recently used dropped (docs/wire.rst)
+
+
+class DeclinedError(Exception):
+    """There is no segment to be had. Its text says why, the kind first; it never leaves the package."""
+
+
+class Arena:
+    """Segments by the server that knows them and by their size.
+
+    A key means one file of one size for ever, on one route; so contents are changed in place, and only after
+    a good reply said that nobody reads them any more. After anything else a segment is quarantined: unlinked,
+    and never named again.
+
+    Parameters
+    ----------
+    max_pinned : int
+        Bytes that servers may be made to keep mapped: they do so for files that are long unlinked.
+    group : int, optional
+        The id of the group that may use the files too.
+    """
+
+    def __init__(self, max_pinned: int, group: int | None = None) -> None:
+        self.max_pinned = max_pinned
+        self._group = group
+        self._lock = threading.Lock()  # guards everything below, and what segments say of themselves
+        self._idle: list[Segment] = []  # the most recently used last
+        self._epoch = 0
+        self._closed = False
+        # What each server has been told of, the least recently used first, and how large that is.
+        self._registered: dict[Route, OrderedDict[str, int]] = {}
+        self._pinned = 0
+        self._live: weakref.WeakSet[Segment] = weakref.WeakSet()
+        sweep()
+
+    def empty(self, byte_size: int) -> Segment:
+        """Make a segment for a caller to fill.
+
+        Raises
+        ------
+        DeclinedError
+            It cannot be made.
+        """
+        segment = self._make(byte_size)
+        segment.owned = True
+        return segment
+
+    def lend(self, route: Route, byte_size: int, epoch: int, *, never_used: bool = False) -> Segment:
+        """Return a segment of exactly this size, for one request on one route.
+
+        Parameters
+        ----------
+        epoch : int
+            Of the connections that there are: idle segments of an earlier one are unlinked, since the
+            manager that knew them is gone.
+        never_used : bool
+            Whether it must be one that no server was told of.
+
+        Raises
+        ------
+        DeclinedError
+            It cannot be made, or would have more pinned than may be.
+        """
+        with self._lock:
+            self._check_epoch(epoch)
+            found = None if never_used else self._take_idle(route, byte_size)
+            if found is None and self._pinned + byte_size > self.max_pinned:
+                raise DeclinedError(
+                    f"pinned: servers keep {self._pinned:,} bytes of this client's shared memory mapped, and "
+                    f"{byte_size:,} more would pass shm_max_pinned ({self.max_pinned:,})"
+                )
+        segment = self._make(byte_size) if found is None else found
+        self._mark(segment, route, epoch)
+        return segment
+
+    def borrow(self, array: np.ndarray[Any, Any], route: Route, epoch: int) -> Segment | None:
+        """Return the segment that an array is the whole of, if a request on this route may name it now."""
+        segment = segment_of(array)
+        if segment is None or not segment.owned or not _is_whole(array, segment):
+            return None
+        with self._lock:
+            self._check_epoch(epoch)
+            known = segment.route is not None
+            free = not segment.busy and not segment.spent and segment in self._live
+            if not free or (known and (segment.route != route or segment.epoch != epoch)):
+                return None
+            if not known and self._pinned + segment.byte_size > self.max_pinned:
+                return None
+            if not segment.is_there():
+                segment.spent = True
+                return None
+            segment.busy = True
+        self._mark(segment, route, epoch)
+        return segment
+
+    def give_back(self, segment: Segment) -> None:
+        """Take back a segment after a good reply: nobody reads it any more."""
+        surplus: list[Segment] = []
+        with self._lock:
+            segment.busy = False
+            if self._closed or segment.spent or segment.epoch != self._epoch:
+                segment.spent = True
+                surplus = [segment]
+            elif not segment.owned:
+                self._idle.append(segment)
+                kept = sum(each.byte_size for each in self._idle)
+                while len(self._idle) > _MOST_IDLE or kept > self.max_pinned:
+                    surplus.append(self._idle.pop(0))
+                    kept -= surplus[-1].byte_size
+        for each in surplus:
+            each.unlink()
+
+    def quarantine(self, segment: Segment) -> None:
+        """Unlink a segment that a request may still be reading; it is named no more."""
+        with self._lock:
+            segment.busy, segment.spent = False, True
+        segment.unlink()
+
+    def close(self) -> None:
+        """Unlink everything, and keep nothing from now on; arrays stay readable."""
+        with self._lock:
+            self._closed = True
+            self._idle.clear()
+            live = list(self._live)
+            for segment in live:
+                segment.spent = True
+        for segment in live:
+            segment.unlink()
+
+    def obstacle(self, byte_size: int) -> str | None:
+        """Say why so many bytes could not be lent, or None; idle segments may do all the same."""
+        with self._lock:
+            pinned = self._pinned
+        if pinned + byte_size > self.max_pinned:
+            return f"pinned: servers keep {pinned:,} bytes mapped, and may keep {self.max_pinned:,}"
+        free = room()[1]
+        return f"no room: {free:,} bytes are free in {DIRECTORY}" if free < byte_size else None
+
+    def read(self) -> dict[str, int]:
+        """Return how many segments there are, their bytes, and how many bytes are pinned."""
+        with self._lock:
+            live = [segment for segment in self._live if not segment.spent]
+            return {
+                "shm_segments": len(live),
+                "shm_bytes": sum(segment.byte_size for segment in live),
+                "shm_pinned": self._pinned,
+            }
+
+    def _make(self, byte_size: int) -> Segment:
+        try:
+            segment = Segment.make(byte_size, group=self._group)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+                raise DeclinedError(
+                    f"no room: {DIRECTORY} has none for {byte_size:,} bytes ({room()[1]:,} are free)"
+                ) from None
+            raise DeclinedError(f"not made: no segment in {DIRECTORY}: {error}") from None
+        with self._lock:
+            self._live.add(segment)
+            closed = self._closed
+        if closed:
+            segment.unlink()
+            raise DeclinedError("closed: the client is")
+        return segment
+
+    def _take_idle(self, route: Route, byte_size: int) -> Segment | None:
+        for place in range(len(self._idle) - 1, -1, -1):
+            segment = self._idle[place]
+            if segment.byte_size == byte_size and segment.route == route:
+                del self._idle[place]
+                if segment.is_there():
+                    return segment
+                segment.spent = True  # the manager that had attached it has ended
+        return None
+
+    def _check_epoch(self, epoch: int) -> None:
+        """Unlink what only an earlier manager knows; another thread may still be in an earlier epoch."""
+        if epoch <= self._epoch:
+            return
+        self._epoch = epoch
+        retired, self._idle = self._idle, []
+        for segment in retired:
+            segment.spent = True
+            segment.unlink()
+
+    def _mark(self, segment: Segment, route: Route, epoch: int) -> None:
+        """Note that a server is about to be told of a segment, and may keep it mapped from now on."""
+        with self._lock:
+            segment.busy, segment.route, segment.epoch = True, route, epoch
+            known = self._registered.setdefault(route, OrderedDict())
+            if segment.name not in known:
+                self._pinned += segment.byte_size
+            known[segment.name] = segment.byte_size
+            known.move_to_end(segment.name)
+            if len(known) > _MOST_REGISTERED:
+                self._pinned -= known.popitem(last=False)[1]
+
+
+def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:
+    """Whether an array is all of a segment, from its beginning to its end, in C order."""
+    if array.nbytes != segment.byte_size or not array.flags.c_contiguous:
+        return False
+    first = segment.array(array.dtype, array.shape)
+    return bool(array.__array_interface__["data"][0] == first.__array_interface__["data"][0])

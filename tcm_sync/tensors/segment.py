@@ -1,0 +1,200 @@
+"""One file in /dev/shm that holds one tensor (docs/wire.rst, "Shared memory").
+
+Made with calls of the operating system: `multiprocessing.shared_memory` has a resource tracker, which before
+Python 3.13 unlinks segments that it never made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import secrets
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tcm_sync.config import Route
+
+#: Where segments are. The manager looks for them there.
+DIRECTORY = "/dev/shm"  # noqa: S108 - it is what the protocol says
+
+_NAME = re.compile(r"tcm_(\d+)_[0-9a-f]{24}")
+_YOUNG = 5.0  # seconds in which a file may not be locked yet
+_SLACK = 2.0  # seconds by which the start of a process and the age of a file may differ for rounding
+
+
+class Segment(mmap.mmap):
+    """A mapped file that nobody else ever had the name of.
+
+    The mapping goes when the last array over it does, however long after the file. The file goes with
+    `unlink`, or when this is collected. It is locked (flock) for as long as a process has it mapped, so that
+    nobody sweeps it away.
+
+    Attributes
+    ----------
+    name : str
+        Of the file. The manager's key is this with a slash before it.
+    byte_size : int
+    route : Route or None
+        The server that was told of it: no other may be.
+    epoch : int
+        Of the connections that were there when it was made.
+    owned : bool
+        Whether it is a caller's, from ``empty_shared``.
+    busy, spent : bool
+        Whether a request names it, and whether none may any more. The arena's lock guards both.
+    """
+
+    name: str
+    byte_size: int
+    route: Route | None
+    epoch: int
+    owned: bool
+    busy: bool
+    spent: bool
+    _inode: int
+    _pid: int
+
+    @classmethod
+    def make(cls, byte_size: int, *, group: int | None = None) -> Segment:
+        """Make a file of so many bytes, all of them reserved, and map it.
+
+        Parameters
+        ----------
+        byte_size : int
+            At least 1.
+        group : int, optional
+            The id of a group that may read and write it too; without one, only this user may.
+
+        Raises
+        ------
+        OSError
+            There is no room (ENOSPC), or it cannot be made.
+        """
+        import fcntl  # not on Windows
+
+        name = f"tcm_{os.getpid()}_{secrets.token_hex(12)}"
+        path = f"{DIRECTORY}/{name}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the mapping's copy of the descriptor keeps it
+            if group is not None:
+                os.fchown(fd, -1, group)
+                os.fchmod(fd, 0o660)
+            os.posix_fallocate(fd, 0, byte_size)  # a full directory is an error here, and no SIGBUS later
+            segment = cls(fd, byte_size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+            segment.name, segment.byte_size = name, byte_size
+            segment.route, segment.epoch = None, 0
+            segment.owned = segment.busy = segment.spent = False
+            segment._inode, segment._pid = os.fstat(fd).st_ino, os.getpid()
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        return segment
+
+    def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        """Return an array over it, which keeps it mapped."""
+        return np.frombuffer(self, dtype=dtype).reshape(shape)
+
+    def is_there(self) -> bool:
+        """Whether the file still is: a manager that ends unlinks what it had attached."""
+        try:
+            return os.stat(f"{DIRECTORY}/{self.name}").st_ino == self._inode
+        except OSError:
+            return False
+
+    def unlink(self) -> None:
+        """Remove the file; what is mapped stays. A forked child removes nothing of its parent's."""
+        if self._pid == os.getpid():
+            with contextlib.suppress(OSError):
+                os.unlink(f"{DIRECTORY}/{self.name}")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pid") and os is not None:  # the interpreter may be half gone
+            self.unlink()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a segment of shared memory stays in its process")
+
+
+def segment_of(array: np.ndarray[Any, Any]) -> Segment | None:
+    """Return the segment that an array lies in, whole or in part, or None."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    return base if isinstance(base, Segment) else None
+
+
+def unsupported() -> str | None:
+    """Say why there is no shared memory here, or None."""
+    if sys.platform != "linux":
+        return f"shared memory is for Linux, and this is {sys.platform}"
+    if not os.access(DIRECTORY, os.W_OK | os.X_OK):
+        return f"{DIRECTORY} cannot be written to"
+    return None
+
+
+def room() -> tuple[int, int]:
+    """Return how many bytes the directory has in all, and how many are free."""
+    found = os.statvfs(DIRECTORY)
+    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+
+
+def sweep() -> list[str]:
+    """Remove the segments of processes that are gone, and return their names.
+
+    A file goes if it has our form of name, belongs to this user, its process does not exist or began after
+    it was made, and nobody holds its lock: a process with that number may live in another container that
+    shares the directory.
+    """
+    gone = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(DIRECTORY):
+            match = _NAME.fullmatch(entry.name)
+            if match is not None:
+                with contextlib.suppress(OSError):  # somebody else sweeps too
+                    if _is_left(entry, int(match[1])):
+                        os.unlink(entry.path)
+                        gone.append(entry.name)
+    return gone
+
+
+def _is_left(entry: os.DirEntry[str], pid: int) -> bool:
+    import fcntl
+
+    found = entry.stat(follow_symlinks=False)
+    mine = found.st_uid == os.getuid() and stat.S_ISREG(found.st_mode)
+    if not mine or time.time() - found.st_ctime < _YOUNG or _was_alive(pid, found.st_ctime):
+        return False
+    fd = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(fd).st_ino == found.st_ino
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _was_alive(pid: int, moment: float) -> bool:
+    """Whether the process with this number lives, and did at a moment of the past."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
+        boot = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return False
+    if boot is None:
+        return True
+    started = int(boot[1]) + int(fields.split()[19]) / os.sysconf("SC_CLK_TCK")
+    return started <= moment + _SLACK
