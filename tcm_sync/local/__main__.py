@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tcm_sync.errors import TcmError
 from tcm_sync.local.manager import LocalManager
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _LINGER = 0.5  # what the recorded manager takes to end when it is idle
 
@@ -69,6 +70,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=0.0,
         help="seconds that each step of a management job takes (default: %(default)s)",
     )
+    parser.add_argument("--no-shm", action="store_true", help="grant no shared memory")
     return parser.parse_args(arguments)
 
 
@@ -80,45 +82,68 @@ def main(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
     int
         The exit status.
     """
-    options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = vars(_parse(arguments))
+    models, tokens = dict(options.pop("model")), options.pop("token")
     try:
-        manager = LocalManager(
-            dict(options.model),
-            host=options.host,
-            port=options.port,
-            tokens=options.token,
-            tick=options.tick,
-            workers=options.workers,
-            stream_timeout=options.stream_timeout,
-            on_cloud_step=lambda _: time.sleep(options.step_seconds),
-            linger=_LINGER,
-        )
-        _serve(manager, out)
+        serve(models, out, tokens=tokens, shm=not options.pop("no_shm"), **options)
     except (TcmError, OSError) as exc:
         print(f"{type(exc).__name__}: {exc}", file=err)
         return 1
     return 0
 
 
-def _serve(manager: LocalManager, out: TextIO) -> None:
+def serve(
+    models: Mapping[str, str],
+    out: TextIO,
+    *,
+    step_seconds: float = 0.0,
+    as_json: bool = False,
+    **settings: Any,
+) -> None:
+    """Serve until a signal comes, which drains; a second one ends it at once.
+
+    Parameters
+    ----------
+    models : mapping of str to str
+        ONNX files by name.
+    out : file
+        Told in a line where it serves, once it does.
+    step_seconds : float
+        What each step of a management job takes.
+    as_json : bool
+        Whether that line is JSON.
+    **settings
+        What else `LocalManager` takes.
+
+    Raises
+    ------
+    TcmError, OSError
+        It cannot be served.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    manager = LocalManager(
+        models, on_cloud_step=lambda _: time.sleep(step_seconds), linger=_LINGER, **settings
+    )
     try:
         # Both raise KeyboardInterrupt here, also where a shell has started us with SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         manager.start()
-        route = manager.route
-        print(
-            f"serving {manager.uri} (container {route.container_id}, vm_ip {route.vm_ip})",
-            file=out,
-            flush=True,
-        )
+        print(_where(manager, as_json=as_json), file=out, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 time.sleep(3600)
         manager.stop()
     except KeyboardInterrupt:  # while starting, or asked twice
         manager.kill()
+
+
+def _where(manager: LocalManager, *, as_json: bool) -> str:
+    uri, route, transient = manager.uri, manager.route, manager.transient_route
+    if not as_json:
+        return f"serving {uri} (container {route.container_id}, vm_ip {route.vm_ip})"
+    where = {"uri": uri, "container_id": route.container_id, "vm_ip": route.vm_ip}
+    return json.dumps({**where, "transient_container_id": transient.container_id}, separators=(",", ":"))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,8 @@ def test_a_client_that_is_left_open_says_so():
         del client
         gc.collect()
     (said,) = (str(warning.message) for warning in caught)
-    assert said.startswith(f"unclosed <TcmClient {peer.uri} open, 1 of 4 sockets, 0 calls in flight>: close() it")
+    shown = f"<TcmClient {peer.uri} open, 1 of 4 sockets, 0 calls in flight>"
+    assert said.startswith(f"unclosed {shown}: close() it")
 
 
 def test_a_client_that_never_opened_or_failed_to_be_made_is_silent():

@@ -1,0 +1,191 @@
+"""How fast a model answers: ``bench``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tcm_sync.batching import BatchPolicy
+from tcm_sync.cli.bodies import read_inputs
+from tcm_sync.cli.failures import FAILED, INTERRUPTED, UNREACHABLE, CommandError
+from tcm_sync.cli.infer import DTYPE, INPUT, TRANSIENT
+from tcm_sync.cli.options import Command, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tcm_sync.client import TcmClient
+
+_PATIENCE = 5.0  # seconds without an answer and without /health after which the manager is given up
+_THREADS, _OPEN_THREADS, _BATCHES = 4, 64, 4
+
+_SECONDS = click.FloatRange(0, min_open=True)
+
+
+@click.command("bench", cls=Command)
+@click.argument("model_name", metavar="MODEL")
+@INPUT
+@DTYPE
+@click.option(
+    "--onnx", metavar="FILE.onnx", help="Make the inputs from the model's file, in place of --input."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Calls at a time, at most.")
+@click.option(
+    "--rate",
+    metavar="N",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    help="Open loop: so many requests a second, each measured from when it was due.",
+)
+@click.option(
+    "--duration", metavar="SECONDS", type=_SECONDS, default=10.0, show_default=True, help="How long."
+)
+@click.option(
+    "--warm-up",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Before that, uncounted.",
+)
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Inputs are single samples: put up to N of them into one message.",
+)
+@TRANSIENT
+@click.pass_obj
+def bench(
+    session: Session,
+    model_name: str,
+    inputs: tuple[str, ...],
+    datatypes: tuple[str, ...],
+    onnx: str | None,
+    threads: int | None,
+    rate: float | None,
+    duration: float,
+    warm_up: float,
+    batch: int | None,
+    allow_transient: bool,
+) -> int:
+    """Call a model for a while, and tell how long it took.
+
+    Closed loop: each of --threads calls again when it has its answer, so that a stall of the manager
+    delays the requests that would have shown it. Open loop (--rate): requests are due at a steady rate
+    whatever happens, and latency counts from when they were due, so that a stall shows in all that it held
+    up.
+    """
+    arrays = _inputs(session, inputs, datatypes, onnx, samples=batch is not None)
+    if threads is None:
+        threads = _OPEN_THREADS if rate is not None else _THREADS if batch is None else _BATCHES * batch
+    with session.client(routed=True) as client:
+        policy = None if batch is None else BatchPolicy(max_size=batch)
+        model = client.model(model_name, allow_transient=allow_transient, batch=policy)
+        ask = model.infer if batch is None else model.infer_sample
+        report, code = _measure(client, lambda: ask(arrays), threads, rate, warm_up, duration)
+    told = {"model_name": model_name, "threads": threads, "rate": rate, "batch": batch, **report}
+    if session.as_json:
+        session.output.json(told)
+    else:
+        _tell(session, told)
+    if code == UNREACHABLE:
+        raise CommandError(f"the manager has gone: no answer for {_PATIENCE:g} s", code)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code == FAILED:
+        raise CommandError("every request failed", code)
+    return code
+
+
+def _inputs(
+    session: Session, inputs: tuple[str, ...], datatypes: tuple[str, ...], onnx: str | None, *, samples: bool
+) -> dict[str, Any]:
+    if bool(inputs) == (onnx is not None):
+        raise click.UsageError("one of --input and --onnx says what to send")
+    if onnx is None:
+        return read_inputs(session, inputs, datatypes, samples=samples)
+    from tcm_sync.models import analyze, sample_inputs
+
+    arrays = sample_inputs(analyze(onnx).signature)
+    return {name: array[0] if samples else array for name, array in arrays.items()}
+
+
+def _measure(
+    client: TcmClient,
+    call: Callable[[], object],
+    threads: int,
+    rate: float | None,
+    warm_up: float,
+    duration: float,
+) -> tuple[dict[str, Any], int]:
+    """Run the load, and return what it measured with the exit status."""
+    from tcm_sync.cli.load import ClosedLoop, Load, OpenLoop
+    from tcm_sync.cli.output import working
+
+    call()  # what is wrong with the request, or cannot be reached, is told at once
+    start = time.monotonic()
+    since, end = start + warm_up, start + warm_up + duration
+    load = Load(call, threads, ClosedLoop(end) if rate is None else OpenLoop(start, end, rate), since)
+    watch = _Watch(client, since)
+    try:
+        with working(f"{duration:g} s, after {warm_up:g} s of warming up"):
+            load.run(watch.look)
+    except KeyboardInterrupt:
+        watch.code = INTERRUPTED
+    seconds = max(0.0, time.monotonic() - since)
+    stats = client.stats().since(watch.before)
+    client.close()  # ends the calls under way, where it ends early
+    load.stop()
+    total = load.total()
+    report = {
+        "seconds": round(seconds, 3),
+        "answered": total.answered,
+        "per_second": round(total.answered / seconds, 1) if seconds else 0.0,
+        "latency_ms": total.milliseconds(),
+        "errors": dict(total.errors),
+        "unsent": total.unsent,
+        "repeats": dict(stats.repeats),
+        "bytes_sent": stats.bytes_sent,
+        "bytes_received": stats.bytes_received,
+        "bytes_shared": stats.shm_sent_bytes,
+    }
+    return report, watch.code or (0 if total.answered else FAILED)
+
+
+class _Watch:
+    """Looks after a load while it runs: where the counting begins, and whether the manager is still there."""
+
+    def __init__(self, client: TcmClient, since: float) -> None:
+        self._client = client
+        self._since = since
+        self._warm = False
+        self.before = client.stats()
+        self.code = 0
+
+    def look(self, silence: float) -> bool:
+        """Tell whether to give up, after so many seconds without an answer."""
+        if not self._warm and time.monotonic() >= self._since:
+            self._warm, self.before = True, self._client.stats()
+        if silence > _PATIENCE and not self._client.health(timeout=1.0):
+            self.code = UNREACHABLE
+        return self.code != 0
+
+
+def _tell(session: Session, told: dict[str, Any]) -> None:
+    how = "closed loop" if told["rate"] is None else f"open loop, {told['rate']:g} a second"
+    batch = "" if told["batch"] is None else f", batches of up to {told['batch']}"
+    facts = {
+        told["model_name"]: f"{how}, {told['threads']} threads{batch}",
+        "answered": f"{told['answered']:,} in {told['seconds']:.1f} s, {told['per_second']:,.1f} a second",
+        "errors": _counts(told["errors"]),
+        "repeats": _counts(told["repeats"]),
+        "bytes": ", ".join(f"{told[f'bytes_{how}']:,} {how}" for how in ("sent", "received", "shared")),
+        "unsent": f"{told['unsent']:,} were due, and had no turn" if told["unsent"] else None,
+    }
+    session.output.pairs(facts | {name: f"{value:,.1f} ms" for name, value in told["latency_ms"].items()})
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"

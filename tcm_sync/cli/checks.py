@@ -1,0 +1,371 @@
+"""The steps of ``doctor``, from the settings to a round trip, each resting on those before it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import http.client
+import json
+import platform
+import shutil
+import socket
+import ssl
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from tcm_sync.cli.dialogue import ask_capability
+from tcm_sync.cli.failures import DENIED, UNREACHABLE, USAGE, code_of
+from tcm_sync.client import TcmClient
+from tcm_sync.config import Endpoint, Settings
+from tcm_sync.deadline import Deadline
+from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
+from tcm_sync.transport.sockets import OpeningSockets, is_local, open_socket
+from tcm_sync.transport.websocket import shake_hands
+from tcm_sync.wire.quote import quote
+
+if TYPE_CHECKING:
+    from tcm_sync.cli.options import Session
+
+SHM_FOLDER = "/dev/shm"  # noqa: S108 - where the wire has it
+_ROUND_TRIPS = 5
+_SOON = 14  # days that a certificate should have left
+_SKEW = 5.0  # seconds between two clocks that nobody minds; the header has whole ones
+
+_EXPIRED, _WRONG_NAME = 10, (62, 64)  # OpenSSL's codes; most others say that nobody trusts the issuer
+
+
+@dataclass
+class Finding:
+    """What a step has found: ``"ok"``, or ``"warning"`` with what to do."""
+
+    detail: str
+    status: str = "ok"
+    advice: str | None = None
+
+
+class StepFailedError(Exception):
+    """A step failed: why, what to do, and the exit status that it makes."""
+
+    def __init__(self, detail: str, advice: str, code: int = UNREACHABLE) -> None:
+        super().__init__(detail)
+        self.advice = advice
+        self.code = code
+
+
+class Skipped(Exception):
+    """There is nothing to look at."""
+
+
+class Patient:
+    """What the steps have found out so far.
+
+    Parameters
+    ----------
+    session : Session
+        What options and variables say.
+    timeout : float
+        Seconds for each step that waits for somebody else.
+    """
+
+    def __init__(self, session: Session, timeout: float) -> None:
+        self._session = session
+        self._timeout = timeout
+        self._opening = OpeningSockets()
+        self._sockets: list[socket.socket] = []
+        self._settings: Settings
+        self._endpoint: Endpoint
+        self._context: ssl.SSLContext | None = None
+        self._capability: frozenset[str] | None = None
+        self._is_local = False
+        self._rest = b""
+        self._date: str | None = None
+        self._server: str | None = None
+        self._asked_at = 0.0
+
+    def close(self) -> None:
+        """Close what is open."""
+        for sock in self._sockets:
+            self._opening.close(sock)
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._timeout)
+
+    # --- the steps, in order ---
+
+    def settings(self) -> Finding:
+        """Read options and variables."""
+        try:
+            self._settings = Settings(**self._session.arguments())
+            self._endpoint = Endpoint.parse(self._settings.uri)
+            if self._endpoint.secure:
+                tls = self._settings.tls
+                self._context = ssl.create_default_context() if tls is None else tls.context()
+        except TcmError as error:
+            raise StepFailedError(str(error), "mend the option or the TCM_* variable", USAGE) from error
+        route, token = self._settings.route, self._session.token
+        where = "no container" if route is None else f"container {route.container_id}"
+        detail = f"{self._settings.uri}, {where}, {'no token' if token is None else 'a token'}"
+        left = _seconds_left(token)
+        if left is not None and left < 0:
+            return Finding(
+                f"{detail}, which expired {-left / 60:,.0f} minutes ago by this clock",
+                "warning",
+                "get a fresh token",
+            )
+        return Finding(detail)
+
+    def name_resolution(self) -> Finding:
+        """Look the host up."""
+        host = self._endpoint.host
+        try:
+            found = socket.getaddrinfo(host, self._endpoint.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise StepFailedError(
+                f"{host!r}: {error}",
+                "the host of --uri is misspelt, or this machine cannot ask a name server",
+            ) from error
+        return Finding(", ".join(dict.fromkeys(str(address[0]) for *_, address in found)))
+
+    def tcp(self) -> Finding:
+        """Connect."""
+        try:
+            sock = open_socket(self._endpoint, None, None, self._deadline(), self._opening)
+        except ConnectFailedError as error:
+            refused = isinstance(error.__cause__, ConnectionRefusedError)
+            raise StepFailedError(
+                error.message,
+                "nothing listens there: is the manager running, and is the port right?"
+                if refused
+                else "a firewall or a wrong address keeps packets from arriving",
+            ) from error
+        self._sockets.append(sock)
+        return Finding(f"{self._endpoint.authority} answers")
+
+    def tls(self) -> Finding:
+        """Shake hands, and read the certificate."""
+        if self._context is None:
+            raise Skipped("ws:// has none")
+        tls = self._settings.tls
+        name = (tls.server_hostname if tls is not None else None) or self._endpoint.host
+        plain = self._sockets.pop()
+        self._opening.remove(plain)
+        plain.settimeout(self._timeout)
+        try:
+            secured = self._context.wrap_socket(plain, server_hostname=name)
+        except ssl.SSLCertVerificationError as error:
+            plain.close()
+            raise StepFailedError(f"{name}: {error.verify_message}", _advice_on(error)) from error
+        except (OSError, ValueError) as error:
+            plain.close()
+            raise StepFailedError(
+                f"{name}: {error or 'timed out'}",
+                "the port may not speak TLS (then the address is ws://), or wants a client's certificate",
+            ) from error
+        self._sockets.append(secured)
+        certificate: dict[str, Any] = dict(secured.getpeercert() or {})
+        names = [str(value) for _, value in certificate.get("subjectAltName", ())]
+        days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86_400
+        detail = f"{secured.version()}, certificate of {', '.join(names)}, {days:.0f} days left"
+        if days < _SOON:
+            return Finding(detail, "warning", "renew the manager's certificate")
+        return Finding(detail)
+
+    def health(self) -> Finding:
+        """Ask /health, and keep what the answer tells by the way."""
+        try:
+            status, text = self._get("health")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise StepFailedError(
+                f"no answer: {error or 'timed out'}",
+                "what listens there is no manager, hangs, or speaks TLS (then the address is wss://)",
+            ) from error
+        if status == 200:
+            return Finding("200")
+        return Finding(
+            f"{status}: {text}",
+            "warning",
+            "the path of --uri is wrong, or a proxy passes nothing but the WebSocket",
+        )
+
+    def _get(self, name: str) -> tuple[int, str]:
+        tls = self._settings.tls
+        hostname = tls.server_hostname if tls is not None else None
+        connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
+        sock = open_socket(self._endpoint, self._context, hostname, self._deadline(), self._opening)
+        try:
+            sock.settimeout(self._timeout)
+            connection.sock = sock
+            self._asked_at = time.time()
+            connection.request(
+                "GET", self._endpoint.sibling(name), headers=dict(self._settings.headers or {})
+            )
+            answer = connection.getresponse()
+            self._date, self._server = answer.getheader("Date"), answer.getheader("Server")
+            return answer.status, quote(answer.read(1000).strip(), self._session.token)
+        finally:
+            self._opening.close(sock)
+
+    def ready(self) -> Finding:
+        """Ask /ready."""
+        with TcmClient(**self._session.arguments()) as client:
+            answer = client.ready(timeout=self._timeout)
+        if answer.ok:
+            return Finding(answer.explanation)
+        if answer.status == "not_ready" and answer.raw:
+            found = f"; its log has {answer.error_id}" if answer.error_id else ""
+            raise StepFailedError(
+                answer.explanation,
+                f"the manager waits for something it needs{found}: 'tcm-sync ready --wait 60'",
+            )
+        return Finding(answer.explanation, "warning", "a proxy may pass nothing but the WebSocket")
+
+    def websocket(self) -> Finding:
+        """Shake hands."""
+        try:
+            self._rest = shake_hands(
+                self._sockets[-1], self._endpoint, dict(self._settings.headers or {}), self._deadline()
+            )
+        except TcmError as error:
+            denied = isinstance(error, AuthenticationError)
+            advice = (
+                "what stands before the manager wants credentials"
+                if denied
+                else "is the path right? usually /ws"
+            )
+            raise StepFailedError(error.message, advice, code_of(error)) from error
+        return Finding(self._endpoint.url)
+
+    def authentication(self) -> Finding:
+        """Say who we are, and what we can do."""
+        try:
+            self._capability = ask_capability(self._sockets[-1], self._rest, self._settings, self._deadline())
+        except TcmError as error:
+            advice = "it listens and does not answer: is it a manager?"
+            if code_of(error) == DENIED:
+                advice = "TCM_CLIENT_TOKEN or --token-file must hold a token that is valid there"
+            raise StepFailedError(error.message, advice, code_of(error)) from error
+        self._is_local = is_local(self._sockets[-1])
+        auth = self._settings.auth
+        roles = ", ".join(auth.roles) if auth is not None and auth.roles else "none named"
+        return Finding(f"accepted; roles: {roles}")
+
+    def capability(self) -> Finding:
+        """Tell what was granted."""
+        return Finding(", ".join(sorted(self._capability or ())))
+
+    def shared_memory(self) -> Finding:
+        """Try to write where shared memory is, and tell whether the manager can see it."""
+        manager, wanted = self._manager_on_shm()
+        try:
+            with tempfile.NamedTemporaryFile(prefix="tcm-sync-doctor-", dir=SHM_FOLDER):
+                free = shutil.disk_usage(SHM_FOLDER).free
+        except OSError as error:
+            detail = f"{SHM_FOLDER} cannot be written to ({error.strerror}); {manager}"
+            if wanted:
+                return Finding(detail, "warning", f"mount {SHM_FOLDER} writable (docker: --ipc=host)")
+            return Finding(detail)
+        return Finding(f"{SHM_FOLDER} is writable, {free / 2**20:,.0f} MiB free; {manager}")
+
+    def _manager_on_shm(self) -> tuple[str, bool]:
+        """Say what the manager does about shared memory, and whether it can be of use."""
+        if self._capability is None:
+            return "the manager was not asked", False
+        if "shm" not in self._capability:
+            return "the manager does not grant shm, and gets JSON", False
+        if not self._is_local:  # a manager grants what it can do itself, to other machines too
+            return "the manager grants shm, and is not on this machine: it gets JSON", False
+        return "the manager is on this machine, and grants shm", True
+
+    def round_trip(self) -> Finding:
+        """Ask for the queue's figures a few times."""
+        times = []
+        try:
+            with TcmClient(**self._session.arguments()) as client:
+                client.open(timeout=self._timeout)
+                for _ in range(_ROUND_TRIPS):
+                    start = time.perf_counter()
+                    stats = client.queue_stats(timeout=self._timeout)
+                    times.append(time.perf_counter() - start)
+        except TcmError as error:
+            raise StepFailedError(
+                str(error), "it lets clients in and does not serve them: see its log", code_of(error)
+            ) from error
+        told = f"median {statistics.median(times) * 1e3:.1f} ms of {_ROUND_TRIPS}"
+        return Finding(f"{told}; {stats.total_users} users, {stats.total_queued} queued")
+
+    def clock(self) -> Finding:
+        """Compare the clocks, by which tokens expire."""
+        if self._date is None:
+            raise Skipped("the manager does not tell the time")
+        try:
+            skew = parsedate_to_datetime(self._date).timestamp() - self._asked_at
+        except ValueError:
+            raise Skipped(f"no date: {quote(self._date)}") from None
+        if abs(skew) <= _SKEW:
+            return Finding(f"within {_SKEW:g} s of the manager's")
+        ahead = "behind" if skew > 0 else "ahead of"
+        return Finding(
+            f"{abs(skew):,.0f} s {ahead} the manager's",
+            "warning",
+            "set the clock, here or there: tokens and certificates expire by it",
+        )
+
+    def versions(self) -> Finding:
+        """Tell what a report of a bug should."""
+        names = "tcm-sync", "numpy", "msgspec", "websocket-client"
+        told = [f"{name} {version(name)}" for name in names]
+        told += [f"Python {sys.version.split()[0]}", ssl.OPENSSL_VERSION.rsplit(" ", 3)[0], platform.system()]
+        return Finding(", ".join(told) + (f"; the manager: {quote(self._server)}" if self._server else ""))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step by its name, with the names of those that must have gone well before."""
+
+    name: str
+    look: Callable[[Patient], Finding]
+    needs: tuple[str, ...] = ()
+
+
+STEPS = (
+    Step("settings", Patient.settings),
+    Step("name resolution", Patient.name_resolution, ("settings",)),
+    Step("TCP", Patient.tcp, ("name resolution",)),
+    Step("TLS", Patient.tls, ("TCP",)),
+    Step("health", Patient.health, ("TCP", "TLS")),
+    Step("ready", Patient.ready, ("health",)),
+    Step("WebSocket", Patient.websocket, ("TCP", "TLS", "health")),
+    Step("authentication", Patient.authentication, ("WebSocket",)),
+    Step("capability", Patient.capability, ("authentication",)),
+    Step("shared memory", Patient.shared_memory),
+    Step("round trip", Patient.round_trip, ("authentication",)),
+    Step("clock", Patient.clock, ("health",)),
+    Step("versions", Patient.versions),
+)
+
+
+def _advice_on(error: ssl.SSLCertVerificationError) -> str:
+    if error.verify_code == _EXPIRED:
+        return "renew the manager's certificate, if this machine's clock is right"
+    if error.verify_code in _WRONG_NAME:
+        return "use a name in --uri that the certificate has"
+    return "--ca-file (TCM_CA_FILE) names the authority that issued the manager's certificate"
+
+
+def _seconds_left(token: str | None) -> float | None:
+    """Return how long a token is valid, if it is a JWT that says so. It is not verified."""
+    parts = (token or "").split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        return float(claims["exp"]) - time.time()
+    except (ValueError, KeyError, TypeError, binascii.Error, RecursionError, OverflowError):
+        return None

@@ -1,0 +1,87 @@
+"""An authentication that asks for every capability, to see what a manager grants."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+
+from tcm_sync.config import AuthContext, Settings
+from tcm_sync.deadline import Deadline
+from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
+from tcm_sync.transport import frames
+from tcm_sync.transport.opening import CAPABILITY, fresh_uuid
+from tcm_sync.transport.sockets import receive, send_all
+from tcm_sync.wire.decode import decode_message
+from tcm_sync.wire.encode import encode_message, encode_payload
+from tcm_sync.wire.failures import ADVISORY, failure_of_error
+from tcm_sync.wire.messages import AuthOk, AuthRequest, ClientIdentity, ErrorReply
+from tcm_sync.wire.quote import quote
+
+
+def ask_capability(
+    sock: socket.socket, rest: bytes, settings: Settings, deadline: Deadline
+) -> frozenset[str]:
+    """Authenticate a socket that has shaken hands.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        Connected.
+    rest : bytes
+        What came behind the handshake.
+    settings : Settings
+        Who to be.
+    deadline : Deadline
+        For all of it.
+
+    Returns
+    -------
+    frozenset of str
+        What the manager granted.
+
+    Raises
+    ------
+    AuthenticationError, ShuttingDownError, ConnectFailedError, ProtocolError
+        It refused, or said nothing.
+    """
+    auth = settings.auth or AuthContext()
+    token = auth.token() if callable(auth.token) else auth.token
+    identity = ClientIdentity(auth.sub, auth.tenant_id, tuple(auth.roles))
+    request = AuthRequest(token, identity if identity != ClientIdentity() else None, CAPABILITY)
+    message = encode_message(fresh_uuid(auth.uuid), "auth", encode_payload(request))
+    decoder = frames.FrameDecoder(settings.max_reply_bytes)
+    try:
+        for frame in frames.encode_text(message):
+            send_all(sock, frame, deadline)
+        events = deque(decoder.feed(rest))
+        while True:
+            while not events:
+                data = receive(sock, 16_384, deadline)
+                if not data:
+                    raise ConnectFailedError("the socket was closed instead of authenticated")
+                events.extend(decoder.feed(data))
+            granted = _read(*events.popleft(), token)
+            if granted is not None:
+                return granted
+    except TimeoutError as error:
+        raise ConnectFailedError("the authentication was not answered in time") from error
+    except OSError as error:
+        if isinstance(error, TcmError):
+            raise
+        raise ConnectFailedError(f"the connection ended while authenticating: {error}") from error
+
+
+def _read(opcode: int, payload: bytes, token: str | None) -> frozenset[str] | None:
+    if opcode == frames.CLOSE:
+        code, reason = frames.read_close(payload)
+        raise ConnectFailedError(f"the socket was closed with code {code} ({quote(reason, token)})")
+    if opcode != frames.TEXT:
+        return None
+    decoded = decode_message(payload, token)[1]
+    if isinstance(decoded, AuthOk):
+        return frozenset(decoded.capability) or frozenset(("json",))
+    if isinstance(decoded, ErrorReply) and decoded.code != ADVISORY:
+        if decoded.code is not None:
+            raise failure_of_error(decoded, token)
+        raise AuthenticationError(f"refused: {quote(decoded.message, token)}")
+    return None

@@ -1,0 +1,76 @@
+"""What is wrong between here and the manager: ``doctor``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+import click
+
+from tcm_sync.cli.checks import STEPS, Patient, Skipped, Step, StepFailedError
+from tcm_sync.cli.options import Command, Session
+from tcm_sync.cli.output import Output
+
+_PATIENCE = 5.0  # seconds that a step waits
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step went."""
+
+    name: str
+    status: str
+    seconds: float
+    detail: str
+    advice: str | None = None
+    code: int = 0
+
+
+@click.command("doctor", cls=Command)
+@click.pass_obj
+def doctor(session: Session) -> int:
+    """Look step by step at what lies between here and the manager, and tell what to do."""
+    output = session.output
+    patient = Patient(session, session.timeout or _PATIENCE)
+    outcomes: dict[str, Outcome] = {}
+    try:
+        for step in STEPS:
+            outcomes[step.name] = outcome = _look(step, patient, outcomes)
+            if not session.as_json:
+                _tell(output, outcome)
+    finally:
+        patient.close()
+    code = next((outcome.code for outcome in outcomes.values() if outcome.code), 0)
+    todo = [f"{each.name}: {each.advice}" for each in outcomes.values() if each.advice is not None]
+    if session.as_json:
+        steps = [{k: v for k, v in asdict(each).items() if k != "code"} for each in outcomes.values()]
+        output.json({"ok": code == 0, "steps": steps, "todo": todo})
+        return code
+    output.say()
+    output.say("To do:" if todo else "Nothing to do.", "bold")
+    for line in todo:
+        output.say(f"- {line}")
+    return code
+
+
+def _look(step: Step, patient: Patient, outcomes: dict[str, Outcome]) -> Outcome:
+    in_the_way = [name for name in step.needs if outcomes[name].code or outcomes[name].status == "blocked"]
+    if in_the_way:
+        return Outcome(step.name, "blocked", 0.0, f"after {in_the_way[0]}")
+    start = time.perf_counter()
+    try:
+        finding = step.look(patient)
+    except Skipped as reason:
+        return Outcome(step.name, "skipped", 0.0, str(reason))
+    except StepFailedError as error:
+        seconds = time.perf_counter() - start
+        return Outcome(step.name, "failed", seconds, str(error), error.advice, error.code)
+    return Outcome(step.name, finding.status, time.perf_counter() - start, finding.detail, finding.advice)
+
+
+def _tell(output: Output, outcome: Outcome) -> None:
+    took = f"{outcome.seconds * 1e3:.1f} ms" if outcome.status not in ("skipped", "blocked") else ""
+    line = f"{outcome.status:<8} {outcome.name:<16} {took:>10}  {outcome.detail}"
+    output.say(line, _STYLES.get(outcome.status, "dim"))

@@ -1,0 +1,192 @@
+"""Running models: ``infer`` and ``pipeline``."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from tcm_sync.cli.bodies import output_dtypes, read_inputs
+from tcm_sync.cli.options import Command, Session
+
+if TYPE_CHECKING:
+    from tcm_sync.results import InferResult
+
+INPUT = click.option(
+    "--input",
+    "inputs",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="NAME=FILE.npy, NAME=@FILE.json, NAME=- (either, from the standard input) or NAME='[[1, 2]]'.",
+)
+DTYPE = click.option(
+    "--dtype",
+    "datatypes",
+    metavar="[NAME=]DATATYPE",
+    multiple=True,
+    help="What an input is sent as, such as FP32; without a name, all of them.",
+)
+TRANSIENT = click.option(
+    "--allow-transient", is_flag=True, help="Use a server that is not registered with the manager, too."
+)
+
+
+@click.command("infer", cls=Command)
+@click.argument("model_name", metavar="MODEL")
+@INPUT
+@DTYPE
+@click.option(
+    "--output-dtype",
+    "wanted",
+    metavar="[NAME=]DATATYPE",
+    multiple=True,
+    help="What an output is read as; the wire does not tell.",
+)
+@click.option(
+    "--output",
+    "target",
+    metavar="DIR|-",
+    help="Write .npy files into a folder, or to the standard output (.npz if there are several).",
+)
+@click.option(
+    "--chunked", is_flag=True, help="Cut a long batch into messages that fit, and join the outputs."
+)
+@click.option("--rows", type=click.IntRange(1), help="Rows a message, with --chunked.")
+@TRANSIENT
+@click.pass_obj
+def infer(
+    session: Session,
+    model_name: str,
+    inputs: tuple[str, ...],
+    datatypes: tuple[str, ...],
+    wanted: tuple[str, ...],
+    target: str | None,
+    chunked: bool,
+    rows: int | None,
+    allow_transient: bool,
+) -> None:
+    """Run a model and show its outputs."""
+    if not inputs:
+        raise click.UsageError("no --input: a model needs one at least")
+    if rows is not None and not chunked:
+        raise click.UsageError("--rows needs --chunked beside it")
+    save = _target(target, session)
+    options: dict[str, Any] = {"output_dtypes": output_dtypes(wanted), "allow_transient": allow_transient}
+    with session.client(routed=True) as client:
+        arrays = read_inputs(session, inputs, datatypes)
+        if chunked:
+            shown = sys.stderr.isatty()
+            result = client.infer_chunked(model_name, arrays, rows=rows, progress=shown, **options)
+        else:
+            result = client.infer(model_name, arrays, **options)
+    files = save(result)
+    if target != "-":
+        show_result(session, result, files)
+
+
+def show_result(session: Session, result: InferResult, files: Mapping[str, Path] | None = None) -> None:
+    """Write what a model returned, or the files where that is."""
+    if session.as_json:
+        session.output.json(result_json(result, files))
+    elif files:
+        rows = [(name, str(array.dtype), list(array.shape), files[name]) for name, array in result.items()]
+        session.output.table(("output", "dtype", "shape", "file"), rows)
+    else:
+        session.output.outputs(result)
+
+
+def result_json(result: InferResult, files: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Return what a model returned, as JSON tells it."""
+    from tcm_sync.cli.output import tensor
+
+    outputs = {name: tensor(array) for name, array in result.items()}
+    for name, path in (files or {}).items():
+        del outputs[name]["data"]
+        outputs[name]["file"] = str(path)
+    return {
+        "model_name": result.model_name,
+        "attempts": result.attempts,
+        "elapsed": result.elapsed,
+        "outputs": outputs,
+    }
+
+
+def _target(target: str | None, session: Session) -> Callable[[InferResult], dict[str, Path]]:
+    """Return what saves the outputs, after a look at whether that will do."""
+    if target is None:
+        return lambda _: {}
+    if target == "-":
+        if session.as_json:
+            raise click.UsageError("--output - and --json want the standard output for themselves")
+        if sys.stdout.isatty():
+            raise click.UsageError("--output - writes bytes, which are not for a terminal: redirect it")
+        return _write
+    folder = Path(target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"--output: {target!r} is no folder to write to: {error.strerror}") from error
+    return lambda result: _save(result, folder)
+
+
+def _write(result: InferResult) -> dict[str, Path]:
+    file = io.BytesIO()
+    arrays = {name: _storable(array) for name, array in result.items()}
+    if len(arrays) == 1:
+        (array,) = arrays.values()
+        np.save(file, array, allow_pickle=False)
+    else:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    sys.stdout.buffer.write(file.getvalue())
+    sys.stdout.buffer.flush()
+    return {}
+
+
+def _save(result: InferResult, folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for name, array in result.items():
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".")[:100] or "output"
+        path = folder / f"{stem}.npy"
+        while path in files.values():
+            path = path.with_name(f"_{path.name}")
+        np.save(path, _storable(array), allow_pickle=False)
+        files[name] = path
+    return files
+
+
+def _storable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array.astype(str) if array.dtype == object else array
+
+
+@click.command("pipeline", cls=Command)
+@click.argument("file", metavar="FILE.json")
+@click.pass_obj
+def pipeline(session: Session, file: str) -> None:
+    """Run several models of one server in one message.
+
+    FILE.json holds the steps, in order: a list of {"model_name": ..., "inputs": {...}, "name": ...}; - is the
+    standard input.
+    """
+    import msgspec
+
+    try:
+        steps = msgspec.json.decode(session.read(file, "FILE.json"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise click.UsageError(f"{file!r} is not JSON: {error}") from error
+    if isinstance(steps, dict) and set(steps) == {"pipeline"}:  # as the manager has it
+        steps = steps["pipeline"]
+    with session.client(routed=True) as client:
+        results = client.pipeline(steps)
+    if session.as_json:
+        session.output.json({"steps": {name: result_json(result) for name, result in results.items()}})
+        return
+    output = session.output
+    for name, result in results.items():
+        output.say(f"step {name}", "bold")
+        output.outputs(result)

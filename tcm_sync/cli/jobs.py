@@ -1,0 +1,141 @@
+"""Management jobs: ``management``, ``create`` and ``delete``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tcm_sync.cli.bodies import read_body
+from tcm_sync.cli.failures import CommandError
+from tcm_sync.cli.options import Command, Session
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from tcm_sync.deployment import Deployment
+    from tcm_sync.results import ManagementResult
+
+_TIMEOUT = 900.0  # seconds: jobs take minutes, and TCM_TIMEOUT is about other calls
+_RESERVED = ("self", "action", "timeout", "progress")
+
+_BODY = click.option(
+    "--file", metavar="FILE", help="The body of the request, YAML or JSON; - is the standard input."
+)
+_SET = click.option(
+    "--set",
+    "fields",
+    metavar="KEY.KEY=VALUE",
+    multiple=True,
+    help="A field of the body: JSON, or else a text. docker.image=triton:24.01",
+)
+
+
+def _actions(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    from typing import get_args
+
+    from click.shell_completion import CompletionItem
+
+    from tcm_sync.management import Action
+
+    return [CompletionItem(action) for action in get_args(Action) if action.startswith(begun)]
+
+
+@click.command("management", cls=Command)
+@click.argument("action", required=False, shell_complete=_actions)
+@_BODY
+@_SET
+@click.option("--action", "peer_action", hidden=True)
+@click.option("--payload", "peer_file", hidden=True)
+@click.pass_obj
+def management(
+    session: Session,
+    action: str | None,
+    file: str | None,
+    fields: tuple[str, ...],
+    peer_action: str | None,
+    peer_file: str | None,
+) -> None:
+    """Have the manager do a job, such as create_vm, and wait for it to be done."""
+    action = action or peer_action or ("creation" if peer_file is not None else None)
+    if action is None:
+        raise click.UsageError("no ACTION: creation, deletion, create_vm, ...")
+    body = read_body(session, file or peer_file, fields, reserved=_RESERVED)
+    _show(session, _job(session, "management", action, action, **body))
+
+
+@click.command("create", cls=Command)
+@_BODY
+@_SET
+@click.pass_obj
+def create(session: Session, file: str | None, fields: tuple[str, ...]) -> None:
+    """Create a VM with a container in which a Triton server runs a model."""
+    body = read_body(session, file, fields, reserved=_RESERVED)
+    made: Deployment = _job(session, "create", "creation", **body)
+    names = ("vm_ip", "vm_id", "container_id", "model_name")
+    facts: dict[str, Any] = {name: getattr(made, name) for name in names}
+    if session.as_json:
+        from tcm_sync.cli.output import spec
+
+        for side in ("inputs", "outputs"):
+            facts[side] = [spec(each) for each in getattr(made.signature, side)]
+        session.output.json(facts)
+        return
+    told = {side: ", ".join(map(str, getattr(made.signature, side))) for side in ("inputs", "outputs")}
+    session.output.pairs(facts | told)
+
+
+@click.command("delete", cls=Command)
+@click.option("--vm-id", metavar="ID", help="The VM to delete.")
+@click.option("--container-id", metavar="ID", help="The container to delete.")
+@_BODY
+@_SET
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def delete(
+    session: Session,
+    vm_id: str | None,
+    container_id: str | None,
+    file: str | None,
+    fields: tuple[str, ...],
+    yes: bool,
+) -> None:
+    """Delete a VM with its container. What is gone already is no failure."""
+    body = read_body(session, file, fields, reserved=_RESERVED)
+    if vm_id is None and container_id is None and not body:
+        raise click.UsageError("nothing says what to delete: --vm-id, --container-id or --file")
+    if not yes:
+        _confirm(session, vm_id, container_id, body)
+    result = _job(session, "delete", "deletion", vm_id=vm_id, container_id=container_id, **body)
+    _show(session, result)
+
+
+def _confirm(session: Session, vm_id: str | None, container_id: str | None, body: dict[str, Any]) -> None:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise click.UsageError("nobody is here to confirm it: --yes deletes without asking")
+    from tcm_sync.cli.output import printable
+
+    named = [("VM", vm_id), ("container", container_id), ("what the body names:", body or None)]
+    what = " and ".join(f"{kind} {each}" for kind, each in named if each is not None)
+    uri = session.arguments()["uri"]
+    if not click.confirm(printable(f"Delete {what} at {uri}?"), err=True):
+        raise CommandError("nothing was deleted")
+
+
+def _job(session: Session, call: str, title: str, *arguments: Any, **body: Any) -> Any:
+    """Call a method of the client that takes minutes, and show that time passes."""
+    from tcm_sync.cli.output import working
+
+    with session.client() as client, working(title):
+        return getattr(client, call)(*arguments, timeout=session.timeout or _TIMEOUT, **body)
+
+
+def _show(session: Session, result: ManagementResult) -> None:
+    if session.as_json:
+        told = {"action": result.action, "data": result.data}
+        session.output.json(told | {"attempts": result.attempts, "elapsed": result.elapsed})
+    elif isinstance(result.data, dict):
+        session.output.pairs(result.data)
+    else:
+        session.output.say(str(result.data))

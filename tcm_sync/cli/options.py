@@ -1,0 +1,212 @@
+"""The options that commands share, before or after the command's name, and the client that they make."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tcm_sync.client import TcmClient
+from tcm_sync.config import settings_from_env
+
+if TYPE_CHECKING:
+    from tcm_sync.cli.output import Output
+
+DEFAULT_URI = "ws://127.0.0.1:8000/ws"
+
+
+class Session:
+    """What the shared options said, for one run of the command."""
+
+    def __init__(self) -> None:
+        self.variables: dict[str, str] = {}  # what options say in the place of TCM_* variables
+        self.as_json = False
+        self.debug = False
+        self._stdin_is: str | None = None
+
+    @property
+    def timeout(self) -> float | None:
+        """What ``--timeout`` says, for calls that the variable is not meant for."""
+        text = self.variables.get("TCM_TIMEOUT")
+        return None if text is None else float(text)
+
+    @property
+    def token(self) -> str | None:
+        """The token, which nothing may show."""
+        return self.variables.get("TCM_CLIENT_TOKEN") or os.environ.get("TCM_CLIENT_TOKEN") or None
+
+    @property
+    def output(self) -> Output:
+        """Where results go."""
+        from tcm_sync.cli.output import Output
+
+        return Output(as_json=self.as_json)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `TcmClient` that options and variables make together."""
+        return settings_from_env({"TCM_WS_URI": DEFAULT_URI, **_variables(), **self.variables})
+
+    def client(self, *, routed: bool = False) -> TcmClient:
+        """Make a client.
+
+        Parameters
+        ----------
+        routed : bool
+            Whether it is of no use without a container.
+        """
+        arguments = self.arguments()
+        if routed and "route" not in arguments:
+            raise click.UsageError(
+                "nothing says where to run: --container-id or TCM_CONTAINER_ID", click.get_current_context()
+            )
+        return TcmClient(**arguments)
+
+    def read(self, name: str, what: str) -> bytes:
+        """Read a file that the user names; ``-`` is the standard input, which can be read once.
+
+        Parameters
+        ----------
+        name : str
+            The file.
+        what : str
+            What asks for it, for an error to name.
+        """
+        try:
+            if name != "-":
+                return Path(name).read_bytes()
+            if self._stdin_is is not None:
+                raise click.UsageError(f"{what}: - is taken already, by {self._stdin_is}")
+            self._stdin_is = what
+            return sys.stdin.buffer.read() if sys.stdin is not None else b""
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise click.UsageError(f"{what}: {name!r} cannot be read: {reason}") from error
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if value}
+
+
+def _stores(variable: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def store(context: click.Context, _: click.Parameter, value: object) -> None:
+        if value is not None and not context.resilient_parsing:
+            context.ensure_object(Session).variables[variable] = str(value)
+
+    return store
+
+
+def _store_token(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value is None or context.resilient_parsing:
+        return
+    session = context.ensure_object(Session)
+    try:
+        token = session.read(value, "--token-file").decode().strip()
+    except UnicodeDecodeError:
+        raise click.UsageError("--token-file: the token is not UTF-8", context) from None
+    if not token:
+        raise click.UsageError(f"--token-file: {value!r} holds no token", context)
+    session.variables["TCM_CLIENT_TOKEN"] = token
+
+
+def _store_flag(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        setattr(context.ensure_object(Session), str(parameter.name), True)
+
+
+def _option(name: str, variable: str, metavar: str, text: str, kind: Any = None) -> click.Option:
+    told = f"{text}  [{variable}]"
+    return click.Option(
+        [name], metavar=metavar, type=kind, help=told, expose_value=False, callback=_stores(variable)
+    )
+
+
+_SECONDS = click.FloatRange(0, min_open=True)
+
+#: Of every command that talks to a manager.
+CONNECTING = (
+    _option("--uri", "TCM_WS_URI", "URI", f"The manager's address; left out, {DEFAULT_URI}."),
+    click.Option(
+        ["--token-file"],
+        metavar="FILE",
+        expose_value=False,
+        callback=_store_token,
+        help="Where the token is; - is the standard input.  [TCM_CLIENT_TOKEN holds the token itself]",
+    ),
+    _option("--token", "TCM_CLIENT_TOKEN", "TOKEN", "The token, for all to see who list processes."),
+    _option("--uuid", "TCM_CLIENT_UUID", "NAME", "How the manager's log calls the sockets."),
+    _option("--sub", "TCM_CLIENT_SUB", "NAME", "The subject."),
+    _option("--tenant-id", "TCM_CLIENT_TENANT_ID", "NAME", "The tenant."),
+    _option("--roles", "TCM_CLIENT_ROLES", "ROLE,...", "The roles."),
+    _option("--container-id", "TCM_CONTAINER_ID", "ID", "The container where models run."),
+    _option("--vm-ip", "TCM_VM_IP", "ADDRESS", "The address of its VM."),
+    _option("--vm-id", "TCM_VM_ID", "ID", "The id of its VM."),
+    _option("--ca-file", "TCM_CA_FILE", "FILE", "The authorities to trust, for wss://."),
+    _option("--timeout", "TCM_TIMEOUT", "SECONDS", "For the whole call.", _SECONDS),
+    _option("--pool-size", "TCM_POOL_SIZE", "N", "Sockets at most.", click.IntRange(1)),
+)
+
+#: Of every command.
+GENERAL = (
+    click.Option(
+        ["--json", "as_json"],
+        is_flag=True,
+        expose_value=False,
+        callback=_store_flag,
+        help="Print JSON: one line, keys that stay.",
+    ),
+    click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        callback=_store_flag,
+        help="Show the traceback of a failure.",
+    ),
+)
+
+
+class _Sharing(click.Command):
+    """A command that has the shared options beside its own, told apart in its help."""
+
+    shared: tuple[click.Option, ...] = (*CONNECTING, *GENERAL)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters: a command's own go before shared ones of the same name."""
+        *own, help_option = super().get_params(ctx)
+        taken = {name for parameter in own for name in parameter.opts}
+        return [*own, *(each for each in self.shared if not taken.intersection(each.opts)), help_option]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the shared options below the command's own."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Before or after any command": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                shared = any(parameter is each for each in self.shared)
+                sections["Before or after any command" if shared else "Options"].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+
+
+class Command(_Sharing):
+    """A command that talks to a manager."""
+
+
+class LocalCommand(_Sharing):
+    """A command that does without one."""
+
+    shared = GENERAL
+
+
+class Group(_Sharing, click.Group):
+    """Several commands under one name."""
+
+    command_class = Command
+    group_class = type

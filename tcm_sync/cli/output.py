@@ -1,0 +1,129 @@
+"""What commands write: tables for people, a line of JSON for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import orjson
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tcm_sync.tensors import TensorSpec
+
+_WIDE = 10_000  # columns where nobody looks: nothing is wrapped or cut on its way into a file
+
+
+class Output:
+    """The standard output.
+
+    Parameters
+    ----------
+    as_json : bool
+        Whether a program reads it.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.is_terminal = sys.stdout.isatty()
+        self._console = Console(
+            file=sys.stdout,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            force_terminal=self.is_terminal,
+            width=None if self.is_terminal else _WIDE,
+        )
+
+    @property
+    def width(self) -> int:
+        """Columns that a line may have."""
+        return self._console.width
+
+    def json(self, value: object) -> None:
+        """Write a line of JSON. What is not a finite number is null."""
+        text = orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        click.echo(text.decode())
+        sys.stdout.flush()
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """Write a line."""
+        self._console.print(Text(printable(text), style=style), soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Write a table; numbers stand to the right."""
+        table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(any(columns)))
+        for place, name in enumerate(columns):
+            numbers = any(isinstance(row[place], (int, float)) for row in rows)
+            table.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(printable(_cell(value))) for value in row))
+        with self._console.capture() as capture:
+            self._console.print(table)
+        for line in capture.get().splitlines():
+            click.echo(line.rstrip(), color=True)
+
+    def pairs(self, facts: Mapping[str, object]) -> None:
+        """Write names and what they are, a line each."""
+        rows = [(name, _cell(value)) for name, value in facts.items() if value is not None]
+        self.table(("", ""), rows)
+
+    def outputs(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Write arrays by name."""
+        for name, array in arrays.items():
+            self.say(f"{name}: {array.dtype}{list(array.shape)}", "bold")
+            for line in np.array2string(array, max_line_width=min(self.width, 100)).splitlines():
+                self.say(line)
+
+
+def printable(text: str) -> str:
+    """Return a text without what a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
+
+
+@contextlib.contextmanager
+def working(title: str) -> Iterator[None]:
+    """Show a spinner and the elapsed time on the standard error, if somebody looks."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(printable(title), total=None)
+        yield
+
+
+def tensor(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Return an array as JSON tells it."""
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "data": array}
+
+
+def spec(each: TensorSpec) -> dict[str, Any]:
+    """Return what a model declares as JSON tells it, whatever of it is not said."""
+    return {name: getattr(each, name) for name in each.__struct_fields__}
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f"{value:,.3g}" if isinstance(value, float) else str(value)
+    return f"{value:,}"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray):  # of texts, or of an order or a dtype that orjson does not write
+        return value.tolist()
+    if isinstance(value, (tuple, frozenset, Mapping)):
+        return dict(value) if isinstance(value, Mapping) else list(value)
+    return str(value)

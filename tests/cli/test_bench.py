@@ -1,0 +1,275 @@
+"""``bench``, and the load behind it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from tcm_sync.cli import bench, load
+from tcm_sync.errors import BackpressureError, ClientClosedError, InferenceError
+from tcm_sync.local import LocalManager, ModelFailure
+
+from ..local.raw import GUARD, Gated, add_sub_onnx, wait_until
+
+SHORT = ("--duration", "0.4", "--warm-up", "0.1")
+INPUT = ("--input", "x=[[1.0, 2.0]]")
+KEYS = {
+    "model_name",
+    "threads",
+    "rate",
+    "batch",
+    "seconds",
+    "answered",
+    "per_second",
+    "latency_ms",
+    "errors",
+    "unsent",
+    "repeats",
+    "bytes_sent",
+    "bytes_received",
+    "bytes_shared",
+}
+LATENCIES = ["min", "mean", "p50", "p90", "p95", "p99", "p99.9", "max"]
+
+
+def measured(done):
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert set(found) == KEYS
+    return found
+
+
+def test_a_closed_loop(cli, manager):
+    found = measured(cli("bench", "echo", *INPUT, *SHORT, "--threads", 2, "--json"))
+    assert (found["threads"], found["rate"], found["errors"], found["unsent"]) == (2, None, {}, 0)
+    assert found["answered"] > 0
+    assert found["bytes_sent"] > found["answered"] * 100
+    assert list(found["latency_ms"]) == LATENCIES
+    values = [found["latency_ms"][name] for name in LATENCIES if name != "mean"]
+    assert values == sorted(values)
+
+
+def test_an_open_loop_sends_what_is_due(cli, manager):
+    found = measured(cli("bench", "echo", *INPUT, *SHORT, "--rate", 100, "--json"))
+    assert found["rate"] == 100
+    assert found["answered"] + found["unsent"] == 40
+
+
+def test_samples_are_put_into_batches(cli, manager):
+    before = manager.stats().executions.get("echo", 0)
+    found = measured(cli("bench", "echo", "--input", "x=1.5", "--batch", 8, *SHORT, "--json"))
+    assert (found["batch"], found["threads"]) == (8, 32)
+    assert 0 < manager.stats().executions["echo"] - before < found["answered"]
+
+
+def test_inputs_made_from_a_file(cli, tmp_path):
+    file = tmp_path / "m.onnx"
+    file.write_bytes(add_sub_onnx())
+    with LocalManager({"m": str(file)}, tick=0) as manager:
+        where = ("--uri", manager.uri, "--container-id", manager.route.container_id)
+        for batch in ((), ("--batch", 4)):
+            assert measured(cli("bench", "m", "--onnx", file, *where, *SHORT, "--json", *batch))["answered"]
+
+
+def test_a_report_for_people(cli, manager):
+    done = cli("bench", "echo", *INPUT, *SHORT)
+    first = [line.split()[0] for line in done.out.splitlines()]
+    assert first == ["echo", "answered", "errors", "repeats", "bytes", *LATENCIES]
+
+
+def test_failures_are_counted_by_code(cli):
+    asked = iter(range(10**9))
+
+    def moody(arrays):
+        if next(asked) % 2:
+            raise ModelFailure("TRITON_SHAPE_MISMATCH", "not today")
+        return arrays
+
+    with LocalManager({"moody": moody}, tick=0) as manager:
+        where = ("--uri", manager.uri, "--container-id", manager.route.container_id)
+        found = measured(cli("bench", "moody", *INPUT, *where, *SHORT, "--threads", 1, "--json"))
+    assert abs(found["errors"]["TRITON_SHAPE_MISMATCH"] - found["answered"]) <= 1
+
+
+def test_repeats_are_counted_by_their_reason(cli):
+    asked = iter(range(10**9))
+
+    def busy(arrays):
+        if next(asked) % 3 == 1:
+            raise ModelFailure("TRITON_OVERLOADED", "not now")
+        return arrays
+
+    with LocalManager({"busy": busy}, tick=0) as manager:
+        where = ("--uri", manager.uri, "--container-id", manager.route.container_id)
+        found = measured(cli("bench", "busy", *INPUT, *where, *SHORT, "--threads", 1, "--json"))
+    assert found["repeats"]["TRITON_OVERLOADED"] > 0
+    assert found["errors"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("echo",), 2, "one of --input and --onnx"),
+        (("echo", *INPUT, "--onnx", "x"), 2, "one of --input and --onnx"),
+        (("nobody", *INPUT), 1, "nobody"),
+        (("echo", *INPUT, "--rate", "0"), 2, "--rate"),
+        (("echo", *INPUT, "--duration", "0"), 2, "--duration"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_at_once(cli, manager, arguments, code, said):
+    done = cli("bench", *arguments)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+
+
+def test_a_manager_that_dies_amid_it(cli, monkeypatch):
+    monkeypatch.setattr(bench, "_PATIENCE", 0.3)
+    gated = Gated()
+    with LocalManager({"gated": gated}, tick=0) as manager:
+        gated.open(1.0)
+        where = ("--uri", manager.uri, "--container-id", manager.route.container_id)
+
+        def kill():
+            wait_until(lambda: manager.stats().executions.get("gated", 0) > 20, "it has begun")
+            manager.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        done = cli(
+            "bench", "gated", "--input", "x=[[1.0]]", "--duration", "3600", "--warm-up", "0", "--json", *where
+        )
+        killer.join()
+    assert done.code == 3
+    assert json.loads(done.out)["answered"] >= 19
+    assert done.err == "tcm-sync: the manager has gone: no answer for 0.3 s\n"
+
+
+def test_a_model_of_which_nothing_comes_is_a_failure(cli, monkeypatch):
+    asked = iter(range(10**9))
+
+    def once(arrays):
+        if next(asked):
+            raise ModelFailure("TRITON_ERROR", "never again")
+        return arrays
+
+    with LocalManager({"once": once}, tick=0) as manager:
+        where = ("--uri", manager.uri, "--container-id", manager.route.container_id)
+        done = cli("bench", "once", *INPUT, *where, *SHORT, "--json")
+    assert done.code == 1
+    assert json.loads(done.out)["latency_ms"] == {}
+    assert done.err == "tcm-sync: every request failed\n"
+
+
+def test_an_interruption_tells_what_was_measured(start, manager):
+    process = start("bench", "echo", *INPUT, "--duration", "3600", "--warm-up", "0", "--json")
+    wait_until(lambda: manager.stats().executions.get("echo", 0) > 20, "it has begun")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=GUARD)
+    assert process.returncode == 130
+    assert json.loads(out)["answered"] > 0
+    assert err.strip() == "tcm-sync: interrupted"
+
+
+# --- the load itself ---
+
+
+class Clock:
+    """A clock that goes on only while somebody waits."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    def wait(self, seconds):
+        self.now += seconds
+        return False
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a load of one thread here, by a clock that the calls move on."""
+    clock = Clock()
+    monkeypatch.setattr(load, "time", clock)
+
+    def begin(call, pace_of, warm_up=0.0):
+        tally = load.Tally()
+        start = clock.now
+        paced = load.Load(lambda: call(clock), 1, pace_of(start), start + warm_up)
+        monkeypatch.setattr(paced._stop, "wait", clock.wait)
+        paced._run(tally)
+        return tally
+
+    return begin
+
+
+def stalling(number, seconds, otherwise=0.001):
+    """Take a millisecond, and once much longer."""
+    asked = iter(range(10**9))
+    return lambda clock: clock.wait(seconds if next(asked) == number else otherwise)
+
+
+def test_an_open_loop_shows_a_stall_in_all_that_it_held_up(run):
+    tally = run(stalling(10, 0.5), lambda start: load.OpenLoop(start, start + 1.0, 100.0))
+    assert tally.answered == 100
+    assert tally.milliseconds()["max"] == pytest.approx(500, rel=0.01)
+    assert tally.milliseconds()["p90"] > 380  # 55 requests waited, for 10 ms less each
+    assert tally.milliseconds()["p50"] > 1
+
+
+def test_a_closed_loop_shows_it_once(run):
+    tally = run(stalling(10, 0.5), lambda start: load.ClosedLoop(start + 1.0))
+    assert tally.milliseconds()["max"] == pytest.approx(500, rel=0.01)
+    assert tally.milliseconds()["p99"] == pytest.approx(1, rel=0.01)
+
+
+def test_what_had_no_turn_is_counted_with_its_wait(run):
+    tally = run(lambda clock: clock.wait(0.25), lambda start: load.OpenLoop(start, start + 1.0, 10.0))
+    assert (tally.answered, tally.unsent) == (4, 6)
+    assert tally.latencies.get_total_count() == 10
+    assert tally.milliseconds()["max"] == pytest.approx(700, rel=0.01)  # the fourth, due at 0.3 s
+    assert tally.milliseconds()["min"] == pytest.approx(100, rel=0.01)  # the tenth, due at 0.9 s
+
+
+def test_the_warm_up_is_not_counted(run):
+    tally = run(stalling(0, 0.3), lambda start: load.OpenLoop(start, start + 1.0, 10.0), warm_up=0.45)
+    assert tally.answered == 5
+    assert tally.milliseconds()["max"] == pytest.approx(1, rel=0.01)
+
+
+def test_failures_are_counted_and_a_closed_client_ends_it(run):
+    outcomes = iter(
+        [None, BackpressureError("busy", code="BUSY"), InferenceError("no"), ClientClosedError("bye")]
+    )
+
+    def call():
+        outcome = next(outcomes)
+        if outcome is not None:
+            raise outcome
+
+    tally = run(lambda _: call(), lambda start: load.ClosedLoop(start + 1.0))
+    assert (tally.answered, tally.errors) == (1, {"BUSY": 1, "InferenceError": 1})
+
+
+def test_percentiles_are_those_of_numpy():
+    tally = load.Tally()
+    seconds = np.random.default_rng(0).lognormal(-5, 1, 20_000)
+    for each in seconds:
+        tally.record(each)
+    told = tally.milliseconds()
+    for rank in (50, 90, 99, 99.9):
+        assert told[f"p{rank:g}"] == pytest.approx(np.percentile(seconds, rank) * 1e3, rel=0.02)
+    assert told["mean"] == pytest.approx(seconds.mean() * 1e3, rel=0.01)
+
+
+def test_latencies_beyond_all_bounds_are_kept_at_them():
+    tally = load.Tally()
+    for seconds in (-1.0, 0.0, 1e9):
+        tally.record(seconds)
+    assert tally.latencies.get_total_count() == 3
+    assert tally.milliseconds()["max"] == pytest.approx(3.6e6, rel=0.01)

@@ -1,0 +1,324 @@
+"""``doctor``, against what is in order and what is not."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from contextlib import contextmanager
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import trustme
+
+from tcm_sync.cli import checks
+from tcm_sync.local import LocalManager
+
+from ..peer.scripted import ScriptedPeer
+
+STEPS = [step.name for step in checks.STEPS]
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def ca_file(authority, tmp_path):
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return tmp_path / "ca.pem"
+
+
+def context_of(authority, *names, **how):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names, **how).configure_cert(context)
+    return context
+
+
+@pytest.fixture
+def examine(cli):
+    """Run doctor: its exit status, the steps by name, and what is to be done."""
+
+    def run(*arguments, stdin=b""):
+        done = cli("doctor", "--json", "--timeout", "2", *arguments, stdin=stdin)
+        assert done.err == ""
+        found = json.loads(done.out)
+        assert set(found) == {"ok", "steps", "todo"}
+        assert [set(step) for step in found["steps"]] == [
+            {"name", "status", "seconds", "detail", "advice"} for _ in STEPS
+        ]
+        steps = {step["name"]: step for step in found["steps"]}
+        assert list(steps) == STEPS
+        assert found["ok"] is (done.code == 0)
+        assert found["todo"] == [f"{s['name']}: {s['advice']}" for s in found["steps"] if s["advice"]]
+        return done.code, steps, found["todo"]
+
+    return run
+
+
+def failed(steps):
+    return [name for name, step in steps.items() if step["status"] == "failed"]
+
+
+def warned(steps):
+    return [name for name, step in steps.items() if step["status"] == "warning"]
+
+
+def test_all_is_well(cli, examine, manager):
+    code, steps, todo = examine()
+    assert (code, failed(steps), warned(steps), todo) == (0, [], [], [])
+    assert [name for name, step in steps.items() if step["status"] == "skipped"] == ["TLS"]
+    assert "median" in steps["round trip"]["detail"]
+    done = cli("doctor")
+    assert done.code == 0
+    assert [line[:8].rstrip() for line in done.out.splitlines()[: len(STEPS)]].count("ok") == len(STEPS) - 1
+    assert done.out.endswith("\nNothing to do.\n")
+
+
+def test_all_is_well_over_tls(examine, authority, ca_file):
+    with LocalManager({}, tick=0, ssl_context=context_of(authority, "127.0.0.1", "tcm.example")) as manager:
+        code, steps, todo = examine("--uri", manager.uri, "--ca-file", ca_file)
+    assert (code, failed(steps), todo) == (0, [], [])
+    assert "tcm.example" in steps["TLS"]["detail"]
+    assert "days left" in steps["TLS"]["detail"]
+
+
+# --- broken set-ups ---
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--uri", "http://localhost"), ("--uri", "wss://localhost", "--ca-file", "/no")]
+)
+def test_settings_that_cannot_work(examine, arguments):
+    code, steps, todo = examine(*arguments)
+    assert (code, failed(steps)) == (2, ["settings"])
+    assert steps["WebSocket"]["status"] == "blocked"
+    assert todo == ["settings: mend the option or the TCM_* variable"]
+
+
+def test_a_host_that_nobody_knows(examine):
+    code, steps, todo = examine("--uri", "ws://nowhere.invalid/ws")
+    assert (code, failed(steps)) == (3, ["name resolution"])
+    assert "misspelt" in todo[0]
+
+
+def test_a_port_where_nobody_listens(cli, examine):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    code, steps, todo = examine("--uri", f"ws://127.0.0.1:{port}/ws")
+    assert (code, failed(steps)) == (3, ["TCP"])
+    assert "is the manager running" in todo[0]
+    done = cli("doctor", "--uri", f"ws://127.0.0.1:{port}/ws")
+    assert done.code == 3
+    assert done.out.splitlines()[-2:] == ["To do:", f"- {todo[0]}"]
+
+
+def test_a_listener_that_says_nothing(examine):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        code, steps, todo = examine(
+            "--uri", f"ws://127.0.0.1:{listener.getsockname()[1]}/ws", "--timeout", "0.3"
+        )
+    assert (code, failed(steps)) == (3, ["health"])
+    assert "hangs" in todo[0]
+
+
+def test_a_certificate_that_nobody_trusts(examine, authority):
+    with LocalManager({}, tick=0, ssl_context=context_of(authority, "127.0.0.1")) as manager:
+        code, steps, todo = examine("--uri", manager.uri)
+    assert (code, failed(steps)) == (3, ["TLS"])
+    assert "--ca-file" in todo[0]
+
+
+def test_a_certificate_of_another_name(examine, authority, ca_file):
+    with LocalManager({}, tick=0, ssl_context=context_of(authority, "tcm.example")) as manager:
+        code, steps, todo = examine("--uri", manager.uri, "--ca-file", ca_file)
+    assert (code, failed(steps)) == (3, ["TLS"])
+    assert "a name in --uri that the certificate has" in todo[0]
+
+
+def days(number):
+    return datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=number)
+
+
+def test_a_certificate_that_has_expired(examine, authority, ca_file):
+    context = context_of(authority, "127.0.0.1", not_before=days(-9), not_after=days(-2))
+    with LocalManager({}, tick=0, ssl_context=context) as manager:
+        code, steps, todo = examine("--uri", manager.uri, "--ca-file", ca_file)
+    assert (code, failed(steps)) == (3, ["TLS"])
+    assert "renew" in todo[0]
+
+
+def test_a_certificate_that_expires_soon(examine, authority, ca_file):
+    context = context_of(authority, "127.0.0.1", not_before=days(-9), not_after=days(3.5))
+    with LocalManager({}, tick=0, ssl_context=context) as manager:
+        code, steps, todo = examine("--uri", manager.uri, "--ca-file", ca_file)
+    assert (code, warned(steps)) == (0, ["TLS"])
+    assert todo == ["TLS: renew the manager's certificate"]
+    assert "3 days left" in steps["TLS"]["detail"]
+
+
+def test_tls_where_there_is_none(examine, manager):
+    code, steps, todo = examine("--uri", manager.uri.replace("ws:", "wss:"))
+    assert (code, failed(steps)) == (3, ["TLS"])
+    assert "ws://" in todo[0]
+
+
+def test_no_tls_where_there_is(examine, authority):
+    with LocalManager({}, tick=0, ssl_context=context_of(authority, "127.0.0.1")) as manager:
+        code, steps, todo = examine("--uri", manager.uri.replace("wss:", "ws:"))
+    assert (code, failed(steps)) == (3, ["health"])
+    assert "wss://" in todo[0]
+
+
+def test_a_wrong_path(examine, manager):
+    code, steps, todo = examine("--uri", manager.uri + "wrong")
+    assert (code, failed(steps)) == (3, ["WebSocket"])
+    assert warned(steps) == ["health", "ready"]
+    assert todo[-1] == "WebSocket: is the path right? usually /ws"
+
+
+@contextmanager
+def web_server(handler):
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"ws://127.0.0.1:{server.server_port}/ws"
+        server.shutdown()
+        thread.join()
+
+
+class WebPage(BaseHTTPRequestHandler):
+    """A web server that is no manager."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "5")
+        self.end_headers()
+        self.wfile.write(b"Hello")
+
+    def log_message(self, *_):
+        pass
+
+
+class Gatekeeper(WebPage):
+    """A proxy that wants credentials."""
+
+    def do_GET(self):
+        self.send_error(403)
+
+
+def test_a_web_server_that_is_no_manager(examine):
+    with web_server(WebPage) as uri:
+        code, steps, _ = examine("--uri", uri)
+    assert (code, failed(steps)) == (3, ["WebSocket"])
+
+
+def test_a_proxy_that_wants_credentials(examine):
+    with web_server(Gatekeeper) as uri:
+        code, steps, todo = examine("--uri", uri)
+    assert (code, failed(steps)) == (4, ["WebSocket"])
+    assert "credentials" in todo[-1]
+
+
+def mute(connection):
+    """Let a client in, and say no more."""
+    connection.welcome()
+    connection.wait_eof()
+
+
+def test_a_manager_that_is_not_ready(examine):
+    with ScriptedPeer(mute) as peer:
+        peer.http["/ready"] = (503, {"status": "not_ready", "reason": "no_cloud", "error_id": "e-7"})
+        code, steps, todo = examine("--uri", peer.uri, "--timeout", "0.5")
+    assert code == 3
+    assert failed(steps)[0] == "ready"
+    assert "no_cloud" in steps["ready"]["detail"]
+    assert "its log has e-7" in todo[0]
+
+
+def test_a_token_that_is_refused(examine):
+    with LocalManager({}, tick=0, tokens=["right"]) as manager:
+        code, steps, todo = examine("--uri", manager.uri, "--token-file", "-", stdin=b"wrong")
+    assert (code, failed(steps)) == (4, ["authentication"])
+    assert steps["round trip"]["status"] == "blocked"
+    assert "--token-file" in todo[0]
+
+
+def test_a_token_that_has_expired(examine, manager):
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() - 7200}).encode()).rstrip(b"=")
+    code, steps, todo = examine("--token-file", "-", stdin=b"e30." + claims + b".c2ln")
+    assert (code, warned(steps)) == (0, ["settings"])
+    assert "expired 120 minutes ago" in steps["settings"]["detail"]
+    assert todo == ["settings: get a fresh token"]
+
+
+def test_a_manager_that_lets_in_and_says_no_more(examine):
+    with ScriptedPeer(mute) as peer:
+        code, steps, _ = examine("--uri", peer.uri, "--timeout", "0.5")
+    assert (code, failed(steps)) == (1, ["round trip"])
+
+
+def test_a_manager_that_never_answers_the_authentication(examine):
+    def deaf(connection):
+        connection.accept()
+        connection.wait_eof()
+
+    with ScriptedPeer(deaf) as peer:
+        code, steps, todo = examine("--uri", peer.uri, "--timeout", "0.5")
+    assert (code, failed(steps)) == (3, ["authentication"])
+    assert "does not answer" in todo[0]
+
+
+def test_a_clock_that_is_wrong(examine, manager, monkeypatch):
+    class Late(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response_only(200)
+            self.send_header("Date", formatdate(time.time() + 3600, usegmt=True))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with web_server(Late) as uri:
+        _, steps, todo = examine("--uri", uri)
+    assert "clock" in warned(steps)
+    assert "s behind the manager's" in steps["clock"]["detail"]
+    assert any(line.startswith("clock: set the clock") for line in todo)
+
+
+@pytest.mark.parametrize(("granted", "status"), [(("json", "shm"), "warning"), (("json",), "ok")])
+def test_shared_memory_that_cannot_be_written_to(examine, manager, monkeypatch, granted, status):
+    monkeypatch.setattr(checks, "SHM_FOLDER", "/no/such/folder")
+    monkeypatch.setattr(checks, "ask_capability", lambda *_: frozenset(granted))
+    code, steps, todo = examine()
+    assert (code, steps["shared memory"]["status"]) == (0, status)
+    assert len(todo) == (status == "warning")
+    assert "cannot be written to" in steps["shared memory"]["detail"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
+@pytest.mark.parametrize(
+    ("granted", "local", "said"),
+    [
+        (("json", "shm"), True, "the manager is on this machine, and grants shm"),
+        (("json", "shm"), False, "is not on this machine: it gets JSON"),
+        (("json",), True, "does not grant shm"),
+    ],
+)
+def test_shared_memory_tells_whether_the_manager_can_see_it(
+    examine, manager, monkeypatch, granted, local, said
+):
+    monkeypatch.setattr(checks, "ask_capability", lambda *_: frozenset(granted))
+    monkeypatch.setattr(checks, "is_local", lambda _: local)
+    _, steps, todo = examine()
+    assert "is writable" in steps["shared memory"]["detail"]
+    assert said in steps["shared memory"]["detail"]
+    assert todo == []

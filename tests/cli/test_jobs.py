@@ -1,0 +1,120 @@
+"""``management``, ``create`` and ``delete``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+YAML = """
+openstack: {name: red}
+docker:
+  image: triton:24.01
+triton:
+  model_name: double
+"""
+
+
+def test_a_job_by_its_name_and_fields(cli, manager):
+    done = cli("management", "create_vm", "--set", "openstack.name=red", "--json")
+    found = json.loads(done.out)
+    assert found.pop("elapsed") > 0
+    (vm,) = manager.cloud.vms
+    assert found == {"action": "create_vm", "data": [vm.vm_ip, vm.vm_id], "attempts": 1}
+    assert vm.name == "red"
+
+
+@pytest.mark.parametrize("form", ["yaml", "json", "-"])
+def test_a_body_from_a_file(cli, manager, tmp_path, form):
+    import yaml
+
+    file = tmp_path / f"body.{form}"
+    text = json.dumps(yaml.safe_load(YAML)) if form == "json" else YAML
+    file.write_text(text)
+    done = cli("create", "--file", "-" if form == "-" else file, "--json", stdin=text.encode())
+    found = json.loads(done.out)
+    assert set(found) == {"vm_ip", "vm_id", "container_id", "model_name", "inputs", "outputs"}
+    assert [vm.name for vm in manager.cloud.vms] == ["red"]
+
+
+def test_fields_go_over_those_of_the_file(cli, manager, tmp_path):
+    (tmp_path / "body.yaml").write_text(YAML)
+    given = "create", "--file", tmp_path / "body.yaml"
+    assert cli(*given, "--set", "openstack.name=blue", "--set", "docker.ports=[8000]").code == 0
+    assert [vm.name for vm in manager.cloud.vms] == ["blue"]
+
+
+def test_create_for_people(cli, manager):
+    done = cli("create", "--set", "openstack.name=red", "--set", "docker.image=y")
+    (container,) = manager.cloud.containers
+    assert ["container_id", container.container_id] in [line.split() for line in done.out.splitlines()]
+
+
+def test_a_job_for_people(cli, manager):
+    done = cli("management", "create_vm", "--set", "openstack.name=red")
+    (vm,) = manager.cloud.vms
+    assert done.out == f"{[vm.vm_ip, vm.vm_id]}\n"
+
+
+def test_delete_needs_a_yes(cli, manager):
+    made = json.loads(cli("create", "--set", "openstack.name=red", "--set", "docker.image=y", "--json").out)
+    (vm,) = manager.cloud.vms
+    what = "--vm-id", vm.vm_id, "--container-id", made["container_id"]
+    done = cli("delete", *what)
+    assert (done.code, done.out) == (2, "")
+    assert "--yes deletes without asking" in done.err
+    assert manager.cloud.vms
+    assert cli("delete", *what, "--yes").code == 0
+    assert not manager.cloud.vms
+    assert cli("delete", *what, "--yes").code == 0
+
+
+def test_what_to_delete_is_never_taken_from_the_variables(cli, manager, monkeypatch):
+    monkeypatch.setenv("TCM_VM_ID", "vm-1")
+    done = cli("delete", "--yes")
+    assert done.code == 2
+    assert "nothing says what to delete" in done.err
+    assert not manager.cloud.jobs
+
+
+def test_a_job_that_fails(cli, manager):
+    done = cli("management", "create_container")
+    assert (done.code, done.out) == (1, "")
+    assert "the job failed" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "said"),
+    [
+        ((), b"", "no ACTION"),
+        (("create_vm", "--file", "/no/such"), b"", "cannot be read"),
+        (("create_vm", "--file", "-"), b"a: [", "neither YAML nor JSON"),
+        (("create_vm", "--file", "-"), b"[1]", "holds no object"),
+        (("create_vm", "--file", "-"), b"1: 2", "texts as keys"),
+        (("create_vm", "--file", "-"), b"a: &x [*x]", "nested more than"),
+        (("create_vm", "--file", "-"), b"a: 2024-01-01", "date has no form in JSON"),
+        (("create_vm", "--file", "-"), b"a: !!python/object:os.system {}", "neither YAML nor JSON"),
+        (("create_vm", "--file", "-"), b"timeout: 3", "belongs on the command line"),
+        (("create_vm", "--set", "a"), b"", "not KEY.KEY=VALUE"),
+        (("create_vm", "--set", "a=1", "--set", "a.b=1"), b"", "holds no object"),
+        (("create_vm", "--set", "a..b=1"), b"", "empty key"),
+        (("create_vm", "--set", ".=1"), b"", "empty key"),
+    ],
+)
+def test_a_body_that_is_none(cli, manager, arguments, stdin, said):
+    done = cli("management", *arguments, stdin=stdin)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert not manager.cloud.jobs
+
+
+def test_the_timeout_of_a_job_is_the_option_and_not_the_variable(cli, manager, monkeypatch):
+    asked = []
+    from tcm_sync import TcmClient
+
+    monkeypatch.setenv("TCM_TIMEOUT", "20")
+    monkeypatch.setattr(TcmClient, "management", lambda *_, timeout, **__: asked.append(timeout) or 1 / 0)
+    cli("management", "create_vm")
+    cli("--timeout", "7", "management", "create_vm")
+    cli("management", "create_vm", "--timeout", "8")
+    assert asked == [900.0, 7.0, 8.0]

@@ -1,0 +1,89 @@
+"""``serve``."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from tcm_sync import Route, TcmClient
+from tcm_sync.local import __main__ as foreground
+
+from ..local.raw import GUARD, add_sub_onnx
+
+ONE = np.array([[1.0]], np.float32)
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "sums.onnx"
+    file.write_bytes(add_sub_onnx())
+    return file
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_a_signal(start, file, number):
+    process = start("serve", file, f"again={file}", "--port", 0, "--json")
+    where = json.loads(process.stdout.readline())
+    assert set(where) == {"uri", "container_id", "vm_ip", "transient_container_id"}
+    with TcmClient(where["uri"], route=Route(where["container_id"])) as client:
+        for name in ("sums", "again"):
+            result = client.infer(name, {"INPUT0": ONE, "INPUT1": ONE + 1})
+            assert result["SUM"].tolist() == [[3.0]]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=GUARD)
+    assert process.returncode == 0
+    assert "Traceback" not in err
+
+
+def test_it_tells_people_where(start):
+    process = start("serve", "--port", 0, "--token", "secret")
+    assert process.stdout.readline().startswith("serving ws://127.0.0.1:")
+
+
+def test_the_options_reach_the_manager(cli, monkeypatch):
+    asked = []
+    monkeypatch.setattr(foreground, "serve", lambda models, out, **settings: asked.append((models, settings)))
+    where = "--host 127.0.0.2 --port 7 --token t --no-shm"
+    how = "--tick 0 --workers 2 --stream-timeout 3 --step-seconds 4"
+    assert cli("serve", "a/b.onnx", "c=d.onnx", *where.split(), *how.split()).code == 0
+    ((models, settings),) = asked
+    assert models == {"b": "a/b.onnx", "c": "d.onnx"}
+    assert settings == {
+        "as_json": False,
+        "host": "127.0.0.2",
+        "port": 7,
+        "tokens": ("t",),
+        "tick": 0.0,
+        "workers": 2,
+        "stream_timeout": 3.0,
+        "step_seconds": 4.0,
+        "shm": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("/no/such.onnx",), 1, "/no/such.onnx"),
+        (("a=x", "a=y"), 2, "its name is taken"),
+        (("=x",), 2, "is not [NAME=]FILE"),
+        (("--tick", "-1"), 2, "tick must be at least 0"),
+        (("--port", "70000"), 2, "--port"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_a_line(cli, arguments, code, said):
+    done = cli("serve", "--port", "0", *arguments)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err.splitlines()[-1]
+
+
+def test_without_its_extra_it_says_what_to_install(cli, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "websockets.asyncio.server", None)
+    done = cli("serve", "--port", "0")
+    assert done.code == 2
+    assert 'pip install "tcm-sync[local]"' in done.err
