@@ -21,12 +21,16 @@ from tcm_sync.errors import InputError, ProtocolError
 from tcm_sync.tensors.arrays import MAX_DIMENSIONS
 from tcm_sync.tensors.casts import cast
 from tcm_sync.tensors.datatypes import DATATYPES, Unfit, datatype_of
+from tcm_sync.wire.outline import Outline
 from tcm_sync.wire.quote import quote
 
 _BRACKETS = re.compile(rb"[\[ \t\r\n]*")
 _ELEMENTS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float | None, "O": str, "U": str, "S": str}
 _READING = {"b": bool, "f": np.float64, "O": object, "U": object, "S": object}
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+Data = bytes | msgspec.Raw | Outline
+Text = bytes | msgspec.Raw | memoryview
 
 # numpy 2 keeps its error state in a context variable: a context that has it is entered in a tenth of the
 # time that np.errstate takes, which is a third of what a small output costs.
@@ -106,14 +110,12 @@ def _checked_dtype(wanted: Any, where: str) -> np.dtype[Any]:
     return dtype
 
 
-def decode_outputs(
-    data: bytes | msgspec.Raw, dtypes: OutputDtypes = _UNSTATED
-) -> dict[str, npt.NDArray[Any]]:
+def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, npt.NDArray[Any]]:
     """Make arrays of the data of a completed inference.
 
     Parameters
     ----------
-    data : bytes or msgspec.Raw
+    data : bytes, msgspec.Raw or Outline
         JSON: an object of nested lists by the outputs' names. A bare string, number or bool is one
         element, of shape (1,).
     dtypes : OutputDtypes
@@ -140,14 +142,22 @@ def decode_outputs(
         raise ProtocolError("the outputs of the inference cannot be read: nested too deep") from None
 
 
-def _split(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+def _split(data: Data) -> Mapping[str, Text]:
     try:
+        if isinstance(data, Outline):
+            texts: dict[str, Text] = {}
+            for name, value in _object.decode(data.text).items():
+                array = data.array(text := bytes(value))
+                texts[name] = text if array is None else array
+            if sum(type(text) is memoryview for text in texts.values()) == len(data.arrays):
+                return texts
+            data = bytes(data)  # one of them is no output, but part of something else
         return _object.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"the outputs of the inference cannot be read: {quote(str(error))}") from None
 
 
-def _arrays(texts: dict[str, msgspec.Raw], dtypes: OutputDtypes) -> dict[str, npt.NDArray[Any]]:
+def _arrays(texts: Mapping[str, Text], dtypes: OutputDtypes) -> dict[str, npt.NDArray[Any]]:
     for name in dtypes.named:
         if name not in texts:
             there = ", ".join(f'"{quote(name)}"' for name in list(texts)[:20]) or "none"
@@ -155,23 +165,27 @@ def _arrays(texts: dict[str, msgspec.Raw], dtypes: OutputDtypes) -> dict[str, np
     arrays = {}
     for name, text in texts.items():
         try:
-            arrays[name] = _decode(bytes(text), dtypes.named.get(name, dtypes.every))
+            arrays[name] = _decode(
+                text if type(text) is memoryview else bytes(text), dtypes.named.get(name, dtypes.every)
+            )
         except Unfit as reason:
             raise ProtocolError(f'output "{quote(name)}": {reason}') from None
     return arrays
 
 
-def _decode(text: bytes, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
+def _decode(text: bytes | memoryview, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
     """Make the array of one output."""
+    if dtype is None:
+        text = bytes(text)
     start = _BRACKETS.match(text).end()  # type: ignore[union-attr]  # it matches the empty string too
-    depth = text.count(b"[", 0, start)
+    depth = bytes(text[:start]).count(b"[")
     if depth > MAX_DIMENSIONS:
         raise Unfit(f"nested more than {MAX_DIMENSIONS} deep")
-    kind = _kind_in(text, start) if dtype is None else dtype.kind
+    kind = dtype.kind if dtype is not None else _kind_in(bytes(text), start)
     if depth == 0:
         if text == b"null":  # beside other elements it is NaN; alone it may be an output that is missing
             raise Unfit("null in place of a tensor")
-        text, depth = b"[%b]" % text, 1
+        text, depth = b"[%b]" % bytes(text), 1
     try:
         nested = _decoder(kind, depth).decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -204,7 +218,7 @@ def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(nested)
 
 
-def _array(nested: list[Any], kind: str, text: bytes) -> npt.NDArray[Any]:
+def _array(nested: list[Any], kind: str, text: bytes | memoryview) -> npt.NDArray[Any]:
     """Make an array of lists whose elements are of one kind; of ragged text with too few dimensions."""
     try:
         if kind in "iu":
@@ -227,12 +241,12 @@ def _floats(nested: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         raise Unfit("ragged lists") from None
 
 
-def _integers(nested: list[Any], text: bytes) -> npt.NDArray[Any]:
+def _integers(nested: list[Any], text: bytes | memoryview) -> npt.NDArray[Any]:
     try:
         return np.array(nested, dtype=np.int64)
     except OverflowError:
         pass
-    if b"-" not in text:  # numpy 1.26 would wrap it
+    if b"-" not in bytes(text):  # numpy 1.26 would wrap it
         try:
             return np.array(nested, dtype=np.uint64)
         except OverflowError:

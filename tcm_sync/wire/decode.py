@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -22,9 +22,12 @@ from tcm_sync.wire.messages import (
     Payload,
     Unknown,
 )
+from tcm_sync.wire.outline import LARGE, Outline, outline
 from tcm_sync.wire.quote import quote
 
 Decoded = TypeVar("Decoded")
+
+Data = bytes | msgspec.Raw | Outline
 
 _envelope = msgspec.json.Decoder(Envelope)
 _inference = msgspec.json.Decoder(InferenceMessage)
@@ -90,7 +93,9 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
     ProtocolError
         As `decode_message`; or its type or uuid is another, or its status is none of an inference.
     """
-    reply = _reply_for(message, uuid, secret)
+    reply = _large_reply(message, uuid) if len(message) > LARGE else None
+    if reply is None:
+        reply = _reply_for(message, uuid, secret)
     if reply.status not in ("COMPLETED", "FAILED"):
         raise ProtocolError(f"an inference must end COMPLETED or FAILED, got {quote(reply.status, secret)}")
     return reply
@@ -104,7 +109,7 @@ def decode_stream(message: bytes, uuid: str, secret: str | None = None) -> Infer
     return reply
 
 
-def decode_text(data: bytes, secret: str | None = None) -> str:
+def decode_text(data: Data, secret: str | None = None) -> str:
     """Read the data of a message that is to be text: a stream's chunk."""
     return _guarded(_text.decode, bytes(data), secret)
 
@@ -130,9 +135,25 @@ def decode_value(data: bytes, secret: str | None = None) -> Any:
     return _guarded(_value.decode, bytes(data), secret)
 
 
-def decode_steps(data: bytes, secret: str | None = None) -> dict[str, msgspec.Raw]:
+def decode_steps(data: Data, secret: str | None = None) -> dict[str, msgspec.Raw]:
     """Read the data of a pipeline: the outputs of each step, unread, by the step's name."""
     return _guarded(_steps.decode, bytes(data), secret)
+
+
+def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
+    """Read a large inference's answer by its outline; None if that does not go well, for whatever reason."""
+    found = outline(message)
+    if found is None:
+        return None
+    try:
+        decoded = _read_inference(found.text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if decoded.type != "inference" or decoded.uuid != uuid:
+        return None
+    payload = decoded.payload
+    data = found.with_text(bytes(payload.data))
+    return InferenceReply(payload.status, payload.model_name, cast("msgspec.Raw", data))
 
 
 def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
@@ -145,7 +166,7 @@ def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
     return decoded.payload
 
 
-def decode_failure(data: bytes, secret: str | None = None) -> Failure | str:
+def decode_failure(data: Data, secret: str | None = None) -> Failure | str:
     """Read the data of a FAILED reply: a failure with a code, or the manager's words alone."""
     return _guarded(_failure.decode, bytes(data), secret)  # it may be a msgspec.Raw
 

@@ -95,7 +95,8 @@ class AuthOk(Struct, frozen=True):
 class InferenceReply(Struct, frozen=True):
     """The payload of an inference's answer.
 
-    `status` is COMPLETED or FAILED, and in streams START and ONGOING too.
+    `status` is COMPLETED or FAILED, and in streams START and ONGOING too. `data` of a large message is an
+    `Outline`, and like any other data it becomes its text by ``bytes``.
     """
 
     status: str

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tcm_sync import AuthContext, InferenceInput, InputError, PipelineStep, TcmClient
+from tcm_sync import AuthContext, InferenceInput, InputError, PipelineStep, SHMReference, TcmClient
 from tcm_sync.tensors.datatypes import DATATYPES
 from tcm_sync.transport.opening import CAPABILITY, _auth_request
 from tcm_sync.wire.encode import encode_message, encode_payload
@@ -19,17 +19,8 @@ ALL = recorded("client")
 AUTHS = [frame for frame in ALL if isinstance(frame.message, dict) and frame.message.get("type") == "auth"]
 REQUESTS = [frame for frame in ALL if frame not in AUTHS]
 
-# --- what this part of the client does not send ---
+# --- what the client does not send ---
 
-#: Later parts of the client send these.
-LATER = {
-    "shared memory": """
-        shm.ok shm.again_other_size shm.offset shm.no_such_key shm.grpc shm.mixed shm.transient_second_use
-        shm.transient_further_uses shm.registered_three_uses shm.two_routes shm.one_segment_two_inputs
-        shm.unlinked_and_remade shm.unlinked_and_remade.transient shm.registered_after_manager_restart
-        shm.file_after_manager_killed shm.lru_256 shm.registered_other_size
-    """,
-}
 #: Nothing makes these, now or later.
 NEVER = {
     "not JSON": "auth.bad_json envelope.bad_json_later inference.not_finite",
@@ -45,6 +36,8 @@ NEVER = {
     # Callers may pass these two; what goes out is the other form, nested.
     "the manager's own form": "inference.manager_shape",
     "flat data": "inference.flat_data",
+    # A reference is all of an input, from the file's beginning, beside others of its kind.
+    "part of a reference": "shm.offset shm.grpc shm.mixed",
     # The manager refuses or changes these, so they are refused before they are sent.
     "refused here": """
         inference.413 tensors.empty_and_scalar.scalar tensors.empty_and_scalar.scalar_shape1
@@ -63,18 +56,18 @@ REMARKS = """
     correlation.stale_after_reconnect close.queued_not_cancelled close.grpc_stream_aborted
     close.grpc_stream_aborted.longer
 """
-LISTED = {kind: set(cases.split()) for kind, cases in {**LATER, **NEVER, "remark": REMARKS}.items()}
+LISTED = {kind: set(cases.split()) for kind, cases in {**NEVER, "remark": REMARKS}.items()}
 
 #: What is sent now: by kind, how many cases have such requests, and how many requests they are.
 SENT = {
     "inference": (45, 65),
+    "reference": (14, 28),
     "stream": (14, 14),
     "pipeline": (2, 2),
     "info": (3, 4),
     "management": (16, 22),
 }
 
-AUTHS_LATER = LISTED["shared memory"] | {"auth.capability"}  # they ask for shared memory
 AUTHS_NEVER = {"auth.capability.unsupported", "auth.missing_uuid", "auth.payload_not_object"}
 
 
@@ -116,9 +109,10 @@ def kind_of_inference(case, payload):
     if "request" not in payload:
         return "no request"
     request = payload["request"]
-    if any("shm_key" in tensor for tensor in request["inputs"]):
-        return "shared memory"
     protocol = request.get("protocol", "http")
+    if any("shm_key" in tensor for tensor in request["inputs"]):
+        whole = all(tensor.get("offset") == 0 for tensor in request["inputs"])
+        return "reference" if whole and protocol == "http" else "part of a reference"
     if protocol != "http":
         return "stream" if protocol == "grpc" else "unknown protocol"
     if any("dims" in tensor for tensor in request["inputs"]):
@@ -147,29 +141,25 @@ def test_every_case_with_messages_has_its_authentication_here():
         "auth.not_first",
         "auth.bad_json",
     }
-    asks_for_memory = {f.case for f in AUTHS if "shm" in (f.message["payload"] or {}).get("capability", ())}
-    assert asks_for_memory == AUTHS_LATER
     assert {frame.case for frame in AUTHS} >= AUTHS_NEVER
 
 
 # --- what it does send ---
 
-SENT_AUTHS = [
-    pytest.param(frame, id=frame.key) for frame in AUTHS if frame.case not in AUTHS_LATER | AUTHS_NEVER
-]
+SENT_AUTHS = [pytest.param(frame, id=frame.key) for frame in AUTHS if frame.case not in AUTHS_NEVER]
 
 
 @pytest.mark.parametrize("frame", SENT_AUTHS)
 def test_authentications_are_what_ours_are(frame):
     payload = frame.message["payload"]
     client = payload.get("client", {})
-    request = _auth_request(AuthContext(**client), payload.get("token"))
+    request = _auth_request(AuthContext(**client), payload.get("token"), CAPABILITY)
     made = json.loads(encode_message(frame.message["uuid"], "auth", encode_payload(request)))
     assert made == {**frame.message, "payload": with_our_capability(without_empty_roles(payload))}
 
 
 def with_our_capability(payload):
-    """The recordings ask for nothing or for shared memory too; ours ask for JSON."""
+    """The recordings ask for nothing, for JSON, or for shared memory too; ours ask for both."""
     return {**payload, "capability": list(CAPABILITY)}
 
 
@@ -233,6 +223,20 @@ def arrays_of(tensors):
 
 def described(message):
     return [InferenceInput(**tensor) for tensor in message["payload"]["request"]["inputs"]]
+
+
+@pytest.mark.parametrize("frame", of_kind("reference"))
+def test_requests_by_reference_are_what_ours_are(frame):
+    message = frame.message
+    payload, request = message["payload"], message["payload"]["request"]
+    inputs = [
+        SHMReference(each["name"], each["shm_key"], each["byte_size"], each["shape"], each["dtype"])
+        for each in request["inputs"]
+    ]
+    assert encoded(message, inputs) == {
+        **message,
+        "payload": {**payload, "request": {"protocol": "http", **request}},
+    }
 
 
 def as_ours(message):

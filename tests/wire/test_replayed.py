@@ -42,7 +42,7 @@ BY_NAME = {case["case"]: case for case in CASES}
 
 REFUSED_HERE = (LISTED["refused here"] - {"inference.413"}) | {"inference.container_id_missing"}
 REASONS = {
-    "it has no shared memory yet": [name for name in BY_NAME if name.startswith("shm.")],
+    "what its references come to is played against LocalManager": [name for name in BY_NAME if name.startswith("shm.")],
     "it refuses the arguments, and sends nothing": sorted(REFUSED_HERE),
     "it sends flat data nested, which nobody refuses": ["inference.flat_data"],
     "it never sends such a message": [
@@ -64,8 +64,7 @@ CALLED = [name for name in BY_NAME if name not in {*NOT_PLAYED, *PROBED, *NOT_LE
 
 #: What is not quite as it was recorded.
 OTHERWISE = {
-    "auth.capability": "it asks for JSON alone",
-    "auth.capability.unsupported": "it asks for JSON alone",
+    "auth.capability.unsupported": "it asks for JSON and shared memory alone",
     "envelope.too_large": "with a max_message_bytes over the manager's",
     "inference.manager_shape": "it sends the other form",
     "inference.413": "with the numbers that the recording leaves out",

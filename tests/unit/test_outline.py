@@ -1,0 +1,160 @@
+"""Large messages without their long arrays: read by the outline or whole, they say the same."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tcm_sync import ProtocolError
+from tcm_sync.tensors import check_output_dtypes, decode_outputs
+from tcm_sync.wire import outline as module
+from tcm_sync.wire.decode import decode_failure, decode_inference
+from tcm_sync.wire.outline import Outline, outline
+
+LONG = [[float(row), row + 0.5, -1e-3] for row in range(10_000)]
+
+
+def message(data, status="COMPLETED", **more):
+    payload = {"data": data, "status": status, "model_name": "m"}
+    return json.dumps({"type": "inference", "uuid": "u-1", "payload": payload, **more}).encode()
+
+
+def both(data, dtype=None, **more):
+    """Return the outputs of a large message, read by its outline and as they are."""
+    text = message(data, **more)
+    reply = decode_inference(text, "u-1")
+    whole = json.dumps(data).encode()
+    assert bytes(reply.data) == whole, "the text as it came"
+    dtypes = check_output_dtypes(dtype)
+    return reply, decode_outputs(reply.data, dtypes), decode_outputs(whole, dtypes)
+
+
+def equal(ours, theirs):
+    assert list(ours) == list(theirs)
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype
+        assert array.shape == theirs[name].shape
+        np.testing.assert_array_equal(array, theirs[name])
+        assert array.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", [None, np.float32, np.float64])
+def test_a_long_array_is_read_by_the_outline_alone(dtype):
+    reply, ours, theirs = both({"y": LONG}, dtype)
+    assert isinstance(reply.data, Outline)
+    assert len(reply.data.text) < 200
+    equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"y": LONG, "z": LONG[::-1]},
+        {"y": LONG, "z": [1, 2], "t": ["a", "b"]},
+        {"z": 7, "y": LONG, "t": "text"},
+        {"y": list(range(100_000)), "b": [True] * 20_000},
+        {"y": [[None, 1.5]] * 10_000},
+        {"y [1, 2]": LONG, "[": LONG, "]": [1]},
+        {"t": ["x" * 40_000, "[1, 2"], "y": LONG},
+        {"t": ["[" * 40_000 + "]" * 40_000], "y": LONG},
+    ],
+)
+def test_every_mixture_of_outputs_is_what_it_is_when_read_whole(data):
+    _, ours, theirs = both(data)
+    equal(ours, theirs)
+
+
+def test_text_that_looks_like_an_array_is_left_where_it_is():
+    fake = str(list(range(20_000)))
+    _, ours, theirs = both({"t": [fake], "u": [fake]})
+    equal(ours, theirs)
+    assert ours["t"].tolist() == [fake]
+
+
+def test_a_failure_with_a_long_array_in_it_is_read_too():
+    data = {"code": "TRITON_ERROR", "message": "no " + str(list(range(30_000))), "extra": LONG}
+    reply = decode_inference(message(data, "FAILED"), "u-1")
+    failure = decode_failure(reply.data)
+    assert (failure.code, failure.message) == ("TRITON_ERROR", data["message"])
+
+
+def test_numbers_beside_the_outputs_are_no_output():
+    reply, ours, theirs = both({"y": [1.5]}, extra=LONG)
+    equal(ours, theirs)
+    assert bytes(reply.data) == b'{"y": [1.5]}'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"1.0, 1.5", b"1.0, , 1.5"),
+        (b"1.0, 1.5", b"1.0 1.5"),
+        (b"1.0, 1.5", b"[1.0, 1.5"),
+        (b"]]", b"]"),
+        (b"]]", b"]]]"),
+    ],
+)
+def test_what_is_broken_in_an_array_is_a_protocol_error(old, new):
+    text = message({"y": LONG}).replace(old, new, 1)
+    with pytest.raises(ProtocolError):
+        decode_outputs(decode_inference(text, "u-1").data)
+
+
+def test_bytes_that_are_no_utf_8_in_an_array_are_a_protocol_error():
+    text = message({"y": LONG}).replace(b"1.0, 1.5", b"1.0, \xff", 1)
+    with pytest.raises(ProtocolError):
+        decode_outputs(decode_inference(text, "u-1").data)
+
+
+@pytest.mark.parametrize(
+    "broken", [b"[" * 70_000, b"[" * 100_000 + b"]" * 100_000, b'{"a": [' + b"1," * 50_000]
+)
+def test_large_nonsense_is_a_protocol_error(broken):
+    with pytest.raises(ProtocolError):
+        decode_outputs(decode_inference(broken, "u-1").data)
+
+
+def test_a_reply_for_another_socket_is_refused():
+    with pytest.raises(ProtocolError, match="u-2"):
+        decode_inference(message({"y": LONG}), "u-2")
+
+
+def test_small_arrays_and_no_arrays_leave_no_outline():
+    assert outline(message({"y": [1.5] * 100})) is None
+    assert outline(b"") is None
+    assert outline(b'{"a": "[[[["}') is None
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text('[]\\"a'),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text('[]"'), inner),
+)
+
+
+@given(JSON)
+def test_any_json_is_itself_again(value):
+    """With every array of numbers cut out, however short."""
+    text = json.dumps({"a": value, "b": [[1, 2], [3]]}).encode()
+    longest, module._LONG = module._LONG, 1
+    try:
+        found = outline(text)
+    finally:
+        module._LONG = longest
+    assert found is not None
+    assert bytes(found) == text
+    for array in found.arrays:
+        assert b'"' not in bytes(array)
+    try:
+        rest = msgspec.json.decode(found.text)
+    except msgspec.DecodeError:
+        return  # then the message is read whole
+    assert set(rest) == {"a", "b"}
