@@ -149,10 +149,12 @@ def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
         decoded = _read_inference(found.text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if decoded.type != "inference" or decoded.uuid != uuid:
-        return None
     payload = decoded.payload
+    if decoded.type != "inference" or decoded.uuid != uuid or payload.status != "COMPLETED":
+        return None
     data = found.with_text(bytes(payload.data))
+    if not data.is_whole():  # an array is in a field of nobody, which has to be JSON all the same
+        return None
     return InferenceReply(payload.status, payload.model_name, cast("msgspec.Raw", data))
 
 

@@ -41,6 +41,10 @@ class Outline(msgspec.Struct, frozen=True, eq=False):
             return None
         return self.arrays[int(value[len(_PREFIX) : -1])]
 
+    def is_whole(self) -> bool:
+        """Whether every array is somewhere in the text: what is not, nobody would ever read."""
+        return self.text.count(_PREFIX) == len(self.arrays)
+
     def __bytes__(self) -> bytes:
         """Return the text as it was."""
         whole = self.text

@@ -39,7 +39,12 @@ def client():
     with (
         LocalManager({"echo": echo}, tick=0, max_message_bytes=2**24) as manager,
         TcmClient(
-            manager.uri, route=manager.route, timeout=GUARD, max_message_bytes=2**24, max_requests=10**6
+            manager.uri,
+            route=manager.route,
+            timeout=GUARD,
+            max_message_bytes=2**24,
+            max_requests=10**6,
+            shm="off",
         ) as client,
     ):
         client.open()  # the one socket of all tests here

@@ -89,6 +89,16 @@ def test_numbers_beside_the_outputs_are_no_output():
     assert bytes(reply.data) == b'{"y": [1.5]}'
 
 
+@pytest.mark.parametrize("broken", [b"[1.0, , 1.5", b"[" * 2000])
+def test_an_array_in_a_field_of_nobody_has_to_be_json_too(broken):
+    text = message({"y": LONG}, extra=LONG)
+    head, found, tail = text.rpartition(b'"extra": [[')
+    assert found
+    decode_inference(text, "u-1")
+    with pytest.raises(ProtocolError):
+        decode_inference(head + b'"extra": [' + broken + tail, "u-1")
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
