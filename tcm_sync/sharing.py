@@ -124,6 +124,8 @@ class Sharing:
         """Note that a server could not be told of segments, twice in a row, one of them never used."""
         with self._lock:
             before = self._unable.get(route)
+            if before is not None and monotonic() < before.until:
+                return  # calls that were under way together tell of one failure
             pause = _FIRST_PAUSE if before is None else min(before.pause * 2, _LONGEST_PAUSE)
             self._unable[route] = Unable(monotonic() + pause, pause, why)
 

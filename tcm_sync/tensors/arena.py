@@ -82,13 +82,11 @@ class Arena:
         with self._lock:
             self._check_epoch(epoch)
             found = None if never_used else self._take_idle(route, byte_size)
-            if found is None and self._pinned + byte_size > self.max_pinned:
-                raise DeclinedError(
-                    f"pinned: servers keep {self._pinned:,} bytes of this client's shared memory mapped, and "
-                    f"{byte_size:,} more would pass shm_max_pinned ({self.max_pinned:,})"
-                )
+            if found is None:
+                self._check_budget(byte_size)
         segment = self._make(byte_size) if found is None else found
-        self._mark(segment, route, epoch)
+        with self._lock:
+            self._mark(segment, route, epoch)  # if others have used the budget up meanwhile, it is dropped
         return segment
 
     def borrow(self, array: np.ndarray[Any, Any], route: Route, epoch: int) -> Segment | None:
@@ -102,13 +100,13 @@ class Arena:
             free = not segment.busy and not segment.spent and segment in self._live
             if not free or (known and (segment.route != route or segment.epoch != epoch)):
                 return None
-            if not known and self._pinned + segment.byte_size > self.max_pinned:
-                return None
             if not segment.is_there():
                 segment.spent = True
                 return None
-            segment.busy = True
-        self._mark(segment, route, epoch)
+            try:
+                self._mark(segment, route, epoch)
+            except DeclinedError:
+                return None
         return segment
 
     def give_back(self, segment: Segment) -> None:
@@ -203,15 +201,22 @@ class Arena:
 
     def _mark(self, segment: Segment, route: Route, epoch: int) -> None:
         """Note that a server is about to be told of a segment, and may keep it mapped from now on."""
-        with self._lock:
-            segment.busy, segment.route, segment.epoch = True, route, epoch
-            known = self._registered.setdefault(route, OrderedDict())
-            if segment.name not in known:
-                self._pinned += segment.byte_size
-            known[segment.name] = segment.byte_size
-            known.move_to_end(segment.name)
-            if len(known) > _MOST_REGISTERED:
-                self._pinned -= known.popitem(last=False)[1]
+        known = self._registered.setdefault(route, OrderedDict())
+        if segment.name not in known:
+            self._check_budget(segment.byte_size)
+            self._pinned += segment.byte_size
+        known[segment.name] = segment.byte_size
+        known.move_to_end(segment.name)
+        if len(known) > _MOST_REGISTERED:
+            self._pinned -= known.popitem(last=False)[1]
+        segment.busy, segment.route, segment.epoch = True, route, epoch
+
+    def _check_budget(self, byte_size: int) -> None:
+        if self._pinned + byte_size > self.max_pinned:
+            raise DeclinedError(
+                f"pinned: servers keep {self._pinned:,} bytes of this client's shared memory mapped, and "
+                f"{byte_size:,} more would pass shm_max_pinned ({self.max_pinned:,})"
+            )
 
 
 def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DIRECTORY = "/dev/shm"  # noqa: S108 - it is what the protocol says
 
 _NAME = re.compile(r"tcm_(\d+)_[0-9a-f]{24}")
-_YOUNG = 5.0  # seconds in which a file may not be locked yet
+_YOUNG = 5.0  # seconds in which an empty file may not be locked yet
 _SLACK = 2.0  # seconds by which the start of a process and the age of a file may differ for rounding
 
 
@@ -82,8 +82,9 @@ class Segment(mmap.mmap):
 
         name = f"tcm_{os.getpid()}_{secrets.token_hex(12)}"
         path = f"{DIRECTORY}/{name}"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = -1
         try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the mapping's copy of the descriptor keeps it
             if group is not None:
                 os.fchown(fd, -1, group)
@@ -94,11 +95,14 @@ class Segment(mmap.mmap):
             segment.route, segment.epoch = None, 0
             segment.owned = segment.busy = segment.spent = False
             segment._inode, segment._pid = os.fstat(fd).st_ino, os.getpid()
-        except BaseException:
-            os.unlink(path)
+        except BaseException as error:
+            if not isinstance(error, FileExistsError):  # which is somebody else's
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
             raise
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
         return segment
 
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -129,10 +133,8 @@ class Segment(mmap.mmap):
 def segment_of(array: np.ndarray[Any, Any]) -> Segment | None:
     """Return the segment that an array lies in, whole or in part, or None."""
     base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
+    while isinstance(base, (np.ndarray, memoryview)):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
     return base if isinstance(base, Segment) else None
 
 
@@ -175,7 +177,8 @@ def _is_left(entry: os.DirEntry[str], pid: int) -> bool:
 
     found = entry.stat(follow_symlinks=False)
     mine = found.st_uid == os.getuid() and stat.S_ISREG(found.st_mode)
-    if not mine or time.time() - found.st_ctime < _YOUNG or _was_alive(pid, found.st_ctime):
+    new = not found.st_size and time.time() - found.st_ctime < _YOUNG  # it is locked before it has a size
+    if not mine or new or _was_alive(pid, found.st_ctime):
         return False
     fd = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

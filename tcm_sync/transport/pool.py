@@ -269,7 +269,7 @@ class Pool(Growth):
         """Forget a connection that has died or was closed."""
         with self._lock:
             known = self._forget(connection, reason)
-            if known and not self._shelf.all:
+            if known and not self._shelf.all and self._setting == "pool_size":
                 self._standing.epoch += 1
             self._serve()
             wanted = self._grow()

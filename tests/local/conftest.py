@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import pytest
 
+from tcm_sync import TcmClient
 from tcm_sync.local import LocalManager, server
 
-from .raw import Gated, Raw, Steps, Talker, echo
+from .raw import GUARD, Gated, Raw, Steps, Talker, echo
+from .segments import Segments
 
 
 @pytest.fixture
@@ -72,3 +77,29 @@ def dial():
     yield open_connection
     for raw in connections:
         raw.close()
+
+
+@pytest.fixture
+def connect():
+    """Make clients, which are closed in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(manager, **settings):
+            usual = {"route": manager.route, "timeout": GUARD}
+            return stack.enter_context(TcmClient(manager.uri, **{**usual, **settings}))
+
+        yield make
+
+
+@pytest.fixture
+def segments():
+    """Make files in shared memory without the client, which are taken away in the end."""
+    files = Segments()
+    yield files
+    files.close()
+
+
+@pytest.fixture
+def ours():
+    """Tell which files in shared memory clients of this process have made."""
+    return lambda: {name for name in os.listdir("/dev/shm") if name.startswith(f"tcm_{os.getpid()}_")}

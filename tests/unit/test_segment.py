@@ -1,0 +1,404 @@
+"""One file of shared memory: how it is made, what is refused, and which leftovers are swept."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import pickle
+import re
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tcm_sync.tensors import segment as module
+from tcm_sync.tensors.segment import Segment, room, segment_of, sweep, unsupported
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
+
+SHM = Path("/dev/shm")
+NOBODY = 65534
+
+
+def path_of(segment):
+    return SHM / segment.name
+
+
+def ours():
+    """Return the names of what this process has in /dev/shm."""
+    return {name for name in os.listdir(SHM) if name.startswith(f"tcm_{os.getpid()}_")}
+
+
+def descriptors():
+    """Return the numbers of the open descriptors, but for that of the listing."""
+    numbers = os.listdir("/proc/self/fd")
+    return [number for number in numbers if os.path.lexists(f"/proc/self/fd/{number}")]
+
+
+@pytest.fixture
+def segment():
+    made = Segment.make(4096)
+    yield made
+    made.unlink()
+    made.close()  # pytest keeps what fixtures give until later
+
+
+# --- made ---
+
+
+def test_the_name_tells_the_process_and_has_96_random_bits(segment):
+    assert re.fullmatch(rf"tcm_{os.getpid()}_[0-9a-f]{{24}}", segment.name)
+
+
+def test_no_two_have_the_same_name_and_a_name_is_not_used_again():
+    names = set()
+    for _ in range(500):
+        segment = Segment.make(1)
+        names.add(segment.name)
+        segment.unlink()
+    assert len(names) == 500
+
+
+def test_a_file_that_has_the_name_already_is_neither_used_nor_unlinked(monkeypatch):
+    taken = SHM / f"tcm_{os.getpid()}_{'ab' * 12}"
+    taken.write_bytes(b"mine")
+    monkeypatch.setattr(module.secrets, "token_hex", lambda size: "ab" * size)
+    try:
+        with pytest.raises(FileExistsError):
+            Segment.make(4)
+        assert taken.read_bytes() == b"mine"
+    finally:
+        taken.unlink()
+
+
+def test_a_symbolic_link_with_the_name_is_not_followed(monkeypatch, tmp_path):
+    link = SHM / f"tcm_{os.getpid()}_{'cd' * 12}"
+    link.symlink_to(tmp_path / "target")
+    monkeypatch.setattr(module.secrets, "token_hex", lambda size: "cd" * size)
+    try:
+        with pytest.raises(FileExistsError):
+            Segment.make(4)
+        assert not (tmp_path / "target").exists()
+    finally:
+        link.unlink()
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o077])
+def test_only_this_user_may_read_and_write_it(mask):
+    before = os.umask(mask)
+    try:
+        segment = Segment.make(1)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path_of(segment).stat().st_mode) == 0o600
+
+
+def test_a_group_may_when_one_is_given():
+    group = NOBODY if os.getuid() == 0 else os.getgroups()[0]
+    segment = Segment.make(1, group=group)
+    found = path_of(segment).stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, group)
+
+
+def test_all_of_it_is_reserved_and_zero(segment):
+    found = path_of(segment).stat()
+    assert found.st_size == 4096
+    assert found.st_blocks * 512 >= 4096
+    assert not segment.array(np.dtype(np.uint8), (4096,)).any()
+
+
+def test_programs_that_are_started_do_not_inherit_the_descriptor(segment):
+    links = {int(number): os.readlink(f"/proc/self/fd/{number}") for number in descriptors()}
+    numbers = [number for number, target in links.items() if target == str(path_of(segment))]
+    assert [os.get_inheritable(number) for number in numbers] == [False]
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "fstat"])
+def test_nothing_is_left_of_one_that_could_not_be_made(monkeypatch, call):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = descriptors()
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="No space"):
+        Segment.make(4096)
+    monkeypatch.undo()
+    gc.collect()
+    assert not ours()
+    assert descriptors() == before
+
+
+def test_nothing_is_left_when_the_making_is_interrupted_as_the_file_appears(monkeypatch):
+    def interrupted(path, *args, make=os.open):
+        os.close(make(path, *args))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Segment.make(4096)
+    monkeypatch.undo()
+    assert not ours()
+
+
+# --- used ---
+
+
+def test_what_is_written_is_in_the_file(segment):
+    segment.array(np.dtype(np.int64), (2, 256))[:] = 7
+    assert path_of(segment).read_bytes() == np.full(512, 7, np.int64).tobytes()
+
+
+def test_an_array_keeps_the_memory_when_the_file_and_the_segment_are_gone():
+    segment = Segment.make(4096)
+    name = segment.name
+    array = segment.array(np.dtype(np.int64), (512,))
+    segment.unlink()
+    del segment
+    gc.collect()
+    array[:] = 7
+    assert array.sum() == 7 * 512
+    assert f"{name} (deleted)" in Path("/proc/self/maps").read_text()
+    del array
+    assert name not in Path("/proc/self/maps").read_text()
+
+
+def test_the_file_goes_when_the_last_array_over_it_does():
+    segment = Segment.make(4096)
+    view = segment.array(np.dtype(np.int64), (16, 32))[3:5]
+    path = path_of(segment)
+    del segment
+    assert path.exists()
+    del view
+    assert not path.exists()
+
+
+def test_unlinking_twice_does_no_harm(segment):
+    segment.unlink()
+    segment.unlink()
+    assert not segment.is_there()
+
+
+def test_one_whose_file_was_replaced_is_not_there(segment):
+    assert segment.is_there()
+    path_of(segment).unlink()
+    path_of(segment).write_bytes(bytes(4096))
+    assert not segment.is_there()
+
+
+def test_it_cannot_be_pickled(segment):
+    with pytest.raises(TypeError, match="stays in its process"):
+        pickle.dumps(segment)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda array: array,
+        lambda array: array[1:],
+        lambda array: array.reshape(-1)[::2].T,
+        lambda array: array.view(np.uint8)[..., 0],
+        lambda array: np.asarray(memoryview(array)),
+        lambda array: array.view(np.ma.MaskedArray),
+    ],
+    ids=["whole", "part", "strided", "bytes", "memoryview", "subclass"],
+)
+def test_a_view_tells_its_segment(segment, view):
+    assert segment_of(view(segment.array(np.dtype(np.int64), (16, 32)))) is segment
+
+
+def test_a_copy_and_an_array_of_elsewhere_tell_none(segment):
+    assert segment_of(segment.array(np.dtype(np.int64), (512,)).copy()) is None
+    assert segment_of(np.zeros(3)) is None
+    assert segment_of(np.frombuffer(b"abcd", np.uint8)) is None
+
+
+# --- supported ---
+
+
+def test_other_systems_have_none(monkeypatch):
+    assert unsupported() is None
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert unsupported() == "shared memory is for Linux, and this is darwin"
+
+
+def test_a_directory_that_cannot_be_written_to_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "DIRECTORY", str(tmp_path / "nowhere"))
+    assert unsupported() == f"{tmp_path}/nowhere cannot be written to"
+
+
+def test_the_room_is_that_of_the_directory():
+    total, free = room()
+    found = os.statvfs(SHM)
+    assert total == found.f_blocks * found.f_frsize
+    assert 0 <= free <= total
+
+
+# --- swept ---
+
+
+@pytest.fixture
+def gone():
+    """Return the number of a process that is no more."""
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def left():
+    """Leave files in /dev/shm, which are taken away in the end."""
+    paths = []
+
+    def leave(pid, content=b"x", tail="0123456789abcdef01234567"):
+        path = SHM / f"tcm_{pid}_{tail}"
+        path.write_bytes(content)
+        paths.append(path)
+        return path
+
+    yield leave
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def test_the_file_of_a_process_that_is_gone_is_swept_at_once(gone, left):
+    path = left(gone)
+    assert path.name in sweep()
+    assert not path.exists()
+
+
+def test_the_files_of_a_live_process_are_not_swept(left):
+    mine = left(os.getpid())
+    others = left(os.getppid())
+    sweep()
+    assert mine.exists()
+    assert others.exists()
+
+
+def test_the_file_of_another_user_is_not_swept(gone, left):
+    if os.getuid() != 0:
+        pytest.skip("only root can give files away")
+    path = left(gone)
+    os.chown(path, NOBODY, NOBODY)
+    sweep()
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tcm_{}_0123456789abcdef0123456",
+        "tcm_{}_0123456789abcdef012345678",
+        "tcm_{}_0123456789ABCDEF01234567",
+        "tcm_x_{}_0123456789abcdef01234567",
+        "xtcm_{}_0123456789abcdef01234567",
+        "tcm_{}",
+        "psm_{}_0123456789abcdef01234567",
+    ],
+)
+def test_files_with_other_names_are_not_swept(gone, name):
+    path = SHM / name.format(gone)
+    path.write_bytes(b"x")
+    try:
+        sweep()
+        assert path.exists()
+    finally:
+        path.unlink()
+
+
+def test_what_is_no_file_is_not_swept(gone):
+    name = f"tcm_{gone}_0123456789abcdef01234567"
+    link, directory, pipe = SHM / name, SHM / name.replace("4567", "4568"), SHM / name.replace("4567", "4569")
+    link.symlink_to("/etc/hostname")
+    directory.mkdir()
+    os.mkfifo(pipe)
+    try:
+        sweep()
+        assert link.is_symlink()
+        assert directory.is_dir()
+        assert pipe.is_fifo()
+    finally:
+        link.unlink()
+        directory.rmdir()
+        pipe.unlink()
+
+
+def test_an_empty_file_is_not_swept_while_it_is_young_since_it_may_not_be_locked_yet(gone, left, monkeypatch):
+    path = left(gone, b"")
+    sweep()
+    assert path.exists()
+    monkeypatch.setattr(module, "_YOUNG", -1.0)
+    sweep()
+    assert not path.exists()
+
+
+def test_a_file_that_somebody_holds_the_lock_of_is_not_swept(gone, left):
+    """As where the process lives in another container, which numbers its processes by itself."""
+    segment = Segment.make(4096)
+    path = SHM / segment.name.replace(str(os.getpid()), str(gone))
+    path_of(segment).rename(path)
+    try:
+        sweep()
+        assert path.exists()
+        del segment  # which unmaps it
+        sweep()
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_a_mapping_holds_the_lock_as_long_as_an_array_does(gone):
+    segment = Segment.make(4096)
+    path = SHM / segment.name.replace(str(os.getpid()), str(gone))
+    path_of(segment).rename(path)
+    array = segment.array(np.dtype(np.uint8), (4096,))[5:]
+    del segment
+    try:
+        sweep()
+        assert path.exists()
+        del array
+        sweep()
+        assert not path.exists()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_the_file_of_a_process_whose_number_was_given_out_again_is_left(left):
+    """It is older than the process that has the number now."""
+    path = left(os.getppid())
+    found = path.stat()
+
+    def as_if_made_at(moment):
+        status = {name: getattr(found, name) for name in ("st_uid", "st_mode", "st_size", "st_ino")}
+        status = SimpleNamespace(**status, st_ctime=moment)
+        return SimpleNamespace(path=str(path), stat=lambda *, follow_symlinks: status)
+
+    began = started(os.getppid())
+    assert not module._is_left(as_if_made_at(began), os.getppid())
+    assert not module._is_left(as_if_made_at(began + 60.0), os.getppid())
+    assert module._is_left(as_if_made_at(began - 60.0), os.getppid())
+
+
+def started(pid):
+    """Return when a process began, in seconds since 1970."""
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def test_two_that_sweep_at_once_are_in_nobodys_way(gone, left):
+    paths = [left(gone, tail=f"{number:024x}") for number in range(200)]
+    swept = []
+    threads = [threading.Thread(target=lambda: swept.extend(sweep())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(path.exists() for path in paths)
+    assert {path.name for path in paths} <= set(swept)
