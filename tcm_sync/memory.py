@@ -60,7 +60,7 @@ class Memory(Inference):
         if wanted not in _SHAREABLE or not wanted.isnative:
             raise InputError(f"dtype must be of numbers or bool in native byte order, not {wanted}")
         try:
-            sizes = tuple(map(operator.index, [shape] if isinstance(shape, int) else shape))
+            sizes = tuple(map(operator.index, [shape] if isinstance(shape, (int, np.integer)) else shape))
         except TypeError:
             raise InputError(f"shape must be a size or a sequence of sizes, not {shape!r:.80}") from None
         if not sizes or min(sizes) < 1:

@@ -82,9 +82,11 @@ class Arena:
         with self._lock:
             self._check_epoch(epoch)
             found = None if never_used else self._take_idle(route, byte_size)
-            if found is None:
-                self._check_budget(byte_size)
-        segment = self._make(byte_size) if found is None else found
+            if found is not None:
+                self._mark(found, route, epoch)
+                return found
+            self._check_budget(byte_size)
+        segment = self._make(byte_size)
         with self._lock:
             self._mark(segment, route, epoch)  # if others have used the budget up meanwhile, it is dropped
         return segment
@@ -194,10 +196,11 @@ class Arena:
         if epoch <= self._epoch:
             return
         self._epoch = epoch
-        retired, self._idle = self._idle, []
-        for segment in retired:
-            segment.spent = True
-            segment.unlink()
+        self._idle.clear()
+        for segment in list(self._live):
+            if segment.route is not None and not segment.busy:
+                segment.spent = True
+                segment.unlink()
 
     def _mark(self, segment: Segment, route: Route, epoch: int) -> None:
         """Note that a server is about to be told of a segment, and may keep it mapped from now on."""

@@ -269,7 +269,8 @@ class Pool(Growth):
         """Forget a connection that has died or was closed."""
         with self._lock:
             known = self._forget(connection, reason)
-            if known and not self._shelf.all and self._setting == "pool_size":
+            ours = connection.retiring is not None  # our own closing tells nothing of the manager
+            if known and not ours and not self._shelf.all and self._setting == "pool_size":
                 self._standing.epoch += 1
             self._serve()
             wanted = self._grow()

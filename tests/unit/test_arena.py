@@ -145,6 +145,16 @@ def test_a_call_that_is_still_in_an_earlier_epoch_retires_nothing(arena):
     assert used(arena, epoch=1) == name
 
 
+def test_a_new_epoch_unlinks_a_callers_too_if_a_server_was_told_of_it(arena):
+    known, new = arena.empty(80).array(BYTES, (80,)), arena.empty(70).array(BYTES, (70,))
+    arena.give_back(arena.borrow(known, A, 0))
+    lent = arena.lend(A, 100, 1)
+    assert len(ours()) == 2
+    assert arena.read()["shm_segments"] == 2
+    assert arena.borrow(known, A, 1) is None
+    assert arena.borrow(new, A, 1) is not lent
+
+
 # --- bounds ---
 
 

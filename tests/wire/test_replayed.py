@@ -42,7 +42,7 @@ BY_NAME = {case["case"]: case for case in CASES}
 
 REFUSED_HERE = (LISTED["refused here"] - {"inference.413"}) | {"inference.container_id_missing"}
 REASONS = {
-    "what its references come to is played against LocalManager": [name for name in BY_NAME if name.startswith("shm.")],
+    "LocalManager plays what its references come to": [name for name in BY_NAME if name.startswith("shm.")],
     "it refuses the arguments, and sends nothing": sorted(REFUSED_HERE),
     "it sends flat data nested, which nobody refuses": ["inference.flat_data"],
     "it never sends such a message": [
