@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tcm_sync.config import Route
 
 _MOST_IDLE = 64  # segments that are kept for the next request
+_PATIENCE = 5.0  # seconds in which a segment is made, however large
 _MOST_REGISTERED = 256  # keys that a server remembers, the least recently used dropped (docs/wire.rst)
 
 
@@ -43,6 +44,8 @@ class Arena:
         self._group = group
         self._lock = threading.Lock()  # guards everything below, and what segments say of themselves
         self._idle: list[Segment] = []  # the most recently used last
+        self._made = threading.Condition(self._lock)
+        self._making = 0  # segments that are being made at the moment
         self._epoch = 0
         self._closed = False
         # What each server has been told of, the least recently used first, and how large that is.
@@ -139,6 +142,8 @@ class Arena:
         with self._lock:
             self._closed = True
             self._idle.clear()
+            # Where the interpreter ends, other threads stop wherever they are: no file may appear after this.
+            self._made.wait_for(lambda: not self._making, _PATIENCE)
             live = list(self._live)
             for segment in live:
                 segment.spent = True
@@ -165,21 +170,29 @@ class Arena:
             }
 
     def _make(self, byte_size: int) -> Segment:
+        with self._lock:
+            self._check_open()
+            self._making += 1
         try:
             segment = Segment.make(byte_size, group=self._group)
+            with self._lock:
+                self._live.add(segment)
+                self._check_open()
+                return segment
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise DeclinedError(
                     f"no room: {DIRECTORY} has none for {byte_size:,} bytes ({room()[1]:,} are free)"
                 ) from None
             raise DeclinedError(f"not made: no segment in {DIRECTORY}: {error}") from None
-        with self._lock:
-            self._live.add(segment)
-            closed = self._closed
-        if closed:
-            segment.unlink()
+        finally:
+            with self._lock:
+                self._making -= 1
+                self._made.notify_all()
+
+    def _check_open(self) -> None:
+        if self._closed:
             raise DeclinedError("closed: the client is")
-        return segment
 
     def _take_idle(self, route: Route, byte_size: int) -> Segment | None:
         for place in range(len(self._idle) - 1, -1, -1):

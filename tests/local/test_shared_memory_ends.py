@@ -18,16 +18,9 @@ from tcm_sync.local.janitor import clean_up
 from tcm_sync.local.mapping import is_usable
 
 from .raw import GUARD, Raw, add_sub_onnx, tensor, wait_until
-from .segments import Segments, is_invalid_args, maps_of, refused, total, use
+from .segments import is_invalid_args, maps_of, refused, total, use
 
 pytestmark = pytest.mark.skipif(not is_usable(), reason="there is no /dev/shm here")
-
-
-@pytest.fixture
-def segments():
-    files = Segments()
-    yield files
-    files.close()
 
 
 @pytest.fixture

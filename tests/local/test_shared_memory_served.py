@@ -11,16 +11,9 @@ from tcm_sync.local import MappedMemory, regions, shared_memory
 from tcm_sync.local.mapping import DIRECTORY, is_usable
 
 from .raw import add_sub_onnx, tensor
-from .segments import SHM, Segments, is_invalid_args, maps_of, refused, total, use
+from .segments import SHM, is_invalid_args, maps_of, refused, total, use
 
 pytestmark = pytest.mark.skipif(not is_usable(), reason="there is no /dev/shm here")
-
-
-@pytest.fixture
-def segments():
-    files = Segments()
-    yield files
-    files.close()
 
 
 @pytest.fixture

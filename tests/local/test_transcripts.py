@@ -22,7 +22,6 @@ from tcm_sync.local import ModelFailure, core
 
 from .player import Player, use_segment
 from .raw import add_sub_onnx, identity, identity_onnx, wait_until
-from .segments import Segments
 
 CASES = {
     case["case"]: case
@@ -212,13 +211,6 @@ def onnx_models():
         "ident_s": identity_onnx(TensorProto.STRING),
         "ident_u8": identity_onnx(TensorProto.UINT8),
     }
-
-
-@pytest.fixture
-def segments():
-    files = Segments()
-    yield files
-    files.close()
 
 
 @pytest.fixture

@@ -435,16 +435,34 @@ def test_nothing_is_made_after_the_closing(arena):
     assert not ours()
 
 
-def test_what_is_made_while_it_is_closed_is_unlinked(arena, monkeypatch):
-    def late(byte_size, *, group, made=Segment.make):
-        segment = made(byte_size, group=group)
-        arena.close()
-        return segment
+def test_closing_waits_for_what_is_being_made_and_unlinks_that_too(arena, monkeypatch):
+    """At the end of the interpreter its thread may go no further."""
+    begun, go_on = threading.Event(), threading.Event()
 
-    monkeypatch.setattr(module.Segment, "make", late)
-    with pytest.raises(DeclinedError, match=r"^closed"):
-        arena.lend(A, 100, 0)
-    assert not ours()
+    def slow(byte_size, *, group, made=Segment.make):
+        begun.set()
+        assert go_on.wait(20.0)
+        return made(byte_size, group=group)
+
+    monkeypatch.setattr(module.Segment, "make", slow)
+    with ThreadPoolExecutor(2) as threads:
+        made = threads.submit(arena.lend, A, 100, 0)
+        assert begun.wait(20.0)
+        closed = threads.submit(arena.close)
+        while not arena._closed:
+            assert not closed.done()
+        go_on.set()
+        closed.result(20.0)
+        assert not ours()
+        assert type(made.exception(20.0)) is DeclinedError
+
+
+def test_closing_waits_no_longer_than_it_can_take(arena, monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    arena._making = 1  # as an interrupt may leave it
+    arena.close()
+    assert arena._closed
+    arena._making = 0
 
 
 def test_an_arena_that_nobody_has_any_more_unlinks_what_it_had():
