@@ -75,12 +75,21 @@ def run(arguments: list[str]) -> int:
         code = root.main(arguments, prog_name="tcm-sync", standalone_mode=False, obj=session)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # whoever read it had enough, of which click makes an exit
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a command ends in a line, whatever happens
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            _drop_output()
         return _fail(error, session)
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """Let go of what could not be written: the interpreter tries once more at its end, and ends with 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: BaseException, session: Session) -> int:

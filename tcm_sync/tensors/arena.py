@@ -237,7 +237,8 @@ class Arena:
 
 def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:
     """Whether an array is all of a segment, from its beginning to its end, in C order."""
-    if array.nbytes != segment.byte_size or not array.flags.c_contiguous:
-        return False
-    first = segment.array(array.dtype, array.shape)
-    return bool(array.__array_interface__["data"][0] == first.__array_interface__["data"][0])
+    return bool(
+        array.nbytes == segment.byte_size
+        and array.flags.c_contiguous
+        and array.ctypes.data == segment.address
+    )

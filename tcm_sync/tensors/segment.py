@@ -42,6 +42,8 @@ class Segment(mmap.mmap):
     name : str
         Of the file. The manager's key is this with a slash before it.
     byte_size : int
+    address : int
+        Where it is mapped.
     route : Route or None
         The server that was told of it: no other may be.
     epoch : int
@@ -54,6 +56,7 @@ class Segment(mmap.mmap):
 
     name: str
     byte_size: int
+    address: int
     route: Route | None
     epoch: int
     owned: bool
@@ -94,6 +97,7 @@ class Segment(mmap.mmap):
             segment.name, segment.byte_size = name, byte_size
             segment.route, segment.epoch = None, 0
             segment.owned = segment.busy = segment.spent = False
+            segment.address = np.frombuffer(segment, np.uint8).ctypes.data
             segment._inode, segment._pid = os.fstat(fd).st_ino, os.getpid()
         except BaseException as error:
             if not isinstance(error, FileExistsError):  # which is somebody else's
