@@ -304,3 +304,13 @@ def test_kinds_of_alerts_without_end_are_told_apart_up_to_a_bound(caplog):
 
 def an_alert(kind):
     return Alert(message="x", error_type=kind)
+
+
+def test_each_reset_counts_from_itself():
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        told = []
+        for calls in (3, 2, 1, 0):
+            for _ in range(calls):
+                ask(client)
+            told.append(client.stats(reset=True).calls)
+    assert told == [3, 2, 1, 0]
