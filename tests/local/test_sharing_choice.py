@@ -564,6 +564,14 @@ def test_a_pipeline_has_its_inputs_in_the_message(client):
     assert client.stats().shm_sends == 0
 
 
+def test_chunks_of_a_batch_have_their_inputs_in_the_message(serve, client_of):
+    client = client_of(serve({"echo": lambda arrays: arrays}, max_message_bytes=LIMIT))
+    rows = np.ones((4, FLOATS), np.float32)
+    found = client.infer_chunked("echo", {"x": rows}, rows=2)
+    assert found["x"].shape == rows.shape
+    assert client.stats().shm_sends == 0
+
+
 def test_a_users_own_file_is_referred_to_as_he_says(client, manager, segments, ours):
     path = segments.write("mine", [1.0, 2.0])
     mine = SHMReference("x", path.name, 8, [2], "FP32")

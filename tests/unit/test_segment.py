@@ -252,24 +252,27 @@ def gone():
 
 
 @pytest.fixture
-def left():
-    """Leave files in /dev/shm, which are taken away in the end."""
-    paths = []
+def directory(tmp_path, monkeypatch):
+    """Have a directory in place of /dev/shm, which others sweep too."""
+    monkeypatch.setattr(module, "DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def left(directory):
+    """Leave files."""
 
     def leave(pid, content=b"x", tail="0123456789abcdef01234567"):
-        path = SHM / f"tcm_{pid}_{tail}"
+        path = directory / f"tcm_{pid}_{tail}"
         path.write_bytes(content)
-        paths.append(path)
         return path
 
-    yield leave
-    for path in paths:
-        path.unlink(missing_ok=True)
+    return leave
 
 
 def test_the_file_of_a_process_that_is_gone_is_swept_at_once(gone, left):
     path = left(gone)
-    assert path.name in sweep()
+    assert sweep() == [path.name]
     assert not path.exists()
 
 
@@ -302,31 +305,22 @@ def test_the_file_of_another_user_is_not_swept(gone, left):
         "psm_{}_0123456789abcdef01234567",
     ],
 )
-def test_files_with_other_names_are_not_swept(gone, name):
-    path = SHM / name.format(gone)
+def test_files_with_other_names_are_not_swept(gone, directory, name):
+    path = directory / name.format(gone)
     path.write_bytes(b"x")
-    try:
-        sweep()
-        assert path.exists()
-    finally:
-        path.unlink()
+    assert sweep() == []
+    assert path.exists()
 
 
-def test_what_is_no_file_is_not_swept(gone):
-    name = f"tcm_{gone}_0123456789abcdef01234567"
-    link, directory, pipe = SHM / name, SHM / name.replace("4567", "4568"), SHM / name.replace("4567", "4569")
+def test_what_is_no_file_is_not_swept(gone, directory):
+    link, folder, pipe = (directory / f"tcm_{gone}_0123456789abcdef0123456{n}" for n in range(3))
     link.symlink_to("/etc/hostname")
-    directory.mkdir()
+    folder.mkdir()
     os.mkfifo(pipe)
-    try:
-        sweep()
-        assert link.is_symlink()
-        assert directory.is_dir()
-        assert pipe.is_fifo()
-    finally:
-        link.unlink()
-        directory.rmdir()
-        pipe.unlink()
+    assert sweep() == []
+    assert link.is_symlink()
+    assert folder.is_dir()
+    assert pipe.is_fifo()
 
 
 def test_an_empty_file_is_not_swept_while_it_is_young_since_it_may_not_be_locked_yet(gone, left, monkeypatch):
@@ -338,35 +332,20 @@ def test_an_empty_file_is_not_swept_while_it_is_young_since_it_may_not_be_locked
     assert not path.exists()
 
 
-def test_a_file_that_somebody_holds_the_lock_of_is_not_swept(gone, left):
+def test_a_file_that_somebody_holds_the_lock_of_is_not_swept_for_as_long_as_an_array_is_there(
+    gone, directory
+):
     """As where the process lives in another container, which numbers its processes by itself."""
     segment = Segment.make(4096)
-    path = SHM / segment.name.replace(str(os.getpid()), str(gone))
-    path_of(segment).rename(path)
-    try:
-        sweep()
-        assert path.exists()
-        del segment  # which unmaps it
-        sweep()
-        assert not path.exists()
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def test_a_mapping_holds_the_lock_as_long_as_an_array_does(gone):
-    segment = Segment.make(4096)
-    path = SHM / segment.name.replace(str(os.getpid()), str(gone))
-    path_of(segment).rename(path)
+    path = directory / segment.name.replace(str(os.getpid()), str(gone))
+    (directory / segment.name).rename(path)
+    assert sweep() == []
     array = segment.array(np.dtype(np.uint8), (4096,))[5:]
     del segment
-    try:
-        sweep()
-        assert path.exists()
-        del array
-        sweep()
-        assert not path.exists()
-    finally:
-        path.unlink(missing_ok=True)
+    assert sweep() == []
+    del array  # which unmaps it
+    assert sweep() == [path.name]
+    assert not path.exists()
 
 
 def test_the_file_of_a_process_whose_number_was_given_out_again_is_left(left):
