@@ -17,7 +17,8 @@ default_role = "code"  # single backticks in docstrings name parameters as often
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:exc", r"\w+Error"),  # the page on errors tells them
-    ("py:class", r"[\w-]+|(str|int) to \w+|\{?\"\w+\"\}?"),  # types in docstrings are prose: "mapping", a set of texts
+    # Types in docstrings are prose: "mapping", "mapping of str to int", a set of texts.
+    ("py:class", r"[\w-]+|(str|int) to \w+|\{?\"\w+\"\}?"),
 ]
 
 html_theme = "furo"
