@@ -51,7 +51,7 @@ class Sharing:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the three below
         self._arena: Arena | None = None
         self._unable: dict[Route, Unable] = {}
         self._closed = False
@@ -63,10 +63,8 @@ class Sharing:
 
         The kind of the reason is before its colon.
         """
-        if self._settings.shm == "off":
-            return "switched off: the client was made with shm='off'"
-        if (why := unsupported()) is not None:
-            return f"not supported: {why}"
+        if (why := self._absent()) is not None:
+            return why
         for tensor in tensors:
             if tensor.datatype == "BYTES":
                 return f'no fixed size: input "{tensor.name}" is BYTES'
@@ -110,9 +108,16 @@ class Sharing:
                 self._arena = self._new_arena()
             return self._arena
 
+    def _absent(self) -> str | None:
+        """Say why there is no shared memory for this client, or None."""
+        if self._settings.shm == "off":
+            return "switched off: the client was made with shm='off'"
+        why = unsupported()
+        return None if why is None else f"not supported: {why}"
+
     def _new_arena(self) -> Arena:
-        if (why := unsupported()) is not None:
-            raise DeclinedError(f"not supported: {why}")
+        if (why := self._absent()) is not None:
+            raise DeclinedError(why)
         settings = self._settings
         most = settings.shm_max_pinned
         import grp  # not on Windows

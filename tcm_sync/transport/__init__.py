@@ -10,6 +10,9 @@ Order of locks, each taken only while holding those before it, or none:
 2. one of: a gate's, a connection's (guards its closing and each call on its socket), the connector's, that
    of the counts.
 
+The locks of shared memory (`tcm_sync.sharing`, then the arena's) are taken while none of these is held, and
+the client's own before any of them all.
+
 Under the pool's lock nothing is called that could wait: no network socket, no user callback, no log.
 Finalizers take one lock, which is re-entrant and held for no longer than it takes to write a byte to the
 reader's wake-up socket without waiting.

@@ -250,7 +250,9 @@ class Growth:
 
     def _left(self) -> tuple[int, int]:
         """Count the streams, and the other calls, that may begin."""
-        return self._streams_left(), self._window.left(self._under_way())
+        streams = self._shelf.streams()
+        others = self.size if self._window.width is None else self._window.left(self._under_way())
+        return self.most_streams - streams, others
 
     def _streams_left(self) -> int:
         return self.most_streams - self._shelf.streams()

@@ -306,6 +306,7 @@ class Pool(Growth):
             for connection in expired:
                 self._forget(connection, _EXPIRED)
             lost = self._audit(now)
+            self._window.rested(now)
             self._serve()
             wanted = self._grow()
             due = self._shelf.next_expiry(now)

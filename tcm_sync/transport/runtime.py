@@ -184,7 +184,7 @@ class Runtime:
         if connection.pool is not None:
             if isinstance(failure, RateLimitedError):
                 connection.pool.learn_limit(connection)
-            elif isinstance(failure, BackpressureError):
+            elif isinstance(failure, BackpressureError) and connection.pool is self.pool:  # jobs take minutes
                 connection.pool.refused(connection, failure)
         if reusable:
             lease.release()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tcm_sync.transport.connection import Connection
 
 _CALM = 8  # full windows of answers that make room for one request more
+_REST = 5.0  # seconds without a refusal that do, too, since some models take as long for each answer
 
 
 class Window:
@@ -30,6 +31,7 @@ class Window:
         self._size = size
         self._width: float | None = None  # None: no refusal yet, or long forgotten
         self._narrowed_at = 0.0
+        self._rested_at = 0.0  # when time last widened it, or a refusal narrowed it
         self._cause: TcmError | None = None
 
     @property
@@ -51,7 +53,7 @@ class Window:
             return False
         most = under_way if self._width is None else min(under_way, self._width)
         self._width = max(1.0, most / 2)
-        self._narrowed_at = monotonic()
+        self._narrowed_at = self._rested_at = monotonic()
         self._cause = again(cause)
         return True
 
@@ -59,7 +61,17 @@ class Window:
         """Widen it a little: the request on `connection` was not refused."""
         if self._width is None or connection.leased_at is None or connection.leased_at <= self._narrowed_at:
             return
-        self._width += 1.0 / (_CALM * self._width)
+        self._widen(1.0 / (_CALM * self._width))
+
+    def rested(self, now: float) -> None:
+        """Widen it by one if nothing was refused for a while."""
+        if self._width is not None and now - self._rested_at >= _REST:
+            self._rested_at = now
+            self._widen(1.0)
+
+    def _widen(self, by: float) -> None:
+        assert self._width is not None
+        self._width += by
         if self._width >= self._size:
             self._width = self._cause = None
 

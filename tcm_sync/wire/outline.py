@@ -8,13 +8,16 @@ the wrong place leaves an outline that is no JSON, or a name that is no output: 
 
 from __future__ import annotations
 
+import re
 import secrets
 
 import msgspec
 
 LARGE = 64 * 1024  # bytes from which a message is outlined
 _LONG = 16 * 1024  # bytes of an array that is worth cutting out
+_LOOKS = 10_000  # of text there may be millions of pieces, and none of them is worth it
 _PREFIX = b'"%b:' % secrets.token_hex(16).encode()
+_NAME = re.compile(_PREFIX + rb'(\d+)"')
 
 
 class Outline(msgspec.Struct, frozen=True, eq=False):
@@ -47,10 +50,7 @@ class Outline(msgspec.Struct, frozen=True, eq=False):
 
     def __bytes__(self) -> bytes:
         """Return the text as it was."""
-        whole = self.text
-        for place, array in enumerate(self.arrays):
-            whole = whole.replace(_name(place), array, 1)
-        return whole
+        return _NAME.sub(lambda found: bytes(self.arrays[int(found[1])]), self.text)
 
 
 def outline(message: bytes) -> Outline | None:
@@ -59,7 +59,10 @@ def outline(message: bytes) -> Outline | None:
     arrays: list[memoryview] = []
     view = memoryview(message)
     kept = position = 0
-    while (start := message.find(b"[", position)) >= 0:
+    for _ in range(_LOOKS):
+        start = message.find(b"[", position)
+        if start < 0:
+            break
         quote = message.find(b'"', start)
         limit = len(message) if quote < 0 else quote
         end = message.rfind(b"]", start, limit) + 1

@@ -364,3 +364,10 @@ def test_what_is_kept_after_the_closing_never_crashes(manager, ours):
     command = [sys.executable, "-X", "dev", "-X", "faulthandler", "-c", SEGFAULT, manager.uri]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3 * GUARD)
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+
+
+def test_there_are_none_where_shared_memory_is_switched_off(serve, connect, ours):
+    client = connect(serve(), shm="off")
+    with pytest.raises(InputError, match=r"^no shared memory: switched off"):
+        client.empty_shared((4,), np.float32)
+    assert not ours()

@@ -294,6 +294,35 @@ def test_what_found_a_full_queue_is_sent_again():
     assert peer.requests == 2
 
 
+def test_after_a_full_queue_as_many_jobs_are_under_way_as_before():
+    """They take minutes, so that answers would be long in coming that make room again."""
+    go_on, lock, refused = threading.Event(), threading.Lock(), []
+
+    def script(connection):
+        connection.welcome()
+        while True:
+            recv_job(connection)
+            with lock:
+                first = not refused
+                refused.append(connection.uuid)
+            if first:
+                queue_full(connection)
+            else:
+                wait_for(go_on)
+                done(connection)
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        with (
+            background(lambda: client.management("a")) as one,
+            background(lambda: client.management("b")) as two,
+        ):
+            try:
+                wait_until(lambda: peer.requests == 3)  # one of them twice
+            finally:
+                go_on.set()
+            assert one().data == two().data == ["10.0.0.7", "vm-9"]
+
+
 def test_a_connection_that_died_while_it_was_idle_costs_no_job():
     gone = threading.Event()
 

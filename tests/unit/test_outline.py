@@ -168,3 +168,22 @@ def test_any_json_is_itself_again(value):
     except msgspec.DecodeError:
         return  # then the message is read whole
     assert set(rest) == {"a", "b"}
+
+
+def test_the_text_of_thousands_of_arrays_is_put_together_in_one_go():
+    """Copying all of it once for each array would take minutes."""
+    data = {f"y{number}": [1.5] * 4_000 for number in range(1_500)}
+    reply, ours, _ = both(data)
+    assert len(reply.data.arrays) == len(ours) == 1_500
+
+
+def test_a_million_texts_with_brackets_are_not_looked_at_one_by_one(monkeypatch):
+    looks = []
+
+    class Message(bytes):
+        def find(self, *what):
+            looks.append(what)
+            return super().find(*what)
+
+    assert outline(Message(b'["[", ' * 100_000)) is None
+    assert len(looks) < 30_000

@@ -61,6 +61,24 @@ def test_answers_widen_it_slowly_until_it_is_forgotten():
     assert (window.width, window.cause) == (None, None)
 
 
+def test_time_widens_it_by_one_where_answers_take_long():
+    window = Window(4)
+    refuse(window, 4)
+    now = monotonic()
+    window.rested(now + 4.0)
+    assert window.width == 2
+    for seconds in (5.5, 6.0, 9.0):
+        window.rested(now + seconds)
+        assert window.width == 3
+    refuse(window, 4)
+    assert window.width == 1, "of three"
+    window.rested(monotonic() + 4.0)
+    assert window.width == 1
+    for seconds in (10.0, 20.0, 30.0):
+        window.rested(monotonic() + seconds)
+    assert window.width is None
+
+
 def test_answers_to_what_was_sent_before_the_refusal_prove_nothing():
     window = Window(4)
     before = leased()
