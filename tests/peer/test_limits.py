@@ -20,6 +20,7 @@ from tcm_sync import (
     RateLimitedError,
     TcmError,
 )
+from tcm_sync.transport import growth, window
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer
@@ -146,6 +147,33 @@ def test_after_a_refusal_fewer_are_under_way_and_who_cannot_wait_hears_why():
             assert answer() == 1.0
         assert ask(client) == 1.0  # there is room again
     assert peer.requests == 3, "the call that could not wait was sent"
+
+
+def test_time_without_a_refusal_makes_room_where_answers_are_long_in_coming(monkeypatch):
+    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 0.05)
+    monkeypatch.setattr(window, "_REST", 0.1)
+    go_on, lock, refused = threading.Event(), threading.Lock(), []
+
+    def script(connection):
+        connection.welcome()
+        while True:
+            connection.recv_request()
+            with lock:
+                first = not refused
+                refused.append(connection.uuid)
+            if first:
+                connection.error("Request dropped.", "BACKPRESSURE_QUEUE_FULL", dropped_type="inference")
+            else:
+                wait_for(go_on)
+                connection.reply({"y": [1.0]})
+
+    with ScriptedPeer(script) as peer, connect(peer, pool_size=2) as client:
+        with background(lambda: ask(client)) as one, background(lambda: ask(client)) as two:
+            try:
+                wait_until(lambda: peer.requests == 3)  # one of them twice, and none is answered
+            finally:
+                go_on.set()
+            assert (one(), two()) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("code", ["BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FULL"])

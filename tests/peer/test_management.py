@@ -31,6 +31,7 @@ from tcm_sync import (
     TensorSpec,
 )
 from tcm_sync.progress import Progress
+from tcm_sync.transport import window
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.replies import ReplyFuture
 from tcm_sync.transport.runtime import _late
@@ -294,8 +295,9 @@ def test_what_found_a_full_queue_is_sent_again():
     assert peer.requests == 2
 
 
-def test_after_a_full_queue_as_many_jobs_are_under_way_as_before():
+def test_after_a_full_queue_as_many_jobs_are_under_way_as_before(monkeypatch):
     """They take minutes, so that answers would be long in coming that make room again."""
+    monkeypatch.setattr(window, "_REST", 1e9)
     go_on, lock, refused = threading.Event(), threading.Lock(), []
 
     def script(connection):
