@@ -1,6 +1,6 @@
 """Whether processes that share a manager are served alike.
 
-    python benchmarks/fairness.py [--seconds 60] [--processes 4] [--threads 4] [--max-requests 500 1000000000]
+    python -m benchmarks fairness [--seconds 60] [--processes 4] [--threads 4] [--max-requests 500 1000000000]
 
 Each process has one client with its default settings, used by a few threads in a closed loop, against a
 `LocalManager` with the real scheduler (five inferences every 10 ms, the oldest uuids first) in a process of
@@ -20,19 +20,11 @@ import time
 from multiprocessing.connection import Connection
 
 import numpy as np
+from manager import local_manager
 
 from tcm_sync import Route, TcmClient
-from tcm_sync.local import LocalManager
 
 NEVER = 10**9
-
-
-def serve(ready: Connection) -> None:
-    """Run the manager until the other end says so."""
-    with LocalManager({"double": lambda inputs: {"y": inputs["x"] * 2}}) as manager:
-        ready.send((manager.uri, manager.route))
-        ready.recv()
-        ready.send(len(manager.stats().uuids))
 
 
 def work(uri: str, route: Route, threads: int, seconds: float, max_requests: int, report: Connection) -> None:
@@ -81,24 +73,19 @@ def run(options: argparse.Namespace, max_requests: int) -> int:
         "sockets are never replaced" if max_requests >= NEVER else f"replaced after {max_requests} requests"
     )
     context = multiprocessing.get_context("spawn")
-    control, far = context.Pipe()
-    manager = context.Process(target=serve, args=(far,))
-    manager.start()
-    uri, route = control.recv()
-    workers = []
-    for _ in range(options.processes):
-        near, end = context.Pipe()
-        worker = context.Process(
-            target=work, args=(uri, route, options.threads, options.seconds, max_requests, end)
-        )
-        worker.start()
-        workers.append((near, worker))
-    results = [near.recv() for near, _ in workers]
-    for _, worker in workers:
-        worker.join()
-    control.send("stop")
-    uuids = control.recv()
-    manager.join()
+    with local_manager() as manager:
+        workers = []
+        for _ in range(options.processes):
+            near, end = context.Pipe()
+            where = (manager.uri, manager.route)
+            worker = context.Process(
+                target=work, args=(*where, options.threads, options.seconds, max_requests, end)
+            )
+            worker.start()
+            workers.append((near, worker))
+        results = [near.recv() for near, _ in workers]
+        for _, worker in workers:
+            worker.join()
 
     counts = [len(elapsed) for elapsed, _ in results]
     every = sorted(seconds for elapsed, _ in results for seconds in elapsed)
@@ -109,7 +96,7 @@ def run(options: argparse.Namespace, max_requests: int) -> int:
     centiles = statistics.quantiles(every, n=100)
     print(
         f"{sum(counts) / options.seconds:.0f} calls a second; median {centiles[49] * 1e3:.1f} ms, "
-        f"99 of 100 within {centiles[98]:.2f} s, the slowest {every[-1]:.2f} s; {uuids} uuids"
+        f"99 of 100 within {centiles[98]:.2f} s, the slowest {every[-1]:.2f} s; {manager.uuids} uuids"
     )
     print(f"{len(wrong)} failed or wrong", *wrong[:5], sep="\n  ")
     return 1 if wrong and max_requests < NEVER else 0

@@ -3,7 +3,7 @@
 Each socket sends an inference of an instant model, waits for the reply, and sends the next. The manager
 serves five uuids a tick, the oldest first, so beyond five busy sockets the young ones starve.
 
-    python benchmarks/starvation.py [--seconds 6] [--plot docs/images/starvation.svg]
+    python -m benchmarks starvation [--seconds 6] [--plot docs/images/starvation.svg]
 
 Counts and worst latencies of shorter rows cannot be compared with the expected ones, which are of 6 s.
 """
@@ -12,22 +12,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
-import multiprocessing
 import statistics
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import websockets
+from manager import local_manager
 from websockets.asyncio.client import connect
-
-from tcm_sync.local import LocalManager
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
 
 WORKERS = 8
 
@@ -71,20 +64,12 @@ class Socket:
     unanswered: float = 0.0  # how long the last request had waited at the end
 
 
-def serve(pipe: Connection) -> None:
-    """Run the manager in a process of its own until the pipe says something."""
-    with LocalManager({"instant": lambda arrays: arrays}, workers=WORKERS) as manager:
-        pipe.send(manager.uri)
-        with contextlib.suppress(EOFError):
-            pipe.recv()
-
-
 async def keep_busy(uri: str, socket: Socket, replaced_after: int | None) -> None:
     """Ask and wait for the answer, over and over."""
     while True:
         name = uuid.uuid4().hex
         inputs = [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]
-        payload = {"container_id": "local", "model_name": "instant", "request": {"inputs": inputs}}
+        payload = {"container_id": "local", "model_name": "double", "request": {"inputs": inputs}}
         request = json.dumps({"uuid": name, "type": "inference", "payload": payload})
         async with connect(uri, compression=None) as connection:
             await connection.send(json.dumps({"uuid": name, "type": "auth", "payload": {}}))
@@ -130,17 +115,8 @@ class Measured:
 
 def measure(row: Row, seconds: float) -> Measured:
     """Start a manager, load it, and sum up."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs,))
-    process.start()
-    theirs.close()
-    try:
-        uri = ours.recv()
-        sockets = asyncio.run(load(uri, row, seconds))
-    finally:
-        ours.close()  # which ends it too
-        process.join()
+    with local_manager(workers=WORKERS) as manager:
+        sockets = asyncio.run(load(manager.uri, row, seconds))
     served = [len(socket.latencies) for socket in sockets]
     latencies = [latency for socket in sockets for latency in socket.latencies]
     worst = max([*latencies, *(socket.unanswered for socket in sockets)])

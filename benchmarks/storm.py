@@ -1,6 +1,6 @@
 """What is sent in vain when the manager has too much to do.
 
-    python benchmarks/storm.py [--seconds 8]
+    python -m benchmarks storm [--seconds 8]
 
 Three loads against a `LocalManager` in this process: 60 calls a second over four sockets where the manager
 takes 20 messages a second of each; 32 threads on 32 sockets (a pool that large only for this) where one

@@ -1,0 +1,77 @@
+"""A `LocalManager` in a process of its own, for what is measured against the real scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+from bare import ANSWER, MODEL
+
+from tcm_sync import Route
+from tcm_sync.local import LocalManager
+
+
+def double(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Be a model that is soon done."""
+    return {"y": inputs["x"] * 2}
+
+
+def answer(_: dict[str, Any]) -> dict[str, Any]:
+    """Be a model that says what the instant server says."""
+    return {"y": ANSWER}
+
+
+def serve(end: Connection, core: int | None, settings: dict[str, Any]) -> None:
+    """Run the manager until the other end says so."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    with LocalManager({"double": double, MODEL: answer}, **settings) as manager:
+        end.send((manager.uri, manager.route))
+        with contextlib.suppress(EOFError):  # the other end failed
+            end.recv()
+            end.send(len(manager.stats().uuids))
+
+
+class Manager:
+    """Where the manager is, and how to end it."""
+
+    def __init__(self, control: Connection) -> None:
+        self._control = control
+        self.uuids = 0  # that it saw, once it has ended
+        self.uri: str
+        self.route: Route
+        self.uri, self.route = control.recv()
+
+    def stop(self) -> None:
+        """Let it end."""
+        self._control.send("stop")
+        self.uuids = self._control.recv()
+
+
+@contextlib.contextmanager
+def local_manager(core: int | None = None, **settings: Any) -> Iterator[Manager]:
+    """Run a manager with the models of this file.
+
+    Parameters
+    ----------
+    core : int, optional
+        Where to keep it.
+    **settings
+        Of `LocalManager`.
+    """
+    context = multiprocessing.get_context("spawn")
+    control, far = context.Pipe()
+    process = context.Process(target=serve, args=(far, core, settings))
+    process.start()
+    far.close()
+    try:
+        manager = Manager(control)
+        yield manager
+        manager.stop()
+    finally:
+        control.close()  # which ends it too
+        process.join()

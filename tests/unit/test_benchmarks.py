@@ -1,0 +1,70 @@
+"""The benchmarks run: each subject once, as short as can be. No figure is judged."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SUBJECTS = (
+    "batching",
+    "idle",
+    "image",
+    "imports",
+    "memory",
+    "reply",
+    "roundtrip",
+    "sockets",
+    "stream",
+    "threads",
+    "tick",
+)
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="they read /proc, and their server uses epoll"
+)
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=100
+    ).stdout
+
+
+def test_no_subject_is_left_out() -> None:
+    assert sorted(run("--list").split()) == list(SUBJECTS)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_subject_yields_rows_with_a_verdict(name: str) -> None:
+    rows: list[dict[str, Any]] = json.loads(run("--short", "--json", "--only", name))["rows"]
+    assert any(row["passed"] is not None for row in rows)
+    for row in rows:
+        assert all(math.isfinite(figure) for figure in row["figures"])
+        assert row["figures"]
+        assert (row["least"] is None and row["most"] is None) == (row["passed"] is None)
+
+
+def test_the_table_is_written_for_the_documentation(tmp_path: Path) -> None:
+    run("sockets", "--short", "--rst", str(tmp_path / "table.inc"))
+    table = (tmp_path / "table.inc").read_text(encoding="utf-8")
+    assert ":commit: " in table
+    assert table.count("\n   * - ") == 2  # its head, and one row
+    assert "64 sockets open" in table
+
+
+def test_growth_is_drawn(tmp_path: Path) -> None:
+    run("growth", "--short", "--only", "sockets", "--plot", str(tmp_path))
+    assert "commit " in (tmp_path / "growth-sockets.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["threads", "sockets", "size"])
+def test_growth_is_measured_at_every_point(kind: str) -> None:
+    contenders = {"threads": 3, "sockets": 2, "size": 2}[kind]
+    assert len(run("growth", "--short", "--only", kind).splitlines()) == 3 * contenders
