@@ -9,16 +9,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
-from msgspec import Raw
 
 from tcm_sync.config import check_count
 from tcm_sync.errors import CallTimeoutError, ConfigError, PoolTimeoutError, ProtocolError, TcmError
 from tcm_sync.process import watch
 from tcm_sync.request import InferenceCall, Plan, encode_request, is_readable
 from tcm_sync.results import InferResult
-from tcm_sync.tensors import Tensor, check_call, decode_outputs, encode_inputs
-from tcm_sync.wire.encode import check_size
-from tcm_sync.wire.messages import InputTensor
+from tcm_sync.tensors import Tensor, check_call, decode_outputs, encode_data, encode_described
+from tcm_sync.wire.encode import Pieces, check_size, size_of
 from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
@@ -63,7 +61,7 @@ class Sample:
     def __init__(self, tensors: tuple[Tensor, ...], deadline: Deadline) -> None:
         self.tensors = tensors
         # Each is written in its caller's thread, with a batch axis that is taken off again.
-        self.texts = [bytes(each.data)[1:-1] for each in encode_inputs(map(_as_batch, tensors))]
+        self.texts = [encode_data(_as_batch(tensor))[1:-1] for tensor in tensors]
         self.key = tuple((each.name, each.datatype, each.shape) for each in tensors)
         self.size = sum(map(len, self.texts)) + len(self.texts)  # bytes that it adds to a message
         self.deadline = deadline
@@ -150,7 +148,7 @@ class Batcher:
         limit = self._client._settings.max_message_bytes  # noqa: SLF001
         room = self._rooms.get(sample.key)
         if room is None:
-            bare = len(self._text(sample.tensors, [[] for _ in sample.texts], 10**_DIGITS))
+            bare = size_of(self._text(sample.tensors, [[] for _ in sample.texts], 10**_DIGITS))
             room = limit - bare - self._client._envelope_bytes("inference")  # noqa: SLF001
             if len(self._rooms) >= _MOST_ROOMS:
                 self._rooms.clear()
@@ -252,7 +250,7 @@ class Batcher:
                     return
                 self._changed.wait(left)
 
-    def close(self, batch: Batch) -> tuple[list[Sample], bytes]:
+    def close(self, batch: Batch) -> tuple[list[Sample], Pieces]:
         """Let nobody join a batch any more, and write it: its connection is there."""
         with self._lock:
             self._shut(batch)
@@ -262,13 +260,13 @@ class Batcher:
         rows = [[sample.texts[place] for sample in samples] for place in range(len(samples[0].texts))]
         return samples, self._text(samples[0].tensors, rows, len(samples))
 
-    def _text(self, tensors: tuple[Tensor, ...], rows: list[list[bytes]], size: int) -> bytes:
+    def _text(self, tensors: tuple[Tensor, ...], rows: list[list[bytes]], size: int) -> Pieces:
         plan = self._plan
-        inputs = tuple(
-            InputTensor(each.name, (size, *each.shape), each.datatype, Raw(b"[%b]" % b",".join(texts)))
+        inputs = [
+            (each.name, each.datatype, (size, *each.shape), b"[%b]" % b",".join(texts))
             for each, texts in zip(tensors, rows, strict=True)
-        )
-        return encode_request(plan, inputs)
+        ]
+        return encode_request(plan, encode_described(inputs))
 
     def _split(self, call: BatchCall, attempts: int) -> list[InferResult]:
         """Cut the outputs of a batch into those of its samples."""
@@ -306,11 +304,11 @@ class BatchCall(InferenceCall):
     def __init__(
         self, batcher: Batcher, batch: Batch, deadline: Deadline, *, patient: bool, plan: Plan
     ) -> None:
-        super().__init__(b"", deadline, patient=patient, target=(plan.route, plan.model_name))
+        super().__init__((), deadline, patient=patient, target=(plan.route, plan.model_name))
         self._batcher = batcher
         self._batch = batch
 
-    def write(self, connection: Connection) -> bytes:  # noqa: ARG002
+    def write(self, connection: Connection) -> Pieces:  # noqa: ARG002
         """Close the batch, and write it. A repeat sends the same samples."""
         if not self.payload:
             self.samples, self.payload = self._batcher.close(self._batch)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tcm_sync.config import Route, Unset
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.lifecycle import Lifecycle
-from tcm_sync.retry import Attempts, RetryPolicy
+from tcm_sync.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from tcm_sync.transport.call import Call
@@ -31,9 +31,18 @@ class Caller(Lifecycle):
         """
         runtime = self._running()
         counts = self._counts
-        attempts = Attempts(policy, call.deadline, once=once, tell=counts.repeated)
         try:
-            attempts.run(partial(call.attempt, runtime), runtime.sleep)
+            try:
+                call.attempt(runtime)
+            except TcmError as error:
+                first = error
+            else:
+                return 1
+            from tcm_sync.attempts import Attempts  # with tenacity, which nearly no call needs
+
+            attempts = Attempts(policy, call.deadline, once=once, tell=counts.repeated)
+            attempts.go_on(first, partial(call.attempt, runtime), runtime.sleep)
+            return attempts.counted + 1
         except TcmError as error:
             self._failed(error, call)
             raise
@@ -42,7 +51,6 @@ class Caller(Lifecycle):
             raise
         finally:
             counts.called()
-        return attempts.counted + 1
 
     def _failed(self, error: TcmError, call: Call) -> None:
         """Put the facts of the call into its error, and count it."""

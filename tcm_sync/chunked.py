@@ -15,6 +15,7 @@ from tcm_sync.progress import Progress
 from tcm_sync.request import Plan
 from tcm_sync.results import InferResult
 from tcm_sync.tensors import Tensor, check_inputs
+from tcm_sync.wire.encode import size_of
 from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Chunked(Many):
             spans.append((start, stop))
             yield lambda payload=payload: self._infer(plan, payload, self._deadline(plan.timeout))  # type: ignore[misc]
             if rows is None:
-                wanted = max(1, int((stop - start) * limit * _FULL / len(payload)))
+                wanted = max(1, int((stop - start) * limit * _FULL / size_of(payload)))
             start = stop
 
 

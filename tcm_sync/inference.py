@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from tcm_sync.caller import Caller, checked_model_name
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError, MessageTooLargeError, TcmError
-from tcm_sync.request import InferenceCall, Plan, encode_request, encode_tensors, is_readable
+from tcm_sync.request import InferenceCall, Plan, encode_references, encode_tensors, is_readable
 from tcm_sync.results import InferResult
 from tcm_sync.shared import Shareable, SharedCall, also, copied
 from tcm_sync.sharing import Transport, is_worth_sharing
 from tcm_sync.tensors import as_references, check_call, check_output_dtypes, decode_outputs
-from tcm_sync.wire.encode import check_size
+from tcm_sync.wire.encode import Pieces, check_size, size_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -116,7 +116,7 @@ class Inference(Caller):
             transport,
         )
 
-    def _encode(self, plan: Plan, inputs: object, *, later: bool = False) -> bytes | Shareable:
+    def _encode(self, plan: Plan, inputs: object, *, later: bool = False) -> Pieces | Shareable:
         """Check the inputs, and write their text unless shared memory is to have them.
 
         Parameters
@@ -124,8 +124,7 @@ class Inference(Caller):
         later : bool
             Whether the caller goes on, and may change his arrays, before they are sent.
         """
-        references = as_references(inputs)
-        if references is not None:
+        if type(inputs) is not dict and (references := as_references(inputs)) is not None:
             return self._refer(plan, references)
         tensors = check_call(inputs, infinities=True)
         why: str | None = None
@@ -146,7 +145,7 @@ class Inference(Caller):
                 return Shareable(copied(tensors) if later else tensors)
             raise also(error, why) from None
 
-    def _as_json(self, plan: Plan, tensors: tuple[Tensor, ...]) -> bytes:
+    def _as_json(self, plan: Plan, tensors: tuple[Tensor, ...]) -> Pieces:
         return encode_tensors(
             plan,
             tensors,
@@ -154,9 +153,9 @@ class Inference(Caller):
             envelope_bytes=self._envelope_bytes("inference"),
         )
 
-    def _refer(self, plan: Plan, references: tuple[SharedTensor, ...]) -> bytes:
-        payload = encode_request(plan, references)
-        check_size(len(payload) + self._envelope_bytes("inference"), self._settings.max_message_bytes)
+    def _refer(self, plan: Plan, references: tuple[SharedTensor, ...]) -> Pieces:
+        payload = encode_references(plan, references)
+        check_size(size_of(payload) + self._envelope_bytes("inference"), self._settings.max_message_bytes)
         return payload
 
     def _obstacle(self, plan: Plan, tensors: tuple[Tensor, ...]) -> str | None:
@@ -164,9 +163,9 @@ class Inference(Caller):
             tensors, plan.route, allow_transient=plan.allow_transient, transport=plan.transport
         )
 
-    def _infer(self, plan: Plan, prepared: bytes | Shareable, deadline: Deadline) -> InferResult:
+    def _infer(self, plan: Plan, prepared: Pieces | Shareable, deadline: Deadline) -> InferResult:
         """Send what was prepared, and make arrays of the reply."""
-        if isinstance(prepared, bytes):
+        if not isinstance(prepared, Shareable):
             target = (plan.route, plan.model_name)
             call = InferenceCall(prepared, deadline, patient=plan.policy is not None, target=target)
             attempts = self._perform(call, plan.policy)

@@ -11,7 +11,7 @@ from tcm_sync.errors import ContractError, InputError, ProtocolError, TcmError
 from tcm_sync.results import QueueStats
 from tcm_sync.transport.call import Call
 from tcm_sync.wire.decode import decode_info, decode_value
-from tcm_sync.wire.encode import check_size
+from tcm_sync.wire.encode import Pieces, check_size
 from tcm_sync.wire.plain import plain_json
 from tcm_sync.wire.quote import quote
 
@@ -59,7 +59,7 @@ class Info(Caller):
         text = plain_json({"action": action, **payload})
         check_size(len(text) + self._envelope_bytes("info"), self._settings.max_message_bytes)
         policy = self._settings.retry
-        call = InfoCall(text, self._deadline(timeout), patient=policy is not None, job_id=job_id)
+        call = InfoCall((text,), self._deadline(timeout), patient=policy is not None, job_id=job_id)
         self._perform(call, policy)
         return call.data
 
@@ -85,7 +85,7 @@ class InfoCall(Call):
     kind: ClassVar[str] = "info"
     data: dict[str, Any]
 
-    def __init__(self, payload: bytes, deadline: Deadline, *, patient: bool, job_id: str) -> None:
+    def __init__(self, payload: Pieces, deadline: Deadline, *, patient: bool, job_id: str) -> None:
         super().__init__(payload, deadline, patient=patient)
         self._job_id = job_id
 

@@ -17,7 +17,7 @@ from tcm_sync.sharing import Sharing
 from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.opening import fresh_uuid
 from tcm_sync.transport.runtime import Runtime
-from tcm_sync.wire.encode import encode_message
+from tcm_sync.wire.encode import encode_message, size_of
 from tcm_sync.workers import Workers
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Lifecycle:
         self._workers: Workers | None = None  # of `submit`
         self._crews: weakref.WeakSet[Workers] = weakref.WeakSet()  # these and those of each `map`
         uuid = fresh_uuid((settings.auth or AuthContext()).uuid)  # as long as all will be
-        self._bare_envelope_bytes = len(encode_message(uuid, "", b""))
+        self._bare_envelope_bytes = size_of(encode_message(uuid, "", ()))
         watch(self)
 
     def __repr__(self) -> str:

@@ -136,7 +136,7 @@ class Management(Caller):
         deadline = self._deadline(timeout)
         policy = self._settings.retry
         with Progress(action, shown=progress) as shown:
-            call = ManagementCall(payload, deadline, patient=policy is not None)
+            call = ManagementCall((payload,), deadline, patient=policy is not None)
             call.progress = shown
             try:
                 attempts = self._perform(call, policy, once=True)

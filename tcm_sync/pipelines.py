@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import UNSET as LEFT_OUT
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from tcm_sync.caller import Caller
 from tcm_sync.config import UNSET, Unset
@@ -21,7 +21,7 @@ from tcm_sync.tensors import (
     minimum_json_bytes,
 )
 from tcm_sync.wire.decode import decode_steps
-from tcm_sync.wire.encode import check_size, encode_payload
+from tcm_sync.wire.encode import Pieces, check_size, encode_payload, size_of
 from tcm_sync.wire.messages import InferencePayload, StepRequest
 from tcm_sync.wire.quote import quote
 
@@ -180,13 +180,13 @@ def _of_step(step: PipelineStep, work: Callable[..., Result], *arguments: Any) -
         raise
 
 
-def _encode_pipeline(steps: list[PipelineStep], route: Route, limit: int, envelope_bytes: int) -> bytes:
+def _encode_pipeline(steps: list[PipelineStep], route: Route, limit: int, envelope_bytes: int) -> Pieces:
     tensors = [_of_step(step, check_inputs, step.inputs) for step in steps]
     check_size(sum(map(minimum_json_bytes, tensors)) + envelope_bytes, limit, at_least=True)
     requests = tuple(
         StepRequest(
             model_name=step.model_name,
-            inputs=encode_inputs(inputs),
+            inputs=Raw(b"[%b]" % b"".join(encode_inputs(inputs))),
             name=LEFT_OUT if step.name is None else step.name,
         )
         for step, inputs in zip(steps, tensors, strict=True)
@@ -199,7 +199,7 @@ def _encode_pipeline(steps: list[PipelineStep], route: Route, limit: int, envelo
             pipeline=requests,
         )
     )
-    check_size(len(payload) + envelope_bytes, limit)
+    check_size(size_of(payload) + envelope_bytes, limit)
     return payload
 
 

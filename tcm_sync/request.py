@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET as LEFT_OUT
 from msgspec import Struct
 
 from tcm_sync.errors import ProtocolError, TcmError
-from tcm_sync.tensors import check_finite, decode_outputs, encode_inputs, minimum_json_bytes
+from tcm_sync.tensors import decode_outputs, encode_inputs, minimum_json_bytes
 from tcm_sync.transport.call import Call
 from tcm_sync.wire.decode import decode_failure, decode_inference
-from tcm_sync.wire.encode import check_size, encode_payload
+from tcm_sync.wire.encode import Pieces, check_size, encode_part, size_of
 from tcm_sync.wire.failures import failure_of_reply
 from tcm_sync.wire.messages import (
     InferencePayload,
     InferenceReply,
     InferenceRequest,
-    InputTensor,
     SharedTensor,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tcm_sync.config import Route, Unset
     from tcm_sync.retry import RetryPolicy
     from tcm_sync.sharing import Transport
     from tcm_sync.tensors import OutputDtypes, Tensor
     from tcm_sync.transport.connection import Connection
+
+
+_NO_INPUTS = b'"inputs":[]'
 
 
 class Plan(Struct, frozen=True, eq=False):
@@ -48,7 +53,7 @@ def encode_tensors(
     limit: int,
     envelope_bytes: int,
     stream_of: str | None = None,
-) -> bytes:
+) -> Pieces:
     """Write a request with its tensors as JSON: the same text for every attempt, on whatever socket.
 
     Parameters
@@ -72,34 +77,50 @@ def encode_tensors(
         The text would be too long.
     """
     check_size(minimum_json_bytes(tensors) + envelope_bytes, limit, at_least=True)
-    check_finite(tensors)
-    payload = encode_request(plan, encode_inputs(tensors), stream_of=stream_of)
-    check_size(len(payload) + envelope_bytes, limit)
+    payload = encode_request(plan, encode_inputs(tensors), stream_of)
+    check_size(size_of(payload) + envelope_bytes, limit)
     return payload
 
 
-def encode_request(
-    plan: Plan,
-    inputs: tuple[InputTensor, ...] | tuple[SharedTensor, ...],
-    *,
-    stream_of: str | None = None,
-) -> bytes:
-    """Write a request whose inputs are in the form of the wire, however long it gets."""
+def encode_references(plan: Plan, references: tuple[SharedTensor, ...]) -> Pieces:
+    """Write a request whose tensors lie in shared memory."""
+    return encode_request(plan, (encode_part(references)[1:-1],))
+
+
+def encode_request(plan: Plan, inputs: Iterable[bytes], stream_of: str | None = None) -> Pieces:
+    """Write a request whose inputs are written already, one after the other, however long it gets."""
     route = plan.route
-    return encode_payload(
+    before, behind = _around(
+        route.container_id, route.vm_ip, route.vm_id, plan.model_name, plan.allow_transient, stream_of
+    )
+    return (before, *inputs, behind)
+
+
+@lru_cache(maxsize=256)
+def _around(
+    container_id: str,
+    vm_ip: str | None,
+    vm_id: str | None,
+    model_name: str,
+    allow_transient: bool,
+    stream_of: str | None,
+) -> tuple[bytes, bytes]:
+    """Write a request without its inputs: what is before them, and what is behind."""
+    text = encode_part(
         InferencePayload(
-            container_id=route.container_id,
-            vm_ip=LEFT_OUT if route.vm_ip is None else route.vm_ip,
-            vm_id=LEFT_OUT if route.vm_id is None else route.vm_id,
-            model_name=plan.model_name,
+            container_id=container_id,
+            vm_ip=LEFT_OUT if vm_ip is None else vm_ip,
+            vm_id=LEFT_OUT if vm_id is None else vm_id,
+            model_name=model_name,
             request=InferenceRequest(
-                inputs=inputs,
                 protocol="http" if stream_of is None else "grpc",
-                allow_transient=True if plan.allow_transient else LEFT_OUT,
+                allow_transient=True if allow_transient else LEFT_OUT,
                 output_name=LEFT_OUT if stream_of is None else stream_of,
             ),
         )
     )
+    before, behind = text.split(_NO_INPUTS)  # once: within a text its quotes would be escaped
+    return before + b'"inputs":[', b"]" + behind
 
 
 class InferenceCall(Call):

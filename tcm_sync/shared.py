@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tcm_sync.transport.counts import Counts
     from tcm_sync.transport.replies import Future, PendingReplies, Refusal
     from tcm_sync.transport.runtime import Runtime
+    from tcm_sync.wire.encode import Pieces
 
 _REGISTRATION = (SharedMemoryRegistrationError, SharedMemoryUnavailableError)
 
@@ -73,11 +74,11 @@ class SharedCall(InferenceCall):
         deadline: Deadline,
         sharing: Sharing,
         counts: Counts,
-        by_reference: Callable[[tuple[SharedTensor, ...]], bytes],
-        by_value: Callable[[], bytes],
+        by_reference: Callable[[tuple[SharedTensor, ...]], Pieces],
+        by_value: Callable[[], Pieces],
     ) -> None:
         self._route: Route = plan.route
-        super().__init__(b"", deadline, patient=plan.policy is not None, target=(plan.route, plan.model_name))
+        super().__init__((), deadline, patient=plan.policy is not None, target=(plan.route, plan.model_name))
         self._plan = plan
         self._tensors = tensors
         self._sharing = sharing
@@ -111,7 +112,7 @@ class SharedCall(InferenceCall):
                     self._sharing.worked(self._route)
                 return
 
-    def write(self, connection: Connection) -> bytes:
+    def write(self, connection: Connection) -> Pieces:
         """Copy the tensors to segments and name them, or write them as JSON if that cannot be."""
         self._let_go()
         self._shared = False

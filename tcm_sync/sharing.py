@@ -29,7 +29,10 @@ _is_own = lru_cache(maxsize=256)(is_own_address)
 
 def is_worth_sharing(tensors: Iterable[Tensor]) -> bool:
     """Whether tensors are so large that shared memory is faster than JSON."""
-    return sum([tensor.array.nbytes for tensor in tensors]) >= WORTH_SHARING
+    size = 0
+    for tensor in tensors:
+        size += tensor.array.nbytes
+    return size >= WORTH_SHARING
 
 
 class Unable(NamedTuple):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tcm_sync.transport.counts import Counts
     from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.replies import Future, PendingReplies
+    from tcm_sync.wire.encode import Pieces
 
 _BUFFER_BYTES = 256 * 1024  # of chunks that wait to be taken before TCP holds the manager up
 
@@ -157,7 +158,7 @@ class StreamCall(Call):
 
     def __init__(
         self,
-        payload: bytes,
+        payload: Pieces,
         deadline: Deadline,
         *,
         patient: bool,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tcm_sync.errors import InputError
 from tcm_sync.tensors import DATATYPES, ModelSignature, TensorSpec
 from tcm_sync.wire.quote import quote
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 def sample_inputs(

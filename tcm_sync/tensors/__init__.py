@@ -2,8 +2,8 @@
 
 from tcm_sync.tensors.check import Held, HeldAll, HeldEach, check_call, fit_inputs
 from tcm_sync.tensors.datatypes import DATATYPES, Datatype
-from tcm_sync.tensors.encode import encode_inputs, minimum_json_bytes
-from tcm_sync.tensors.inputs import InferenceInput, Tensor, check_finite, check_inputs
+from tcm_sync.tensors.encode import encode_data, encode_described, encode_inputs, minimum_json_bytes
+from tcm_sync.tensors.inputs import InferenceInput, Tensor, check_inputs
 from tcm_sync.tensors.outputs import OutputDtypes, check_output_dtypes, decode_outputs
 from tcm_sync.tensors.references import SHMReference, as_references
 from tcm_sync.tensors.signature import ModelSignature, TensorSpec
@@ -22,10 +22,11 @@ __all__ = [
     "TensorSpec",
     "as_references",
     "check_call",
-    "check_finite",
     "check_inputs",
     "check_output_dtypes",
     "decode_outputs",
+    "encode_data",
+    "encode_described",
     "encode_inputs",
     "fit_inputs",
     "minimum_json_bytes",

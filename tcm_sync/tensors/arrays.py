@@ -10,12 +10,14 @@ import array as _array
 import datetime
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tcm_sync.tensors.datatypes import Unfit
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 #: What numpy 1.26 can hold; nobody's model has more.
 MAX_DIMENSIONS = 32

@@ -7,12 +7,14 @@ wrap, cut or turn into an infinity is refused, as the manager would not notice i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tcm_sync.tensors.datatypes import Unfit
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _WORDS = {"b": "bool", "i": "integers", "u": "integers", "f": "floats", "O": "text"}
 _NUMBERS = "iuf"

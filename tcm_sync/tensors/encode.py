@@ -3,30 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import orjson
 from msgspec import Raw
 
 from tcm_sync.tensors.datatypes import DATATYPES
-from tcm_sync.tensors.inputs import Tensor
+from tcm_sync.tensors.inputs import Tensor, check_finite
+from tcm_sync.wire.encode import encode_part
 from tcm_sync.wire.messages import InputTensor
 
+_FEW = 256  # elements up to which looking for null in their text is faster than asking numpy
 
-def encode_inputs(tensors: Iterable[Tensor]) -> tuple[InputTensor, ...]:
-    """Write the data of each tensor as JSON.
 
-    Floats have the fewest digits that identify them within their own datatype; NaN is ``null``
-    (docs/wire.rst, "Datatypes"). The text does not refer to the arrays.
+def encode_inputs(tensors: Iterable[Tensor]) -> list[bytes]:
+    """Write tensors as the inputs of a request, as `encode_described` does.
+
+    Raises
+    ------
+    InputError
+        A tensor holds an infinity.
     """
-    return tuple(
-        [InputTensor(tensor.name, tensor.shape, tensor.datatype, Raw(_data(tensor))) for tensor in tensors]
+    return encode_described(
+        [(tensor.name, tensor.datatype, tensor.shape, encode_data(tensor)) for tensor in tensors]
     )
 
 
-def _data(tensor: Tensor) -> bytes:
+def encode_described(inputs: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> list[bytes]:
+    """Write inputs as the elements of a JSON list, in pieces, so that large texts are not copied.
+
+    Parameters
+    ----------
+    inputs : iterable of (name, datatype, shape, data)
+        What is known of each, and its text.
+    """
+    pieces: list[bytes] = []
+    for name, datatype, shape, data in inputs:
+        pieces += (_head(name, datatype, shape), data, b"},")
+    pieces[-1] = b"}"
+    return pieces
+
+
+@lru_cache(maxsize=1024)
+def _head(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """Write an input up to its data, which is its last field."""
+    return encode_part(InputTensor(name, shape, datatype, Raw(b"null"))).removesuffix(b"null}")
+
+
+def encode_data(tensor: Tensor) -> bytes:
+    """Write the elements of a tensor, nested as its shape says. The text does not refer to the array.
+
+    Floats have the fewest digits that identify them within their own datatype; NaN is ``null``
+    (docs/wire.rst, "Datatypes").
+
+    Raises
+    ------
+    InputError
+        It holds an infinity, which has no form in JSON.
+    """
+    array = tensor.array
     if tensor.datatype == "BYTES":
-        return orjson.dumps(tensor.array.tolist())
-    return orjson.dumps(tensor.array, option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(array.tolist())
+    if array.size > _FEW:
+        check_finite((tensor,))
+        return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    if b"null" in text:  # infinities are written so too
+        check_finite((tensor,))
+    return text
 
 
 def minimum_json_bytes(tensors: Iterable[Tensor]) -> int:

@@ -11,18 +11,21 @@ import contextvars
 import functools
 import re
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from tcm_sync.errors import InputError, ProtocolError
 from tcm_sync.tensors.arrays import MAX_DIMENSIONS
 from tcm_sync.tensors.casts import cast
 from tcm_sync.tensors.datatypes import DATATYPES, Unfit, datatype_of
+from tcm_sync.tensors.pieces import LARGE, read_in_pieces
 from tcm_sync.wire.outline import Outline
 from tcm_sync.wire.quote import quote
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _BRACKETS = re.compile(rb"[\[ \t\r\n]*")
 _ELEMENTS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float | None, "O": str, "U": str, "S": str}
@@ -165,27 +168,30 @@ def _arrays(texts: Mapping[str, Text], dtypes: OutputDtypes) -> dict[str, npt.ND
     arrays = {}
     for name, text in texts.items():
         try:
-            arrays[name] = _decode(
-                text if type(text) is memoryview else bytes(text), dtypes.named.get(name, dtypes.every)
-            )
+            arrays[name] = _decode(text, dtypes.named.get(name, dtypes.every))
         except Unfit as reason:
             raise ProtocolError(f'output "{quote(name)}": {reason}') from None
     return arrays
 
 
-def _decode(text: bytes | memoryview, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
+def _decode(text: Text, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
     """Make the array of one output."""
-    if dtype is None:
-        text = bytes(text)
-    start = _BRACKETS.match(text).end()  # type: ignore[union-attr]  # it matches the empty string too
-    depth = bytes(text[:start]).count(b"[")
+    brackets: bytes = _BRACKETS.match(text).group()  # type: ignore[union-attr]  # maybe empty
+    depth = brackets.count(b"[")
     if depth > MAX_DIMENSIONS:
         raise Unfit(f"nested more than {MAX_DIMENSIONS} deep")
-    kind = dtype.kind if dtype is not None else _kind_in(bytes(text), start)
+    kind = dtype.kind if dtype is not None else _kind_in(bytes(text), len(brackets))
+    if kind == "f" and dtype is not None and type(text) is memoryview and len(text) >= LARGE:
+        whole = read_in_pieces(
+            text, depth, lambda piece, axes: _floats(_decoder("f", axes).decode(piece), dtype)
+        )
+        if whole is not None:
+            return whole
     if depth == 0:
+        text = bytes(text)
         if text == b"null":  # beside other elements it is NaN; alone it may be an output that is missing
             raise Unfit("null in place of a tensor")
-        text, depth = b"[%b]" % bytes(text), 1
+        text, depth = b"[%b]" % text, 1
     try:
         nested = _decoder(kind, depth).decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -218,7 +224,7 @@ def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(nested)
 
 
-def _array(nested: list[Any], kind: str, text: bytes | memoryview) -> npt.NDArray[Any]:
+def _array(nested: list[Any], kind: str, text: Text) -> npt.NDArray[Any]:
     """Make an array of lists whose elements are of one kind; of ragged text with too few dimensions."""
     try:
         if kind in "iu":
@@ -241,7 +247,7 @@ def _floats(nested: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         raise Unfit("ragged lists") from None
 
 
-def _integers(nested: list[Any], text: bytes | memoryview) -> npt.NDArray[Any]:
+def _integers(nested: list[Any], text: Text) -> npt.NDArray[Any]:
     try:
         return np.array(nested, dtype=np.int64)
     except OverflowError:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.replies import PendingReplies
     from tcm_sync.transport.runtime import Runtime
+    from tcm_sync.wire.encode import Pieces
 
 
 class Call:
@@ -22,8 +23,8 @@ class Call:
 
     Parameters
     ----------
-    payload : bytes
-        JSON text of the request, without its envelope.
+    payload : tuple of bytes
+        JSON text of the request, without its envelope, in pieces.
     deadline : Deadline
         Of the whole call.
     patient : bool
@@ -36,7 +37,7 @@ class Call:
     streaming: ClassVar[bool] = False
 
     def __init__(
-        self, payload: bytes, deadline: Deadline, *, patient: bool, target: tuple[Route, str] | None = None
+        self, payload: Pieces, deadline: Deadline, *, patient: bool, target: tuple[Route, str] | None = None
     ) -> None:
         self.payload = payload
         self.deadline = deadline
@@ -53,7 +54,7 @@ class Call:
         """
         runtime.attempt(self)
 
-    def write(self, connection: Connection) -> bytes:  # noqa: ARG002
+    def write(self, connection: Connection) -> Pieces:  # noqa: ARG002
         """Return the payload to be sent on `connection`, which is there and held.
 
         Raises

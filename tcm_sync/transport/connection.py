@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.pool import Pool
     from tcm_sync.transport.replies import Future
+    from tcm_sync.wire.encode import Pieces
 
 _MOST_CONTROLS = 4  # control frames waiting to go out; of pongs only the latest matters (RFC 6455, 5.5.3)
 _MOST_SENT = 1024  # how many times of sending are remembered, to keep a limit of messages a second
@@ -107,12 +108,12 @@ class Connection:
 
     # --- the caller's side ---
 
-    def send(self, message: bytes, deadline: Deadline, future: Future) -> None:
+    def send(self, message: Pieces, deadline: Deadline, future: Future) -> None:
         """Write a whole text message.
 
         Parameters
         ----------
-        message : bytes
+        message : tuple of bytes
             JSON text.
         deadline : Deadline
             For all of it.

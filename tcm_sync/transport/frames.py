@@ -14,6 +14,7 @@ import numpy as np
 from websocket import ABNF
 
 from tcm_sync.errors import MessageTooLargeError, ProtocolError
+from tcm_sync.wire.encode import Pieces, size_of
 
 TEXT: int = ABNF.OPCODE_TEXT
 CLOSE: int = ABNF.OPCODE_CLOSE
@@ -25,46 +26,106 @@ _BINARY: int = ABNF.OPCODE_BINARY
 #: Bytes of a large message that go out as one frame, so that pongs can go out between two.
 FRAGMENT_BYTES = 128 * 1024
 
+_FINAL = 0x80  # of the first byte: the last frame of its message
+_PACK_SHORT = struct.Struct("!BB").pack
+_PACK_MEDIUM = struct.Struct("!BBH").pack
+_TWO_BYTES = 126  # bytes from which on the size has two bytes of its own (section 5.2)
 _SMALL = 512  # bytes up to which one long integer is masked sooner than an array
 _CONTROL_BYTES = 125  # the most a control frame may carry (section 5.5)
 
 Event = tuple[int, bytes]
 
 
-def encode_frame(opcode: int, payload: bytes | memoryview, *, final: bool = True) -> bytes:
-    """Write one frame, masked with four fresh random bytes as a client must (section 5.3)."""
+def encode_frame(opcode: int, payload: bytes) -> bytes:
+    """Write one whole frame, masked with four fresh random bytes as a client must (section 5.3)."""
     size = len(payload)
-    first = opcode | 0x80 if final else opcode
-    if size < 126:
-        header = struct.pack("!BB", first, 0x80 | size)
-    elif size < 0x10000:
-        header = struct.pack("!BBH", first, 0xFE, size)
+    if size > _SMALL:
+        return bytes(_Scratch(size).frame(opcode | _FINAL, (payload,), size))
+    if size < _TWO_BYTES:
+        header = _PACK_SHORT(opcode | _FINAL, 0x80 | size)
     else:
-        header = struct.pack("!BBQ", first, 0xFF, size)
-    if not size:
-        return header + b"\0\0\0\0"  # a mask of nothing
+        header = _PACK_MEDIUM(opcode | _FINAL, 0xFE, size)
     key = os.urandom(4)
     mask = (key * (size // 4 + 1))[:size]
+    number = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
+    return b"".join((header, key, number.to_bytes(size, "little")))
+
+
+def encode_text(pieces: Pieces) -> Iterable[bytes | memoryview]:
+    """Write a text message as one frame, or as several if it is large.
+
+    Each frame is good until the next one is asked for: they may share their memory.
+    """
+    size = size_of(pieces)
     if size <= _SMALL:
-        number = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
-        return b"".join((header, key, number.to_bytes(size, "little")))
-    masked = np.bitwise_xor(np.frombuffer(payload, np.uint8), np.frombuffer(mask, np.uint8))
-    return b"".join((header, key, masked.data))
+        return (encode_frame(TEXT, b"".join(pieces)),)
+    if size <= FRAGMENT_BYTES:
+        return (_Scratch(size).frame(TEXT | _FINAL, pieces, size),)
+    return _encode_fragments(pieces, size)
 
 
-def encode_text(message: bytes) -> Iterable[bytes]:
-    """Write a text message as one frame, or as several if it is large."""
-    if len(message) <= FRAGMENT_BYTES:
-        return (encode_frame(TEXT, message),)
-    return _encode_fragments(message)
+def _encode_fragments(pieces: Pieces, size: int) -> Iterator[memoryview]:
+    scratch = _Scratch(FRAGMENT_BYTES)
+    opcode = TEXT
+    for part in _cut(pieces, FRAGMENT_BYTES):
+        length = sum(map(len, part))
+        size -= length
+        yield scratch.frame(opcode if size else opcode | _FINAL, part, length)
+        opcode = _CONTINUATION
 
 
-def _encode_fragments(message: bytes) -> Iterator[bytes]:
-    size = len(message)
-    view = memoryview(message)
-    for start in range(0, size, FRAGMENT_BYTES):
-        end = start + FRAGMENT_BYTES
-        yield encode_frame(_CONTINUATION if start else TEXT, view[start:end], final=end >= size)
+def _cut(pieces: Pieces, size: int) -> Iterator[list[memoryview]]:
+    """Cut a text into parts of so many bytes, the last one shorter, each of views of its pieces."""
+    part: list[memoryview] = []
+    room = size
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            part.append(view[:room])
+            view = view[len(part[-1]) :]
+            room -= len(part[-1])
+            if not room:
+                yield part
+                part, room = [], size
+    if part:
+        yield part
+
+
+def _header(first: int, size: int) -> bytes:
+    if size < 0x10000:
+        return _PACK_MEDIUM(first, 0xFE, size) if size >= _TWO_BYTES else _PACK_SHORT(first, 0x80 | size)
+    return struct.pack("!BBQ", first, 0xFF, size)
+
+
+class _Scratch:
+    """Memory in which frames are put together and masked, each over the one before it.
+
+    Parameters
+    ----------
+    size : int
+        The most bytes that their payloads may have.
+    """
+
+    _START = 16  # where payloads begin: a header has 14 bytes at most, and whole words are masked
+
+    def __init__(self, size: int) -> None:
+        self._bytes = memoryview(bytearray(self._START + -(-size // 8) * 8))
+        self._words = np.frombuffer(self._bytes, np.uint64, offset=self._START)
+
+    def frame(self, first: int, parts: Iterable[bytes | memoryview], size: int) -> memoryview:
+        """Write a frame whose payload is in parts, `size` bytes in all."""
+        key = os.urandom(4)
+        header = _header(first, size) + key
+        start = self._START - len(header)
+        self._bytes[start : self._START] = header
+        position = self._START
+        for part in parts:
+            end = position + len(part)
+            self._bytes[position:end] = part
+            position = end
+        words = self._words[: -(-size // 8)]
+        np.bitwise_xor(words, np.frombuffer(key * 2, np.uint64)[0], out=words)
+        return self._bytes[start:position]
 
 
 def encode_close(code: int) -> bytes:

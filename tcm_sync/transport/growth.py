@@ -99,7 +99,8 @@ class Growth:
     def warm(self) -> None:
         """Open a first connection without waiting for it."""
         with self._lock:
-            self._check_open()
+            if self._ended is not None or self._draining:
+                raise self._ending()
             if self._shelf.all or self._opening or self._shut() is not None:
                 return
             self._opening += 1
@@ -108,8 +109,10 @@ class Growth:
     def _grow(self) -> int:
         """Count the sockets to open for those who wait, as the gates allow; they count as being opened."""
         room = self.size - len(self._shelf.all) - self._opening
+        if room <= 0 or self._ended is not None:
+            return 0
         wanted = min(self._waiters.servable(*self._left()) - self._opening, room)
-        if wanted <= 0 or self._ended is not None:
+        if wanted <= 0:
             return 0
         if (seconds := self.auth_gate.try_pass(self._prober)) > 0.0:
             if seconds < inf and self.auth_gate.cause is not None:
@@ -221,11 +224,11 @@ class Growth:
 
     # --- the books, under the lock ---
 
-    def _check_open(self) -> None:
+    def _ending(self) -> TcmError:
+        """Say why no call is taken any more."""
         if self._ended is not None:
-            raise again(self._ended)
-        if self._draining:
-            raise ClientClosedError("the client is closed, and a closed client stays closed: make another")
+            return again(self._ended)
+        return ClientClosedError("the client is closed, and a closed client stays closed: make another")
 
     def _shut(self) -> TcmError | None:
         return self.manager_gate.cause or self.auth_gate.cause
@@ -237,7 +240,7 @@ class Growth:
     def _serve(self) -> None:
         """Hand idle connections to those who wait."""
         shelf = self._shelf
-        while self._waiters and (waiter := self._waiters.next(*self._left())) is not None:
+        while shelf.idle and self._waiters and (waiter := self._waiters.next(*self._left())) is not None:
             connection = shelf.choose()
             if connection is None:
                 break
@@ -250,16 +253,15 @@ class Growth:
 
     def _left(self) -> tuple[int, int]:
         """Count the streams, and the other calls, that may begin."""
-        streams = self._shelf.streams()
-        others = self.size if self._window.width is None else self._window.left(self._under_way())
-        return self.most_streams - streams, others
+        others = self.size if self._window.exact is None else self._window.left(self._under_way())
+        return self.most_streams - len(self._shelf.with_streams), others
 
     def _streams_left(self) -> int:
-        return self.most_streams - self._shelf.streams()
+        return self.most_streams - len(self._shelf.with_streams)
 
     def _under_way(self) -> int:
         """Count the requests that are no streams."""
-        return len(self._shelf.busy()) - self._shelf.streams()
+        return len(self._shelf.busy()) - len(self._shelf.with_streams)
 
     def _replaced(self) -> Connection | None:
         """Retire a connection in whose place another was opened; return it if it is to be closed now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import io
 import socket
 from typing import TYPE_CHECKING
@@ -44,6 +43,8 @@ def probe(opener: Opener, name: str, deadline: Deadline, opening: OpeningSockets
     ProtocolError
         An answer that is not HTTP, or too long.
     """
+    import http.client  # with all of email, which nothing else needs
+
     endpoint = opener.endpoint
     sock = open_socket(endpoint, opener.context, opener.server_hostname, deadline, opening)
     try:

@@ -62,7 +62,8 @@ class Pool(Growth):
         waiter: Waiter | None = None
         try:
             with self._lock:
-                self._check_open()
+                if self._ended is not None or self._draining:
+                    raise self._ending()
                 if not self._waiters and not streaming and (connection := self._choose()) is not None:
                     self._shelf.lend(connection, lease)
                     return lease
@@ -90,7 +91,8 @@ class Pool(Growth):
                 return  # it died meanwhile, or was given back before
             if used:
                 connection.requests += 1
-                self._window.answered(connection)
+                if self._window.exact is not None:
+                    self._window.answered(connection)
             retired = connection.retiring
             if retired is not None:
                 self.reader.close(connection, retired)  # before it is in no book: an interrupt may come
@@ -101,14 +103,15 @@ class Pool(Growth):
                     self._opening += 1
                     wanted = 1
                 self._shelf.put_back(connection, now)
-            self._serve()
             if self._waiters:
+                self._serve()
                 wanted += self._grow()
             if self._draining:
                 self._calm.notify_all()
         if retired is not None:
             self._log_closed(connection, retired)
-        self._open_more(wanted)
+        if wanted:
+            self._open_more(wanted)
 
     def discard(self, connection: Connection, lease: Lease, reason: str) -> None:
         """Give up a connection, for whoever has it; doing so twice is as good as once."""
@@ -168,7 +171,7 @@ class Pool(Growth):
 
     def _choose(self) -> Connection | None:
         """Find the connection for a call, unless enough are under way."""
-        if self._window.width is not None and self._window.left(self._under_way()) <= 0:
+        if self._window.exact is not None and self._window.left(self._under_way()) <= 0:
             return None
         return self._shelf.choose()
 
@@ -226,7 +229,7 @@ class Pool(Growth):
         busy = shelf.busy()
         oldest = f", the oldest for {monotonic() - min(busy):.3g} s" if busy else ""
         limited = f", {shelf.limit} messages a second each" if shelf.limit is not None else ""
-        streams = f", {shelf.streams()} of them with streams" if shelf.streams() else ""
+        streams = f", {len(shelf.with_streams)} of them with streams" if shelf.with_streams else ""
         return (
             f"{len(shelf.all)} of {self.size} sockets open{limited}, {len(busy)} busy{streams}{oldest}; "
             f"{len(self._waiters)} other calls wait"

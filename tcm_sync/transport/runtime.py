@@ -110,24 +110,39 @@ class Runtime:
         TcmError
             What came in place of a good answer. Its ``uuid`` tells that it came from a socket.
         """
+        if self._is_any_shut():
+            failure = self._attempt_gated(call)
+        else:
+            lease = self._lease(call)
+            if self._is_any_shut():  # it was shut meanwhile
+                lease.unused()
+                failure = self._attempt_gated(call)
+            else:
+                failure = self._exchange(lease, call)
+                self._note(failure, call.target)
+        if failure is not None:
+            raise failure
+
+    def _attempt_gated(self, call: Call) -> TcmError | None:
+        """Make an attempt while some gate is shut, perhaps as its probe."""
         gates = self._gates(call.target)
         prober = Prober()
         try:
             try:
-                lease = self._enter(gates, prober, call)
-                failure = self._exchange(lease, call)
+                failure = self._exchange(self._enter(gates, prober, call), call)
                 self._note(failure, call.target, gates, prober)
+                return failure
             finally:
-                if self._is_any_shut():
-                    _abandon(gates, prober)
+                _abandon(gates, prober)
         finally:
-            if self._is_any_shut():
-                _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
-        if failure is not None:
-            raise failure
+            _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
 
     def _is_any_shut(self) -> bool:
         return self._backpressure.cause is not None or bool(self._circuits)
+
+    def _lease(self, call: Call) -> Lease:
+        pool = self.management if call.kind == "management" else self.pool
+        return pool.lease(call.deadline, patient=call.patient, streaming=call.streaming)
 
     def _gates(self, target: Target | None) -> tuple[Gate, ...]:
         circuit = self._circuits.get(target) if self._circuits and target is not None else None
@@ -135,7 +150,6 @@ class Runtime:
 
     def _enter(self, gates: tuple[Gate, ...], prober: Prober, call: Call) -> Lease:
         """Wait at the gates and for a connection, until both are there at once."""
-        pool = self.management if call.kind == "management" else self.pool
         while True:
             for gate in gates:
                 if gate.cause is not None and not gate.is_probed_by(prober):
@@ -144,7 +158,7 @@ class Runtime:
                         gate.wait(call.deadline, prober)
                     finally:
                         self._counts.waited_at_gate(monotonic() - began)
-            lease = pool.lease(call.deadline, patient=call.patient, streaming=call.streaming)
+            lease = self._lease(call)
             for gate in gates:
                 if gate.cause is not None and not gate.is_probed_by(prober):
                     lease.unused()  # it was shut meanwhile
@@ -164,12 +178,17 @@ class Runtime:
             lease.unused()
             raise
         future = call.future()
+        pending = self.reader.pending
         try:
-            refusal = self._send(connection, call, payload, future)
-            if refusal is None:
-                refusal = call.receive(connection, self.reader.pending, future)
+            pending.add(connection.uuid, future)
+            try:
+                connection.send(encode_message(connection.uuid, call.kind, payload), call.deadline, future)
+            except ConnectionLostError as lost:
+                refusal: Refusal | None = self._explain(lost, connection, call, future)
+            else:
+                refusal = call.receive(connection, pending, future)
         except BaseException as error:
-            self.reader.pending.claim(connection.uuid)
+            pending.claim(connection.uuid)
             lease.discard(f"a reply was outstanding: {type(error).__name__}")
             if isinstance(error, TcmError):
                 error.uuid = connection.uuid
@@ -192,29 +211,31 @@ class Runtime:
             lease.discard(f"refused: {failure}")
         return failure
 
-    def _send(self, connection: Connection, call: Call, payload: bytes, future: Future) -> Refusal | None:
-        """Send the request; what the manager said in place of taking it, if it did."""
-        pending = self.reader.pending
-        pending.add(connection.uuid, future)
-        try:
-            connection.send(encode_message(connection.uuid, call.kind, payload), call.deadline, future)
-        except ConnectionLostError:
-            # The manager may have said why before it closed, and the reader is about to read it.
-            if connection.closed and connection.loss and pending.claim(connection.uuid):
-                error = again(connection.loss)  # the reader was done with it before the future was there
-                error.outcome_unknown = future.started
-                return Refusal(_late(error, future))
-            left = call.deadline.remaining()
-            refusal = future.refusal(_EXPLANATION if left is None else min(_EXPLANATION, left))
-            if refusal is None:
-                raise
-            return Refusal(_late(refusal.error, future), refusal.reusable)
-        return None
+    def _explain(
+        self, lost: ConnectionLostError, connection: Connection, call: Call, future: Future
+    ) -> Refusal:
+        """Find out why the request could not be sent, or raise `lost`.
+
+        The manager may have said why before it closed, and the reader is about to read it.
+        """
+        if connection.closed and connection.loss and self.reader.pending.claim(connection.uuid):
+            error = again(connection.loss)  # the reader was done with it before the future was there
+            error.outcome_unknown = future.started
+            return Refusal(_late(error, future))
+        left = call.deadline.remaining()
+        refusal = future.refusal(_EXPLANATION if left is None else min(_EXPLANATION, left))
+        if refusal is None:
+            raise lost
+        return Refusal(_late(refusal.error, future), refusal.reusable)
 
     def _note(
-        self, failure: TcmError | None, target: Target | None, gates: tuple[Gate, ...], prober: Prober
+        self,
+        failure: TcmError | None,
+        target: Target | None,
+        gates: tuple[Gate, ...] = (),
+        prober: Prober | None = None,
     ) -> None:
-        """Let the gates know how it went."""
+        """Let the gates know how it went, those that `prober` has passed too."""
         shut: Gate | None = None
         if failure is None:
             self.standing.manager_gate.forgive()
@@ -229,7 +250,7 @@ class Runtime:
         if shut is not None and self.closed.is_set():
             shut.open()  # nobody is to wait there any more
         for gate in gates:
-            if gate.cause is None or not gate.is_probed_by(prober):
+            if gate.cause is None or prober is None or not gate.is_probed_by(prober):
                 continue
             if shut is None or gate is self._backpressure:
                 gate.open()  # the manager answered: what shut this gate is over

@@ -34,6 +34,7 @@ class Shelf:
         self._size = size
         self.all: dict[str, Connection] = {}  # by uuid
         self.idle: deque[Connection] = deque()  # the most recently used last
+        self.with_streams: set[Connection] = set()  # those that are lent to streams
         self.limit = self.stated_limit()  # messages a second of one socket, where there is a limit
 
     def add(self, connection: Connection) -> None:
@@ -51,6 +52,7 @@ class Shelf:
             return False
         if connection in self.idle:
             self.idle.remove(connection)
+        self.with_streams.discard(connection)
         connection.leased_at = connection.lease = None
         return True
 
@@ -75,12 +77,15 @@ class Shelf:
         """Take an idle connection out of line, for the holder of `lease`."""
         self.idle.remove(connection)
         connection.streaming = streaming
+        if streaming:
+            self.with_streams.add(connection)
         connection.leased_at = monotonic()
         connection.lease = weakref.ref(lease)
         lease.connection = connection
 
     def put_back(self, connection: Connection, now: float) -> None:
         """Put a connection back in line."""
+        self.with_streams.discard(connection)
         connection.leased_at = connection.lease = None
         connection.idle_since = now
         self.idle.append(connection)
@@ -88,10 +93,6 @@ class Shelf:
     def busy(self) -> list[float]:
         """Since when the connections that are lent are lent."""
         return [c.leased_at for c in self.all.values() if c.leased_at is not None]
-
-    def streams(self) -> int:
-        """Count the connections that are lent to streams."""
-        return sum(c.streaming for c in self.all.values() if c.leased_at is not None)
 
     # --- budgets ---
 

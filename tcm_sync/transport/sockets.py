@@ -171,7 +171,7 @@ def receive(sock: socket.socket, size: int, deadline: Deadline) -> bytes:
     return sock.recv(size)
 
 
-def send_all(sock: socket.socket, data: bytes, deadline: Deadline) -> None:
+def send_all(sock: socket.socket, data: bytes | memoryview, deadline: Deadline) -> None:
     """Write all of `data` to a socket with timeouts.
 
     Raises

@@ -29,7 +29,7 @@ class Window:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._width: float | None = None  # None: no refusal yet, or long forgotten
+        self.exact: float | None = None  # None: no refusal yet, or long forgotten
         self._narrowed_at = 0.0
         self._rested_at = 0.0  # when time last widened it, or a refusal narrowed it
         self._cause: TcmError | None = None
@@ -37,12 +37,12 @@ class Window:
     @property
     def width(self) -> int | None:
         """How many requests may be under way, where that is limited."""
-        return None if self._width is None else int(self._width)
+        return None if self.exact is None else int(self.exact)
 
     @property
     def cause(self) -> TcmError | None:
         """The refusal that narrowed it, for a call that cannot wait, or None where it is not limited."""
-        return None if self._width is None or self._cause is None else again(self._cause)
+        return None if self.exact is None or self._cause is None else again(self._cause)
 
     def refused(self, connection: Connection, under_way: int, cause: TcmError) -> bool:
         """Narrow it: the request on `connection` was refused with so many under way. Whether that is news.
@@ -51,30 +51,30 @@ class Window:
         """
         if connection.leased_at is None or connection.leased_at <= self._narrowed_at:
             return False
-        most = under_way if self._width is None else min(under_way, self._width)
-        self._width = max(1.0, most / 2)
+        most = under_way if self.exact is None else min(under_way, self.exact)
+        self.exact = max(1.0, most / 2)
         self._narrowed_at = self._rested_at = monotonic()
         self._cause = again(cause)
         return True
 
     def answered(self, connection: Connection) -> None:
         """Widen it a little: the request on `connection` was not refused."""
-        if self._width is None or connection.leased_at is None or connection.leased_at <= self._narrowed_at:
+        if self.exact is None or connection.leased_at is None or connection.leased_at <= self._narrowed_at:
             return
-        self._widen(1.0 / (_CALM * self._width))
+        self._widen(1.0 / (_CALM * self.exact))
 
     def rested(self, now: float) -> None:
         """Widen it by one if nothing was refused for a while."""
-        if self._width is not None and now - self._rested_at >= _REST:
+        if self.exact is not None and now - self._rested_at >= _REST:
             self._rested_at = now
             self._widen(1.0)
 
     def _widen(self, by: float) -> None:
-        assert self._width is not None
-        self._width += by
-        if self._width >= self._size:
-            self._width = self._cause = None
+        assert self.exact is not None
+        self.exact += by
+        if self.exact >= self._size:
+            self.exact = self._cause = None
 
     def left(self, under_way: int) -> int:
         """Count the requests that may go out when so many are under way."""
-        return self._size if self._width is None else max(0, int(self._width) - under_way)
+        return self._size if self.exact is None else max(0, int(self.exact) - under_way)

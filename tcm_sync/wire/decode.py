@@ -29,6 +29,8 @@ Decoded = TypeVar("Decoded")
 
 Data = bytes | msgspec.Raw | Outline
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _envelope = msgspec.json.Decoder(Envelope)
 _inference = msgspec.json.Decoder(InferenceMessage)
 _failure: msgspec.json.Decoder[Failure | str] = msgspec.json.Decoder(Failure | str)
@@ -96,7 +98,7 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
     reply = _large_reply(message, uuid) if len(message) > LARGE else None
     if reply is None:
         reply = _reply_for(message, uuid, secret)
-    if reply.status not in ("COMPLETED", "FAILED"):
+    if reply.status != "COMPLETED" and reply.status != "FAILED":
         raise ProtocolError(f"an inference must end COMPLETED or FAILED, got {quote(reply.status, secret)}")
     return reply
 
@@ -159,13 +161,18 @@ def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
 
 
 def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
-    decoded = _guarded(_read_inference, message, secret)
-    if decoded.type != "inference" or decoded.uuid != uuid:
+    try:
+        decoded = _read_inference(message)
+    except _UNREADABLE as error:
+        problem = _problem(error, secret)
+    else:
+        if decoded.type == "inference" and decoded.uuid == uuid:
+            return decoded.payload
         raise ProtocolError(
             f"expected an inference reply for uuid {uuid}, got type {quote(decoded.type, secret)} for uuid "
             f"{quote(decoded.uuid, secret)}"
         )
-    return decoded.payload
+    raise _unreadable(problem, message, secret)
 
 
 def decode_failure(data: Data, secret: str | None = None) -> Failure | str:
@@ -174,12 +181,14 @@ def decode_failure(data: Data, secret: str | None = None) -> Failure | str:
 
 
 def _read_inference(message: bytes) -> InferenceMessage:
-    _check_utf8(message)
+    if not message.isascii():
+        _check_utf8(message)
     return _inference.decode(message)
 
 
 def _read_message(message: bytes) -> tuple[Envelope, Payload]:
-    _check_utf8(message)
+    if not message.isascii():
+        _check_utf8(message)
     envelope = _envelope.decode(message)
     kind = envelope.type
     if kind == "auth.ok":
@@ -192,17 +201,24 @@ def _read_message(message: bytes) -> tuple[Envelope, Payload]:
 
 def _check_utf8(message: bytes) -> None:
     """Check what msgspec skips over: the text of raw and of unknown fields."""
-    if not message.isascii():
-        message.decode()
+    message.decode()
 
 
 def _guarded(read: Callable[[bytes], Decoded], message: bytes, secret: str | None) -> Decoded:
     try:
         return read(message)
-    except msgspec.ValidationError as error:
-        problem = str(error)  # it names the field's path, and types but no values
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        problem = f"not valid JSON: {quote(str(error), secret)}"
-    except RecursionError:
-        problem = "nested too deep"
-    raise ProtocolError(f"unreadable message from the manager: {problem}: {quote(message, secret)}")
+    except _UNREADABLE as error:
+        problem = _problem(error, secret)
+    raise _unreadable(problem, message, secret)
+
+
+def _problem(error: Exception, secret: str | None) -> str:
+    if isinstance(error, msgspec.ValidationError):
+        return str(error)  # it names the field's path, and types but no values
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return f"not valid JSON: {quote(str(error), secret)}"
+
+
+def _unreadable(problem: str, message: bytes, secret: str | None) -> ProtocolError:
+    return ProtocolError(f"unreadable message from the manager: {problem}: {quote(message, secret)}")

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from tcm_sync.errors import MessageTooLargeError
-from tcm_sync.wire.messages import AuthRequest, InferencePayload
+from tcm_sync.wire.messages import AuthRequest, InferencePayload, InputTensor, SharedTensor
+
+#: A text in pieces that are one behind the other: what is large is not copied to put something around it.
+Pieces = tuple[bytes, ...]
 
 _encoder = msgspec.json.Encoder()
 
 
-def encode_payload(payload: AuthRequest | InferencePayload) -> bytes:
+def encode_payload(payload: AuthRequest | InferencePayload) -> Pieces:
     """Write a payload as JSON. It is the same for every attempt and every socket."""
-    return _encoder.encode(payload)
+    return (_encoder.encode(payload),)
 
 
-def encode_message(uuid: str, kind: str, payload: bytes) -> bytes:
+def encode_part(part: InferencePayload | InputTensor | tuple[SharedTensor, ...]) -> bytes:
+    """Write what is to be part of a payload."""
+    return _encoder.encode(part)
+
+
+def size_of(pieces: Iterable[bytes]) -> int:
+    """Count the bytes of a text."""
+    return sum(map(len, pieces))
+
+
+def encode_message(uuid: str, kind: str, payload: Pieces) -> Pieces:
     """Put a payload into the envelope of the socket that it goes out on.
 
     Parameters
@@ -24,10 +39,10 @@ def encode_message(uuid: str, kind: str, payload: bytes) -> bytes:
         The socket's own, of characters that JSON does not escape.
     kind : str
         The message's type: ``"auth"``, ``"inference"``, ``"info"`` or ``"management"``.
-    payload : bytes
+    payload : tuple of bytes
         JSON text.
     """
-    return b'{"uuid":"%b","type":"%b","payload":%b}' % (uuid.encode(), kind.encode(), payload)
+    return (b'{"uuid":"%b","type":"%b","payload":' % (uuid.encode(), kind.encode()), *payload, b"}")
 
 
 def check_size(size: int, limit: int, *, at_least: bool = False) -> None:

@@ -49,7 +49,7 @@ class SharedTensor(Struct, frozen=True):
 class InferenceRequest(Struct, frozen=True):
     """What is asked of the model: all inputs by reference, or none."""
 
-    inputs: tuple[InputTensor, ...] | tuple[SharedTensor, ...]
+    inputs: tuple[InputTensor, ...] | tuple[SharedTensor, ...] = ()
     protocol: str = "http"
     allow_transient: bool | UnsetType = UNSET
     output_name: str | UnsetType = UNSET
@@ -59,7 +59,7 @@ class StepRequest(Struct, frozen=True):
     """One of several models run one after another."""
 
     model_name: str
-    inputs: tuple[InputTensor, ...]
+    inputs: Raw
     name: str | UnsetType = UNSET
     protocol: str | UnsetType = UNSET
 

@@ -251,7 +251,7 @@ def test_a_job_that_the_closing_met_before_its_first_byte_has_not_run(monkeypatc
     send = Connection.send
 
     def closed_just_before(self, message, deadline, future):
-        if b'"management"' in message:
+        if b'"management"' in message[0]:
             client.close()
             wait_until(lambda: self.closed)
         return send(self, message, deadline, future)

@@ -43,7 +43,7 @@ class Wire:
 
     def send(self, message, timeout=PATIENCE):
         future = ReplyFuture()
-        self.connection.send(message, Deadline(timeout), future)
+        self.connection.send((message,), Deadline(timeout), future)
         return future
 
     def read(self):
@@ -132,7 +132,7 @@ def sending(wire, message):
 
     def run():
         try:
-            wire.connection.send(message, Deadline(PATIENCE), future)
+            wire.connection.send((message,), Deadline(PATIENCE), future)
         except Exception as error:  # noqa: BLE001 - raised again below
             errors.append(error)
 
@@ -153,7 +153,7 @@ def test_a_closed_connection_is_a_lost_one(wire, began):
     future = ReplyFuture()
     future.started = began
     with pytest.raises(ConnectionLostError) as caught:
-        wire.connection.send(b"x", Deadline(PATIENCE), future)
+        wire.connection.send((b"x",), Deadline(PATIENCE), future)
     assert caught.value.outcome_unknown is began
 
 
@@ -230,7 +230,7 @@ def test_control_frames_that_the_socket_takes_byte_by_byte_arrive_whole(wire):
     assert rounds > 10
     future = ReplyFuture()
     connection.queue_control(PONG, b"three")
-    connection.send(b"x", Deadline(PATIENCE), future)
+    connection.send((b"x",), Deadline(PATIENCE), future)
     connection._sock = sock
     assert future.started
     assert [payload for *_, payload in wire.read()] == [b"one", b"two", b"three", b"x"]

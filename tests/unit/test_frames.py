@@ -75,11 +75,6 @@ def test_a_frame_is_masked_and_of_the_shortest_length(size, kind):
     assert len(key) == 4
 
 
-def test_a_frame_may_be_left_open():
-    ((opcode, final, read, _),) = client_frames(encode_frame(CONTINUATION, b"abc", final=False))
-    assert (opcode, final, read) == (CONTINUATION, False, b"abc")
-
-
 def test_each_frame_has_a_key_of_its_own(monkeypatch):
     keys = [encode_frame(TEXT, b"x" * 100)[2:6] for _ in range(100)]
     assert len(set(keys)) > 90
@@ -90,12 +85,22 @@ def test_each_frame_has_a_key_of_its_own(monkeypatch):
 @pytest.mark.parametrize("size", [*SIZES, 2 * FRAGMENT_BYTES, 2 * FRAGMENT_BYTES + 1])
 def test_a_large_message_goes_out_in_fragments(size):
     message = os.urandom(size)
-    parts = [frame for data in encode_text(message) for frame in client_frames(data)]
+    parts = [frame for data in encode_text((message,)) for frame in client_frames(data)]
     assert b"".join(payload for _, _, payload, _ in parts) == message
     assert [opcode for opcode, *_ in parts] == [TEXT] + [CONTINUATION] * (len(parts) - 1)
     assert [final for _, final, *_ in parts] == [False] * (len(parts) - 1) + [True]
     assert len(parts) == max(1, -(-size // FRAGMENT_BYTES))
     assert all(len(payload) <= FRAGMENT_BYTES for _, _, payload, _ in parts)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 5, 0), (300, 300), (1, FRAGMENT_BYTES, 1), (7, 2 * FRAGMENT_BYTES - 7, 0)]
+)
+def test_the_pieces_of_a_message_are_one_text(sizes):
+    pieces = tuple(map(os.urandom, sizes))
+    parts = [frame for data in encode_text(pieces) for frame in client_frames(data)]
+    assert b"".join(payload for _, _, payload, _ in parts) == b"".join(pieces)
+    assert [final for _, final, *_ in parts] == [False] * (len(parts) - 1) + [True]
 
 
 def test_a_close_frame_has_a_code():

@@ -36,8 +36,9 @@ from tcm_sync import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
+from tcm_sync.attempts import Attempts
 from tcm_sync.deadline import Deadline
-from tcm_sync.retry import Attempts, Verdict
+from tcm_sync.retry import Verdict
 
 FATAL, COUNTED, FREE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE
 
@@ -205,7 +206,7 @@ def clock(monkeypatch):
 def full_jitter(monkeypatch):
     """Draw the longest pause there is; what is returned has the bounds that were drawn between."""
     bounds = []
-    monkeypatch.setattr("tcm_sync.retry.random.uniform", lambda *ends: bounds.append(ends) or ends[1])
+    monkeypatch.setattr("tcm_sync.attempts.random.uniform", lambda *ends: bounds.append(ends) or ends[1])
     return bounds
 
 
@@ -227,7 +228,11 @@ class Call:
         return "result"
 
     def run(self):
-        return self.attempts.run(self.attempt, self.clock.sleep)
+        try:
+            return self.attempt()
+        except TcmError as error:
+            first = error
+        return self.attempts.go_on(first, self.attempt, self.clock.sleep)
 
     def fails(self, kind=TcmError):
         with pytest.raises(kind) as caught:
@@ -418,17 +423,14 @@ def test_the_log_tells_of_each_repeat_with_its_cause(clock, caplog, full_jitter)
 
 def test_what_the_caller_handles_keeps_its_frames():
     """A call inside an except block has that error as the context of its own failures."""
-    failures = [TritonOverloadedError("busy", uuid="u", retriable=True)]
-
-    def attempt():
-        if failures:
-            raise failures.pop()
-        return "answer"
-
     try:
         raise LookupError("the user's own")
     except LookupError as error:
+        try:
+            raise TritonOverloadedError("busy", uuid="u", retriable=True)
+        except TritonOverloadedError as busy:
+            first = busy
         run = Attempts(RetryPolicy(initial=0.0, maximum=0.0), Deadline(30.0))
-        assert run.run(attempt, lambda seconds: None) == "answer"
+        assert run.go_on(first, lambda: "answer", lambda seconds: None) == "answer"
         assert error.__traceback__ is not None  # noqa: PT017
         assert run.history[0].__traceback__ is None

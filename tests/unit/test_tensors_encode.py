@@ -21,13 +21,19 @@ from tcm_sync.tensors import (
     encode_inputs,
     minimum_json_bytes,
 )
+from tcm_sync.tensors.inputs import Tensor
 from tcm_sync.wire.messages import InputTensor
 
 TRANSCRIPTS = Path(__file__).parents[1] / "wire" / "transcripts.jsonl"
 
 
+def encoded_inputs(tensors: tuple[Tensor, ...]) -> list[InputTensor]:
+    """Read what was written of some tensors, but for their data."""
+    return msgspec.json.decode(b"[%b]" % b"".join(encode_inputs(tensors)), type=list[InputTensor])
+
+
 def text(data: Any, datatype: str) -> str:
-    (tensor,) = encode_inputs(check_inputs([InferenceInput("x", np.shape(data), datatype, data)]))
+    (tensor,) = encoded_inputs(check_inputs([InferenceInput("x", np.shape(data), datatype, data)]))
     return bytes(tensor.data).decode()
 
 
@@ -58,8 +64,7 @@ def test_the_text_is_nested_as_the_shape_says(data: Any, datatype: str, expected
 
 def test_what_is_encoded_is_the_wires_input() -> None:
     tensors = check_inputs({"a": np.zeros((1, 2), "f4"), "b": [["x"]]})
-    encoded = encode_inputs(tensors)
-    assert all(type(tensor) is InputTensor for tensor in encoded)
+    encoded = encoded_inputs(tensors)
     assert msgspec.json.decode(msgspec.json.encode(encoded)) == [
         {"name": "a", "shape": [1, 2], "datatype": "FP32", "data": [[0.0, 0.0]]},
         {"name": "b", "shape": [1, 1], "datatype": "BYTES", "data": [["x"]]},
@@ -68,7 +73,7 @@ def test_what_is_encoded_is_the_wires_input() -> None:
 
 def test_the_text_does_not_change_with_the_array() -> None:
     data = np.zeros(2, "f4")
-    encoded = encode_inputs(check_inputs({"x": data}))
+    encoded = encoded_inputs(check_inputs({"x": data}))
     data[:] = 7
     assert bytes(encoded[0].data) == b"[0.0,0.0]"
 
@@ -78,7 +83,7 @@ def test_the_text_does_not_change_with_the_array() -> None:
 def test_the_lower_bound_is_one_and_comes_near(shape: tuple[int, ...], datatype: str) -> None:
     shortest = {"BYTES": "", "BOOL": True}.get(datatype, 0)
     tensors = check_inputs([InferenceInput("x", shape, datatype, np.full(shape, shortest).tolist())])
-    size = len(bytes(encode_inputs(tensors)[0].data))
+    size = len(bytes(encoded_inputs(tensors)[0].data))
     bound = minimum_json_bytes(tensors)
     assert bound <= size
     assert bound >= 2 * np.prod(shape)
@@ -88,7 +93,7 @@ def test_the_lower_bound_is_one_and_comes_near(shape: tuple[int, ...], datatype:
 
 def test_the_lower_bound_counts_text_and_adds_tensors_up() -> None:
     one = check_inputs({"x": ["a" * 1000, "é" * 500]})
-    assert 1500 <= minimum_json_bytes(one) <= len(bytes(encode_inputs(one)[0].data))
+    assert 1500 <= minimum_json_bytes(one) <= len(bytes(encoded_inputs(one)[0].data))
     two = check_inputs({"x": ["a" * 1000, "é" * 500], "y": np.zeros(100)})
     assert minimum_json_bytes(two) == minimum_json_bytes(one) + minimum_json_bytes(two[1:])
 
@@ -137,7 +142,7 @@ SAME = [
 @pytest.mark.parametrize("case", SAME)
 def test_recorded_inputs_are_what_is_sent_for_them(case: str) -> None:
     for request, _ in requests(case):
-        encoded = encode_inputs(check_inputs(request["inputs"]))
+        encoded = encoded_inputs(check_inputs(request["inputs"]))
         for tensor, item in zip(encoded, request["inputs"], strict=True):
             assert tensor.name == item["name"]
             assert list(tensor.shape) == item.get("shape", item.get("dims"))
@@ -165,7 +170,7 @@ def test_nan_travels_as_the_null_that_was_recorded() -> None:
     (sent, answered), (literal, refused) = requests("inference.not_finite")
     item = sent["inputs"][0]
     data = [[[float("nan"), 1.5]]]
-    (encoded,) = encode_inputs(check_inputs([{**item, "data": data}]))
+    (encoded,) = encoded_inputs(check_inputs([{**item, "data": data}]))
     assert msgspec.json.decode(encoded.data) == item["data"]
     output = decode_outputs(json.dumps(answered["data"]).encode(), check_output_dtypes("f4"))["OUTPUT__0"]
     assert np.array_equal(output, data, equal_nan=True)
@@ -208,7 +213,7 @@ def test_what_the_manager_refused_or_changed_is_refused_before_it_is_sent(case: 
 def test_flat_data_that_the_manager_refuses_is_sent_nested() -> None:
     ((request, payload),) = requests("inference.flat_data")
     assert payload["data"]["code"] == "TRITON_SHAPE_MISMATCH"
-    encoded = encode_inputs(check_inputs(request["inputs"]))
+    encoded = encoded_inputs(check_inputs(request["inputs"]))
     assert msgspec.json.decode(encoded[0].data) == [[1, 2, 3, 4]]
 
 

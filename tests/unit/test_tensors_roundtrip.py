@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from tcm_sync.tensors import (
     decode_outputs,
     encode_inputs,
 )
+from tcm_sync.wire.messages import InputTensor
 
 MODEST = settings(max_examples=300, deadline=None, database=None)
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]
@@ -34,7 +36,7 @@ def no_such_literal(literal: str) -> None:
 def identity(inputs: Any) -> bytes:
     """Do with inputs what the manager and an identity model do (docs/wire.rst, "Inference")."""
     outputs = {}
-    for tensor in inputs:
+    for tensor in msgspec.json.decode(b"[%b]" % b"".join(inputs), type=list[InputTensor]):
         value = json.loads(bytes(tensor.data), parse_constant=no_such_literal)
         dtype = {"BYTES": str}.get(tensor.datatype, DATATYPES[tensor.datatype].dtype)
         array = np.array(value, dtype=dtype)

@@ -154,7 +154,7 @@ def test_authentications_are_what_ours_are(frame):
     payload = frame.message["payload"]
     client = payload.get("client", {})
     request = _auth_request(AuthContext(**client), payload.get("token"), CAPABILITY)
-    made = json.loads(encode_message(frame.message["uuid"], "auth", encode_payload(request)))
+    made = json.loads(b"".join(encode_message(frame.message["uuid"], "auth", encode_payload(request))))
     assert made == {**frame.message, "payload": with_our_capability(without_empty_roles(payload))}
 
 
@@ -192,7 +192,7 @@ def made(message, ask):
         ask(Recorder("ws://127.0.0.1/ws"))
     except Said as said:
         call = said.call
-    return json.loads(encode_message(message["uuid"], call.kind, call.payload))
+    return json.loads(b"".join(encode_message(message["uuid"], call.kind, call.payload)))
 
 
 def encoded(message, inputs):
