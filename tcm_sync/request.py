@@ -76,9 +76,11 @@ def encode_tensors(
     MessageTooLargeError
         The text would be too long.
     """
-    check_size(minimum_json_bytes(tensors) + envelope_bytes, limit, at_least=True)
+    if (bound := minimum_json_bytes(tensors) + envelope_bytes) > limit:
+        check_size(bound, limit, at_least=True)
     payload = encode_request(plan, encode_inputs(tensors), stream_of)
-    check_size(size_of(payload) + envelope_bytes, limit)
+    if (size := size_of(payload) + envelope_bytes) > limit:
+        check_size(size, limit)
     return payload
 
 

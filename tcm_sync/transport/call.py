@@ -79,19 +79,20 @@ class Call:
             It cannot be read.
         """
         assert isinstance(future, ReplyFuture)
-        sent = monotonic()
         if not self.wait(future) and pending.claim(connection.uuid) is not None:
+            waited = monotonic() - connection.last_sent
             raise CallTimeoutError(
-                f"no reply within {monotonic() - sent:.3g} s of sending; the request may still run",
+                f"no reply within {waited:.3g} s of sending; the request may still run",
                 outcome_unknown=True,
                 advisories=future.advisories,
             )
         if future.outcome is None:
             future.wait(None)  # somebody has claimed it, so the outcome is a moment away
-        if isinstance(future.outcome, Refusal):
-            return blamed(future.outcome, future)
-        assert future.outcome is not None
-        failure = self.read(connection, future.outcome)
+        outcome = future.outcome
+        if isinstance(outcome, Refusal):
+            return blamed(outcome, future)
+        assert outcome is not None
+        failure = self.read(connection, outcome)
         return None if failure is None else Refusal(failure, reusable=True)
 
     def wait(self, future: ReplyFuture) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from websocket import ABNF
 
 from tcm_sync.errors import MessageTooLargeError, ProtocolError
-from tcm_sync.wire.encode import Pieces, size_of
+from tcm_sync.wire.encode import Pieces
 
 TEXT: int = ABNF.OPCODE_TEXT
 CLOSE: int = ABNF.OPCODE_CLOSE
@@ -56,7 +56,7 @@ def encode_text(pieces: Pieces) -> Iterable[bytes | memoryview]:
 
     Each frame is good until the next one is asked for: they may share their memory.
     """
-    size = size_of(pieces)
+    size = sum(map(len, pieces))
     if size <= _SMALL:
         return (encode_frame(TEXT, b"".join(pieces)),)
     if size <= FRAGMENT_BYTES:

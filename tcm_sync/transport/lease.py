@@ -49,7 +49,11 @@ class Lease:
             pool.reader.take_back(pool, self.connection, hold, "its stream was left early")
 
     def __del__(self) -> None:
-        pool, connection = getattr(self, "_pool", None), getattr(self, "connection", None)
+        if getattr(self, "_pool", None) is not None:
+            self._was_lost()
+
+    def _was_lost(self) -> None:
+        pool, connection = self._pool, getattr(self, "connection", None)
         if pool is None or connection is None or sys.is_finalizing():
             return
         hold = connection.lease

@@ -179,8 +179,11 @@ class Reader:
             self._end()
 
     def _turn(self) -> None:
-        timeout = None if self._due == inf else min(max(0.0, self._due - monotonic()), _LONGEST_SLEEP)
-        for fd, ready in self._poller.poll(timeout):
+        left = self._due - monotonic()
+        if left <= 0.0:
+            self._tend()
+            left = max(0.0, self._due - monotonic())
+        for fd, ready in self._poller.poll(left if left < _LONGEST_SLEEP else _LONGEST_SLEEP):
             connection = self._connections.get(fd)
             if connection is None:  # or it was dropped a moment ago
                 with contextlib.suppress(BlockingIOError):
@@ -193,8 +196,6 @@ class Reader:
         if self._commands:
             for _ in range(len(self._commands)):  # what they add waits for its turn
                 self._commands.popleft()()
-        if monotonic() >= self._due:
-            self._tend()
 
     def _end(self) -> None:
         with self._poke_lock:

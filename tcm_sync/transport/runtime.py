@@ -110,11 +110,12 @@ class Runtime:
         TcmError
             What came in place of a good answer. Its ``uuid`` tells that it came from a socket.
         """
-        if self._is_any_shut():
+        backpressure = self._backpressure
+        if backpressure.cause is not None or self._circuits:
             failure = self._attempt_gated(call)
         else:
             lease = self._lease(call)
-            if self._is_any_shut():  # it was shut meanwhile
+            if backpressure.cause is not None or self._circuits:  # it was shut meanwhile
                 lease.unused()
                 failure = self._attempt_gated(call)
             else:
@@ -136,9 +137,6 @@ class Runtime:
                 _abandon(gates, prober)
         finally:
             _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
-
-    def _is_any_shut(self) -> bool:
-        return self._backpressure.cause is not None or bool(self._circuits)
 
     def _lease(self, call: Call) -> Lease:
         pool = self.management if call.kind == "management" else self.pool

@@ -148,7 +148,8 @@ def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
     if found is None:
         return None
     try:
-        decoded = _read_inference(found.text)
+        _check_utf8(found.text)
+        decoded = _inference.decode(found.text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     payload = decoded.payload
@@ -162,7 +163,9 @@ def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
 
 def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
     try:
-        decoded = _read_inference(message)
+        if not message.isascii():
+            _check_utf8(message)
+        decoded = _inference.decode(message)
     except _UNREADABLE as error:
         problem = _problem(error, secret)
     else:
@@ -178,12 +181,6 @@ def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
 def decode_failure(data: Data, secret: str | None = None) -> Failure | str:
     """Read the data of a FAILED reply: a failure with a code, or the manager's words alone."""
     return _guarded(_failure.decode, bytes(data), secret)  # it may be a msgspec.Raw
-
-
-def _read_inference(message: bytes) -> InferenceMessage:
-    if not message.isascii():
-        _check_utf8(message)
-    return _inference.decode(message)
 
 
 def _read_message(message: bytes) -> tuple[Envelope, Payload]:
