@@ -13,6 +13,7 @@ from tcm_sync.inference import Inference
 from tcm_sync.sharing import Transport, is_worth_sharing
 from tcm_sync.tensors import DATATYPES, as_references, check_call
 from tcm_sync.tensors.arena import DeclinedError
+from tcm_sync.wire.encode import size_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +101,7 @@ class Memory(Inference):
         tensors = check_call(inputs, infinities=True)
         size = sum(tensor.array.nbytes for tensor in tensors)
         try:
-            text = len(self._as_json(plan, tensors))
+            text = size_of(self._as_json(plan, tensors))
             fits = f"as JSON it is {text:,} bytes"
         except (MessageTooLargeError, InputError) as error:
             fits, text = f"it cannot go as JSON ({error.message})", None

@@ -129,6 +129,7 @@ class SharedCall(InferenceCall):
         if self._plan.transport == "shm":
             raise SharedMemoryUnavailableError(f"the tensors cannot go through shared memory: {why}")
         self._counts.declined(why)
+        self._sharing.tell(why)
         if not self.payload:
             try:
                 self.payload = self._by_value()

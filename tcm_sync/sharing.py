@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -17,12 +18,17 @@ if TYPE_CHECKING:
     from tcm_sync.tensors import Tensor
     from tcm_sync.transport.connection import Connection
 
+log = logging.getLogger("tcm_sync.shm")
+
 Transport = Literal["auto", "json", "shm"]
 
 #: Bytes of tensors from which shared memory is faster than JSON (benchmarks/shared_memory.py).
 WORTH_SHARING = 16_384
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds in which a route that could not is not asked again
+
+#: Kinds of reasons that nobody expects who has set shared memory up, so that they are logged.
+_UNEXPECTED = ("no room", "not made", "pinned", "refused")
 
 _is_own = lru_cache(maxsize=256)(is_own_address)
 
@@ -54,10 +60,11 @@ class Sharing:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards changes of the three below
         self._arena: Arena | None = None
         self._unable: dict[Route, Unable] = {}
         self._closed = False
+        self._told: set[str] = set()  # kinds of reasons that were logged
 
     def obstacle(
         self, tensors: Sequence[Tensor], route: Route, *, allow_transient: bool, transport: Transport
@@ -66,7 +73,7 @@ class Sharing:
 
         The kind of the reason is before its colon.
         """
-        if (why := self._absent()) is not None:
+        if self._arena is None and (why := self._absent()) is not None:
             return why
         for tensor in tensors:
             if tensor.datatype == "BYTES":
@@ -81,8 +88,7 @@ class Sharing:
             return "elsewhere: the route names no vm_ip, so it is not known to be this machine"
         if not _is_own(route.vm_ip):
             return f"elsewhere: vm_ip {route.vm_ip} is no address of this machine"
-        with self._lock:
-            unable = self._unable.get(route)
+        unable = self._unable.get(route) if self._unable else None  # an empty one is nearly always what it is
         if unable is not None and (left := unable.until - monotonic()) > 0.0:
             return f"refused: {unable.why} (it is tried again in {left:.0f} s)"
         return None
@@ -104,6 +110,9 @@ class Sharing:
         DeclinedError
             There can be none.
         """
+        arena = self._arena
+        if arena is not None:
+            return arena  # which knows itself whether it is closed
         with self._lock:
             if self._closed:
                 raise DeclinedError("closed: the client is")
@@ -137,9 +146,16 @@ class Sharing:
             pause = _FIRST_PAUSE if before is None else min(before.pause * 2, _LONGEST_PAUSE)
             self._unable[route] = Unable(monotonic() + pause, pause, why)
 
+    def tell(self, why: str) -> None:
+        """Log, once for each kind of reason, that tensors go as JSON which would go through shared memory."""
+        kind = why.partition(":")[0]
+        if kind in _UNEXPECTED and kind not in self._told:
+            self._told.add(kind)
+            log.warning("large tensors go as JSON, and no longer through shared memory: %s", why)
+
     def worked(self, route: Route) -> None:
         """Note that it could."""
-        if route in self._unable:
+        if self._unable and route in self._unable:
             with self._lock:
                 self._unable.pop(route, None)
 

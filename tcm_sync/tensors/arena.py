@@ -217,7 +217,9 @@ class Arena:
 
     def _mark(self, segment: Segment, route: Route, epoch: int) -> None:
         """Note that a server is about to be told of a segment, and may keep it mapped from now on."""
-        known = self._registered.setdefault(route, OrderedDict())
+        known = self._registered.get(route)
+        if known is None:
+            known = self._registered[route] = OrderedDict()
         if segment.name not in known:
             self._check_budget(segment.byte_size)
             self._pinned += segment.byte_size
@@ -240,5 +242,5 @@ def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:
     return bool(
         array.nbytes == segment.byte_size
         and array.flags.c_contiguous
-        and array.ctypes.data == segment.address
+        and array.__array_interface__["data"][0] == segment.address
     )

@@ -221,10 +221,17 @@ def test_too_small_to_be_worth_it_it_goes_as_json(client):
     assert client.stats().shm_sends == 0
 
 
-def test_over_the_budget_it_goes_as_json(connect, manager):
+def test_over_the_budget_it_goes_as_json_and_is_logged_once(connect, manager, caplog):
     client = connect(manager, shm_max_pinned=100, max_message_bytes=2**20)
-    assert client.infer("sum", {"x": client.empty_shared(5000, np.float64)})["sum"].item() == 0.0
-    assert client.stats().shm_declined == {"pinned": 1}
+    for _ in range(3):
+        assert client.infer("sum", {"x": client.empty_shared(5000, np.float64)})["sum"].item() == 0.0
+    assert client.stats().shm_declined == {"pinned": 3}
+    (record,) = [record for record in caplog.records if record.name == "tcm_sync.shm"]
+    assert (record.levelname, "go as JSON" in record.message, "pinned: " in record.message) == (
+        "WARNING",
+        True,
+        True,
+    )
 
 
 # --- afterwards ---

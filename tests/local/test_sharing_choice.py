@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -71,6 +72,10 @@ def test_what_is_worth_it_is_shared_and_what_is_not_is_not(client):
     told = client.explain({"x": TOO_FEW})
     assert told.startswith("as JSON: as JSON it is ")
     assert told.endswith(", and 16,380 bytes of tensors are too few to be worth sharing")
+    size = int(re.search(r"it is ([\d,]+) bytes", told)[1].replace(",", ""))
+    before = client.stats()
+    client.infer("sum", {"x": TOO_FEW})
+    assert 0 < client.stats().since(before).bytes_sent - size < 150  # the envelope, and a frame
 
 
 def test_it_is_the_sum_of_the_tensors_that_counts(client, serve, client_of):
