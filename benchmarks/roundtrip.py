@@ -7,9 +7,7 @@ from contextlib import ExitStack
 
 import bare
 from bare import ARRAY, Infer
-from runner import Plan, Row, Work, again, alternate, each_took, instant_server, pin, ratios
-
-__all__ = ["pin", "rows"]  # shared_memory.py finds `pin` here
+from runner import Plan, Row, Work, again, alternate, each_took, instant_server, ratios
 
 #: The bare loops, and the least that our rate is to be of theirs.
 LOOPS = {

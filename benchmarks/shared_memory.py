@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 import numpy as np
+from runner import pin
 
 from tcm_sync import Route, TcmClient
 from tcm_sync.local import LocalManager
@@ -60,17 +61,6 @@ def serve(pipe: Connection, core: int | None) -> None:
         pipe.send((manager.uri, manager.route, manager.transient_route))
         with contextlib.suppress(EOFError):
             pipe.recv()
-
-
-def pin() -> int | None:
-    """Stay on one core, and choose another for the server: None where that cannot be done."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        print("not pinned: there is one core for both, and the figures will waver")
-        return None
-    os.sched_setaffinity(0, {cores[0]})
-    print(f"this process on core {cores[0]}, the server on core {cores[1]}")
-    return cores[1]
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ class SharedCall(InferenceCall):
                 why = str(declined)
             else:
                 self._shared = True
-                self._counts.shared(sum(segment.byte_size for segment in self._lent))
+                self._counts.shared(sum([segment.byte_size for segment in self._lent]))
                 return payload
         if self._plan.transport == "shm":
             raise SharedMemoryUnavailableError(f"the tensors cannot go through shared memory: {why}")

@@ -103,7 +103,8 @@ class Arena:
             self._check_epoch(epoch)
             known = segment.route is not None
             free = not segment.busy and not segment.spent and segment in self._live
-            if not free or (known and (segment.route != route or segment.epoch != epoch)):
+            same = segment.epoch == epoch and (segment.route is route or segment.route == route)
+            if not free or (known and not same):
                 return None
             if not segment.is_there():
                 segment.spent = True
@@ -220,13 +221,14 @@ class Arena:
         known = self._registered.get(route)
         if known is None:
             known = self._registered[route] = OrderedDict()
-        if segment.name not in known:
+        if segment.name in known:
+            known.move_to_end(segment.name)
+        else:
             self._check_budget(segment.byte_size)
             self._pinned += segment.byte_size
-        known[segment.name] = segment.byte_size
-        known.move_to_end(segment.name)
-        if len(known) > _MOST_REGISTERED:
-            self._pinned -= known.popitem(last=False)[1]
+            known[segment.name] = segment.byte_size
+            if len(known) > _MOST_REGISTERED:
+                self._pinned -= known.popitem(last=False)[1]
         segment.busy, segment.route, segment.epoch = True, route, epoch
 
     def _check_budget(self, byte_size: int) -> None:

@@ -39,8 +39,8 @@ class Segment(mmap.mmap):
 
     Attributes
     ----------
-    name : str
-        Of the file. The manager's key is this with a slash before it.
+    name, path : str
+        Of the file. The manager's key is its name with a slash before it.
     byte_size : int
     address : int
         Where it is mapped.
@@ -55,6 +55,7 @@ class Segment(mmap.mmap):
     """
 
     name: str
+    path: str
     byte_size: int
     address: int
     route: Route | None
@@ -94,7 +95,7 @@ class Segment(mmap.mmap):
                 os.fchmod(fd, 0o660)
             os.posix_fallocate(fd, 0, byte_size)  # a full directory is an error here, and no SIGBUS later
             segment = cls(fd, byte_size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-            segment.name, segment.byte_size = name, byte_size
+            segment.name, segment.path, segment.byte_size = name, path, byte_size
             segment.route, segment.epoch = None, 0
             segment.owned = segment.busy = segment.spent = False
             segment.address = np.frombuffer(segment, np.uint8).ctypes.data
@@ -116,7 +117,7 @@ class Segment(mmap.mmap):
     def is_there(self) -> bool:
         """Whether the file still is: a manager that ends unlinks what it had attached."""
         try:
-            return os.stat(f"{DIRECTORY}/{self.name}").st_ino == self._inode
+            return os.stat(self.path).st_ino == self._inode
         except OSError:
             return False
 
@@ -124,7 +125,7 @@ class Segment(mmap.mmap):
         """Remove the file; what is mapped stays. A forked child removes nothing of its parent's."""
         if self._pid == os.getpid():
             with contextlib.suppress(OSError):
-                os.unlink(f"{DIRECTORY}/{self.name}")
+                os.unlink(self.path)
 
     def __del__(self) -> None:
         if hasattr(self, "_pid") and os is not None:  # the interpreter may be half gone

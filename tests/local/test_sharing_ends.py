@@ -330,7 +330,10 @@ def test_a_full_directory_is_no_crash(tmp_path):
         FULL,
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    logged = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert all(line.startswith("large tensors go as JSON") for line in logged)
+    assert any("no room: " in line for line in logged)
 
 
 def test_calls_of_all_kinds_leave_no_more_than_what_may_be_idle(connect, manager, ours):
