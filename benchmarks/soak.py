@@ -53,8 +53,8 @@ OWN = 300_000  # bytes of each thread's array in shared memory
 SLOW, TIMEOUT = 0.1, 0.03  # seconds that a model takes, and that its callers wait
 KINDS = ("calls", "good", "timeouts", "lost", "other", "wrong")
 
-#: What may grow after the warm-up beside a tenth: all of it goes up and down with the sizes. The manager may have
-#: a dozen messages of 3 MB as lists of floats when it is looked at, if there is no room for segments.
+#: What may grow after the warm-up beside a tenth: all of it goes up and down with the sizes. The manager may
+#: have a dozen messages of 3 MB as lists of floats when it is looked at, if there is no room for segments.
 SLACK = {"client MB": 10, "client fds": 40, "client maps": 60, "manager MB": 100, "manager fds": 20}
 SLACK |= {"manager maps": 60, "/dev/shm MB": 20, "files": 60}
 
