@@ -124,7 +124,7 @@ class Batcher:
 
     def run(self, inputs: object, deadline: Deadline) -> InferResult:
         """Run the model on one sample, together with those of other callers."""
-        sample = Sample(check_call(inputs, sample=True), deadline)
+        sample = Sample(check_call(inputs, sample=True, infinities=True), deadline)
         room = self._room(sample)
         try:
             self._join(sample, room)

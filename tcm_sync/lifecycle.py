@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
 import warnings
@@ -26,10 +27,17 @@ if TYPE_CHECKING:
     from tcm_sync.stats import ClientStats
 
 
+# What failures and probes need: when they come there may be no descriptor left to load it with, and a fork in
+# the middle of an import leaves its lock to the child.
+_NEEDED_LATER = ("http.client", "tcm_sync.attempts")
+
+
 class Lifecycle:
     """What holds the runtime of a client, and makes it when it is needed."""
 
     def _start_with(self, settings: Settings) -> None:
+        for name in _NEEDED_LATER:
+            importlib.import_module(name)
         self._settings = settings
         self._counts = Counts()
         self._sharing = Sharing(settings)

@@ -129,12 +129,12 @@ class SharedCall(InferenceCall):
         if self._plan.transport == "shm":
             raise SharedMemoryUnavailableError(f"the tensors cannot go through shared memory: {why}")
         self._counts.declined(why)
-        self._sharing.tell(why)
         if not self.payload:
             try:
                 self.payload = self._by_value()
             except (MessageTooLargeError, InputError) as error:
                 raise also(error, why) from None
+        self._sharing.tell(why)
         return self.payload
 
     def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -24,6 +25,8 @@ Transport = Literal["auto", "json", "shm"]
 
 #: Bytes of tensors from which shared memory is faster than JSON (benchmarks/shared_memory.py).
 WORTH_SHARING = 16_384
+
+_TOLD_AGAIN = 3600.0  # seconds after which a reason is logged again
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds in which a route that could not is not asked again
 
@@ -64,7 +67,7 @@ class Sharing:
         self._arena: Arena | None = None
         self._unable: dict[Route, Unable] = {}
         self._closed = False
-        self._told: set[str] = set()  # kinds of reasons that were logged
+        self._told: dict[str, float] = {}  # when a kind of reason was last logged; guarded by nothing
 
     def obstacle(
         self, tensors: Sequence[Tensor], route: Route, *, allow_transient: bool, transport: Transport
@@ -147,11 +150,11 @@ class Sharing:
             self._unable[route] = Unable(monotonic() + pause, pause, why)
 
     def tell(self, why: str) -> None:
-        """Log, once for each kind of reason, that tensors go as JSON which would go through shared memory."""
-        kind = why.partition(":")[0]
-        if kind in _UNEXPECTED and kind not in self._told:
-            self._told.add(kind)
-            log.warning("large tensors go as JSON, and no longer through shared memory: %s", why)
+        """Log that tensors go as JSON which might be shared: once an hour for each kind of reason."""
+        kind, now = why.partition(":")[0], monotonic()
+        if kind in _UNEXPECTED and now - self._told.get(kind, -inf) >= _TOLD_AGAIN:
+            self._told[kind] = now
+            log.warning("large tensors go as JSON, and not through shared memory: %s", why)
 
     def worked(self, route: Route) -> None:
         """Note that it could."""

@@ -115,7 +115,7 @@ class Streams(Inference):
         _check_idle(idle_timeout, on_idle)
         payload = encode_tensors(
             plan,
-            check_call(inputs),
+            check_call(inputs, infinities=True),  # which the encoding refuses
             limit=self._settings.max_message_bytes,
             envelope_bytes=self._envelope_bytes("inference"),
             stream_of=output_name,

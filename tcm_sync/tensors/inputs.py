@@ -82,7 +82,7 @@ def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = Fa
     scalars : bool
         Whether 0-d tensors will do: they are to be stacked before they are sent.
     infinities : bool
-        Whether they may hold infinities: they may not go as JSON, which `check_finite` looks at then.
+        Whether they may hold infinities: `encode_inputs` refuses those, since they may not go as JSON.
 
     Returns
     -------
@@ -129,8 +129,10 @@ def _all_ready(inputs: dict[Any, Any]) -> tuple[Tensor, ...] | None:
     for name, data in inputs.items():
         if type(data) is not np.ndarray or type(name) is not str or not name or not name.isascii():
             return None
-        datatype, shape = NATIVE_NUMBERS.get(data.dtype), data.shape
-        if datatype is None or not 0 < len(shape) <= MAX_DIMENSIONS or 0 in shape or not data.flags.carray:
+        datatype, shape, flags = NATIVE_NUMBERS.get(data.dtype), data.shape, data.flags
+        if datatype is None or not (flags.c_contiguous and flags.aligned):
+            return None
+        if not 0 < len(shape) <= MAX_DIMENSIONS or 0 in shape:
             return None
         tensors.append(Tensor(name, datatype.name, shape, data))
     return tuple(tensors)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _PIECE = 64 * 1024  # bytes of text that are read at a time, and what is left of an element
 LARGE = 4 * 2**20  # bytes from which this is faster than reading all at once
 
-_ALONE = re.compile(rb"\s*\[(.*)\]\s*", re.DOTALL)
+_SPACE = rb"[ \t\r\n]*"  # of JSON (RFC 8259, section 2)
+_ALONE = re.compile(rb"%b\[(.*)\]%b" % (_SPACE, _SPACE), re.DOTALL)
 
 
 def read_in_pieces(
@@ -70,4 +71,4 @@ def _cut(text: memoryview, between: re.Pattern[bytes]) -> Iterator[memoryview]:
 @functools.cache  # for as many axes as there can be
 def _between(axes: int) -> re.Pattern[bytes]:
     """Match the end of an element of a list of so many axes, and the comma behind it."""
-    return re.compile(rb"\]\s*" * (axes - 1) + b",")
+    return re.compile((rb"\]" + _SPACE) * (axes - 1) + b",")

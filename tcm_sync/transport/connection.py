@@ -85,7 +85,6 @@ class Connection:
         "sending",
         "sent_at",
         "spread",
-        "streaming",
         "uuid",
     )
 
@@ -132,7 +131,6 @@ class Connection:
         self.leased_at: float | None = None
         self.lease: weakref.ref[Lease] | None = None  # of whoever has it
         self.epoch = 0  # how often all sockets had been lost before it was opened
-        self.streaming = False  # whether it was last lent to a stream
         self.requests = 0
         self.most_requests = 0
         self.spread = 1.0  # of its limits, against those of others

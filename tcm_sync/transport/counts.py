@@ -29,7 +29,7 @@ class PoolCounts:
         return {
             "sockets": len(live),
             "busy": sum(c.leased_at is not None for c in live),
-            "open_streams": sum(c.streaming for c in live if c.leased_at is not None),
+            "open_streams": 0,
             "waiting": 0,
             "sockets_opened": self.opened,
             "sockets_closed": Counter(self.closed),

@@ -254,7 +254,7 @@ class Growth:
     def _left(self) -> tuple[int, int]:
         """Count the streams, and the other calls, that may begin."""
         others = self.size if self._window.exact is None else self._window.left(self._under_way())
-        return self.most_streams - len(self._shelf.with_streams), others
+        return self._streams_left(), others
 
     def _streams_left(self) -> int:
         return self.most_streams - len(self._shelf.with_streams)

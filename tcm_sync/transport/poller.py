@@ -22,7 +22,7 @@ class Poller(Protocol):
     def unregister(self, fd: int, /) -> None:
         """Forget it."""
 
-    def poll(self, timeout: float | None, /) -> list[tuple[int, int]]:
+    def poll(self, timeout: float, /) -> list[tuple[int, int]]:
         """Wait, in seconds, and return which descriptors are ready, and for what."""
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class SelectorPoller:
         """Forget it."""
         self._selector.unregister(fd)
 
-    def poll(self, timeout: float | None, /) -> list[tuple[int, int]]:
+    def poll(self, timeout: float, /) -> list[tuple[int, int]]:
         """Wait, in seconds, and return which descriptors are ready, and for what."""
         return [(key.fd, _MASKS[events]) for key, events in self._selector.select(timeout)]
 

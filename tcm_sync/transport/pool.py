@@ -250,7 +250,11 @@ class Pool(Growth):
     def read(self) -> dict[str, Any]:
         """Return what was counted, and the state of now."""
         with self._lock:
-            return {**self._counts.read(self._shelf.all.values()), "waiting": len(self._waiters)}
+            return {
+                **self._counts.read(self._shelf.all.values()),
+                "open_streams": len(self._shelf.with_streams),
+                "waiting": len(self._waiters),
+            }
 
     def any_open(self) -> Connection | None:
         """Return some connection, to be looked at."""

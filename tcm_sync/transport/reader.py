@@ -182,7 +182,7 @@ class Reader:
         left = self._due - monotonic()
         if left <= 0.0:
             self._tend()
-            left = max(0.0, self._due - monotonic())
+            left = max(0.0, self._due - monotonic())  # below zero, epoll would wait for ever
         for fd, ready in self._poller.poll(left if left < _LONGEST_SLEEP else _LONGEST_SLEEP):
             connection = self._connections.get(fd)
             if connection is None:  # or it was dropped a moment ago

@@ -111,12 +111,12 @@ class Runtime:
             What came in place of a good answer. Its ``uuid`` tells that it came from a socket.
         """
         backpressure = self._backpressure
-        if backpressure.cause is not None or self._circuits:
+        if backpressure.cause is not None or (self._circuits and call.target in self._circuits):
             failure = self._attempt_gated(call)
         else:
             lease = self._lease(call)
-            if backpressure.cause is not None or self._circuits:  # it was shut meanwhile
-                lease.unused()
+            if backpressure.cause is not None or (self._circuits and call.target in self._circuits):
+                lease.unused()  # it was shut meanwhile
                 failure = self._attempt_gated(call)
             else:
                 failure = self._exchange(lease, call)
@@ -125,7 +125,7 @@ class Runtime:
             raise failure
 
     def _attempt_gated(self, call: Call) -> TcmError | None:
-        """Make an attempt while some gate is shut, perhaps as its probe."""
+        """Make an attempt while a gate of its own is shut, perhaps as the probe."""
         gates = self._gates(call.target)
         prober = Prober()
         try:

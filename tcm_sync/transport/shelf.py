@@ -76,7 +76,6 @@ class Shelf:
     def lend(self, connection: Connection, lease: Lease, *, streaming: bool = False) -> None:
         """Take an idle connection out of line, for the holder of `lease`."""
         self.idle.remove(connection)
-        connection.streaming = streaming
         if streaming:
             self.with_streams.add(connection)
         connection.leased_at = monotonic()

@@ -150,7 +150,7 @@ def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
     try:
         _check_utf8(found.text)
         decoded = _inference.decode(found.text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return None
     payload = decoded.payload
     if decoded.type != "inference" or decoded.uuid != uuid or payload.status != "COMPLETED":

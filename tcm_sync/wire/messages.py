@@ -47,7 +47,10 @@ class SharedTensor(Struct, frozen=True):
 
 
 class InferenceRequest(Struct, frozen=True):
-    """What is asked of the model: all inputs by reference, or none."""
+    """What is asked of the model: all inputs by reference, or none.
+
+    Ours are written without inputs, whose texts are put in later: so it must not omit what is empty.
+    """
 
     inputs: tuple[InputTensor, ...] | tuple[SharedTensor, ...] = ()
     protocol: str = "http"

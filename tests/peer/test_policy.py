@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -23,10 +24,11 @@ from tcm_sync import (
     RetryPolicy,
     TritonNetworkError,
 )
+from tcm_sync.transport.runtime import Runtime
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer
-from .scripts import ROUTE, ask, connect, echo_once, failing
+from .scripts import ROUTE, ask, background, connect, echo_once, failing, wait_until
 
 RETRIABLE = {
     "TRITON_TIMEOUT": "TritonTimeoutError",
@@ -246,6 +248,47 @@ def test_an_open_circuit_holds_the_next_calls_of_that_model_and_of_no_other():
         assert client.infer("other", {"x": [[3.0]]})["y"].item() == 3.0
         elsewhere = client.infer("m", {"x": [[4.0]]}, container_id="c2", vm_ip="127.0.0.1")
         assert elsewhere["y"].item() == 4.0
+
+
+@contextmanager
+def opening_a_circuit_before(call):
+    """Have a call wait for the one socket while the circuit of model ``m`` opens; yield peer and outcome."""
+    go_on = threading.Event()
+
+    def held(connection):
+        go_on.wait(PATIENCE)
+        connection.fail("TRITON_CIRCUIT_OPEN", retriable=True, retry_after_seconds=4 * PATIENCE)
+
+    with (
+        ScriptedPeer(answering(held)) as peer,
+        connect(peer, pool_size=1) as client,
+        background(lambda: ask(client)) as first,
+    ):
+        wait_until(lambda: peer.requests == 1)
+        with background(lambda: call(client)) as second:
+            wait_until(lambda: client.stats().waiting == 1)
+            go_on.set()
+            with failing(CircuitOpenError, "TRITON_CIRCUIT_OPEN"):
+                first()
+            yield peer, second
+
+
+def test_a_circuit_that_opens_while_a_call_waits_for_a_socket_holds_it():
+    with opening_a_circuit_before(ask) as (peer, outcome):
+        with failing(CircuitOpenError, "TRITON_CIRCUIT_OPEN"):
+            outcome()
+        assert peer.requests == 1
+
+
+def test_a_circuit_of_another_model_costs_a_waiting_call_nothing(monkeypatch):
+    gated = []
+    original = Runtime._attempt_gated
+    monkeypatch.setattr(
+        Runtime, "_attempt_gated", lambda self, call: gated.append(call.target[1]) or original(self, call)
+    )
+    with opening_a_circuit_before(lambda client: client.infer("other", {"x": [[3.0]]})) as (_, outcome):
+        assert outcome()["y"].item() == 3.0
+    assert gated == []
 
 
 def test_no_repeat_begins_with_less_time_than_the_failed_attempt_took():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -150,3 +152,37 @@ def test_a_client_that_never_opened_or_failed_to_be_made_is_silent():
         with pytest.raises(ConfigError):
             TcmClient("http://nowhere")
         gc.collect()
+
+
+# A failure is told as what it is, even where it is that nothing can be opened any more.
+NO_DESCRIPTOR_LEFT = """
+import contextlib, os, resource, socket
+from tcm_sync import ConnectFailedError, Route, TcmClient
+
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    client = TcmClient("ws://127.0.0.1:%d/ws" % listener.getsockname()[1], route=Route("c"), timeout=2.0)
+    client.open(wait=False)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    held = []
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(os.dup(0))
+    try:
+        client.infer("m", {"x": [[1.0]]})
+    except ConnectFailedError as error:
+        caught = error
+    try:
+        client.ready()
+    except ConnectFailedError as error:
+        print("both told")
+    for each in held:
+        os.close(each)
+    client.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_without_a_descriptor_left_the_failure_is_one_of_ours():
+    command = [sys.executable, "-W", "error", "-c", NO_DESCRIPTOR_LEFT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "both told\n"), done.stderr
