@@ -126,6 +126,13 @@ def test_nothing_is_copied(client, manager):
     assert (stats.shm_segments, stats.shm_pinned, stats.shm_sends) == (1, x.nbytes, 5)
 
 
+def test_nothing_is_copied_where_each_call_names_the_same_route(client, manager):
+    x = make(client)
+    route = manager.route
+    for _ in range(3):
+        assert copies(client, x, container_id=route.container_id, vm_ip=route.vm_ip, vm_id=route.vm_id) == 0
+
+
 @pytest.mark.parametrize(
     "whole",
     [

@@ -55,7 +55,7 @@ def client_frames(data):
             size = int.from_bytes(data[2 : 2 + width], "big")
             assert size >= (126 if width == 2 else 65_536), "a longer length than needed"
             at += width
-        key, at = data[at : at + 4], at + 4
+        key, at = bytes(data[at : at + 4]), at + 4
         assert len(data) >= at + size, "cut short"
         payload = bytes(byte ^ key[place % 4] for place, byte in enumerate(data[at : at + size]))
         found.append((first & 0x0F, bool(first & 0x80), payload, key))
@@ -91,6 +91,7 @@ def test_a_large_message_goes_out_in_fragments(size):
     assert [final for _, final, *_ in parts] == [False] * (len(parts) - 1) + [True]
     assert len(parts) == max(1, -(-size // FRAGMENT_BYTES))
     assert all(len(payload) <= FRAGMENT_BYTES for _, _, payload, _ in parts)
+    assert len({key for *_, key in parts}) == len(parts)  # of four random bytes: once in a thousand million
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from tcm_sync import Route
 from tcm_sync.errors import InputError
+from tcm_sync.request import Plan, _around, encode_request
 from tcm_sync.tensors import (
     DATATYPES,
     InferenceInput,
     check_inputs,
     check_output_dtypes,
     decode_outputs,
+    encode,
     encode_inputs,
     minimum_json_bytes,
 )
@@ -96,6 +99,15 @@ def test_the_lower_bound_counts_text_and_adds_tensors_up() -> None:
     assert 1500 <= minimum_json_bytes(one) <= len(bytes(encoded_inputs(one)[0].data))
     two = check_inputs({"x": ["a" * 1000, "é" * 500], "y": np.zeros(100)})
     assert minimum_json_bytes(two) == minimum_json_bytes(one) + minimum_json_bytes(two[1:])
+
+
+def test_what_is_remembered_of_requests_is_bounded() -> None:
+    """Names and shapes may be new with every call, for months."""
+    for number in range(3000):
+        encode_inputs(check_inputs({f"x{number}": np.zeros((1, number + 1), "f4")}))
+        encode_request(Plan(f"m{number}", Route("c"), False, None, None, None), [])  # type: ignore[arg-type]
+    assert encode._head.cache_info().currsize <= 1024
+    assert _around.cache_info().currsize <= 256
 
 
 # --- the recorded exchanges ---
