@@ -104,6 +104,15 @@ def test_the_pieces_of_a_message_are_one_text(sizes):
     assert [final for _, final, *_ in parts] == [False] * (len(parts) - 1) + [True]
 
 
+@pytest.mark.parametrize("size", [100, 5_000, 2 * FRAGMENT_BYTES])
+def test_messages_that_are_sent_at_the_same_time_share_no_memory(size):
+    messages = [os.urandom(size) for _ in range(3)]
+    begun = [iter(encode_text((message,))) for message in messages]
+    for frame, message in zip([next(frames) for frames in begun], messages, strict=True):
+        ((_, _, payload, _),) = client_frames(frame)
+        assert payload == message[:FRAGMENT_BYTES]
+
+
 def test_a_close_frame_has_a_code():
     ((opcode, final, payload, _),) = client_frames(encode_close(1009))
     assert (opcode, final, payload) == (CLOSE, True, b"\x03\xf1")
