@@ -108,7 +108,7 @@ def test_the_pieces_of_a_message_are_one_text(sizes):
 def test_messages_that_are_sent_at_the_same_time_share_no_memory(size):
     messages = [os.urandom(size) for _ in range(3)]
     begun = [iter(encode_text((message,))) for message in messages]
-    for frame, message in zip([next(frames) for frames in begun], messages, strict=True):
+    for frame, message in zip(list(map(next, begun)), messages, strict=True):
         ((_, _, payload, _),) = client_frames(frame)
         assert payload == message[:FRAGMENT_BYTES]
 
