@@ -1,6 +1,6 @@
 """Latency and throughput as threads, sockets and messages grow: a plot each.
 
-    python -m benchmarks growth [--plot docs/images/] [--seconds 1] [--rounds 3] [--only threads sockets size]
+    python -m benchmarks growth [--plot docs/performance/] [--seconds 1] [--rounds 3] [--only threads ...]
 
 Against the server that answers at once, in a process and on a core of its own. It prints every figure; with
 `--plot` it draws them (matplotlib, in the extra ``bench``), each stamped with the commit and the machine.

@@ -1,6 +1,6 @@
 """Where the time of our client goes: by thread, by function, or as flame graphs.
 
-    python -m benchmarks hotspots [one sixteen many image reply] [--seconds 3] [--flames docs/images/]
+    python -m benchmarks hotspots [one sixteen many image reply] [--seconds 3] [--flames docs/performance/]
 
 The calls are those of the table, and the server too. Without `--flames` it prints the processor time of each
 thread, undisturbed, and then the functions of the calling thread under cProfile, if there is but one (from
