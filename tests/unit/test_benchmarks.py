@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def needs(module: str) -> None:
-    """Skip where the extra ``bench`` is not installed: its libraries want newer ones than the oldest of ours."""
+    """Skip where the extra ``bench`` is missing: its libraries want newer ones than the oldest of ours."""
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
 
