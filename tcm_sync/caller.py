@@ -38,7 +38,7 @@ class Caller(Lifecycle):
                 first = error
             else:
                 return 1
-            from tcm_sync.attempts import Attempts  # with tenacity, which nearly no call needs
+            from tcm_sync.attempts import Attempts  # here: `import tcm_sync` goes without tenacity
 
             attempts = Attempts(policy, call.deadline, once=once, tell=counts.repeated)
             attempts.go_on(first, partial(call.attempt, runtime), runtime.sleep)

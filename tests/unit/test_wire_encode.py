@@ -96,6 +96,7 @@ def test_the_route_is_sent_as_far_as_it_is_known():
 def test_a_server_that_is_not_registered_is_asked_for_in_so_many_words():
     assert inference(allow_transient=True)["request"]["allow_transient"] is True
     assert "allow_transient" not in inference()["request"]
+    assert "allow_transient" not in inference(allow_transient=[])["request"]  # what has no hash will do
 
 
 # --- structs ---
