@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 
@@ -20,13 +20,26 @@ _LOWEST, _HIGHEST, _DIGITS = 1, 3_600_000_000, 3  # microseconds, and digits tha
 _LOOK = 0.1  # seconds between two looks at whether it is over
 
 
+class Turn(NamedTuple):
+    """A thread's turn to send a request.
+
+    Attributes
+    ----------
+    due : float
+        Since when the request is due, on the monotonic clock.
+    missed : float or None
+        Seconds it had waited when the time was over, where no thread was free before: it is not sent.
+    """
+
+    due: float
+    missed: float | None = None
+
+
 class Pace(Protocol):
     """Says when requests are due."""
 
-    end: float
-
-    def wait(self, stop: threading.Event) -> float | None:
-        """Wait until the next request is due: since when it is. None when there is none left."""
+    def wait(self, stop: threading.Event) -> Turn | None:
+        """Wait until the next request is due. None when there is none left."""
 
 
 class ClosedLoop:
@@ -39,12 +52,12 @@ class ClosedLoop:
     """
 
     def __init__(self, end: float) -> None:
-        self.end = end
+        self._end = end
 
-    def wait(self, stop: threading.Event) -> float | None:
-        """Return the time, unless it is over."""
+    def wait(self, stop: threading.Event) -> Turn | None:
+        """Take a turn, unless it is over."""
         now = time.monotonic()
-        return None if stop.is_set() or now >= self.end else now
+        return None if stop.is_set() or now >= self._end else Turn(now)
 
 
 class OpenLoop:
@@ -59,17 +72,20 @@ class OpenLoop:
     """
 
     def __init__(self, start: float, end: float, rate: float) -> None:
-        self.end = end
+        self._end = end
         self._due = (start + number / rate for number in itertools.count())
         self._lock = threading.Lock()
 
-    def wait(self, stop: threading.Event) -> float | None:
+    def wait(self, stop: threading.Event) -> Turn | None:
         """Wait until the next request is due. Where all threads were busy it was due a while ago."""
         with self._lock:
             due = next(self._due)
-        if due >= self.end or stop.is_set() or stop.wait(max(0.0, due - time.monotonic())):
+        now = time.monotonic()
+        if due >= self._end or stop.is_set():
             return None
-        return due
+        if now >= self._end:
+            return Turn(due, self._end - due)
+        return None if stop.wait(max(0.0, due - now)) else Turn(due)
 
 
 @dataclass
@@ -172,12 +188,12 @@ class Load:
         return total
 
     def _run(self, tally: Tally) -> None:
-        while (due := self._pace.wait(self._stop)) is not None:
-            counted = due >= self._since
-            if time.monotonic() >= self._pace.end:  # it had no turn in time; the wait is not hidden
+        while (turn := self._pace.wait(self._stop)) is not None:
+            counted = turn.due >= self._since
+            if turn.missed is not None:
                 if counted:
                     tally.unsent += 1
-                    tally.record(self._pace.end - due)
+                    tally.record(turn.missed)  # the wait is not hidden
                 continue
             try:
                 self._call()
@@ -190,4 +206,4 @@ class Load:
             tally.answered_at = time.monotonic()
             if counted:
                 tally.answered += 1
-                tally.record(tally.answered_at - due)
+                tally.record(tally.answered_at - turn.due)

@@ -182,8 +182,10 @@ class Clock:
 
     def __init__(self):
         self.now = 1000.0
+        self.reading = 0.0  # seconds that it takes to look at it
 
     def monotonic(self):
+        self.now += self.reading
         return self.now
 
     def wait(self, seconds):
@@ -197,8 +199,9 @@ def run(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(load, "time", clock)
 
-    def begin(call, pace_of, warm_up=0.0):
+    def begin(call, pace_of, warm_up=0.0, reading=0.0):
         tally = load.Tally()
+        clock.reading = reading
         start = clock.now
         paced = load.Load(lambda: call(clock), 1, pace_of(start), start + warm_up)
         monkeypatch.setattr(paced._stop, "wait", clock.wait)
@@ -234,6 +237,21 @@ def test_what_had_no_turn_is_counted_with_its_wait(run):
     assert tally.latencies.get_total_count() == 10
     assert tally.milliseconds()["max"] == pytest.approx(700, rel=0.01)  # the fourth, due at 0.3 s
     assert tally.milliseconds()["min"] == pytest.approx(100, rel=0.01)  # the tenth, due at 0.9 s
+
+
+@pytest.mark.parametrize("ends", [1.0, 1.1, 1.9])
+@pytest.mark.parametrize(
+    "pace",
+    [
+        lambda start, ends: load.ClosedLoop(start + ends),
+        lambda start, ends: load.OpenLoop(start, start + ends, 2),
+    ],
+)
+def test_a_request_whose_turn_came_in_time_is_sent_though_the_end_comes_meanwhile(run, pace, ends):
+    """The end may come between any two looks at the clock, here at every one of them in turn."""
+    tally = run(lambda _: None, lambda start: pace(start, ends), reading=0.2)
+    assert tally.unsent == 0
+    assert tally.answered == tally.latencies.get_total_count() >= 2
 
 
 def test_the_warm_up_is_not_counted(run):
