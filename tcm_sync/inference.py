@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 from tcm_sync.caller import Caller, checked_model_name
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError, MessageTooLargeError, TcmError
-from tcm_sync.request import InferenceCall, Plan, encode_references, encode_tensors, is_readable
+from tcm_sync.request import (
+    InferenceCall,
+    Plan,
+    encode_references,
+    encode_request,
+    encode_tensors,
+    is_readable,
+)
 from tcm_sync.results import InferResult
 from tcm_sync.shared import Shareable, SharedCall, also, copied
 from tcm_sync.sharing import Transport, is_worth_sharing
-from tcm_sync.tensors import as_references, check_call, check_output_dtypes, decode_outputs
+from tcm_sync.tensors import as_references, check_call, check_output_dtypes, decode_outputs, encode_small
 from tcm_sync.wire.encode import Pieces, check_size, size_of
 
 if TYPE_CHECKING:
@@ -126,6 +133,10 @@ class Inference(Caller):
         """
         if type(inputs) is not dict and (references := as_references(inputs)) is not None:
             return self._refer(plan, references)
+        if plan.transport != "shm" and (small := encode_small(inputs)) is not None:
+            payload = encode_request(plan, small)
+            if size_of(payload) <= self._inference_room:
+                return payload
         tensors = check_call(inputs, infinities=True)
         why: str | None = None
         if plan.transport == "shm" or (plan.transport == "auto" and is_worth_sharing(tensors)):

@@ -49,6 +49,7 @@ class Lifecycle:
         self._crews: weakref.WeakSet[Workers] = weakref.WeakSet()  # these and those of each `map`
         uuid = fresh_uuid((settings.auth or AuthContext()).uuid)  # as long as all will be
         self._bare_envelope_bytes = size_of(encode_message(uuid, "", ()))
+        self._inference_room = settings.max_message_bytes - self._envelope_bytes("inference")
         watch(self)
 
     def __repr__(self) -> str:
@@ -146,14 +147,14 @@ class Lifecycle:
 
     def _running(self) -> Runtime:
         runtime = self._runtime
-        if runtime is not None and runtime.is_alive() and not self._closed:
+        if runtime is not None and runtime.reader.is_alive() and not self._closed:
             return runtime
         with self._lock:
             if self._closed:
                 raise ClientClosedError(
                     "the client is closed, and a closed client stays closed: make another"
                 )
-            if self._runtime is not None and self._runtime.is_alive():
+            if self._runtime is not None and self._runtime.reader.is_alive():
                 return self._runtime
             refuse_green_threads()
             if self._runtime is not None:

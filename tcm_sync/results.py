@@ -57,14 +57,14 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
         KeyError
             There is no such output; the error lists those there are.
         """
+        return self[name]
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         try:
             return self._arrays[name]
         except KeyError:
             there = ", ".join(map(repr, self._arrays)) or "none"
             raise KeyError(f"no output {name!r}; model {self.model_name!r} returned {there}") from None
-
-    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
-        return self.as_numpy(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays

@@ -2,7 +2,13 @@
 
 from tcm_sync.tensors.check import Held, HeldAll, HeldEach, check_call, fit_inputs
 from tcm_sync.tensors.datatypes import DATATYPES, Datatype
-from tcm_sync.tensors.encode import encode_data, encode_described, encode_inputs, minimum_json_bytes
+from tcm_sync.tensors.encode import (
+    encode_data,
+    encode_described,
+    encode_inputs,
+    encode_small,
+    minimum_json_bytes,
+)
 from tcm_sync.tensors.inputs import InferenceInput, Tensor, check_inputs
 from tcm_sync.tensors.outputs import OutputDtypes, check_output_dtypes, decode_outputs
 from tcm_sync.tensors.references import SHMReference, as_references
@@ -28,6 +34,7 @@ __all__ = [
     "encode_data",
     "encode_described",
     "encode_inputs",
+    "encode_small",
     "fit_inputs",
     "minimum_json_bytes",
 ]

@@ -9,7 +9,7 @@ import orjson
 from msgspec import Raw
 
 from tcm_sync.tensors.datatypes import DATATYPES
-from tcm_sync.tensors.inputs import Tensor, check_finite
+from tcm_sync.tensors.inputs import Tensor, check_finite, datatype_if_ready
 from tcm_sync.wire.encode import encode_part
 from tcm_sync.wire.messages import InputTensor
 
@@ -27,6 +27,36 @@ def encode_inputs(tensors: Iterable[Tensor]) -> list[bytes]:
     return encode_described(
         [(tensor.name, tensor.datatype, tensor.shape, encode_data(tensor)) for tensor in tensors]
     )
+
+
+def encode_small(inputs: object) -> list[bytes] | None:
+    """Check and write in one go what nearly always is passed: a dict of small arrays of numbers.
+
+    Parameters
+    ----------
+    inputs : object
+        What `check_inputs` takes.
+
+    Returns
+    -------
+    list of bytes or None
+        The very text that `encode_inputs` writes. None if anything about any of them is unusual, NaN
+        included, and all of them want a closer look.
+    """
+    if type(inputs) is not dict:
+        return None
+    pieces: list[bytes] = []
+    for name, array in inputs.items():
+        datatype = datatype_if_ready(name, array)
+        if datatype is None or array.size > _FEW:
+            return None
+        text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+        if b"null" in text:
+            return None
+        pieces += (_head(name, datatype, array.shape), text, b"},")
+    if pieces:
+        pieces[-1] = b"}"
+    return pieces or None
 
 
 def encode_described(inputs: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> list[bytes]:

@@ -127,15 +127,21 @@ def _all_ready(inputs: dict[Any, Any]) -> tuple[Tensor, ...] | None:
     """
     tensors = []
     for name, data in inputs.items():
-        if type(data) is not np.ndarray or type(name) is not str or not name or not name.isascii():
+        datatype = datatype_if_ready(name, data)
+        if datatype is None:
             return None
-        datatype, shape, flags = NATIVE_NUMBERS.get(data.dtype), data.shape, data.flags
-        if datatype is None or not (flags.c_contiguous and flags.aligned):
-            return None
-        if not 0 < len(shape) <= MAX_DIMENSIONS or 0 in shape:
-            return None
-        tensors.append(Tensor(name, datatype.name, shape, data))
+        tensors.append(Tensor(name, datatype, data.shape, data))
     return tuple(tensors)
+
+
+def datatype_if_ready(name: Any, data: Any) -> str | None:
+    """Return the datatype of an input that can be sent as it is: an array of numbers, native and in order."""
+    if type(data) is not np.ndarray or type(name) is not str or not name or not name.isascii():
+        return None
+    datatype, shape, flags = NATIVE_NUMBERS.get(data.dtype), data.shape, data.flags
+    if datatype is None or not (flags.c_contiguous and flags.aligned):
+        return None
+    return datatype.name if 0 < len(shape) <= MAX_DIMENSIONS and 0 not in shape else None
 
 
 def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:

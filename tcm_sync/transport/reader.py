@@ -304,6 +304,15 @@ class Reader:
             except (ProtocolError, MessageTooLargeError) as error:
                 self._give_up(connection, error)
                 return
+            if len(events) == 1:  # nearly always, and the reply to a call
+                opcode, message = events[0]
+                if (
+                    opcode == frames.TEXT
+                    and message.startswith(connection.reply_prefixes)
+                    and self.pending.answer(connection.uuid, message)
+                ):
+                    self._counts.messages_received += 1
+                    continue
             if not self._events(connection, events) or connection.paused:
                 return
         if connection.secured:  # it may hold more, which no selector sees
@@ -357,18 +366,17 @@ class Reader:
             self._reply(connection, message)
 
     def _reply(self, connection: Connection, message: bytes) -> None:
-        if isinstance(stream := self.pending.peek(connection.uuid), StreamReplies):
-            stream.resolve(message)
-            if stream.size > stream.bound:
-                self._pause(connection)
-                if stream.size <= stream.bound:  # it was taken before the caller could see the pause
-                    self.resume(connection)  # but not now: what was read with this has its turn first
+        if self.pending.answer(connection.uuid, message):
             return
-        future = self.pending.claim(connection.uuid)
-        if future is None:
+        stream = self.pending.peek(connection.uuid)
+        if not isinstance(stream, StreamReplies):
             self._counts.late += 1
             raise ProtocolError("the manager sent a reply that nobody waits for")
-        future.resolve(message)
+        stream.resolve(message)
+        if stream.size > stream.bound:
+            self._pause(connection)
+            if stream.size <= stream.bound:  # it was taken before the caller could see the pause
+                self.resume(connection)  # but not now: what was read with this has its turn first
 
     def _pause(self, connection: Connection) -> None:
         """Stop reading a socket whose stream is not taken fast enough, so that TCP holds the manager up."""

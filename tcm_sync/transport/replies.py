@@ -139,6 +139,14 @@ class PendingReplies:
         """Take the future of `uuid`, to resolve it or to give it up; None if somebody else has."""
         return self._futures.pop(uuid, None)
 
+    def answer(self, uuid: str, message: bytes) -> bool:
+        """Resolve the future of `uuid`, unless nobody waits for a reply, or for more than one."""
+        futures = self._futures
+        if type(futures.get(uuid)) is not ReplyFuture or (future := futures.pop(uuid, None)) is None:
+            return False
+        future.resolve(message)
+        return True
+
     def peek(self, uuid: str) -> Future | None:
         """Look at the future of `uuid` without taking it."""
         return self._futures.get(uuid)

@@ -94,10 +94,6 @@ class Runtime:
             )
         return pool
 
-    def is_alive(self) -> bool:
-        """Whether calls can be made."""
-        return self.reader.is_alive()
-
     def sleep(self, seconds: float) -> None:
         """Pause before a repeat, or until the client is closed."""
         self.closed.wait(min(seconds, threading.TIMEOUT_MAX))
@@ -120,6 +116,9 @@ class Runtime:
                 failure = self._attempt_gated(call)
             else:
                 failure = self._exchange(lease, call)
+                if failure is None:
+                    self.standing.manager_gate.forgive()
+                    return
                 self._note(failure, call.target)
         if failure is not None:
             raise failure

@@ -14,7 +14,7 @@ from tcm_sync import CallTimeoutError, ClientClosedError, ConnectionLostError
 from tcm_sync.deadline import Deadline
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.frames import CLOSE, FRAGMENT_BYTES, PING, PONG, TEXT, FrameDecoder, encode_close
-from tcm_sync.transport.replies import PendingReplies, Refusal, ReplyFuture
+from tcm_sync.transport.replies import PendingReplies, Refusal, ReplyFuture, StreamReplies
 
 from ..peer.connection import unmasked
 
@@ -383,6 +383,22 @@ def test_a_reply_is_handed_over_once():
     future.resolve(b"reply")
     assert future.wait(None)
     assert future.outcome == b"reply"
+
+
+def test_only_the_one_reply_that_is_waited_for_is_an_answer():
+    pending = PendingReplies()
+    single, stream = ReplyFuture(), StreamReplies(100)
+    pending.add("u-1", single)
+    pending.add("u-2", stream)
+    assert not pending.answer("u-2", b"a chunk")
+    assert not pending.answer("u-3", b"late")
+    assert pending.peek("u-2") is stream
+    assert (stream.size, single.outcome) == (0, None)
+    assert pending.answer("u-1", b"reply")
+    assert single.wait(0.0)
+    assert single.outcome == b"reply"
+    assert not pending.answer("u-1", b"another")
+    assert single.outcome == b"reply"
 
 
 def test_a_thread_that_waits_is_woken_by_the_outcome():

@@ -10,6 +10,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from tcm_sync import Route
 from tcm_sync.errors import InputError
@@ -22,6 +25,7 @@ from tcm_sync.tensors import (
     decode_outputs,
     encode,
     encode_inputs,
+    encode_small,
     minimum_json_bytes,
 )
 from tcm_sync.tensors.inputs import Tensor
@@ -232,3 +236,65 @@ def test_flat_data_that_the_manager_refuses_is_sent_nested() -> None:
 def test_every_recorded_case_about_tensors_is_tested_here() -> None:
     about = {name for name in recorded() if name.startswith(("tensors.", "inference.output."))}
     assert about <= {*SAME, *REFUSED}
+
+
+# --- what is checked and written in one go ---
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=3),
+        hnp.arrays(
+            st.sampled_from(
+                [each.dtype for each in DATATYPES.values() if each.dtype.kind != "O"] + [np.dtype(">f4")]
+            ),
+            hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=8),
+        ),
+        max_size=3,
+    )
+)
+@settings(max_examples=400, deadline=None)
+def test_what_is_written_in_one_go_is_the_same_text(inputs):
+    small = encode_small(inputs)
+    if small is not None:
+        assert small == encode_inputs(check_inputs(inputs))
+
+
+USUAL = np.array([[1.5, -0.25]], np.float32)
+
+
+@pytest.mark.parametrize(
+    "dtype", [each.dtype for each in DATATYPES.values() if each.dtype.kind != "O"], ids=str
+)
+def test_small_arrays_are_written_in_one_go(dtype):
+    inputs = {"x": np.ones((2, 3), dtype), "y": np.zeros(256, dtype)}
+    assert encode_small(inputs) == encode_inputs(check_inputs(inputs)) is not None
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        USUAL,
+        [USUAL],
+        {"x": [1.5]},
+        {"": USUAL},
+        {"é": USUAL},
+        {1: USUAL},
+        {"x": USUAL[0, 0]},
+        {"x": np.array(1.5)},
+        {"x": USUAL.astype(">f4")},
+        {"x": np.ones((4, 4), "f4").T[1:]},
+        {"x": USUAL.view(np.matrix)},
+        {"x": np.ones((1, 0), "f4")},
+        {"x": np.array(["text"])},
+        {"x": np.array([1j])},
+        {"x": USUAL, "y": np.array([np.nan], "f4")},
+        {"x": USUAL, "y": np.array([-np.inf])},
+        {"x": np.zeros(257, "i1")},
+        type("Inputs", (dict,), {})(x=USUAL),
+    ],
+    ids=repr,
+)
+def test_whatever_is_unusual_has_a_closer_look(inputs):
+    assert encode_small(inputs) is None
