@@ -113,13 +113,16 @@ class Inference(Caller):
         """Check what `infer` takes, but for the inputs."""
         if transport not in ("auto", "json", "shm"):
             raise InputError(f"transport must be 'auto', 'json' or 'shm', not {transport!r:.80}")
+        route = self._settings.route
+        if route is None or not (vm_ip is container_id is vm_id is None):
+            route = self._route(vm_ip, container_id, vm_id)
         return Plan(
             checked_model_name(model_name),
-            self._route(vm_ip, container_id, vm_id),
+            route,
             allow_transient,
             check_output_dtypes(output_dtypes),
             timeout,
-            self._policy(retry),
+            self._settings.retry if retry is UNSET else self._policy(retry),
             transport,
         )
 

@@ -147,14 +147,14 @@ class Lifecycle:
 
     def _running(self) -> Runtime:
         runtime = self._runtime
-        if runtime is not None and runtime.reader.is_alive() and not self._closed:
+        if runtime is not None and not runtime.reader.stopping and not self._closed:
             return runtime
         with self._lock:
             if self._closed:
                 raise ClientClosedError(
                     "the client is closed, and a closed client stays closed: make another"
                 )
-            if self._runtime is not None and self._runtime.reader.is_alive():
+            if self._runtime is not None and not self._runtime.reader.stopping:
                 return self._runtime
             refuse_green_threads()
             if self._runtime is not None:

@@ -140,24 +140,22 @@ def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, np
         A dtype is asked for an output that is not there.
     """
     try:
-        return _arrays(_split(data), dtypes)
+        return _arrays(_cut(data) if isinstance(data, Outline) else _object.decode(data), dtypes)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"the outputs of the inference cannot be read: {quote(str(error))}") from None
     except RecursionError:
         raise ProtocolError("the outputs of the inference cannot be read: nested too deep") from None
 
 
-def _split(data: Data) -> Mapping[str, Text]:
-    try:
-        if isinstance(data, Outline):
-            texts: dict[str, Text] = {}
-            for name, value in _object.decode(data.text).items():
-                array = data.array(text := bytes(value))
-                texts[name] = text if array is None else array
-            if sum(type(text) is memoryview for text in texts.values()) == len(data.arrays):
-                return texts
-            data = bytes(data)  # one of them is no output, but part of something else
-        return _object.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"the outputs of the inference cannot be read: {quote(str(error))}") from None
+def _cut(data: Outline) -> Mapping[str, Text]:
+    """Cut large data into the texts of its outputs."""
+    texts: dict[str, Text] = {}
+    for name, value in _object.decode(data.text).items():
+        array = data.array(text := bytes(value))
+        texts[name] = text if array is None else array
+    if sum(type(text) is memoryview for text in texts.values()) == len(data.arrays):
+        return texts
+    return _object.decode(bytes(data))  # one of them is no output, but part of something else
 
 
 def _arrays(texts: Mapping[str, Text], dtypes: OutputDtypes) -> dict[str, npt.NDArray[Any]]:

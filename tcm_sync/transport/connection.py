@@ -8,6 +8,9 @@ import ssl
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
+from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -72,10 +75,12 @@ class Connection:
         "loss",
         "messages_sent",
         "most_requests",
+        "old_at",
         "opened_at",
         "paused",
         "pinged_at",
         "pool",
+        "receive_into",
         "replacing",
         "reply_prefixes",
         "requests",
@@ -86,6 +91,7 @@ class Connection:
         "sent_at",
         "spread",
         "uuid",
+        "when_lost",
     )
 
     def __init__(
@@ -112,6 +118,10 @@ class Connection:
         self._sock = sock
         # Guards closed, the four fields below it, and each single call on the socket, which never blocks.
         self.lock = threading.Lock()
+        #: Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
+        self.receive_into: Callable[[memoryview], int] = (
+            partial(receive_secured, sock, self.lock) if self.secured else sock.recv_into
+        )
         self.closed = False
         self.inherited = False  # whether this is a child process, and the connection its parent's
         self.loss: TcmError | None = None  # why it was closed
@@ -130,9 +140,13 @@ class Connection:
         self.opened_at = self.idle_since = monotonic()
         self.leased_at: float | None = None
         self.lease: weakref.ref[Lease] | None = None  # of whoever has it
+        self.when_lost: Callable[[weakref.ref[Lease]], None] | None = (
+            None  # what is done if that is collected
+        )
         self.epoch = 0  # how often all sockets had been lost before it was opened
         self.requests = 0
-        self.most_requests = 0
+        self.most_requests = 0  # after which it is worn
+        self.old_at = inf  # from when on it is, too
         self.spread = 1.0  # of its limits, against those of others
         self.retiring: str | None = None  # why it is closed when it comes back
         self.replacing = False  # whether another one is being opened in its place
@@ -230,30 +244,7 @@ class Connection:
             if not self.closed:
                 shut_down(self._sock)
 
-    # --- the reader's side ---
-
-    def receive_into(self, buffer: memoryview) -> int | None:
-        """Read what there is into `buffer`: how many bytes, 0 at the end, None if nothing can be read now.
-
-        Raises
-        ------
-        OSError
-            The socket is dead.
-        """
-        if not self.secured:
-            try:
-                return self._sock.recv_into(buffer)
-            except WOULD_BLOCK:
-                return None
-        # A TLS object must not be read and written at once. Its holder never blocks, so this is short.
-        if not self.lock.acquire(timeout=0.001):
-            return None
-        try:
-            return self._sock.recv_into(buffer)
-        except WOULD_BLOCK:
-            return None
-        finally:
-            self.lock.release()
+    # --- the reader's side, beside `receive_into` ---
 
     def queue_control(self, opcode: int, payload: bytes) -> None:
         """Queue a ping or a pong; it goes out before the next data frame, or with `flush`."""
@@ -314,3 +305,13 @@ class Connection:
         """Close the descriptor of a child process, which shares the connection with its parent."""
         self.closed = self.inherited = True
         self._sock.close()
+
+
+def receive_secured(sock: socket.socket, lock: threading.Lock, buffer: memoryview) -> int:
+    """Read a TLS object, which must not be read and written at once: under the lock of its connection."""
+    if not lock.acquire(timeout=0.001):  # its holder never blocks, so this is short
+        raise BlockingIOError
+    try:
+        return sock.recv_into(buffer)
+    finally:
+        lock.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tcm_sync.pool")
 
 WORN_OUT = "worn out"  # why most sockets are closed
+LEASE_LOST = "its lease was lost"
 SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
 AUDIT_INTERVAL = 5.0  # seconds between two looks for what was lost, while something is under way
 
@@ -187,6 +189,9 @@ class Growth:
             ended = self._ended is not None
             if not ended and not connection.doomed:
                 connection.epoch = self._standing.epoch
+                connection.when_lost = partial(
+                    self.reader.take_back, cast("Pool", self), connection, reason=LEASE_LOST
+                )
                 self._shelf.add(connection)
                 self._counts.opened += 1
                 worn = self._replaced()

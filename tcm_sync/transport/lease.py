@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +12,8 @@ if TYPE_CHECKING:
 class Lease:
     """A connection in the hands of one caller.
 
-    A KeyboardInterrupt between two instructions can lose one: then its finalizer has the connection
-    taken back, and the pool looks for what even that does not find.
+    A KeyboardInterrupt between two instructions can lose one: then the weak reference that its connection
+    has to it has the connection taken back, and the pool looks for what even that does not find.
     """
 
     __slots__ = ("__weakref__", "_pool", "connection")
@@ -47,15 +46,3 @@ class Lease:
         hold = self.connection.lease
         if pool is not None and hold is not None and hold() is self:
             pool.reader.take_back(pool, self.connection, hold, "its stream was left early")
-
-    def __del__(self) -> None:
-        if getattr(self, "_pool", None) is not None:
-            self._was_lost()
-
-    def _was_lost(self) -> None:
-        pool, connection = self._pool, getattr(self, "connection", None)
-        if pool is None or connection is None or sys.is_finalizing():
-            return
-        hold = connection.lease
-        if hold is not None and hold() in (self, None):  # else it is lent to somebody else by now
-            pool.reader.take_back(pool, connection, hold, "its lease was lost")

@@ -17,7 +17,7 @@ from tcm_sync.errors import (
 from tcm_sync.transport import growth
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.gate import again
-from tcm_sync.transport.growth import SHUTDOWN_PAUSE, Growth
+from tcm_sync.transport.growth import LEASE_LOST, SHUTDOWN_PAUSE, Growth
 from tcm_sync.transport.lease import Lease
 from tcm_sync.transport.line import Waiter
 
@@ -27,7 +27,6 @@ log = logging.getLogger("tcm_sync.pool")
 SERVED_A_TICK = 5
 
 _EXPIRED = "idle or old"
-_LOST = "its lease was lost"
 
 _CONNECT_SLACK = 0.25  # seconds: the connector's own failure says more than a timeout here
 
@@ -98,7 +97,8 @@ class Pool(Growth):
                 self.reader.close(connection, retired)  # before it is in no book: an interrupt may come
                 self._forget(connection, retired)
             else:
-                if self._shelf.worn(connection, now) and self._may_replace(connection):
+                worn = connection.requests >= connection.most_requests or now >= connection.old_at
+                if worn and self._may_replace(connection):
                     connection.replacing = True
                     self._opening += 1
                     wanted = 1
@@ -324,7 +324,7 @@ class Pool(Growth):
             self._close(connection, _EXPIRED)
         for connection in lost:
             connection.shut_down()
-            self._close(connection, _LOST)
+            self._close(connection, LEASE_LOST)
         self._open_more(wanted)
         return due
 
@@ -332,7 +332,7 @@ class Pool(Growth):
         """Find what a KeyboardInterrupt between two instructions has lost: leases, a count, and probes."""
         lost = self._shelf.lost_leases(now - growth.AUDIT_INTERVAL)
         for connection in lost:
-            self._forget(connection, _LOST)
+            self._forget(connection, LEASE_LOST)
         gates = (self.auth_gate, self.manager_gate)
         opening = self._opening > 0 or any(gate.is_probed_by(self._prober) for gate in gates)
         if opening and self._connector.idle():

@@ -26,6 +26,7 @@ from tcm_sync.transport import frames
 from tcm_sync.transport.notices import Notices
 from tcm_sync.transport.poller import READ, WRITE, make_poller
 from tcm_sync.transport.replies import PendingReplies, Refusal, StreamReplies
+from tcm_sync.transport.sockets import WOULD_BLOCK
 from tcm_sync.wire.decode import decode_message, peek
 from tcm_sync.wire.failures import ADVISORY, failure_of_error
 from tcm_sync.wire.messages import Alert, AuthOk, ErrorReply, Unknown
@@ -83,7 +84,7 @@ class Reader:
         # Guards the waker: it is not closed while somebody writes to it. It is re-entrant, for finalizers.
         self._poke_lock = threading.RLock()
         self._ended = False
-        self._stopping = False
+        self.stopping = False  # whether it was told to end, or has ended, however
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="tcm-sync-reader", daemon=True)
 
@@ -130,7 +131,7 @@ class Reader:
 
         Safe in a finalizer: it does not wait.
         """
-        self._stopping = True
+        self.stopping = True
         self._poke()
 
     def join(self, timeout: float) -> bool:
@@ -138,10 +139,6 @@ class Reader:
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
         return not self._thread.is_alive()
-
-    def is_alive(self) -> bool:
-        """Whether the thread runs and has not been told to end."""
-        return not self._stopping  # which the thread sets, too, however it ends
 
     def abandon(self) -> None:
         """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
@@ -169,13 +166,13 @@ class Reader:
 
     def _run(self) -> None:
         try:
-            while not self._stopping:
+            while not self.stopping:
                 self._turn()
         except BaseException as error:
             self.failure = error
             log.exception("the reader failed; its calls end with an error, the next call starts another")
         finally:
-            self._stopping = True
+            self.stopping = True
             self._end()
 
     def _turn(self) -> None:
@@ -288,10 +285,10 @@ class Reader:
         for _ in range(_TLS_READS if connection.secured else 1):
             try:
                 size = connection.receive_into(self._buffer)
+            except WOULD_BLOCK:
+                return
             except OSError as error:
                 self._drop(connection, None, _lost(str(error)), f"lost: {error}")
-                return
-            if size is None:
                 return
             if size == 0:
                 reason = "closed by the manager without a word"
@@ -368,7 +365,7 @@ class Reader:
     def _reply(self, connection: Connection, message: bytes) -> None:
         if self.pending.answer(connection.uuid, message):
             return
-        stream = self.pending.peek(connection.uuid)
+        stream = self.pending.get(connection.uuid)
         if not isinstance(stream, StreamReplies):
             self._counts.late += 1
             raise ProtocolError("the manager sent a reply that nobody waits for")
@@ -396,7 +393,7 @@ class Reader:
     def _refusal(self, connection: Connection, payload: ErrorReply, secret: str | None) -> None:
         """Take an ``error`` message: it names no request, so it is about the one in flight, if any."""
         if payload.code == ADVISORY:
-            self._notices.advice(connection, self.pending.peek(connection.uuid))
+            self._notices.advice(connection, self.pending.get(connection.uuid))
             return
         error = failure_of_error(payload, secret)
         if isinstance(error, ShuttingDownError):

@@ -122,36 +122,24 @@ class StreamReplies:
 Future = ReplyFuture | StreamReplies
 
 
-class PendingReplies:
+class PendingReplies(dict[str, Future]):
     """The futures under way, by the uuid of their socket: one request in flight each.
 
-    Adding and popping are each one atomic operation of a dict, so no lock is needed.
+    Setting and popping are each one atomic operation of a dict, so no lock is needed.
     """
-
-    def __init__(self) -> None:
-        self._futures: dict[str, Future] = {}
-
-    def add(self, uuid: str, future: Future) -> None:
-        """Wait for the next reply on the socket named `uuid`."""
-        self._futures[uuid] = future
 
     def claim(self, uuid: str) -> Future | None:
         """Take the future of `uuid`, to resolve it or to give it up; None if somebody else has."""
-        return self._futures.pop(uuid, None)
+        return self.pop(uuid, None)
 
     def answer(self, uuid: str, message: bytes) -> bool:
         """Resolve the future of `uuid`, unless nobody waits for a reply, or for more than one."""
-        futures = self._futures
-        if type(futures.get(uuid)) is not ReplyFuture or (future := futures.pop(uuid, None)) is None:
+        if type(self.get(uuid)) is not ReplyFuture or (future := self.pop(uuid, None)) is None:
             return False
         future.resolve(message)
         return True
 
-    def peek(self, uuid: str) -> Future | None:
-        """Look at the future of `uuid` without taking it."""
-        return self._futures.get(uuid)
-
     def claim_all(self) -> list[Future]:
         """Take every future there is."""
-        claimed = (self.claim(uuid) for uuid in list(self._futures))
+        claimed = (self.claim(uuid) for uuid in list(self))
         return [future for future in claimed if future is not None]

@@ -177,7 +177,7 @@ class Runtime:
         future = call.future()
         pending = self.reader.pending
         try:
-            pending.add(connection.uuid, future)
+            pending[connection.uuid] = future
             try:
                 connection.send(encode_message(connection.uuid, call.kind, payload), call.deadline, future)
             except ConnectionLostError as lost:

@@ -41,6 +41,7 @@ class Shelf:
         """Take in a fresh connection, idle, with limits of its own."""
         connection.spread = random.uniform(1.0 - _SPREAD, 1.0)  # noqa: S311 - guards no secret
         connection.most_requests = max(1, round(self._settings.max_requests * connection.spread))
+        connection.old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
         if self.limit is not None and self.limit > (connection.sent_at.maxlen or 0):
             connection.sent_at = deque(maxlen=self.limit)
         self.all[connection.uuid] = connection
@@ -53,7 +54,7 @@ class Shelf:
         if connection in self.idle:
             self.idle.remove(connection)
         self.with_streams.discard(connection)
-        connection.leased_at = connection.lease = None
+        connection.leased_at = connection.lease = connection.when_lost = None
         return True
 
     def lost_leases(self, before: float) -> list[Connection]:
@@ -75,11 +76,14 @@ class Shelf:
 
     def lend(self, connection: Connection, lease: Lease, *, streaming: bool = False) -> None:
         """Take an idle connection out of line, for the holder of `lease`."""
-        self.idle.remove(connection)
+        if self.idle[-1] is connection:  # nearly always
+            self.idle.pop()
+        else:
+            self.idle.remove(connection)
         if streaming:
             self.with_streams.add(connection)
         connection.leased_at = monotonic()
-        connection.lease = weakref.ref(lease)
+        connection.lease = weakref.ref(lease, connection.when_lost)
         lease.connection = connection
 
     def put_back(self, connection: Connection, now: float) -> None:
@@ -124,11 +128,6 @@ class Shelf:
 
     # --- ages ---
 
-    def worn(self, connection: Connection, now: float) -> bool:
-        """Whether a connection has served for long enough to be replaced."""
-        old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
-        return connection.requests >= connection.most_requests or now >= old_at
-
     def replaced(self) -> Connection | None:
         """Find the connection in whose place another was opened, if it was."""
         worn = next((c for c in self.all.values() if c.replacing and c.retiring is None), None)
@@ -152,5 +151,5 @@ class Shelf:
         settings = self._settings
         return min(
             connection.idle_since + settings.max_idle * connection.spread,
-            connection.opened_at + settings.max_lifetime * connection.spread,
+            connection.old_at,
         )

@@ -166,7 +166,7 @@ def test_a_stream(serve, manager, leave):
         every_socket_is_of_use(client)
         each_moment(prepare)
         every_socket_is_of_use(client)
-        futures = client._runtime.reader.pending._futures
+        futures = client._runtime.reader.pending
         wait_until(lambda: not futures, "nothing is waited for any more")
 
 

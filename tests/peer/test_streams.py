@@ -196,7 +196,7 @@ def test_what_has_come_is_taken_however_late_the_caller_is():
         chunks = stream(client, idle_timeout=1.0, on_idle="end")
         assert next(chunks) == "a"
         go_on.set()
-        replies = client._running().reader.pending.peek(peer.uuids[0])
+        replies = client._running().reader.pending.get(peer.uuids[0])
         wait_until(lambda: len(replies._items) == 3)
         time.sleep(1.1)  # the time under test: what has come is older than what would be silence
         assert list(chunks) == ["b", "c"]
@@ -624,7 +624,7 @@ def test_a_stream_that_is_not_taken_is_held_up_by_tcp_and_holds_up_nobody():
         reader = client._running().reader
         (connection,) = reader._connections.values()
         wait_until(lambda: connection.paused)
-        replies = reader.pending.peek(peer.uuids[0])
+        replies = reader.pending.get(peer.uuids[0])
         assert replies.size < 512 * 1024
         for value in range(5):
             assert ask(client, float(value)) == value

@@ -12,7 +12,7 @@ import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, ConnectionLostError
 from tcm_sync.deadline import Deadline
-from tcm_sync.transport.connection import Connection
+from tcm_sync.transport.connection import Connection, receive_secured
 from tcm_sync.transport.frames import CLOSE, FRAGMENT_BYTES, PING, PONG, TEXT, FrameDecoder, encode_close
 from tcm_sync.transport.replies import PendingReplies, Refusal, ReplyFuture, StreamReplies
 
@@ -279,7 +279,8 @@ def test_a_dead_socket_does_not_fail_a_flush():
 
 def test_what_there_is_is_read(wire):
     buffer = memoryview(bytearray(100))
-    assert wire.connection.receive_into(buffer) is None
+    with pytest.raises(BlockingIOError):
+        wire.connection.receive_into(buffer)
     wire.far.sendall(b"abc")
     assert wire.connection.receive_into(buffer) == 3
     assert buffer[:3] == b"abc"
@@ -300,14 +301,14 @@ def test_a_reset_is_an_os_error():
 
 
 def test_a_tls_object_is_not_read_while_somebody_writes_to_it(wire):
-    wire.connection.secured = True
-    buffer = memoryview(bytearray(100))
+    lock, buffer = threading.Lock(), memoryview(bytearray(100))
     wire.far.sendall(b"abc")
-    with wire.connection.lock:
-        assert wire.connection.receive_into(buffer) is None
-    assert wire.connection.receive_into(buffer) == 3
-    assert wire.connection.receive_into(buffer) is None
-    assert not wire.connection.lock.locked()
+    with lock, pytest.raises(BlockingIOError):
+        receive_secured(wire.connection._sock, lock, buffer)
+    assert receive_secured(wire.connection._sock, lock, buffer) == 3
+    with pytest.raises(BlockingIOError):
+        receive_secured(wire.connection._sock, lock, buffer)
+    assert not lock.locked()
 
 
 # --- the end ---
@@ -374,11 +375,11 @@ def test_it_is_called_by_its_uuid(wire):
 def test_a_reply_is_handed_over_once():
     pending = PendingReplies()
     future = ReplyFuture()
-    pending.add("u-1", future)
-    assert pending.peek("u-1") is future
+    pending["u-1"] = future
+    assert pending.get("u-1") is future
     assert pending.claim("u-2") is None
     assert pending.claim("u-1") is future
-    assert pending.claim("u-1") is pending.peek("u-1") is None
+    assert pending.claim("u-1") is pending.get("u-1") is None
     assert not future.wait(0.0)
     future.resolve(b"reply")
     assert future.wait(None)
@@ -388,11 +389,11 @@ def test_a_reply_is_handed_over_once():
 def test_only_the_one_reply_that_is_waited_for_is_an_answer():
     pending = PendingReplies()
     single, stream = ReplyFuture(), StreamReplies(100)
-    pending.add("u-1", single)
-    pending.add("u-2", stream)
+    pending["u-1"] = single
+    pending["u-2"] = stream
     assert not pending.answer("u-2", b"a chunk")
     assert not pending.answer("u-3", b"late")
-    assert pending.peek("u-2") is stream
+    assert pending.get("u-2") is stream
     assert (stream.size, single.outcome) == (0, None)
     assert pending.answer("u-1", b"reply")
     assert single.wait(0.0)
@@ -417,7 +418,7 @@ def test_all_that_wait_are_claimed_at_the_end():
     pending = PendingReplies()
     futures = [ReplyFuture() for _ in range(5)]
     for number, future in enumerate(futures):
-        pending.add(f"u-{number}", future)
+        pending[f"u-{number}"] = future
     pending.claim("u-3")
     assert pending.claim_all() == [*futures[:3], futures[4]]
     assert pending.claim_all() == []
