@@ -301,15 +301,6 @@ class Reader:
             except (ProtocolError, MessageTooLargeError) as error:
                 self._give_up(connection, error)
                 return
-            if len(events) == 1:  # nearly always, and the reply to a call
-                opcode, message = events[0]
-                if (
-                    opcode == frames.TEXT
-                    and message.startswith(connection.reply_prefixes)
-                    and self.pending.answer(connection.uuid, message)
-                ):
-                    self._counts.messages_received += 1
-                    continue
             if not self._events(connection, events) or connection.paused:
                 return
         if connection.secured:  # it may hold more, which no selector sees
@@ -321,7 +312,12 @@ class Reader:
         try:
             for opcode, payload in events:
                 if opcode == frames.TEXT:
-                    self._message(connection, payload)
+                    self._counts.messages_received += 1
+                    if not (
+                        payload.startswith(connection.reply_prefixes)
+                        and self.pending.answer(connection.uuid, payload)
+                    ):  # nearly all are that: the reply to a call
+                        self._message(connection, payload)
                 elif opcode == frames.PING:
                     ping = payload
                 elif opcode == frames.CLOSE:
@@ -340,7 +336,6 @@ class Reader:
         self._drop(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
 
     def _message(self, connection: Connection, message: bytes) -> None:
-        self._counts.messages_received += 1
         if message.startswith(connection.reply_prefixes) or peek(message) == ("inference", connection.uuid):
             self._reply(connection, message)
             return

@@ -107,31 +107,21 @@ class Runtime:
             What came in place of a good answer. Its ``uuid`` tells that it came from a socket.
         """
         backpressure = self._backpressure
-        if backpressure.cause is not None or (self._circuits and call.target in self._circuits):
-            failure = self._attempt_gated(call)
-        else:
+        if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
             lease = self._lease(call)
-            if backpressure.cause is not None or (self._circuits and call.target in self._circuits):
-                lease.unused()  # it was shut meanwhile
-                failure = self._attempt_gated(call)
-            else:
-                failure = self._exchange(lease, call)
-                if failure is None:
-                    self.standing.manager_gate.forgive()
-                    return
-                self._note(failure, call.target)
-        if failure is not None:
-            raise failure
+            if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
+                self._exchange(lease, call)
+                return
+            lease.unused()  # it was shut meanwhile
+        self._attempt_gated(call)
 
-    def _attempt_gated(self, call: Call) -> TcmError | None:
+    def _attempt_gated(self, call: Call) -> None:
         """Make an attempt while a gate of its own is shut, perhaps as the probe."""
         gates = self._gates(call.target)
         prober = Prober()
         try:
             try:
-                failure = self._exchange(self._enter(gates, prober, call), call)
-                self._note(failure, call.target, gates, prober)
-                return failure
+                self._exchange(self._enter(gates, prober, call), call, gates, prober)
             finally:
                 _abandon(gates, prober)
         finally:
@@ -163,8 +153,10 @@ class Runtime:
             else:
                 return lease
 
-    def _exchange(self, lease: Lease, call: Call) -> TcmError | None:
-        """Send on the leased connection and wait for the answer: None if it is good, else the failure."""
+    def _exchange(
+        self, lease: Lease, call: Call, gates: tuple[Gate, ...] = (), prober: Prober | None = None
+    ) -> None:
+        """Send on the leased connection and wait for the answer; `prober` has passed `gates` for it."""
         connection = lease.connection
         if call.deadline.expired():
             lease.unused()
@@ -189,14 +181,23 @@ class Runtime:
             lease.discard(f"a reply was outstanding: {type(error).__name__}")
             if isinstance(error, TcmError):
                 error.uuid = connection.uuid
-                if isinstance(error, (ConnectionLostError, ClientClosedError)):
-                    return error
             raise
-        if refusal is None:
-            call.accept(lease)
-            return None
+        if refusal is not None:
+            raise self._refused(lease, call, refusal, gates, prober)
+        call.accept(lease)
+        self.standing.manager_gate.forgive()
+        if gates:
+            self._passed(call.target, gates, prober)
+
+    def _refused(
+        self, lease: Lease, call: Call, refusal: Refusal, gates: tuple[Gate, ...], prober: Prober | None
+    ) -> TcmError:
+        """Return the failure, once the gates and the pool know of it: others wait for the connection."""
         failure, reusable = refusal
+        connection = lease.connection
         failure.uuid = connection.uuid
+        if not isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
+            self._passed(call.target, gates, prober, self._shut(failure, call.target))
         if connection.pool is not None:
             if isinstance(failure, RateLimitedError):
                 connection.pool.learn_limit(connection)
@@ -225,27 +226,27 @@ class Runtime:
             raise lost
         return Refusal(_late(refusal.error, future), refusal.reusable)
 
-    def _note(
-        self,
-        failure: TcmError | None,
-        target: Target | None,
-        gates: tuple[Gate, ...] = (),
-        prober: Prober | None = None,
-    ) -> None:
-        """Let the gates know how it went, those that `prober` has passed too."""
-        shut: Gate | None = None
-        if failure is None:
-            self.standing.manager_gate.forgive()
-        elif isinstance(failure, CircuitOpenError) and target is not None:
-            shut = self._circuit(target)
-            shut.shut(failure, exactly=failure.retry_after)
+    def _shut(self, failure: TcmError, target: Target | None) -> Gate | None:
+        """Shut the gate that a failure is about, if it is about one; which."""
+        gate: Gate | None = None
+        if isinstance(failure, CircuitOpenError) and target is not None:
+            gate = self._circuit(target)
+            gate.shut(failure, exactly=failure.retry_after)
         elif isinstance(failure, (BackpressureError, RateLimitedError)):
-            shut = self._backpressure
-            shut.shut(failure)
-        elif isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
-            return
-        if shut is not None and self.closed.is_set():
-            shut.open()  # nobody is to wait there any more
+            gate = self._backpressure
+            gate.shut(failure)
+        if gate is not None and self.closed.is_set():
+            gate.open()  # nobody is to wait there any more
+        return gate
+
+    def _passed(
+        self,
+        target: Target | None,
+        gates: tuple[Gate, ...],
+        prober: Prober | None,
+        shut: Gate | None = None,
+    ) -> None:
+        """Open the gates that `prober` has passed: the manager answered. It may have `shut` one anew."""
         for gate in gates:
             if gate.cause is None or prober is None or not gate.is_probed_by(prober):
                 continue

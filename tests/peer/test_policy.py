@@ -24,6 +24,7 @@ from tcm_sync import (
     RetryPolicy,
     TritonNetworkError,
 )
+from tcm_sync.transport.pool import Pool
 from tcm_sync.transport.runtime import Runtime
 
 from .connection import PATIENCE
@@ -278,6 +279,35 @@ def test_a_circuit_that_opens_while_a_call_waits_for_a_socket_holds_it():
         with failing(CircuitOpenError, "TRITON_CIRCUIT_OPEN"):
             outcome()
         assert peer.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "gate"),
+    [
+        ("TRITON_CIRCUIT_OPEN", CircuitOpenError, "circuit of 'm'"),
+        ("BACKPRESSURE_QUEUE_FULL", BackpressureError, "backpressure"),
+    ],
+)
+def test_a_gate_is_shut_before_anybody_else_has_the_socket(monkeypatch, code, kind, gate):
+    found = []
+
+    def watched(self, *args, **options):
+        found.append(list(client.stats().gates))
+        release(self, *args, **options)
+
+    def refuse(connection):
+        if kind is BackpressureError:
+            connection.error("Request dropped.", code, dropped_type="inference")
+        else:
+            connection.fail(code, retriable=True)
+
+    with ScriptedPeer(answering(refuse)) as peer, connect(peer, retry=None) as client:
+        client.open()
+        release = Pool.release
+        monkeypatch.setattr(Pool, "release", watched)
+        with failing(kind):
+            ask(client)
+    assert found == [[gate]]
 
 
 def test_a_circuit_of_another_model_costs_a_waiting_call_nothing(monkeypatch):
