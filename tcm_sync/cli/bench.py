@@ -160,7 +160,7 @@ class _Watch:
     def __init__(self, client: TcmClient, since: float) -> None:
         self._client = client
         self._since = since
-        self._warm = False
+        self._warm = time.monotonic() >= since
         self.before = client.stats()
         self.code = 0
 

@@ -13,7 +13,9 @@ from tcm_sync.tensors.inputs import Tensor, check_finite, datatype_if_ready
 from tcm_sync.wire.encode import encode_part
 from tcm_sync.wire.messages import InputTensor
 
-_FEW = 256  # elements up to which looking for null in their text is faster than asking numpy
+# Elements up to which looking for null in their text is faster than asking numpy. A message with so few in
+# all is never worth shared memory.
+_FEW = 256
 
 
 def encode_inputs(tensors: Iterable[Tensor]) -> list[bytes]:
@@ -30,7 +32,7 @@ def encode_inputs(tensors: Iterable[Tensor]) -> list[bytes]:
 
 
 def encode_small(inputs: object) -> list[bytes] | None:
-    """Check and write in one go what nearly always is passed: a dict of small arrays of numbers.
+    """Check and write in one go what is passed most often: a dict of arrays of few numbers in all.
 
     Parameters
     ----------
@@ -46,9 +48,10 @@ def encode_small(inputs: object) -> list[bytes] | None:
     if type(inputs) is not dict:
         return None
     pieces: list[bytes] = []
+    room = _FEW
     for name, array in inputs.items():
         datatype = datatype_if_ready(name, array)
-        if datatype is None or array.size > _FEW:
+        if datatype is None or (room := room - array.size) < 0:
             return None
         text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
         if b"null" in text:

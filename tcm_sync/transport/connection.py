@@ -116,9 +116,9 @@ class Connection:
         self.secured = isinstance(sock, ssl.SSLSocket)
         self.is_local = is_local(sock)  # whether the other end is this machine
         self._sock = sock
-        # Guards closed, the four fields below it, and each single call on the socket, which never blocks.
+        # Guards closed, loss, the three below them, and each single call on the socket, which never blocks.
         self.lock = threading.Lock()
-        #: Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
+        # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
         self.receive_into: Callable[[memoryview], int] = (
             partial(receive_secured, sock, self.lock) if self.secured else sock.recv_into
         )
@@ -140,9 +140,8 @@ class Connection:
         self.opened_at = self.idle_since = monotonic()
         self.leased_at: float | None = None
         self.lease: weakref.ref[Lease] | None = None  # of whoever has it
-        self.when_lost: Callable[[weakref.ref[Lease]], None] | None = (
-            None  # what is done if that is collected
-        )
+        # What is done if that is collected.
+        self.when_lost: Callable[[weakref.ref[Lease]], None] | None = None
         self.epoch = 0  # how often all sockets had been lost before it was opened
         self.requests = 0
         self.most_requests = 0  # after which it is worn

@@ -313,11 +313,10 @@ class Reader:
             for opcode, payload in events:
                 if opcode == frames.TEXT:
                     self._counts.messages_received += 1
-                    if not (
-                        payload.startswith(connection.reply_prefixes)
-                        and self.pending.answer(connection.uuid, payload)
-                    ):  # nearly all are that: the reply to a call
+                    if not payload.startswith(connection.reply_prefixes):
                         self._message(connection, payload)
+                    elif not self.pending.answer(connection.uuid, payload):
+                        self._chunk(connection, payload)
                 elif opcode == frames.PING:
                     ping = payload
                 elif opcode == frames.CLOSE:
@@ -336,7 +335,7 @@ class Reader:
         self._drop(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
 
     def _message(self, connection: Connection, message: bytes) -> None:
-        if message.startswith(connection.reply_prefixes) or peek(message) == ("inference", connection.uuid):
+        if peek(message) == ("inference", connection.uuid):
             self._reply(connection, message)
             return
         secret = connection.secret
@@ -358,8 +357,11 @@ class Reader:
             self._reply(connection, message)
 
     def _reply(self, connection: Connection, message: bytes) -> None:
-        if self.pending.answer(connection.uuid, message):
-            return
+        if not self.pending.answer(connection.uuid, message):
+            self._chunk(connection, message)
+
+    def _chunk(self, connection: Connection, message: bytes) -> None:
+        """Take a message of a stream, since nobody waits for a single reply."""
         stream = self.pending.get(connection.uuid)
         if not isinstance(stream, StreamReplies):
             self._counts.late += 1

@@ -196,17 +196,21 @@ class Runtime:
         failure, reusable = refusal
         connection = lease.connection
         failure.uuid = connection.uuid
-        if not isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
-            self._passed(call.target, gates, prober, self._shut(failure, call.target))
-        if connection.pool is not None:
-            if isinstance(failure, RateLimitedError):
-                connection.pool.learn_limit(connection)
-            elif isinstance(failure, BackpressureError) and connection.pool is self.pool:  # jobs take minutes
-                connection.pool.refused(connection, failure)
-        if reusable:
-            lease.release()
-        else:
-            lease.discard(f"refused: {failure}")
+        try:
+            if not isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
+                self._passed(call.target, gates, prober, self._shut(failure, call.target))
+            if connection.pool is not None:
+                if isinstance(failure, RateLimitedError):
+                    connection.pool.learn_limit(connection)
+                elif (
+                    isinstance(failure, BackpressureError) and connection.pool is self.pool
+                ):  # no job of minutes
+                    connection.pool.refused(connection, failure)
+        finally:  # whatever a log handler does
+            if reusable:
+                lease.release()
+            else:
+                lease.discard(f"refused: {failure}")
         return failure
 
     def _explain(

@@ -24,6 +24,7 @@ from tcm_sync import sharing as module
 from tcm_sync.local.mapping import is_usable
 from tcm_sync.sharing import WORTH_SHARING
 
+from .raw import end
 from .segments import total
 
 pytestmark = pytest.mark.skipif(not is_usable(), reason="there is no /dev/shm here")
@@ -86,6 +87,8 @@ def test_it_is_the_sum_of_the_tensors_that_counts(client, serve, client_of):
     assert client.stats().shm_sends == 1
     client.infer("sums", {"a": half, "b": half[:-1]})
     assert client.stats().shm_sends == 1
+    client.infer("sums", {f"x{number}": np.ones(FLOATS // 32, np.float32) for number in range(32)})
+    assert client.stats().shm_sends == 2
 
 
 def test_what_does_not_fit_a_message_is_shared_however_small_that_is(connect, serve):
@@ -184,7 +187,7 @@ def test_it_is_looked_at_for_each_attempt_on_its_own_socket(client_of, manager, 
     """The manager is started anew without shared memory while a client has tensors for it."""
     client = client_of(manager)
     assert way(client) == "shm"
-    manager.stop()
+    end(manager, "stop", client)
     object.__setattr__(manager._settings, "shm", False)
     manager.start()
     assert way(client) == "not granted"

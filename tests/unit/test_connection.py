@@ -402,6 +402,20 @@ def test_only_the_one_reply_that_is_waited_for_is_an_answer():
     assert single.outcome == b"reply"
 
 
+def test_whoever_has_its_reply_may_wait_for_the_next_at_once(monkeypatch):
+    pending, first, second = PendingReplies(), ReplyFuture(), ReplyFuture()
+    resolve = ReplyFuture.resolve
+
+    def and_go_on(self, outcome):
+        resolve(self, outcome)
+        pending["u"] = second
+
+    pending["u"] = first
+    monkeypatch.setattr(ReplyFuture, "resolve", and_go_on)
+    assert pending.answer("u", b"reply")
+    assert pending.get("u") is second
+
+
 def test_a_thread_that_waits_is_woken_by_the_outcome():
     future = ReplyFuture()
     woken = []

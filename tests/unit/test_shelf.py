@@ -73,6 +73,15 @@ def test_the_most_recently_used_is_chosen_and_in_turn_under_a_limit(connections)
     assert now + 1.0 < shelf.next_budget() < now + 1.1
 
 
+def test_whichever_is_lent_the_others_stay_idle(connections):
+    first, second, third = made = connections(3)
+    shelf, holder = shelf_of(made), Holder()
+    shelf.lend(second, holder)
+    assert list(shelf.idle) == [first, third]
+    shelf.lend(third, holder)
+    assert list(shelf.idle) == [first]
+
+
 def test_a_limit_is_learned_from_what_was_sent_in_the_second_before_the_refusal(connections):
     (one,) = made = connections(1)
     shelf = shelf_of(made)

@@ -1,0 +1,132 @@
+"""A socket is back in the pool after whatever ended its call, and a refusal is known before that."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+
+import pytest
+
+from tcm_sync import BackpressureError, CircuitOpenError, Route, ShuttingDownError
+from tcm_sync.deadline import Deadline
+from tcm_sync.transport import growth, opening
+from tcm_sync.transport.connection import Connection
+from tcm_sync.transport.gate import Prober
+from tcm_sync.transport.replies import Refusal
+
+from .connection import PATIENCE
+from .scripted import ScriptedPeer
+from .scripts import ask, connect, echo, wait_until
+
+
+def test_every_lease_that_is_collected_is_taken_back_at_once(monkeypatch):
+    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 600.0)  # nobody else looks for it
+    with ScriptedPeer(echo, echo) as peer, connect(peer, pool_size=1) as client:
+        ask(client)
+        lease = client._running().pool.lease(Deadline(PATIENCE))
+        del lease
+        wait_until(lambda: client.stats().sockets_closed.get("its lease was lost"))
+        assert ask(client, 2.0) == 2.0
+
+
+def test_a_connection_that_is_closed_is_freed_without_the_collector(monkeypatch):
+    class Watched(Connection):
+        __slots__ = ("__weakref__",)
+
+    monkeypatch.setattr(opening, "Connection", Watched)
+    gc.collect()
+    gc.disable()
+    try:
+        with ScriptedPeer(echo) as peer, connect(peer) as client:
+            ask(client)
+            seen = weakref.ref(client._runtime.pool.any_open())
+        del client
+        wait_until(lambda: seen() is None)
+    finally:
+        gc.enable()
+
+
+def circuit_opens(connection):
+    connection.fail("TRITON_CIRCUIT_OPEN", retriable=True)
+
+
+def queue_is_full(connection):
+    connection.error("Request dropped.", "BACKPRESSURE_QUEUE_FULL", dropped_type="inference")
+
+
+@pytest.mark.parametrize("refuse", [circuit_opens, queue_is_full])
+def test_a_handler_of_logs_that_fails_costs_no_socket(refuse):
+    class Interrupting(logging.Handler):
+        def emit(self, record):
+            if "gate shut" in record.getMessage():
+                raise KeyboardInterrupt
+
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        refuse(connection)
+        connection.wait_eof()
+
+    log, handler = logging.getLogger("tcm_sync"), Interrupting()
+    with ScriptedPeer(script) as peer, connect(peer, retry=None) as client:
+        client.open()
+        log.addHandler(handler)
+        try:
+            with pytest.raises(KeyboardInterrupt) as kept:
+                ask(client)
+        finally:
+            log.removeHandler(handler)
+        assert client.stats().busy == 0
+        assert kept.tb is not None  # with the frames that had the lease
+
+
+@pytest.fixture
+def runtime():
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        yield client._running()
+
+
+@pytest.fixture
+def refused(runtime):
+    """Let a call that has tried a gate be refused, on a connection that nobody else knows."""
+
+    class Held:
+        uuid, pool = "u", None
+        connection = property(lambda self: self)
+
+        def release(self):
+            pass
+
+        def discard(self, reason):
+            pass
+
+    def refused(error, gates, prober, target=None):
+        call = type("Tried", (), {"target": target})
+        runtime._refused(Held(), call, Refusal(error, reusable=True), gates, prober)
+
+    return refused
+
+
+def probe(gate, cause):
+    gate.shut(cause, exactly=0.0)
+    prober = Prober()
+    gate.wait(Deadline(PATIENCE), prober)
+    return prober
+
+
+def test_a_circuit_that_is_tried_amid_backpressure_stays_shut(runtime, refused):
+    target = (Route("c"), "m")
+    circuit = runtime._circuit(target)
+    prober = probe(circuit, CircuitOpenError("open"))
+    refused(BackpressureError("full"), (circuit, runtime._backpressure), prober, target)
+    assert circuit.cause is not None
+    assert runtime._circuits == {target: circuit}
+    assert runtime._backpressure.cause is not None
+
+
+def test_what_was_refused_by_a_manager_that_drains_opens_no_gate(runtime, refused):
+    gate = runtime._backpressure
+    prober = probe(gate, BackpressureError("full"))
+    refused(ShuttingDownError("bye"), (gate,), prober)
+    assert gate.cause is not None
