@@ -22,9 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+settings.register_profile("no deadlines", deadline=None)  # a busy machine makes no example wrong
+settings.load_profile("no deadlines")
 
 PATIENCE = 5.0
 _PROC = Path("/proc/self")

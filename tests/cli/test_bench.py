@@ -15,7 +15,7 @@ from tcm_sync.local import LocalManager, ModelFailure
 
 from ..local.raw import GUARD, Gated, add_sub_onnx, wait_until
 
-SHORT = ("--duration", "0.4", "--warm-up", "0.1")
+SHORT = ("--duration", "1", "--warm-up", "0.1")
 INPUT = ("--input", "x=[[1.0, 2.0]]")
 KEYS = {
     "model_name",
@@ -44,7 +44,8 @@ def measured(done):
 
 
 def test_a_closed_loop(cli, manager):
-    found = measured(cli("bench", "echo", *INPUT, *SHORT, "--threads", 2, "--json"))
+    at_once = ("--duration", "1", "--warm-up", "0")
+    found = measured(cli("bench", "echo", *INPUT, *at_once, "--threads", 2, "--json"))
     assert (found["threads"], found["rate"], found["errors"], found["unsent"]) == (2, None, {}, 0)
     assert found["answered"] > 0
     assert found["bytes_sent"] > found["answered"] * 100
@@ -56,7 +57,7 @@ def test_a_closed_loop(cli, manager):
 def test_an_open_loop_sends_what_is_due(cli, manager):
     found = measured(cli("bench", "echo", *INPUT, *SHORT, "--rate", 100, "--json"))
     assert found["rate"] == 100
-    assert found["answered"] + found["unsent"] == 40
+    assert found["answered"] + found["unsent"] == 100
 
 
 def test_samples_are_put_into_batches(cli, manager):
@@ -92,7 +93,7 @@ def test_failures_are_counted_by_code(cli):
     with LocalManager({"moody": moody}, tick=0) as manager:
         where = ("--uri", manager.uri, "--container-id", manager.route.container_id)
         found = measured(cli("bench", "moody", *INPUT, *where, *SHORT, "--threads", 1, "--json"))
-    assert abs(found["errors"]["TRITON_SHAPE_MISMATCH"] - found["answered"]) <= 1
+    assert abs(found["errors"].get("TRITON_SHAPE_MISMATCH", 0) - found["answered"]) <= 1
 
 
 def test_repeats_are_counted_by_their_reason(cli):
@@ -144,7 +145,7 @@ def test_a_manager_that_dies_amid_it(cli, monkeypatch):
         )
         killer.join()
     assert done.code == 3
-    assert json.loads(done.out)["answered"] >= 19
+    assert json.loads(done.out)["answered"] >= 10  # the first is not counted, and four may be on their way
     assert done.err == "tcm-sync: the manager has gone: no answer for 0.3 s\n"
 
 
@@ -158,7 +159,7 @@ def test_a_model_of_which_nothing_comes_is_a_failure(cli, monkeypatch):
 
     with LocalManager({"once": once}, tick=0) as manager:
         where = ("--uri", manager.uri, "--container-id", manager.route.container_id)
-        done = cli("bench", "once", *INPUT, *where, *SHORT, "--json")
+        done = cli("bench", "once", *INPUT, *where, "--duration", "0.4", "--warm-up", "0.1", "--json")
     assert done.code == 1
     assert json.loads(done.out)["latency_ms"] == {}
     assert done.err == "tcm-sync: every request failed\n"

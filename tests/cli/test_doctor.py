@@ -17,8 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import trustme
 
-from tcm_sync.cli import checks
+from tcm_sync.cli import checks, dialogue
 from tcm_sync.local import LocalManager
+from tcm_sync.transport.call import Call
 
 from ..peer.scripted import ScriptedPeer
 
@@ -47,7 +48,7 @@ def examine(cli):
     """Run doctor: its exit status, the steps by name, and what is to be done."""
 
     def run(*arguments, stdin=b""):
-        done = cli("doctor", "--json", "--timeout", "2", *arguments, stdin=stdin)
+        done = cli("doctor", "--json", "--timeout", "5", *arguments, stdin=stdin)
         assert done.err == ""
         found = json.loads(done.out)
         assert set(found) == {"ok", "steps", "todo"}
@@ -227,16 +228,23 @@ def test_a_proxy_that_wants_credentials(examine):
     assert "credentials" in todo[-1]
 
 
+@pytest.fixture
+def no_patience(monkeypatch):
+    """Have no call wait for its reply."""
+    monkeypatch.setattr(Call, "wait", lambda call, future: False)
+
+
 def mute(connection):
     """Let a client in, and say no more."""
     connection.welcome()
     connection.wait_eof()
 
 
+@pytest.mark.usefixtures("no_patience")
 def test_a_manager_that_is_not_ready(examine):
     with ScriptedPeer(mute) as peer:
         peer.http["/ready"] = (503, {"status": "not_ready", "reason": "no_cloud", "error_id": "e-7"})
-        code, steps, todo = examine("--uri", peer.uri, "--timeout", "0.5")
+        code, steps, todo = examine("--uri", peer.uri)
     assert code == 3
     assert failed(steps)[0] == "ready"
     assert "no_cloud" in steps["ready"]["detail"]
@@ -259,19 +267,24 @@ def test_a_token_that_has_expired(examine, manager):
     assert todo == ["settings: get a fresh token"]
 
 
+@pytest.mark.usefixtures("no_patience")
 def test_a_manager_that_lets_in_and_says_no_more(examine):
     with ScriptedPeer(mute) as peer:
-        code, steps, _ = examine("--uri", peer.uri, "--timeout", "0.5")
+        code, steps, _ = examine("--uri", peer.uri)
     assert (code, failed(steps)) == (1, ["round trip"])
 
 
-def test_a_manager_that_never_answers_the_authentication(examine):
+def test_a_manager_that_never_answers_the_authentication(examine, monkeypatch):
+    def ask(sock, rest, settings, deadline):
+        return dialogue.ask_capability(sock, rest, settings, deadline.at_most(0.1))
+
     def deaf(connection):
         connection.accept()
         connection.wait_eof()
 
+    monkeypatch.setattr(checks, "ask_capability", ask)
     with ScriptedPeer(deaf) as peer:
-        code, steps, todo = examine("--uri", peer.uri, "--timeout", "0.5")
+        code, steps, todo = examine("--uri", peer.uri)
     assert (code, failed(steps)) == (3, ["authentication"])
     assert "does not answer" in todo[0]
 

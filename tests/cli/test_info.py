@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 
+import pytest
+
 from tcm_sync import QueueStats
 
 from ..peer.scripted import ScriptedPeer
@@ -67,10 +69,11 @@ def test_a_ready_manager(cli, manager):
     assert cli("ready", "--wait", "5").out == "ready\n"
 
 
+@pytest.mark.usefixtures("pauses_take_no_time")
 def test_a_manager_that_is_not_ready(cli):
     with ScriptedPeer(answer) as peer:
         peer.http["/ready"] = (503, {"status": "not_ready", "reason": "no_cloud", "error_id": "e-7"})
-        for wait in ((), ("--wait", "0.2")):
+        for wait in ((), ("--wait", "9")):
             done = cli("--uri", peer.uri, "ready", *wait)
             assert (done.code, done.out) == (3, "")
             assert "no_cloud" in done.err

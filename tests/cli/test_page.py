@@ -149,7 +149,7 @@ EXAMPLES = {
     "model analyze": "model analyze digits.onnx",
     "model config": "model config digits.onnx",
     "model check": "model check digits.onnx --model digits",
-    "bench": "bench double --input x=[1] --duration 0.1 --warm-up 0",
+    "bench": "bench double --input x=[1] --duration 1 --warm-up 0",
     "doctor": "doctor",
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ..local.raw import wait_until
 from .conftest import COMMAND
 
 pexpect = pytest.importorskip("pexpect")
@@ -62,6 +63,12 @@ def finished(child):
     return child.exitstatus, child.logfile_read.getvalue()
 
 
+def sleeps(child):
+    """Whether the command waits for something; no other system than Linux tells."""
+    stat = Path(f"/proc/{child.pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def plain(text):
     return ESCAPE.sub("", text).replace("\r\n", "\n")
 
@@ -90,7 +97,7 @@ def test_a_spinner_shows_the_elapsed_time(terminal):
         terminal("bench", "slow", "--input", "x=[1]", "--duration", "1.5", "--warm-up", "0")
     )
     assert code == 0
-    assert "0:00:01" in shown
+    assert re.search("0:00:0[1-9]", shown)
     assert "answered" in plain(shown)
 
 
@@ -115,7 +122,8 @@ def test_delete_asks(terminal, answer, code, said):
 
 def test_ctrl_c_at_a_question(terminal):
     child = terminal("delete", "--vm-id", "vm-77")
-    child.expect_exact("[y/N]")
+    child.expect_exact("[y/N]: ")
+    wait_until(lambda: sleeps(child), "it reads the answer: a moment before, Python misses the signal")
     child.sendintr()
     code, shown = finished(child)
     assert code == 130

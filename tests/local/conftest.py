@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 
 import pytest
 
 from tcm_sync import TcmClient
-from tcm_sync.local import LocalManager, server
+from tcm_sync.local import LocalManager, core, server, session
+from tcm_sync.local.limits import SlidingWindow
+from tcm_sync.transport.runtime import Runtime
 
+from ..peer.conftest import clock as clock
 from .raw import GUARD, Gated, Raw, Steps, Talker, echo
 from .segments import Segments
 
@@ -60,6 +64,23 @@ def serve(gated, talker, steps, monkeypatch):
     for manager in managers:
         manager.kill()
         manager.stop()
+
+
+@pytest.fixture
+def one_second(monkeypatch):
+    """Have all messages come within one second, as the limits of managers see it."""
+    for module in (core, session):
+        monkeypatch.setattr(module, "SlidingWindow", partial(SlidingWindow, clock=lambda: 0.0))
+
+
+@pytest.fixture
+def pauses_take_no_time(clock, monkeypatch):
+    """Have a client that pauses put the clock of its deadlines forward."""
+
+    def put_forward(_, seconds):
+        clock.ahead += seconds
+
+    monkeypatch.setattr(Runtime, "sleep", put_forward)
 
 
 @pytest.fixture

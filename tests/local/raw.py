@@ -31,6 +31,12 @@ def wait_until(condition, what: str) -> None:
         time.sleep(0.001)
 
 
+def end(manager, how: str, client) -> None:
+    """Have a manager `stop`, or `kill` it, and wait until the sockets of its client are gone."""
+    getattr(manager, how)()
+    wait_until(lambda: not client._runtime.pool._shelf.all, "the client has noticed")
+
+
 class Raw:
     """One WebSocket connection to a manager, on a plain socket and without any rules of a client."""
 

@@ -26,8 +26,11 @@ from tcm_sync import (
     TcmClient,
     TcmError,
 )
+from tcm_sync.batching import Batcher
 from tcm_sync.local import ModelFailure
+from tcm_sync.transport.pool import Pool
 
+from ..peer.scripts import timing_out
 from .raw import GUARD, wait_until
 
 PATIENT = BatchPolicy(max_size=4, max_wait=GUARD)  # it leaves when it is full, or nobody else is in a call
@@ -263,20 +266,24 @@ def test_an_output_whose_first_axis_is_not_the_batch_is_refused(serve):
         client.model("sum", batch=PATIENT).infer_sample({"x": [1, 2, 3]})
 
 
-def test_who_runs_out_of_time_leaves_and_the_others_are_not_disturbed(client, recorder):
+def test_who_runs_out_of_time_leaves_and_the_others_are_not_disturbed(client, recorder, monkeypatch):
     model = client.model("double", batch=PATIENT)
+    waiting = Batcher._wait
+
+    def wait(batcher, sample):
+        wait_until(lambda: recorder.sizes == [1, 4], "they went out together")
+        waiting(batcher, sample)
+
+    monkeypatch.setattr(Batcher, "_wait", wait)
     threads, _ = busy(recorder, model)
     with threads, ThreadPoolExecutor(4) as others:
-        asked = [
-            others.submit(model.infer_sample, {"x": [float(number)]}, timeout=0.3 if number == 2 else GUARD)
-            for number in range(4)
-        ]
-        wait_until(lambda: recorder.sizes == [1, 4], "they went out together")
-        error = asked[2].exception(GUARD)
+        asked = [others.submit(model.infer_sample, {"x": [float(number)]}) for number in range(3)]
+        wait_until(lambda: any(len(each.samples) == 3 for each in model._batcher._open.values()), "they wait")
+        error = others.submit(model.infer_sample, {"x": [3.0]}, timeout=0.1).exception(GUARD)
         assert type(error) is CallTimeoutError
         assert error.outcome_unknown
         recorder.open.set()
-        assert [asked[place].result(GUARD)["y"].item() for place in (0, 1, 3)] == [0.0, 2.0, 6.0]
+        assert [each.result(GUARD)["y"].item() for each in asked] == [0.0, 2.0, 4.0]
 
 
 def test_a_sample_that_leaves_before_the_batch_went_out_is_not_sent(manager, recorder):
@@ -295,16 +302,25 @@ def test_a_sample_that_leaves_before_the_batch_went_out_is_not_sent(manager, rec
     assert recorder.sizes == [1, 2]
 
 
-def test_a_leader_that_runs_out_of_time_hands_its_batch_over(manager, recorder):
+def test_a_leader_that_runs_out_of_time_hands_its_batch_over(manager, recorder, monkeypatch):
+    joined = threading.Event()
+    waiting = Pool._wait
+
+    def wait(pool, waiter):
+        assert joined.wait(GUARD)
+        waiting(pool, waiter)
+
     with TcmClient(manager.uri, route=manager.route, pool_size=1, timeout=GUARD) as client:
         model = client.model("double", batch=BatchPolicy(max_size=32, max_wait=0.0))
         threads, _ = busy(recorder, model)
         with threads, ThreadPoolExecutor(3) as others:
-            leader = others.submit(model.infer_sample, {"x": [99.0]}, timeout=0.5)
+            monkeypatch.setattr(Pool, "_wait", wait)
+            leader = others.submit(model.infer_sample, {"x": [99.0]}, timeout=0.1)
             batcher = model._batcher
             wait_until(lambda: batcher._open, "it leads")
             stays = [others.submit(model.infer_sample, {"x": [float(number)]}) for number in (1, 2)]
             wait_until(lambda: any(len(each.samples) == 3 for each in batcher._open.values()), "all joined")
+            joined.set()
             assert isinstance(leader.exception(GUARD), TimeoutError)
             recorder.open.set()
             assert [each.result(GUARD)["y"].item() for each in stays] == [2.0, 4.0]
@@ -448,6 +464,6 @@ def test_the_wait_for_others_is_kept_within_the_deadline(client, recorder):
 def test_late_samples_are_told_apart_from_unsent_ones(client, recorder):
     model = client.model("double", batch=PATIENT)
     recorder.open.clear()
-    with pytest.raises(CallTimeoutError) as caught:
-        model.infer_sample({"x": [1.0]}, timeout=0.2)
+    with pytest.raises(CallTimeoutError) as caught, timing_out(lambda: recorder.shapes):
+        model.infer_sample({"x": [1.0]})
     assert caught.value.outcome_unknown

@@ -33,6 +33,7 @@ from tcm_sync.local import ModelFailure
 from tcm_sync.transport import reader
 from tcm_sync.transport.poller import SelectorPoller
 
+from ..peer.scripts import timing_out
 from .raw import GUARD, wait_until
 
 TOKEN = "tok-8113-not-for-logs"
@@ -140,7 +141,7 @@ def test_a_filter_of_the_users_that_raises_in_the_reader_ends_calls_and_hangs_no
     def refuse(record):
         raise ValueError("a filter of the user's")
 
-    manager = serve(linger=0.2)
+    manager = serve(linger=60)
     client = client_of(manager, retry=None)
     client.open()
     logger = logging.getLogger("tcm_sync.pool")
@@ -154,6 +155,7 @@ def test_a_filter_of_the_users_that_raises_in_the_reader_ends_calls_and_hangs_no
             wait_until(lambda: manager._server is None or manager._server.core.draining, "it drains")
             with pytest.raises(ConnectionError):
                 client.infer("echo", {"x": [1]})
+            manager.kill()
             stopping.result(GUARD)
     finally:
         logger.removeFilter(refuse)
@@ -288,8 +290,8 @@ def test_a_passing_failure_is_repeated_and_any_other_raised(serve, client_of):
 
 def test_a_call_that_takes_too_long_may_have_run(serve, client_of):
     manager = serve()
-    with pytest.raises(CallTimeoutError) as caught:
-        client_of(manager).infer("gated", {"x": X}, timeout=0.2)
+    with pytest.raises(CallTimeoutError) as caught, timing_out(lambda: manager.stats().running):
+        client_of(manager).infer("gated", {"x": X})
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.outcome_unknown
     assert caught.value.uuid in manager.stats().uuids

@@ -72,11 +72,17 @@ def waiting_in_line(client):
     return len(client._runtime.pool._waiters) if client._runtime else 0
 
 
+def all_are_in(manager, client, count):
+    """Wait until as many calls run as can, and the rest of them are in line."""
+    wait_until(lambda: manager.stats().running == SOCKETS, "as many calls run as can")
+    wait_until(lambda: waiting_in_line(client) == count - SOCKETS, "the others wait")
+
+
 def test_draining_answers_what_is_under_way_and_takes_nothing_new(serve, gated, client_of, calling):
     manager = serve()
     client = client_of(manager.uri)
     calls = [calling(ask, client, "gated", float(value)) for value in range(CALLS - 1)]
-    wait_until(lambda: waiting_in_line(client) == CALLS - 1 - SOCKETS, "all calls wait")
+    all_are_in(manager, client, CALLS - 1)
     closing = calling(client.close, timeout=GUARD)
     wait_until(lambda: "closed" in repr(client), "it closes")
     with pytest.raises(ClientClosedError):
@@ -149,7 +155,7 @@ def test_closing_again_after_an_interrupted_drain(serve, client_of, calling):
     manager = serve()
     client = client_of(manager.uri)
     calls = [calling(ask, client, "gated") for _ in range(CALLS - 1)]
-    wait_until(lambda: waiting_in_line(client) == CALLS - 1 - SOCKETS, "all calls wait")
+    all_are_in(manager, client, CALLS - 1)
     main = threading.main_thread().ident
 
     def interrupt():

@@ -22,8 +22,8 @@ PIPES = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
 
 #: What every script begins with. Nothing in it ever times out, so that an end that waits is one that hangs.
 BEGIN = """
-import gc, signal, sys, threading
-from tcm_sync import Route, TcmClient
+import contextlib, gc, signal, sys, threading
+from tcm_sync import ClientClosedError, Route, TcmClient
 
 uri, silent = sys.argv[1:]
 
@@ -106,8 +106,9 @@ def words():
     with streaming() as chunks:
         yield from chunks
 def for_ever():
-    while True:
-        ask()
+    with contextlib.suppress(ClientClosedError):  # at the exit it may still get so far
+        while True:
+            ask()
 kept = words()
 next(kept)
 in_background(for_ever, 6)

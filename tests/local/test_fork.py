@@ -26,7 +26,7 @@ from tcm_sync import AuthContext, Route, TcmClient, TlsSettings
 from ..peer.connection import CLOSE, TEXT
 from ..peer.scripted import ScriptedPeer
 from ..peer.scripts import echo as echoing
-from .raw import GUARD
+from .raw import GUARD, wait_until
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="descriptors are read from /proc")
@@ -211,6 +211,7 @@ def descriptors_of_a_client(manager, client):
     before = descriptors()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: ask(client), range(20)))
+    wait_until(lambda: not client._runtime.pool._opening, "no socket is being opened")
     numbers = {number for number in descriptors() - before if not belongs_to(manager, number)}
     assert len(numbers) >= 4, "a socket, the selector, and the two ends that wake it"
     return numbers

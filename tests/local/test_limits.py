@@ -50,6 +50,7 @@ def test_no_limit_is_no_limit():
     assert all(window.admit() for _ in range(10_000))
 
 
+@pytest.mark.usefixtures("one_second")
 def test_the_message_limit_is_each_connections_own(serve, dial):
     manager = serve(messages_per_second=2)
     connections = [dial(manager, f"u-{number}") for number in range(4)]
@@ -59,6 +60,7 @@ def test_the_message_limit_is_each_connections_own(serve, dial):
             assert raw.receive()["type"] == "info_response"
 
 
+@pytest.mark.usefixtures("one_second")
 def test_the_tenant_limit_counts_all_connections_of_the_tenant(serve, dial):
     manager = serve(tenant_messages_per_second=2)
     first, second, third = (dial(manager, uuid) for uuid in ("a", "b", "c"))
@@ -72,6 +74,7 @@ def test_the_tenant_limit_counts_all_connections_of_the_tenant(serve, dial):
     assert third.wait_for_close() == 1008
 
 
+@pytest.mark.usefixtures("one_second")
 def test_tenants_of_different_tokens_have_a_limit_each(serve, dial):
     manager = serve(tenant_messages_per_second=1, tokens={"one": ["inference"], "two": ["inference"]})
     for token in ("one", "two"):
@@ -140,18 +143,21 @@ def test_the_seventh_request_of_a_socket_is_refused_when_its_queue_holds_five(se
 
 
 def test_a_full_executor_drops_what_the_tick_has_taken(serve, dial, gated):
-    manager = serve(executor_queue_size=1, tick=0.5)
+    manager = serve(executor_queue_size=1)
     first, second = dial(manager, "a"), dial(manager, "b")
+    first.ask("gated", tensor([0.0]))
+    wait_until(lambda: manager.stats().running, "the executor is full, and no tick takes anything")
     first.ask("gated", tensor([1.0]))
-    wait_until(lambda: manager.stats().waiting, "it waits for the tick")
     second.ask("gated", tensor([2.0]))
+    wait_until(lambda: manager.stats().waiting == 2, "both wait for the next tick")
+    gated.open(0)
     assert second.receive()["payload"] == {
         "code": "BACKPRESSURE_EXECUTOR_FULL",
         "message": "Request dropped due to backpressure (executor full).",
         "dropped_type": "inference",
     }
     gated.open_all()
-    assert first.receive()["payload"]["data"] == {"y": [1.0]}
+    assert [first.receive()["payload"]["data"] for _ in range(2)] == [{"y": [0.0]}, {"y": [1.0]}]
     assert second.infer("gated", tensor([2.0]))["data"] == {"y": [2.0]}  # the socket stays
 
 
@@ -164,13 +170,16 @@ def test_the_payload_budget_is_the_sum_of_the_inputs(serve, dial):
     assert (data["code"], data["retriable"]) == ("TRITON_INFERENCE_FAILED", False)
 
 
-def test_a_starved_request_is_announced_as_delayed_just_before_its_turn(serve, dial):
-    manager = serve(quantum=1, tick=0.05, advise_after=3)
+def test_a_starved_request_is_announced_as_delayed_just_before_its_turn(serve, dial, gated):
+    manager = serve(quantum=1, executor_queue_size=1, advise_after=3)
     old, young = dial(manager, "old"), dial(manager, "young")
+    old.ask("gated", tensor([0.0]))
+    wait_until(lambda: manager.stats().running, "the executor is full, and no tick takes anything")
     for _ in range(10):  # ten ticks' work
         old.ask("echo", tensor([1.0]))
-    wait_until(lambda: manager.stats().waiting, "the first of them wait")
     young.ask("echo", tensor([2.0]))
+    wait_until(lambda: manager.stats().waiting == 11, "all of them wait")
+    gated.open_all()
     assert young.receive()["payload"] == {
         "code": "BACKPRESSURE_INSUFFICIENT_BUDGET",
         "message": "Request delayed due to tenant budget (DRR cost-aware fairness).",
@@ -178,7 +187,7 @@ def test_a_starved_request_is_announced_as_delayed_just_before_its_turn(serve, d
         "tenant_id": "unknown",
     }
     assert young.receive()["payload"]["data"] == {"x": [2.0]}
-    assert [old.receive()["type"] for _ in range(10)] == ["inference"] * 10
+    assert [old.receive()["type"] for _ in range(11)] == ["inference"] * 11
     assert manager.stats().nacks == {"BACKPRESSURE_INSUFFICIENT_BUDGET": 1}
 
 

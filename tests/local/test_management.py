@@ -23,6 +23,7 @@ from tcm_sync import (
     TcmError,
     TensorSpec,
 )
+from tcm_sync.local import core
 
 from .raw import GUARD, add_sub_onnx, wait_until
 
@@ -155,8 +156,11 @@ def check(manager, outcomes):
         assert least <= made.count(name) <= most, f"{name}: {made.count(name)} VMs, told {least} to {most}"
 
 
-def test_a_job_that_is_told_to_a_draining_manager_runs_and_says_that_it_may_have(serve, client_of):
-    manager = serve(linger=0.5)
+def test_a_job_that_is_told_to_a_draining_manager_runs_and_says_that_it_may_have(
+    serve, client_of, monkeypatch
+):
+    monkeypatch.setattr(core, "SCHEDULER_STAYS", 60.0)
+    manager = serve(linger=60)
     client = client_of(manager)
     create(client, "before")  # the socket is open
     with ThreadPoolExecutor(1) as thread:
@@ -164,6 +168,8 @@ def test_a_job_that_is_told_to_a_draining_manager_runs_and_says_that_it_may_have
         wait_until(lambda: manager._server is None or manager._server.core.draining, "it drains")
         with pytest.raises(ShuttingDownError, match=r"look at queue_stats\(\)") as caught:
             create(client, "during", timeout=GUARD)
+        wait_until(lambda: len(manager.cloud.vms) == 2, "it has run")
+        manager.kill()
         stopping.result(GUARD)
     assert caught.value.outcome_unknown
     assert caught.value.attempts == 1

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, RetryPolicy, ShuttingDownError, TcmClient
-from tcm_sync.transport import opening
+from tcm_sync.transport import growth, opening, pool
 
 from ..peer.scripted import ScriptedPeer
 from ..peer.scripts import ask, background, connect, echo, failing
@@ -91,26 +91,26 @@ def test_readiness_is_waited_for(serve):
         waiting = thread.submit(client.wait_until_ready, GUARD)
         manager.start()
         assert waiting.result(GUARD).ok
-        assert client.wait_until_ready(1.0).raw["status"] == "ready"
+        assert client.wait_until_ready(GUARD).raw["status"] == "ready"
 
 
+@pytest.mark.usefixtures("pauses_take_no_time")
 def test_what_is_not_ready_in_time_is_told_with_its_error_id():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         peer.http["/ready"] = (503, NOT_READY)
-        with failing(
-            CallTimeoutError, "not ready within 0.2 s", "readiness_probe_failed", "e-4711"
-        ) as caught:
-            client.wait_until_ready(0.2)
+        with failing(CallTimeoutError, "not ready within 9 s", "readiness_probe_failed", "e-4711") as caught:
+            client.wait_until_ready(9.0)
     assert caught.value.error_id == "e-4711"
     assert len(peer.probes) > 1
 
 
+@pytest.mark.usefixtures("pauses_take_no_time")
 def test_all_of_the_time_is_used():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         peer.http["/ready"] = (503, NOT_READY)
         with failing(CallTimeoutError, "readiness_probe_failed") as caught:
-            client.wait_until_ready(0.8)
-    assert caught.value.elapsed >= 0.8
+            client.wait_until_ready(9.0)
+    assert caught.value.elapsed >= 9.0
 
 
 def test_closing_ends_a_look_that_is_under_way():
@@ -139,8 +139,10 @@ def test_closing_ends_the_waiting():
                 result()
 
 
-def test_the_error_id_of_a_manager_that_is_not_ready_is_in_every_error_that_it_caused():
+def test_the_error_id_of_a_manager_that_is_not_ready_is_in_every_error_that_it_caused(monkeypatch):
     """Told to shut down, the client looks at /ready before it opens a socket; then all calls wait for it."""
+    monkeypatch.setattr(pool, "SHUTDOWN_PAUSE", 0.0)  # /ready is asked soon
+    monkeypatch.setattr(growth, "SHUTDOWN_PAUSE", 10 * GUARD)  # and again when no call has any time left
 
     def rejected(connection):
         connection.welcome()
@@ -148,7 +150,7 @@ def test_the_error_id_of_a_manager_that_is_not_ready_is_in_every_error_that_it_c
         connection.error("Server is shutting down; request rejected.", "SYSTEM_SHUTDOWN")
         connection.close(1012)
 
-    with ScriptedPeer(rejected, echo) as peer, connect(peer, pool_size=1, timeout=2.0) as client:
+    with ScriptedPeer(rejected, echo) as peer, connect(peer, pool_size=1, timeout=GUARD) as client:
         peer.http["/ready"] = (503, NOT_READY)
         with ThreadPoolExecutor(4) as threads:
             calls = [threads.submit(ask, client) for _ in range(4)]

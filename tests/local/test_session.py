@@ -98,6 +98,7 @@ def test_a_refused_double_does_not_disturb_the_holder(serve, dial):
     assert holder.infer("echo", tensor([1.0]))["status"] == "COMPLETED"
 
 
+@pytest.mark.usefixtures("one_second")
 def test_a_uuid_that_was_refused_is_free_before_its_socket_has_closed(serve, dial):
     manager = serve(messages_per_second=1)
     old = dial(manager, "u")

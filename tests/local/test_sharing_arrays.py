@@ -17,7 +17,8 @@ from tcm_sync import CallTimeoutError, ClientClosedError, InferenceError, Infere
 from tcm_sync.local.mapping import is_usable
 from tcm_sync.tensors.segment import segment_of
 
-from .raw import GUARD, wait_until
+from ..peer.scripts import timing_out
+from .raw import GUARD, end, wait_until
 from .segments import total
 from .test_fork import forks, in_child
 
@@ -254,9 +255,8 @@ def is_of_use_and_copied_from_now_on(client, x):
 
 def test_after_a_timeout_it_is_of_use_and_copied(client, manager, gated, ours):
     x = make(client.open(), 7.0)
-    with pytest.raises(CallTimeoutError):
-        client.infer("gated", {"x": x}, timeout=1.0)
-    wait_until(lambda: manager.stats().executions.get("gated"), "it has come")
+    with pytest.raises(CallTimeoutError), timing_out(lambda: manager.stats().executions.get("gated")):
+        client.infer("gated", {"x": x})
     assert ours() == set()
     is_of_use_and_copied_from_now_on(client, x)
     gated.open_all()
@@ -275,7 +275,7 @@ def test_after_a_restart_of_the_manager_it_is_of_use_and_copied(connect, manager
     client = connect(manager)
     x = make(client)
     assert used(client, manager, x)
-    getattr(manager, how)()
+    end(manager, how, client)
     manager.start()
     is_of_use_and_copied_from_now_on(client, x)
 
@@ -284,7 +284,7 @@ def test_one_that_the_last_manager_never_saw_is_not_copied_after_a_restart(conne
     client = connect(manager)
     x = make(client)
     client.infer("sum", {"x": np.ones(SIZE)})
-    manager.stop()
+    end(manager, "stop", client)
     manager.start()
     assert used(client, manager, x)
 

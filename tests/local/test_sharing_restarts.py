@@ -15,7 +15,7 @@ import pytest
 from tcm_sync import ConnectionLostError, RetryPolicy
 from tcm_sync.local.mapping import is_usable
 
-from .raw import GUARD, wait_until
+from .raw import GUARD, end, wait_until
 from .segments import total
 
 pytestmark = pytest.mark.skipif(not is_usable(), reason="there is no /dev/shm here")
@@ -38,8 +38,8 @@ def keys(manager):
     return {key[1:] for key in manager.shared_memory.keys}
 
 
-def restart(manager, how):
-    getattr(manager, how)()
+def restart(manager, how, client):
+    end(manager, how, client)
     manager.start()
 
 
@@ -55,7 +55,7 @@ def test_the_next_manager_is_told_of_new_segments_alone(connect, manager, ours, 
         assert names == ours()
         assert not names & before
         before |= names
-        restart(manager, how)
+        restart(manager, how, client)
     ask(client)
     stats = client.stats()
     assert (stats.shm_sends, stats.shm_declined, stats.failures) == (11, {}, {})
@@ -69,7 +69,7 @@ def test_what_the_manager_never_attached_is_retired_too(connect, manager, ours, 
     ask(client)
     left = client._sharing._arena.lend(manager.route, 100, 0)
     client._sharing._arena.give_back(left)
-    restart(manager, how)
+    restart(manager, how, client)
     assert left.name in ours()
     ask(client)
     assert left.name not in ours()
@@ -83,7 +83,7 @@ def test_a_manager_that_ends_with_no_socket_open_is_found_out_by_its_files(conne
     before = ours()
     for connection in list(client._runtime.pool._shelf.all.values()):
         client._runtime.pool.retire(connection, "as if idle for long")
-    restart(manager, "stop")
+    restart(manager, "stop", client)
     ask(client, 2.0)
     assert client.stats().shm_sends == 2, "none was refused"
     assert not ours() & before
@@ -99,7 +99,7 @@ def test_a_key_that_triton_still_has_is_replaced(connect, manager, ours):
     memory = manager._server.shared_memory
     os.kill(memory._janitor.pid, signal.SIGKILL)
     memory._janitor.wait()
-    restart(manager, "kill")
+    restart(manager, "kill", client)
     assert ours() == before
     ask(client, 2.0)
     stats = client.stats()
@@ -128,7 +128,7 @@ def test_pinned_bytes_are_counted_over_restarts_since_triton_runs_on(connect, ma
     client = connect(manager)
     for _ in range(3):
         ask(client)
-        restart(manager, how)
+        restart(manager, how, client)
     assert client.stats().shm_pinned == 3 * 8 * SIZE
 
 
@@ -159,7 +159,8 @@ def test_under_restarts_and_load_nothing_fails_and_each_has_its_own_sums(connect
         try:
             for _ in range(6):
                 everybody_goes_on()
-                restart(manager, how)
+                getattr(manager, how)()
+                manager.start()
             everybody_goes_on()
         finally:
             over.set()
@@ -175,6 +176,6 @@ def test_mappings_of_what_is_retired_are_let_go(connect, manager, ours):
     client = connect(manager)
     ask(client)
     [name] = ours()
-    restart(manager, "stop")
+    restart(manager, "stop", client)
     ask(client)
     assert name not in Path("/proc/self/maps").read_text()

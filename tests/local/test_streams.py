@@ -85,11 +85,16 @@ def test_a_model_that_just_ends_runs_into_the_limit_of_the_manager(serve, client
 def test_a_model_that_just_ends_is_over_after_silence(serve, client_of):
     manager = serve({"words": words}, stream_timeout=10 * GUARD)
     client = client_of(manager)
-    chunks = stream(client, "to be", idle_timeout=0.1, on_idle="end")
-    assert list(chunks) == ["to", "be"]
+    chunks = stream(client, "to be", idle_timeout=GUARD, on_idle="end")
+    assert [next(chunks), next(chunks)] == ["to", "be"]
+    chunks._call._idle_timeout = 0.1
+    assert list(chunks) == []
     assert chunks.ended_by == "idle"
+    chunks = stream(client, "or not", idle_timeout=GUARD)
+    assert [next(chunks), next(chunks)] == ["or", "not"]
+    chunks._call._idle_timeout = 0.1
     with pytest.raises(CallTimeoutError, match="idle_timeout") as caught:
-        list(stream(client, "or not", idle_timeout=0.1))
+        next(chunks)
     assert caught.value.chunks == ("or", "not")
     assert client.infer("echo", {"x": [1]}, allow_transient=True)["x"].tolist() == [1]
     manager.kill()

@@ -21,7 +21,7 @@ from onnx import TensorProto
 from tcm_sync.local import ModelFailure, core
 
 from .player import Player, use_segment
-from .raw import add_sub_onnx, identity, identity_onnx, wait_until
+from .raw import add_sub_onnx, identity, identity_onnx, tensor, wait_until
 
 CASES = {
     case["case"]: case
@@ -87,6 +87,14 @@ def two_users_before(manager, dial):
         raw.close()
 
 
+def the_executor_is_full(manager, dial):
+    """It stays so until a reply is due: what comes before waits, however slow the machine is."""
+    raw = dial(manager, "before")
+    raw.ask("slow", tensor([1.0]))
+    wait_until(lambda: manager.stats().running, "it runs")
+    raw.close()
+
+
 CONNECTION_REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
 IN_THE_CLIENT = "[TritonThread] TRITON_INFERENCE_FAILED: model={!r} retriable=False reason={}"
 NETWORK = ModelFailure("TRITON_NETWORK", IN_THE_CLIENT.format("add_sub", CONNECTION_REFUSED))
@@ -121,8 +129,9 @@ SETUPS = {
     "limit.prod_20": Setup(PROD_20),
     "limit.prod_20.info": Setup(PROD_20, before=two_users_before),
     "limit.prod_20.in_flight": Setup({"messages_per_second": 2}),  # 20, of which 18 have been used
-    # The six must come within one tick: this one lasts until all are there.
-    "backpressure.queue_full": Setup({"tick": 0.5, "queue_size": 1, "executor_queue_size": 1, "workers": 1}),
+    "backpressure.queue_full": Setup(
+        {"queue_size": 1, "executor_queue_size": 1, "workers": 1}, before=the_executor_is_full
+    ),
     "shutdown.idle": Setup(LINGER),
     "shutdown.inference_sent_while_draining": Setup(LINGER),
     "shutdown.management_ran": Setup(LINGER),
@@ -214,7 +223,7 @@ def onnx_models():
 
 
 @pytest.fixture
-def player(serve, dial, gated, talker, steps, segments, onnx_models, monkeypatch):
+def player(serve, dial, gated, talker, steps, segments, onnx_models, one_second, monkeypatch):
     callables = {f"ident_{kind}": identity for kind in ("f16", "f64", "b", "u64", "i64", "i8", "i32")}
     callables["checksum"] = lambda arrays: {"SUM": [[np.sum(arrays["IMAGE"])]]}
     with contextlib.ExitStack() as stack:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from tcm_sync import AuthContext, RetryPolicy, Route, TcmClient
+from tcm_sync.deadline import Deadline
+from tcm_sync.transport.call import Call
 
 from .connection import PATIENCE
 
@@ -51,6 +53,22 @@ def background(call: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(call)
         yield lambda: future.result(PATIENCE)
+
+
+@contextmanager
+def timing_out(ready: Callable[[], Any]) -> Iterator[None]:
+    """Have the next call that is sent run out of time, though not before something is true."""
+    receive = Call.receive
+    with pytest.MonkeyPatch.context() as patch:
+
+        def hurry(call: Call, *how: Any) -> Any:
+            patch.undo()
+            wait_until(ready)
+            call.deadline = Deadline(0.01)
+            return receive(call, *how)
+
+        patch.setattr(Call, "receive", hurry)
+        yield
 
 
 @contextmanager
@@ -100,7 +118,7 @@ def wait_for(event: threading.Event) -> None:
     assert event.wait(PATIENCE), "it did not happen"
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], Any]) -> None:
     """Wait for what must become true, where nothing tells."""
     patience_ends = time.monotonic() + PATIENCE
     while not condition():

@@ -11,6 +11,7 @@ import pytest
 
 from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError, ShuttingDownError
 from tcm_sync.errors import TcmError
+from tcm_sync.transport import gate
 
 from .scripted import ScriptedPeer
 from .scripts import TOKEN, ask, background, connect, echo, echo_once, failing, wait_for, wait_until
@@ -48,6 +49,14 @@ def test_every_form_of_auth_ok_is_understood(capability):
         assert ask(client, 4.0) == 4.0
 
 
+@pytest.fixture
+def no_gate_opens(monkeypatch):
+    """Stop the clock of the gates."""
+    now = time.monotonic()
+    monkeypatch.setattr(gate, "monotonic", lambda: now)
+
+
+@pytest.mark.usefixtures("no_gate_opens")
 def test_a_refusal_is_raised_at_once_and_not_repeated_by_the_next_calls():
     with ScriptedPeer(refuse) as peer, connect(peer) as client:
         with failing(AuthenticationError, "Invalid token", "expired"):
@@ -99,6 +108,7 @@ def test_a_token_provider_is_asked_once_more():
     assert [connection.auth["token"] for connection in peer.connections] == [TOKEN + "-old", TOKEN + "-new"]
 
 
+@pytest.mark.usefixtures("no_gate_opens")
 def test_a_token_provider_is_asked_once_more_and_no_oftener():
     asked = []
 
@@ -154,7 +164,7 @@ def test_a_uuid_that_is_taken_is_replaced_by_a_fresh_one():
 
 
 def test_a_peer_that_finds_every_uuid_taken_is_not_stormed():
-    with ScriptedPeer(taken) as peer, connect(peer, connect_timeout=1.0) as client:
+    with ScriptedPeer(taken) as peer, connect(peer) as client:
         with pytest.raises(TcmError, match="already connected"):
             client.open(wait=True)
     assert len(peer.connections) < 30

@@ -13,7 +13,7 @@ from tcm_sync import CallTimeoutError, ClientClosedError, ConnectionLostError
 
 from .connection import CLOSE, PATIENCE
 from .scripted import ScriptedPeer
-from .scripts import ask, background, connect, echo, failing, wait_for, wait_until
+from .scripts import ask, background, connect, echo, failing, timing_out, wait_for, wait_until
 
 LONG = 10 * PATIENCE
 
@@ -224,14 +224,13 @@ def test_a_close_frame_is_answered_with_its_own_code(code):
 
 def test_a_call_that_waits_while_the_client_drains_gets_a_socket_of_its_own():
     with ScriptedPeer(never_answers, echo) as peer, connect(peer, pool_size=1) as client:
-        with background(lambda: ask(client, 1.0, timeout=0.5)) as first:
+        pool = client._running().pool
+        with timing_out(lambda: pool._draining), background(lambda: ask(client, 1.0)) as first:
             wait_until(lambda: peer.requests == 1)
-            with (
-                background(lambda: ask(client, 2.0)) as second,
-                background(lambda: client.close(LONG)) as closing,
-            ):
-                wait_until(lambda: client.stats().waiting == 1 and client._runtime.pool._draining)
-                with failing(CallTimeoutError):  # and its socket goes with it
-                    first()
-                assert second() == 2.0
-                closing()
+            with background(lambda: ask(client, 2.0)) as second:
+                wait_until(lambda: client.stats().waiting == 1)
+                with background(lambda: client.close(LONG)) as closing:
+                    with failing(CallTimeoutError):  # and its socket goes with it
+                        first()
+                    assert second() == 2.0
+                    closing()

@@ -71,6 +71,7 @@ def test_a_peer_that_stops_before_auth_ok(script):
     assert peer.requests == 0
 
 
+@pytest.mark.usefixtures("first_failure_is_awaited")
 def test_a_port_that_refuses_is_given_up_after_the_connect_timeout_and_not_after_the_deadline():
     with ScriptedPeer(echo) as peer:
         peer.stop_listening()
@@ -134,7 +135,7 @@ def test_a_slow_handshake_succeeds_in_the_end_although_every_caller_gives_up_bef
     "others", [never_handshakes, never_authenticates, lambda connection: connection.drop()]
 )
 def test_one_good_socket_serves_all_while_no_other_can_be_opened(others):
-    with ScriptedPeer(echo, others) as peer, connect(peer, connect_timeout=SECONDS) as client:
+    with ScriptedPeer(echo, others) as peer, connect(peer) as client:
         client.open(wait=True)
         values = [float(value) for value in range(200)]
         assert ask_many(client, values, threads=8) == values

@@ -16,8 +16,6 @@ from .connection import PATIENCE
 from .scripted import ScriptedPeer
 from .scripts import ROUTE, TOKEN, ask, connect, echo, failing, wait_for
 
-SECONDS = 0.5  # what a test lets a connect take that never comes about
-
 
 def endless_header(connection):
     connection.read_handshake()
@@ -67,7 +65,7 @@ def body_that_never_comes(connection):
 
 @pytest.mark.parametrize("script", [endless_body, body_that_never_comes])
 def test_the_body_of_a_refusal_is_bounded(script):
-    with ScriptedPeer(script) as peer, connect(peer, connect_timeout=1.0, retry=None) as client:
+    with ScriptedPeer(script) as peer, connect(peer, retry=None) as client:
         with failing(ConnectFailedError, "503") as caught:
             ask(client)
     assert caught.value.elapsed < PATIENCE / 2
@@ -105,7 +103,7 @@ def test_redirects_are_not_followed(status):
             connection.read_handshake()
             connection.answer_http(status, extra_headers=[f"Location: {elsewhere.uri}"])
 
-        with ScriptedPeer(redirect) as peer, connect(peer, connect_timeout=SECONDS) as client:
+        with ScriptedPeer(redirect) as peer, connect(peer) as client:
             with failing(ConnectFailedError, str(status)):
                 client.open(wait=True)
     assert elsewhere.connections == []

@@ -11,7 +11,7 @@ import pytest
 from tcm_sync import CallTimeoutError, ContractError, InputError, ProtocolError, QueueStats
 
 from .scripted import ScriptedPeer
-from .scripts import ask, connect, echo, echo_once, failing, wait_for
+from .scripts import ask, connect, echo, echo_once, failing, timing_out, wait_for
 
 STATS = {
     "info_users": 1,
@@ -133,13 +133,14 @@ def test_a_late_answer_reaches_nobody():
     def late(connection):
         connection.welcome()
         asked = connection.recv_json()["payload"]
+        connection.count_request()
         connection.recv_frame()  # the client gives the socket up
         answer = {"job_id": asked["job_id"], "status": "success", "data": {"late": True}}
         connection.send_text({"type": "info_response", "payload": answer})
 
     with ScriptedPeer(late, answering({"late": False})) as peer, connect(peer) as client:
-        with failing(CallTimeoutError):
-            client.info("x", timeout=0.1)
+        with timing_out(lambda: peer.requests), failing(CallTimeoutError):
+            client.info("x")
         assert client.info("x") == {"late": False}
 
 

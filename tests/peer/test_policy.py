@@ -321,14 +321,12 @@ def test_a_circuit_of_another_model_costs_a_waiting_call_nothing(monkeypatch):
     assert gated == []
 
 
-def test_no_repeat_begins_with_less_time_than_the_failed_attempt_took():
-    go_on = threading.Event()
-
+def test_no_repeat_begins_with_less_time_than_the_failed_attempt_took(clock):
     def slow_failure(connection):
-        go_on.wait(0.6)
+        clock.ahead += 0.6 * PATIENCE
         connection.fail("TRITON_TIMEOUT", retriable=True)
 
-    with ScriptedPeer(answering(*[slow_failure] * 4)) as peer, connect(peer, timeout=1.0) as client:
+    with ScriptedPeer(answering(*[slow_failure] * 4)) as peer, connect(peer, timeout=PATIENCE) as client:
         with failing(tcm_sync.TritonTimeoutError):
             ask(client)
     assert peer.requests == 1

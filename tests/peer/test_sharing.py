@@ -24,7 +24,7 @@ from tcm_sync import (
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer
-from .scripts import BRISK, connect, failing, wait_for
+from .scripts import BRISK, connect, failing, timing_out, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
 
@@ -300,9 +300,8 @@ def test_what_timed_out_is_not_named_again_though_the_answer_comes_later(seen):
         connection.wait_eof()
 
     with ScriptedPeer(served(seen, late), served(seen)) as peer, client_of(peer) as client:
-        client.open()
-        with failing(CallTimeoutError):
-            ask(client, timeout=1.0)
+        with timing_out(lambda: seen.values), failing(CallTimeoutError):
+            ask(client)
         assert seen.are_there() == [False]
         go_on.set()
         assert ask(client, 2.0) == 2.0

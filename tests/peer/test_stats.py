@@ -12,10 +12,11 @@ import pytest
 from tcm_sync import BatchPolicy, CallTimeoutError, ClientStats, ProtocolError, TcmError
 from tcm_sync.transport import notices
 from tcm_sync.transport.counts import Counts
+from tcm_sync.transport.replies import ReplyFuture
 from tcm_sync.wire.messages import Alert
 
 from .scripted import ScriptedPeer
-from .scripts import ask, background, connect, echo, wait_for, wait_until
+from .scripts import ask, background, connect, echo, timing_out, wait_for, wait_until
 
 
 def welcome_then(*steps):
@@ -80,6 +81,22 @@ def test_calls_messages_and_bytes():
         assert (stats.bytes_sent, stats.bytes_received) == (sum(received), sum(sent))
 
 
+def test_a_reply_is_counted_before_anybody_has_it(monkeypatch):
+    counted = []
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        client.open()
+        before, resolve = client.stats().messages_received, ReplyFuture.resolve
+
+        def watched(self, outcome):
+            counted.append(client._counts.messages_received - before)
+            resolve(self, outcome)
+
+        monkeypatch.setattr(ReplyFuture, "resolve", watched)
+        ask(client)
+        ask(client)
+    assert counted == [1, 2]
+
+
 def test_calls_of_many_threads_are_all_counted():
     with ScriptedPeer(echo) as peer, connect(peer, pool_size=3) as client:
         with ThreadPoolExecutor(8) as threads:
@@ -112,8 +129,8 @@ def test_a_failure_without_a_code_is_counted_by_its_class():
         echo_on(connection)
 
     with ScriptedPeer(script) as peer, connect(peer) as client:
-        with pytest.raises(CallTimeoutError):
-            ask(client, timeout=0.2)
+        with timing_out(lambda: peer.requests), pytest.raises(CallTimeoutError):
+            ask(client)
         go_on.set()
         stats = client.stats()
     assert stats.failures == {"CallTimeoutError": 1}
@@ -167,7 +184,7 @@ def test_gauges_tell_of_this_moment():
 
     with ScriptedPeer(script) as peer, connect(peer, pool_size=1) as client:
         with background(lambda: ask(client, 1)) as first, background(lambda: ask(client, 2)) as second:
-            wait_until(lambda: client.stats().waiting == 1)
+            wait_until(lambda: (client.stats().busy, client.stats().waiting) == (1, 1))
             stats = client.stats()
             assert (stats.sockets, stats.busy, stats.waiting, stats.calls) == (1, 1, 1, 0)
             assert "1 of 1 sockets, 1 calls in flight, 1 waiting" in repr(client)
@@ -188,6 +205,7 @@ def test_a_gate_that_is_shut_is_told():
         peer.stop_listening()
         with pytest.raises(TcmError):
             ask(client, timeout=0.3)
+        wait_until(lambda: client.stats().gates)
         stats, shown = client.stats(), repr(client)
     assert list(stats.gates) == ["manager"]
     assert "shut: manager" in shown

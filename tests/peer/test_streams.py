@@ -26,6 +26,7 @@ from tcm_sync import (
     StreamTimeoutError,
 )
 from tcm_sync.deadline import Deadline
+from tcm_sync.streams import StreamCall
 
 from .connection import PATIENCE, PING, PONG
 from .scripted import ScriptedPeer
@@ -138,9 +139,10 @@ def test_alerts_advisories_and_pings_come_between_chunks():
 
 def test_silence_is_the_end_if_the_caller_says_so():
     with ScriptedPeer(streaming("a", "b"), echo) as peer, connect(peer) as client:
-        chunks = stream(client, idle_timeout=0.05, on_idle="end")
-        assert list(chunks) == ["a", "b"]
-        assert chunks.ended_by == "idle"
+        chunks = stream(client, idle_timeout=PATIENCE, on_idle="end")
+        assert [next(chunks), next(chunks)] == ["a", "b"]
+        chunks._call._idle_timeout = 0.05
+        assert (list(chunks), chunks.ended_by) == ([], "idle")
         assert ask(client) == 1.0
         wait_for(peer.connections[0].over)
     assert len(peer.uuids) == 2, "a socket on which chunks may still come was used again"
@@ -154,7 +156,9 @@ def test_silence_without_a_chunk_may_be_the_end_too():
 
 def test_silence_is_a_timeout_otherwise_with_the_chunks_so_far():
     with ScriptedPeer(streaming("a", "b")) as peer, connect(peer) as client:
-        chunks = stream(client, idle_timeout=0.05)
+        chunks = stream(client, idle_timeout=PATIENCE)
+        assert [next(chunks), next(chunks)] == ["a", "b"]
+        chunks._call._idle_timeout = 0.05
         with failing(CallTimeoutError, "idle_timeout", "on_idle='end'", "model 'llm'") as caught:
             list(chunks)
     assert caught.value.chunks == ("a", "b")
@@ -163,8 +167,10 @@ def test_silence_is_a_timeout_otherwise_with_the_chunks_so_far():
     assert chunks.ended_by == "failed"
 
 
-def test_waiting_for_the_start_is_no_silence():
+def test_waiting_for_the_start_is_no_silence(monkeypatch):
     go_on = threading.Event()
+    patience = StreamCall._patience
+    monkeypatch.setattr(StreamCall, "_patience", lambda call: PATIENCE if go_on.is_set() else patience(call))
 
     def script(connection):
         connection.welcome()
@@ -193,25 +199,30 @@ def test_what_has_come_is_taken_however_late_the_caller_is():
         complete(connection)
 
     with ScriptedPeer(streaming("a", end=end)) as peer, connect(peer) as client:
-        chunks = stream(client, idle_timeout=1.0, on_idle="end")
+        chunks = stream(client, idle_timeout=PATIENCE, on_idle="end")
         assert next(chunks) == "a"
         go_on.set()
         replies = client._running().reader.pending.get(peer.uuids[0])
         wait_until(lambda: len(replies._items) == 3)
-        time.sleep(1.1)  # the time under test: what has come is older than what would be silence
+        chunks._call._idle_timeout = 0.01
+        wait_until(lambda: chunks._call._patience() == 0.0)
         assert list(chunks) == ["b", "c"]
     assert chunks.ended_by == "completed"
 
 
-def test_the_timeout_is_for_the_whole_stream():
+def test_the_timeout_is_for_the_whole_stream(clock, monkeypatch):
+    monkeypatch.setattr("tcm_sync.transport.replies.monotonic", clock)
+
     def chatter(connection):
         begin(connection)
         while True:  # there is always another chunk to be taken
             chunk(connection, "w")
 
     with ScriptedPeer(chatter) as peer, connect(peer) as client:
-        chunks = stream(client, timeout=0.3, idle_timeout=PATIENCE)
-        with failing(CallTimeoutError, "had not ended within 0.3 s") as caught:
+        chunks = stream(client, timeout=20.0, idle_timeout=PATIENCE)
+        assert [next(chunks), next(chunks)] == ["w", "w"]
+        clock.ahead = 20.0
+        with failing(CallTimeoutError, "had not ended within 20 s") as caught:
             list(chunks)
     assert set(caught.value.chunks) == {"w"}
     assert len(caught.value.chunks) == len(chunks.chunks) > 1
@@ -635,12 +646,13 @@ def test_a_stream_that_is_not_taken_is_held_up_by_tcp_and_holds_up_nobody():
         assert chunks.ended_by == "completed"
 
 
-def test_what_came_in_time_may_be_taken_late():
+def test_what_came_in_time_may_be_taken_late(clock):
     with ScriptedPeer(streaming(*map(str, range(30)), end=complete)) as peer, connect(peer) as client:
-        chunks = stream(client, timeout=0.5)
-        replies = chunks._call._replies
-        wait_until(lambda: len(replies._items) + len(chunks._call._items) == 30)  # and the end
-        wait_until(chunks._call.deadline.expired)
+        chunks = stream(client, timeout=PATIENCE)
+        call = chunks._call
+        wait_until(lambda: len(call._replies._items) + len(call._items) == 30)  # and the end
+        clock.ahead = PATIENCE
+        assert call.deadline.expired()
         assert list(chunks) == [str(number) for number in range(30)]
     assert chunks.ended_by == "completed"
 
@@ -722,11 +734,15 @@ def test_a_paused_stream_is_not_taken_for_dead():
         complete(connection)
         enough.wait(PATIENCE)
 
-    with ScriptedPeer(script) as peer, connect(peer, ping_interval=0.05) as client:
+    with ScriptedPeer(script) as peer, connect(peer) as client:
         chunks = stream(client)
-        (connection,) = client._running().reader._connections.values()
+        reader = client._running().reader
+        (connection,) = reader._connections.values()
         wait_until(lambda: connection.paused)
+        reader._ping_interval = 0.05
+        reader.wake_at(0.0)
         time.sleep(0.4)  # the time under test
+        reader._ping_interval = PATIENCE
         assert [text.split()[0] for text in chunks] == [str(number) for number in range(40)]
         enough.set()
 

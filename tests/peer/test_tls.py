@@ -36,6 +36,14 @@ def test_calls_over_tls(server_tls, ca_file):
         assert client.ready().ok is True
 
 
+def test_a_tls_object_is_read_under_the_lock_of_its_connection(server_tls, ca_file):
+    with ScriptedPeer(echo, tls=server_tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
+        client.open()
+        connection = client._runtime.pool.any_open()
+        with connection.lock, pytest.raises(BlockingIOError):
+            connection.receive_into(memoryview(bytearray(1)))
+
+
 def test_tls_1_2_will_do(authority, ca_file):
     tls = server_context(authority, "127.0.0.1")
     tls.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -70,6 +78,7 @@ def test_an_end_without_a_close_frame_or_a_tls_alert_is_a_lost_reply(server_tls,
             assert client.infer("m", {"x": [[2.0]]}).attempts == 2
 
 
+@pytest.mark.usefixtures("sending_ends_early")
 def test_a_deadline_holds_while_nothing_is_read_over_tls(server_tls, ca_file):
     over = threading.Event()
 
@@ -82,7 +91,7 @@ def test_a_deadline_holds_while_nothing_is_read_over_tls(server_tls, ca_file):
         with connect(peer, tls=trusting(ca_file), max_message_bytes=21 * MEGABYTE) as client:
             client.open(wait=True)
             with failing(CallTimeoutError):
-                client.infer("m", {"x": said}, timeout=1.0)
+                client.infer("m", {"x": said})
             assert ask(client, 2.0) == 2.0
         over.set()
 
@@ -116,6 +125,7 @@ def test_a_certificate_for_another_name_is_refused(authority, ca_file):
             assert ask(client, 3.0) == 3.0
 
 
+@pytest.mark.usefixtures("first_failure_is_awaited")
 def test_a_tls_handshake_that_never_ends(ca_file):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

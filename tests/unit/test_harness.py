@@ -22,6 +22,7 @@ CONFTEST = Path(__file__).parents[1] / "conftest.py"
 LEAKY = """
 import os, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
+import leakcheck
 from leakcheck import kept
 
 def test_thread():
@@ -58,6 +59,7 @@ def test_after_all_these():
     pass
 
 def test_ends_by_itself():
+    leakcheck.PATIENCE = 30.0
     threading.Timer(0.1, lambda: None).start()
 
 def test_closes_all():

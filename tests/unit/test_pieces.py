@@ -97,7 +97,7 @@ def mutated(text: str, seed: int) -> Iterator[str]:
         )
 
 
-@settings(max_examples=30, deadline=None, database=None)
+@settings(max_examples=30, database=None)
 @given(st.integers(0, 10**6))
 def test_what_is_read_in_pieces_is_what_is_read_whole(seed: int) -> None:
     array = np.random.default_rng(seed).random([(300,), (20, 15), (1, 5, 5, 12)][seed % 3]).round(3)

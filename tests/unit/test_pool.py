@@ -25,6 +25,7 @@ from tcm_sync import (
     ShuttingDownError,
     TcmClient,
 )
+from tcm_sync.transport import opening
 
 from ..peer.connection import CLOSE, PING, PONG
 from ..peer.scripted import ScriptedPeer
@@ -257,9 +258,9 @@ def drained(connection):
     connection.close(1012)
 
 
-def after_a_shutdown(then, **settings):
-    """Ask a manager that drains, and then does as told with the next, careful, connection, and then well."""
-    with ScriptedPeer(drained, then, echo) as peer, connect(peer, **settings) as client:
+def after_a_shutdown(*then):
+    """Ask a manager that drains, and then does as told with the next, careful, connections, and then well."""
+    with ScriptedPeer(drained, *then, echo) as peer, connect(peer) as client:
         value = ask(client)
     return value, peer
 
@@ -283,23 +284,28 @@ def test_what_comes_right_after_auth_ok_is_not_lost():
 
 
 @pytest.mark.parametrize(
-    "end",
+    ("end", "grace"),
     [
-        lambda connection: connection.close(1012),
-        lambda connection: connection.hang_up(),
-        lambda connection: connection.drop(),
-        lambda connection: connection.error("some other refusal"),
-        reject,
+        (lambda connection: connection.close(1012), 0.1),  # which is left to the reader
+        (lambda connection: connection.hang_up(), PATIENCE),
+        (lambda connection: connection.drop(), PATIENCE),
+        (lambda connection: connection.error("some other refusal"), PATIENCE),
+        (reject, PATIENCE),
     ],
     ids=["close", "end", "reset", "refusal", "shutdown"],
 )
-def test_a_socket_that_is_refused_right_after_auth_ok_costs_no_call(end):
+def test_a_socket_that_is_refused_right_after_auth_ok_costs_no_call(end, grace, monkeypatch):
     def script(connection):
+        monkeypatch.setattr(opening, "_GRACE", grace)
         connection.welcome()
         end(connection)
         connection.wait_eof()
 
-    value, peer = after_a_shutdown(script)
+    def unwatched(connection):
+        monkeypatch.setattr(opening, "_GRACE", 0.0)
+        echo(connection)
+
+    value, peer = after_a_shutdown(script, unwatched)
     assert value == 1.0
     assert len(peer.connections) == 3
     assert peer.requests == 2

@@ -18,6 +18,8 @@ from tcm_sync.transport import sockets
 from tcm_sync.transport.connector import Connector
 from tcm_sync.transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
 
+from ..peer.scripts import wait_until
+
 PATIENCE = 30.0
 
 
@@ -346,7 +348,7 @@ def test_jobs_run_on_two_threads_that_end_when_there_are_none():
     for _ in range(4):
         assert done.acquire(timeout=PATIENCE)
     connector.join(PATIENCE)
-    assert "tcm-sync-connector" not in {thread.name for thread in threading.enumerate()}
+    wait_until(lambda: "tcm-sync-connector" not in {thread.name for thread in threading.enumerate()})
     connector.submit(done.release)
     assert done.acquire(timeout=PATIENCE)
     connector.join(PATIENCE)

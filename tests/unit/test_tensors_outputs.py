@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tcm_sync.errors import InputError, ProtocolError
 from tcm_sync.tensors import check_output_dtypes, decode_outputs, outputs
 
-MODEST = settings(max_examples=400, deadline=None, database=None)
+MODEST = settings(max_examples=400, database=None)
 
 
 def read(text: str | bytes, output_dtypes: Any = None) -> np.ndarray:

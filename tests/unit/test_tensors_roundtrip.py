@@ -25,7 +25,7 @@ from tcm_sync.tensors import (
 )
 from tcm_sync.wire.messages import InputTensor
 
-MODEST = settings(max_examples=300, deadline=None, database=None)
+MODEST = settings(max_examples=300, database=None)
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]
 
 
