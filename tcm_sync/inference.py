@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tcm_sync.caller import Caller, checked_model_name
@@ -143,7 +144,7 @@ class Inference(Caller):
         tensors = check_call(inputs, infinities=True)
         why: str | None = None
         if plan.transport == "shm" or (plan.transport == "auto" and is_worth_sharing(tensors)):
-            why = self._obstacle(plan, tensors)
+            why = self._sharing.obstacle(plan, tensors)
             if why is None:
                 return Shareable(copied(tensors) if later else tensors)
             if plan.transport == "shm":
@@ -154,7 +155,7 @@ class Inference(Caller):
         except (MessageTooLargeError, InputError) as error:
             if plan.transport == "json":
                 raise
-            why = why or self._obstacle(plan, tensors)
+            why = why or self._sharing.obstacle(plan, tensors)
             if why is None:
                 return Shareable(copied(tensors) if later else tensors)
             raise also(error, why) from None
@@ -169,13 +170,9 @@ class Inference(Caller):
 
     def _refer(self, plan: Plan, references: tuple[SharedTensor, ...]) -> Pieces:
         payload = encode_references(plan, references)
-        check_size(size_of(payload) + self._envelope_bytes("inference"), self._settings.max_message_bytes)
+        if (size := size_of(payload)) > self._inference_room:
+            check_size(size + self._envelope_bytes("inference"), self._settings.max_message_bytes)
         return payload
-
-    def _obstacle(self, plan: Plan, tensors: tuple[Tensor, ...]) -> str | None:
-        return self._sharing.obstacle(
-            tensors, plan.route, allow_transient=plan.allow_transient, transport=plan.transport
-        )
 
     def _infer(self, plan: Plan, prepared: Pieces | Shareable, deadline: Deadline) -> InferResult:
         """Send what was prepared, and make arrays of the reply."""
@@ -191,8 +188,8 @@ class Inference(Caller):
                 deadline,
                 self._sharing,
                 self._counts,
-                by_reference=lambda references: self._refer(plan, references),
-                by_value=lambda: self._as_json(plan, tensors),
+                by_reference=partial(self._refer, plan),
+                by_value=partial(self._as_json, plan, tensors),
             )
             try:
                 attempts = self._perform(call, plan.policy)

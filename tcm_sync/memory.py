@@ -114,7 +114,7 @@ class Memory(Inference):
 
     def _obstacle_now(self, plan: Plan, tensors: tuple[Tensor, ...]) -> str | None:
         """Say what is in the way, with the sockets and the memory that there are now."""
-        why = self._obstacle(plan, tensors)
+        why = self._sharing.obstacle(plan, tensors)
         runtime = self._runtime
         connection = None if runtime is None else runtime.pool.any_open()
         if why is None and connection is not None:

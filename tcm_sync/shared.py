@@ -114,7 +114,8 @@ class SharedCall(InferenceCall):
 
     def write(self, connection: Connection) -> Pieces:
         """Copy the tensors to segments and name them, or write them as JSON if that cannot be."""
-        self._let_go()
+        if self._lent:  # by an attempt before
+            self._let_go()
         self._shared = False
         why = self._obstacle or self._sharing.obstacle_on(connection, self._plan.transport)
         if why is None:
@@ -147,7 +148,8 @@ class SharedCall(InferenceCall):
 
     def over(self) -> None:
         """Let go of what is still lent, whatever became of the call."""
-        self._let_go()
+        if self._lent:
+            self._let_go()
 
     def _share(self, connection: Connection) -> tuple[SharedTensor, ...]:
         self._arena = arena = self._sharing.arena()

@@ -16,6 +16,7 @@ from tcm_sync.transport.sockets import is_own_address
 
 if TYPE_CHECKING:
     from tcm_sync.config import Route, Settings
+    from tcm_sync.request import Plan
     from tcm_sync.tensors import Tensor
     from tcm_sync.transport.connection import Connection
 
@@ -69,9 +70,7 @@ class Sharing:
         self._closed = False
         self._told: dict[str, float] = {}  # when a kind of reason was last logged; guarded by nothing
 
-    def obstacle(
-        self, tensors: Sequence[Tensor], route: Route, *, allow_transient: bool, transport: Transport
-    ) -> str | None:
+    def obstacle(self, plan: Plan, tensors: Sequence[Tensor]) -> str | None:
         """Say why some tensors cannot go through shared memory on any socket, or None.
 
         The kind of the reason is before its colon.
@@ -83,10 +82,11 @@ class Sharing:
                 return f'no fixed size: input "{tensor.name}" is BYTES'
             if not tensor.array.nbytes:
                 return f'empty: input "{tensor.name}" has no elements'
-        if transport == "shm":
+        if plan.transport == "shm":
             return None
-        if allow_transient:
+        if plan.allow_transient:
             return "transient: a key works once with allow_transient, so transport='shm' has to ask for it"
+        route = plan.route
         if route.vm_ip is None:
             return "elsewhere: the route names no vm_ip, so it is not known to be this machine"
         if not _is_own(route.vm_ip):

@@ -8,11 +8,11 @@ import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tcm_sync.tensors.segment import DIRECTORY, Segment, room, segment_of, sweep
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tcm_sync.config import Route
 
 _MOST_IDLE = 64  # segments that are kept for the next request
@@ -52,6 +52,7 @@ class Arena:
         self._registered: dict[Route, OrderedDict[str, int]] = {}
         self._pinned = 0
         self._live: weakref.WeakSet[Segment] = weakref.WeakSet()
+        self._home = object()  # by which its segments know each other
         sweep()
 
     def empty(self, byte_size: int) -> Segment:
@@ -83,7 +84,8 @@ class Arena:
             It cannot be made, or would have more pinned than may be.
         """
         with self._lock:
-            self._check_epoch(epoch)
+            if epoch > self._epoch:
+                self._begin_epoch(epoch)
             found = None if never_used else self._take_idle(route, byte_size)
             if found is not None:
                 self._mark(found, route, epoch)
@@ -100,9 +102,10 @@ class Arena:
         if segment is None or not segment.owned or not _is_whole(array, segment):
             return None
         with self._lock:
-            self._check_epoch(epoch)
+            if epoch > self._epoch:
+                self._begin_epoch(epoch)
             known = segment.route is not None
-            free = not segment.busy and not segment.spent and segment in self._live
+            free = not segment.busy and not segment.spent and segment.home is self._home
             same = segment.epoch == epoch and (segment.route is route or segment.route == route)
             if not free or (known and not same):
                 return None
@@ -178,6 +181,7 @@ class Arena:
             segment = Segment.make(byte_size, group=self._group)
             with self._lock:
                 self._live.add(segment)
+                segment.home = self._home
                 self._check_open()
                 return segment
         except OSError as error:
@@ -205,10 +209,8 @@ class Arena:
                 segment.spent = True  # the manager that had attached it has ended
         return None
 
-    def _check_epoch(self, epoch: int) -> None:
+    def _begin_epoch(self, epoch: int) -> None:
         """Unlink what only an earlier manager knows; another thread may still be in an earlier epoch."""
-        if epoch <= self._epoch:
-            return
         self._epoch = epoch
         self._idle.clear()
         for segment in list(self._live):
@@ -244,5 +246,5 @@ def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:
     return bool(
         array.nbytes == segment.byte_size
         and array.flags.c_contiguous
-        and array.__array_interface__["data"][0] == segment.address
+        and np.may_share_memory(array, np.frombuffer(segment, np.uint8, 1))  # it has the first byte
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 
+import numpy as np
 import orjson
 from msgspec import Raw
 
@@ -50,8 +51,10 @@ def encode_small(inputs: object) -> list[bytes] | None:
     pieces: list[bytes] = []
     room = _FEW
     for name, array in inputs.items():
+        if type(array) is not np.ndarray or (room := room - array.size) < 0:
+            return None
         datatype = datatype_if_ready(name, array)
-        if datatype is None or (room := room - array.size) < 0:
+        if datatype is None:
             return None
         text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
         if b"null" in text:

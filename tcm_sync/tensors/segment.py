@@ -42,12 +42,12 @@ class Segment(mmap.mmap):
     name, path : str
         Of the file. The manager's key is its name with a slash before it.
     byte_size : int
-    address : int
-        Where it is mapped.
     route : Route or None
         The server that was told of it: no other may be.
     epoch : int
         Of the connections that were there when it was made.
+    home : object
+        By which the arena that made it knows it.
     owned : bool
         Whether it is a caller's, from ``empty_shared``.
     busy, spent : bool
@@ -57,9 +57,9 @@ class Segment(mmap.mmap):
     name: str
     path: str
     byte_size: int
-    address: int
     route: Route | None
     epoch: int
+    home: object
     owned: bool
     busy: bool
     spent: bool
@@ -96,9 +96,8 @@ class Segment(mmap.mmap):
             os.posix_fallocate(fd, 0, byte_size)  # a full directory is an error here, and no SIGBUS later
             segment = cls(fd, byte_size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
             segment.name, segment.path, segment.byte_size = name, path, byte_size
-            segment.route, segment.epoch = None, 0
+            segment.route, segment.epoch, segment.home = None, 0, None
             segment.owned = segment.busy = segment.spent = False
-            segment.address = np.frombuffer(segment, np.uint8).ctypes.data
             segment._inode, segment._pid = os.fstat(fd).st_ino, os.getpid()
         except BaseException as error:
             if not isinstance(error, FileExistsError):  # which is somebody else's
