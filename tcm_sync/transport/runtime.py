@@ -202,10 +202,8 @@ class Runtime:
             if connection.pool is not None:
                 if isinstance(failure, RateLimitedError):
                     connection.pool.learn_limit(connection)
-                elif (
-                    isinstance(failure, BackpressureError) and connection.pool is self.pool
-                ):  # no job of minutes
-                    connection.pool.refused(connection, failure)
+                elif isinstance(failure, BackpressureError) and connection.pool is self.pool:
+                    connection.pool.refused(connection, failure)  # not of jobs, which take minutes
         finally:  # whatever a log handler does
             if reusable:
                 lease.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -173,6 +174,19 @@ def test_an_interruption_tells_what_was_measured(start, manager):
     assert process.returncode == 130
     assert json.loads(out)["answered"] > 0
     assert err.strip() == "tcm-sync: interrupted"
+
+
+def test_without_a_warm_up_everything_counts_from_the_start():
+    class Client:
+        asked = 0
+
+        def stats(self):
+            self.asked += 1
+            return self.asked
+
+    watch = bench._Watch(Client(), time.monotonic())
+    watch.look(0.0)
+    assert watch.before == 1
 
 
 # --- the load itself ---
