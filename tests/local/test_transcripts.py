@@ -187,11 +187,62 @@ PLAIN = """
     auth.capability shm.no_such_key shm.transient_second_use shm.registered_three_uses
     shm.one_segment_two_inputs shm.unlinked_and_remade.transient shm.file_after_manager_killed shm.lru_256
 """.split()  # noqa: SIM905 - one name a line would be sixty lines
+#: Recorded, but `LocalManager` is not tested against these yet.
+NOT_YET = """
+    info.queue_stats_while_job_runs
+    info.queue_stats_while_inference_runs
+    info.queue_alias
+    management.creation_http_client_timeout
+    management.creation_decoupled
+    management.deletion_of_what_is_gone
+    management.deletion_partial
+    management.deletion_by_vm_ip
+    management.deletion_by_vm_ip_ambiguous
+    management.delete_vm_nested_id
+    management.delete_vm_top_level_id
+    management.delete_server_ids
+    management.delete_container_ids
+    management.create_container_never_answered
+    management.delete_vm_leaves_server
+    management.empty_payloads
+    inference.batch_over_max
+    inference.pipeline_null
+    inference.pipeline_and_request
+    inference.top_level_inputs
+    inference.bare_int_dims
+    inference.type_names
+    inference.decoupled_over_http
+    inference.registered_grpc
+    inference.registered_http_workers
+    inference.registered_http_hangs
+    shutdown.hung_worker
+    stream.registered_decoupled
+    stream.registered_two_at_once
+    stream.registered_closed_meanwhile
+    http.ready_ok
+    http.ready_registered_unhealthy
+    http.metrics
+    limit.tenant.across_uuids
+    limit.tenant.budget
+    limit.tenant.strict
+    auth.strict.claims
+    auth.jwks_outage
+    auth.jwks_asked_each_time
+    auth.jwks_hangs
+    sdk.auth
+    sdk.info_queue_stats
+    sdk.management_creation
+    sdk.inference_http
+    sdk.inference_pipeline
+    sdk.infer
+    sdk.run_inference
+""".split()  # noqa: SIM905 - one name a line, so that each can be taken out alone
 PLAYED = {**{name: Setup() for name in PLAIN}, **SETUPS}
 PLAYED_OVER_HTTP = ["http/health", "http/ready"]
 
 COUNTED = "counts, no exchange; "
 NOT_PLAYED = {
+    **dict.fromkeys(NOT_YET, "LocalManager is not tested against it yet"),
     "auth.strict.expired": "its tokens do not expire",
     "backpressure.insufficient_budget": "its quantum pays for at least one inference a tick",
     "limit.prod_20.per_uuid": COUNTED + "test_limits.py has the rule",
