@@ -23,6 +23,7 @@ from tcm_sync.tensors.datatypes import DATATYPES, Unfit, datatype_of
 from tcm_sync.tensors.pieces import LARGE, read_in_pieces
 from tcm_sync.wire.outline import Outline
 from tcm_sync.wire.quote import quote
+from tcm_sync.wire.unreadable import UNREADABLE, why_unreadable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 _BRACKETS = re.compile(rb"[\[ \t\r\n]*")
 _ELEMENTS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float | None, "O": str, "U": str, "S": str}
 _READING = {"b": bool, "f": np.float64, "O": object, "U": object, "S": object}
+_ELEMENT_WORDS = {
+    "b": "bools",
+    **dict.fromkeys("iu", "integers that fit int64 or uint64"),
+    "f": "null or numbers in the range of float64",
+    **dict.fromkeys("OUS", "text"),
+}
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 Data = bytes | msgspec.Raw | Outline
@@ -141,10 +148,10 @@ def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, np
     """
     try:
         return _arrays(_cut(data) if isinstance(data, Outline) else _object.decode(data), dtypes)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"the outputs of the inference cannot be read: {quote(str(error))}") from None
-    except RecursionError:
-        raise ProtocolError("the outputs of the inference cannot be read: nested too deep") from None
+    except UNREADABLE as error:
+        text = data.text if isinstance(data, Outline) else bytes(data)
+        reason = why_unreadable(error, text, misfit="it is no JSON object")
+        raise ProtocolError(f"the outputs of the inference cannot be read: {reason}") from None
 
 
 def _cut(data: Outline) -> Mapping[str, Text]:
@@ -193,7 +200,8 @@ def _decode(text: Text, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
     try:
         nested = _decoder(kind, depth).decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unfit(str(error)) from None
+        misfit = f"it must be lists nested {depth} deep that hold only {_ELEMENT_WORDS[kind]}"
+        raise Unfit(why_unreadable(error, bytes(text), misfit=misfit)) from None
     array = _floats(nested, dtype) if dtype is not None and kind == "f" else _array(nested, kind, text)
     if array.ndim != depth:
         raise Unfit("ragged lists")

@@ -24,12 +24,11 @@ from tcm_sync.wire.messages import (
 )
 from tcm_sync.wire.outline import LARGE, Outline, outline
 from tcm_sync.wire.quote import quote
+from tcm_sync.wire.unreadable import UNREADABLE, why_unreadable
 
 Decoded = TypeVar("Decoded")
 
 Data = bytes | msgspec.Raw | Outline
-
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 _envelope = msgspec.json.Decoder(Envelope)
 _inference = msgspec.json.Decoder(InferenceMessage)
@@ -150,7 +149,7 @@ def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
     try:
         _check_utf8(found.text)
         decoded = _inference.decode(found.text)
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     payload = decoded.payload
     if decoded.type != "inference" or decoded.uuid != uuid or payload.status != "COMPLETED":
@@ -166,8 +165,8 @@ def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
         if not message.isascii():
             _check_utf8(message)
         decoded = _inference.decode(message)
-    except _UNREADABLE as error:
-        problem = _problem(error, secret)
+    except UNREADABLE as error:
+        problem = why_unreadable(error, message, secret=secret)
     else:
         if decoded.type == "inference" and decoded.uuid == uuid:
             return decoded.payload
@@ -204,17 +203,9 @@ def _check_utf8(message: bytes) -> None:
 def _guarded(read: Callable[[bytes], Decoded], message: bytes, secret: str | None) -> Decoded:
     try:
         return read(message)
-    except _UNREADABLE as error:
-        problem = _problem(error, secret)
+    except UNREADABLE as error:
+        problem = why_unreadable(error, message, secret=secret)
     raise _unreadable(problem, message, secret)
-
-
-def _problem(error: Exception, secret: str | None) -> str:
-    if isinstance(error, msgspec.ValidationError):
-        return str(error)  # it names the field's path, and types but no values
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    return f"not valid JSON: {quote(str(error), secret)}"
 
 
 def _unreadable(problem: str, message: bytes, secret: str | None) -> ProtocolError:
