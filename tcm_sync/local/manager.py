@@ -54,6 +54,11 @@ class LocalManager:
         a generator function, is a model that streams: each str is a chunk. What is no text (None, ``b""``,
         bytes that are not UTF-8) is how a model tells that it is done; without it the stream ends with
         `stream_timeout`. A mapping among the chunks is a whole response, by output name.
+    max_batch_sizes : mapping of str to int, optional
+        The most rows of a request, by model; larger ones are refused, in the words of Triton. It means what
+        ``max_batch_size`` means in Triton's configuration: the first dimension of every input is the batch,
+        and 0 is a model without one. A model that is not named takes what comes, unless its file is in a
+        model repository of Triton's (``NAME/VERSION/FILE``) with a ``NAME/config.pbtxt``.
     host : str
         The address to listen on.
     port : int
@@ -118,6 +123,7 @@ class LocalManager:
         self,
         models: Mapping[str, Model] | None = None,
         *,
+        max_batch_sizes: Mapping[str, int] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         container_id: str = "local",
@@ -181,7 +187,10 @@ class LocalManager:
             on_cloud_step=on_cloud_step,
             ssl_context=ssl_context,
         )
-        self._models = {name: load_model(name, model) for name, model in (models or {}).items()}
+        most = _checked_batch_sizes(max_batch_sizes or {}, models or {})
+        self._models = {
+            name: load_model(name, model, most.get(name)) for name, model in (models or {}).items()
+        }
         self._cloud = Cloud(
             [
                 Container(container_id, vm_ip, registered=True),
@@ -311,3 +320,14 @@ class LocalManager:
         """Count what was seen since the last start."""
         server = self._server
         return self._counters.snapshot(None if server is None else server.core)
+
+
+def _checked_batch_sizes(most: Mapping[str, int], models: Mapping[str, Model]) -> Mapping[str, int]:
+    for name, size in most.items():
+        if name not in models:
+            raise ConfigError(f"max_batch_sizes names {name!r}, which is none of the models {sorted(models)}")
+        if type(size) is not int or size < 0:
+            raise ConfigError(
+                f"max_batch_sizes: that of {name!r} must be a whole number from 0, not {size!r}"
+            )
+    return most

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcm_sync.errors import ERROR_CODES, ConfigError
@@ -72,12 +74,16 @@ class LoadedModel:
         What the model declares; None for a callable, which takes what comes.
     outputs : tuple of TensorSpec
         The same for what it returns; empty for a callable.
+    max_batch_size : int or None
+        The most rows of a request, as in Triton's configuration: the first dimension of every input is the
+        batch. 0 is a model without a batch; None is not known, and nothing is checked.
     """
 
     name: str
     run: ModelFunction
     inputs: tuple[TensorSpec, ...] | None = None
     outputs: tuple[TensorSpec, ...] = ()
+    max_batch_size: int | None = None
 
     def check(self, datatypes: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Compare a request with the inputs that the model declares, in the words of Triton.
@@ -87,22 +93,43 @@ class LoadedModel:
         ValueError
             If they do not fit.
         """
-        if self.inputs is None:
-            return
-        if missing := [spec.name for spec in self.inputs if spec.name not in arrays]:
+        if self.inputs is not None:
+            self._check_names(self.inputs, arrays)
+        if self.max_batch_size:
+            self._check_batch(self.max_batch_size, arrays)
+        declared = {spec.name: spec for spec in self.inputs or ()}
+        for name in reversed(list(arrays)):  # Triton looks at the last one first
+            if name in declared:
+                self._check_input(declared[name], datatypes[name], arrays[name].shape)
+
+    def _check_names(self, inputs: tuple[TensorSpec, ...], arrays: Mapping[str, NDArray[Any]]) -> None:
+        if missing := [spec.name for spec in inputs if spec.name not in arrays]:
             raise ValueError(
-                f"[400] [request id: <id_unknown>] expected {len(self.inputs)} inputs but got {len(arrays)} "
+                f"[400] [request id: <id_unknown>] expected {len(inputs)} inputs but got {len(arrays)} "
                 f"inputs for model '{self.name}'. Got input(s) {_quoted(list(arrays))}, but missing required "
                 f"input(s) {_quoted(missing)}. Please provide all required input(s)."
             )
-        declared = {spec.name: spec for spec in self.inputs}
-        for name, array in arrays.items():
+        declared = {spec.name for spec in inputs}
+        for name in arrays:
             if name not in declared:
                 raise ValueError(
                     f"[400] [request id: <id_unknown>] unexpected inference input '{name}' "
                     f"for model '{self.name}'"
                 )
-            self._check_input(declared[name], datatypes[name], array.shape)
+
+    def _check_batch(self, most: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        rows = {name: array.shape[0] for name, array in arrays.items()}
+        batch = next(iter(rows.values()), 0)
+        if other := next((name for name, size in rows.items() if size != batch), None):
+            raise ValueError(
+                f"[400] [request id: <id_unknown>] input '{other}' batch size does not match other inputs "
+                f"for '{self.name}'"
+            )
+        if batch > most:
+            raise ValueError(
+                f"[400] [request id: <id_unknown>] inference request batch-size must be <= {most} "
+                f"for '{self.name}'"
+            )
 
     def _check_input(self, spec: TensorSpec, datatype: str, shape: tuple[int, ...]) -> None:
         if datatype != spec.datatype:
@@ -117,7 +144,10 @@ class LoadedModel:
             f"[400] [request id: <id_unknown>] unexpected shape for input '{spec.name}' for model "
             f"'{self.name}'. Expected {_listed(dims)}, got {_listed(shape)}."
         )
-        if dims and dims[0] == -1:  # an open first dimension makes Triton batch the model
+        most = self.max_batch_size
+        if most is None and dims and dims[0] == -1:
+            most = 1  # at least: without a configuration Triton batches such a model
+        if most:
             message += _BATCHING_NOTE
         raise ValueError(message)
 
@@ -144,7 +174,7 @@ def _quoted(names: Sequence[str]) -> str:
     return "['" + "','".join(names) + "']"
 
 
-def load_model(name: str, model: Model) -> LoadedModel:
+def load_model(name: str, model: Model, max_batch_size: int | None = None) -> LoadedModel:
     """Make a model ready to run.
 
     Parameters
@@ -154,6 +184,8 @@ def load_model(name: str, model: Model) -> LoadedModel:
     model : str, path, bytes or callable
         An ONNX file, its contents, or a callable from a dict of arrays to a mapping of array-likes or to an
         iterator of chunks.
+    max_batch_size : int, optional
+        Left out, that of the file's ``config.pbtxt``, if it is in a model repository of Triton's.
 
     Raises
     ------
@@ -165,10 +197,24 @@ def load_model(name: str, model: Model) -> LoadedModel:
     if isinstance(model, str | bytes | os.PathLike):
         from tcm_sync.local.onnx_models import load_onnx
 
-        return load_onnx(name, model)
-    if callable(model):
-        return LoadedModel(name, model)
-    raise ConfigError(
-        f"model {name!r} must be the path of an ONNX file, its bytes, or a callable, "
-        f"not {type(model).__name__}"
-    )
+        loaded = load_onnx(name, model)
+        if max_batch_size is None and not isinstance(model, bytes):
+            max_batch_size = _configured_batch_size(os.fspath(model))
+    elif callable(model):
+        loaded = LoadedModel(name, model)
+    else:
+        raise ConfigError(
+            f"model {name!r} must be the path of an ONNX file, its bytes, or a callable, "
+            f"not {type(model).__name__}"
+        )
+    return replace(loaded, max_batch_size=max_batch_size)
+
+
+def _configured_batch_size(file: str) -> int | None:
+    """Read ``max_batch_size`` of the configuration that Triton has for ``NAME/VERSION/FILE``, if any."""
+    version = Path(file).absolute().parent
+    config = version.parent / "config.pbtxt"
+    if not version.name.isdecimal() or not config.is_file():
+        return None
+    found = re.search(r"^\s*max_batch_size\s*:\s*(\d+)", config.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) if found else 0  # which is what leaving it out means

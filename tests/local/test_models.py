@@ -214,3 +214,74 @@ def test_as_many_models_run_at_a_time_as_there_are_workers(serve, dial, gated):
     for number in (2, 0, 1, 3):  # any of the first three may be the first to end
         gated.open(number)
         assert raw.receive()["payload"]["data"] == {"y": [number]}
+
+
+BATCHED = {"max_batch_sizes": {"add_sub": 64}}
+
+
+def add_sub_inputs(first, second):
+    return [tensor([[1.0]] * rows, name=name) for name, rows in (("INPUT0", first), ("INPUT1", second))]
+
+
+@pytest.mark.parametrize("model", [add_sub_onnx(), lambda arrays: arrays], ids=["onnx", "callable"])
+def test_a_batch_over_max_batch_size_is_refused_and_does_not_run(serve, dial, model):
+    manager = serve({"add_sub": model}, **BATCHED)
+    raw = dial(manager, "u")
+    assert raw.infer("add_sub", *add_sub_inputs(64, 64))["status"] == "COMPLETED"
+    answer = raw.infer("add_sub", *add_sub_inputs(65, 65))
+    assert answer["data"]["message"].endswith("inference request batch-size must be <= 64 for 'add_sub'")
+    assert (answer["data"]["code"], answer["data"]["retriable"]) == ("TRITON_INFERENCE_FAILED", False)
+    assert manager.stats().executions == {"add_sub": 1}
+
+
+def test_a_pipeline_with_a_batch_over_max_batch_size_fails_as_a_whole(serve, dial):
+    manager = serve({"add_sub": add_sub_onnx()}, **BATCHED)
+    raw = dial(manager, "u")
+    steps = [
+        {"name": name, "model_name": "add_sub", "inputs": add_sub_inputs(rows, rows)}
+        for name, rows in (("a", 1), ("b", 65))
+    ]
+    answer = raw.infer("add_sub", pipeline=steps)
+    assert answer["data"]["message"].endswith("batch-size must be <= 64 for 'add_sub'")
+
+
+def test_inputs_of_a_batched_model_have_the_same_number_of_rows(serve, dial):
+    manager = serve({"add_sub": add_sub_onnx(), "free": add_sub_onnx()}, **BATCHED)
+    raw = dial(manager, "u")
+    answer = raw.infer("add_sub", *add_sub_inputs(2, 1))
+    assert "input 'INPUT1' batch size does not match other inputs" in answer["data"]["message"]
+    assert raw.infer("free", *add_sub_inputs(2, 1))["status"] == "COMPLETED", "nothing is known of it"
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ("# max_batch_size: 9\nmax_batch_size: 8\n", 8),
+        ('name: "m"\n', 0),
+        (None, None),
+    ],
+)
+def test_max_batch_size_is_that_of_the_model_repository(tmp_path, config, most):
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    file = folder / "model.onnx"
+    file.write_bytes(add_sub_onnx())
+    if config is not None:
+        (tmp_path / "m" / "config.pbtxt").write_text(config)
+    assert load_model("m", file).max_batch_size == most
+    assert load_model("m", str(file), 3).max_batch_size == 3
+    assert load_model("m", add_sub_onnx()).max_batch_size is None
+
+
+@pytest.mark.parametrize("sizes", [{"other": 1}, {"m": -1}, {"m": 1.5}, {"m": True}])
+def test_max_batch_sizes_that_make_no_sense_are_refused(sizes):
+    with pytest.raises(ConfigError, match="max_batch_sizes"):
+        LocalManager({"m": add_sub_onnx()}, max_batch_sizes=sizes)
+
+
+def test_the_note_on_batching_is_for_models_that_are_batched(serve, dial):
+    models = {name: identity_onnx(dims=("n", "m")) for name in ("batched", "open", "whole")}
+    raw = dial(serve(models, max_batch_sizes={"batched": 4, "whole": 0}), "u")
+    for name, noted in (("batched", True), ("open", True), ("whole", False)):
+        message = raw.infer(name, tensor([1.0], name="INPUT__0"))["data"]["message"]
+        assert ("NOTE: Setting a non-zero max_batch_size" in message) is noted
