@@ -37,8 +37,9 @@ _TIMEOUT = 900.0  # seconds: jobs take minutes
 _LOOK = 1.0  # seconds between two updates of the progress
 
 _ADVICE = (
-    "the job may have run all the same, or run still: before you try again look at queue_stats(), and in the "
-    "cloud itself for what it would have made"
+    "the job may have run, or may still run. Before you try again, look whether jobs are under way: "
+    'queue_stats().unfinished("management") is not 0 while one waits or runs (of 50 places; other sizes are '
+    "passed as size=). Then look in the cloud for what the job would have made or deleted"
 )
 
 # After these a job has not run, or has run and failed; whether it may have, the others say themselves.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from tcm_sync.errors import ProtocolError
+from tcm_sync.errors import InputError, ProtocolError
+
+#: How many jobs, waiting and running ones together, the executors of a manager accept as it is shipped.
+_SHIPPED_SIZES = {"info": 100, "management": 50, "inference": 200}
 
 
 class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
@@ -91,8 +94,10 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
 class QueueStats:
     """How many users and jobs a manager has (docs/wire.rst, "Info").
 
-    Users are uuids that sent such work and are not forgotten yet; queued jobs wait in their users' queues;
-    pending ones are with the workers, those that run included, of whom so many more are available.
+    Users are uuids that sent such work and are not forgotten yet, closed connections included. A job that
+    runs shows in one count alone: ``executor_*_available`` is lower by one while it waits for a worker and
+    while it runs. An idle manager has 0 in ``*_total_queued`` and ``executor_*_pending``, and its full size
+    in ``executor_*_available``; `unfinished` does that sum.
 
     Attributes
     ----------
@@ -100,16 +105,14 @@ class QueueStats:
     management_users : int
     inference_users : int
     total_users : int
-    total_queued : int
-    info_total_queued : int
-    management_total_queued : int
-    inference_total_queued : int
-    executor_info_pending : int
-    executor_management_pending : int
-    executor_inference_pending : int
-    executor_info_available : int
-    executor_management_available : int
-    executor_inference_available : int
+    total_queued, info_total_queued, management_total_queued, inference_total_queued : int
+        Jobs that have not been passed on to the workers. They are within some 10 ms, so this is nearly
+        always 0.
+    executor_info_pending, executor_management_pending, executor_inference_pending : int
+        Jobs that wait for a worker. **Those that run are not counted.**
+    executor_info_available, executor_management_available, executor_inference_available : int
+        How many more jobs are accepted. As shipped, an idle manager has 100, 50 and 200 (settings of the
+        manager); each job that waits or runs takes one, and one that hangs does not give it back.
     extra : mapping
         What else the manager told.
     """
@@ -148,12 +151,50 @@ class QueueStats:
         extra = {name: value for name, value in data.items() if name not in names}
         return cls(**{name: data[name] for name in names}, extra=extra)
 
+    def unfinished(self, kind: Literal["info", "management", "inference"], *, size: int | None = None) -> int:
+        """Count the jobs of one kind that are queued, wait for a worker, or run.
+
+        The manager does not report how many jobs run. They follow from the size of its executor, which it
+        does not report either.
+
+        Parameters
+        ----------
+        kind : str
+            ``"management"``, ``"inference"`` or ``"info"``.
+        size : int, optional
+            How many jobs of this kind the manager's executor accepts, waiting and running ones together.
+            Left out, the size that managers are shipped with: 50, 200 or 100. **If the operator has changed
+            it, pass the new size**, or the result is wrong: an idle manager shows it as
+            ``executor_*_available``.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        InputError
+            The kind is not known, or more jobs are accepted than `size` allows: the size is wrong.
+        """
+        if kind not in _SHIPPED_SIZES:
+            raise InputError(f"kind must be one of {', '.join(_SHIPPED_SIZES)}, not {kind!r:.80}")
+        size = _SHIPPED_SIZES[kind] if size is None else size
+        available: int = getattr(self, f"executor_{kind}_available")
+        if available > size:
+            raise InputError(
+                f"the manager accepts {available} more {kind} jobs, so its executor is larger than {size}: "
+                f"pass size=, the value of executor_{kind}_available on an idle manager"
+            )
+        queued: int = getattr(self, f"{kind}_total_queued")
+        return queued + size - available
+
     def __repr__(self) -> str:
-        running = (
-            self.executor_info_pending + self.executor_management_pending + self.executor_inference_pending
-        )
+        kinds = ("info", "management", "inference")
+        pending = sum(getattr(self, f"executor_{kind}_pending") for kind in kinds)
+        available = "/".join(str(getattr(self, f"executor_{kind}_available")) for kind in kinds)
         return (
-            f"<QueueStats {self.total_users} users, {self.total_queued} queued, {running} with the workers>"
+            f"<QueueStats {self.total_users} users, {self.total_queued} queued, {pending} wait for a worker, "
+            f"{available} more accepted (info/management/inference)>"
         )
 
 

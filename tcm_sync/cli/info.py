@@ -46,7 +46,7 @@ def queue_stats(session: Session, repeat: int, concurrency: int) -> None:
         )
         rows.append((kind, *(counts[name] for name in names)))
     rows.append(("all", counts["total_users"], counts["total_queued"], "", ""))
-    output.table(("", "users", "queued", "with workers", "workers free"), rows)
+    output.table(("", "users", "queued", "waiting", "more accepted"), rows)
     if counts["extra"]:
         output.pairs(counts["extra"])
 

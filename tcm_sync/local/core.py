@@ -84,8 +84,12 @@ class Core:
         self.authenticator = Authenticator(settings.tokens, settings.auth_failures_per_minute)
         self.scheduler = Scheduler(
             {
-                "management": Lane(settings.management_queue_size, settings.management_executor_queue_size),
-                "inference": Lane(settings.queue_size, settings.executor_queue_size),
+                "management": Lane(
+                    settings.management_queue_size,
+                    settings.management_executor_queue_size,
+                    settings.management_workers,
+                ),
+                "inference": Lane(settings.queue_size, settings.executor_queue_size, settings.workers),
             },
             quantum=settings.quantum,
         )

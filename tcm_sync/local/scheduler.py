@@ -62,14 +62,22 @@ class Lane:
         The most of one uuid that wait.
     room : int
         The most that are with the workers, those that run included.
+    workers : int
+        How many of those run at a time.
     waiting, running : int
         How many there are in the queues and with the workers.
     """
 
     queue_size: int
     room: int
+    workers: int = 1
     waiting: int = 0
     running: int = 0
+
+    @property
+    def pending(self) -> int:
+        """How many wait for a worker, out of their queues already."""
+        return max(0, self.running - self.workers)
 
     @property
     def available(self) -> int:
@@ -217,8 +225,8 @@ class Scheduler:
             "management_total_queued": management.waiting,
             "inference_total_queued": inference.waiting,
             "executor_info_pending": 0,
-            "executor_management_pending": management.running,
-            "executor_inference_pending": inference.running,
+            "executor_management_pending": management.pending,
+            "executor_inference_pending": inference.pending,
             "executor_info_available": _INFO_ROOM,
             "executor_management_available": management.available,
             "executor_inference_available": inference.available,

@@ -16,7 +16,7 @@ from ..peer.scripts import echo as answer
 def test_queue_stats_is_a_table(cli, manager):
     done = cli("queue-stats")
     assert done.code == 0
-    assert done.out.splitlines()[0].split() == ["users", "queued", "with", "workers", "workers", "free"]
+    assert done.out.splitlines()[0].split() == ["users", "queued", "waiting", "more", "accepted"]
     assert [line.split()[0] for line in done.out.splitlines()[1:]] == [
         "inference",
         "management",

@@ -38,6 +38,10 @@ class Player:
     def play(self, exchange) -> None:
         assert exchange
         self.exchange = exchange = self.renamed(exchange)
+        #: Whether it shows what is counted while requests run, so that each must run until it is answered.
+        self.counted = len({entry.get("socket") for entry in exchange}) > 1 and any(
+            "executor_management_available" in json.dumps(entry) for entry in exchange
+        )
         for at, entry in enumerate(exchange):
             self.rest = exchange[at + 1 :]
             where = entry.get("socket", "A")
@@ -67,6 +71,9 @@ class Player:
             self.uuid = message.get("uuid")
         if isinstance(message, dict) and message["type"] == "management":
             self.ask_for_job(where, message)
+        elif isinstance(message, dict) and message["type"] == "info" and self.counted:
+            self.wait_until_all_run()
+            self.socket(where).send(message)
         else:
             self.socket(where).send(self.spelt_out(message))
 
@@ -101,13 +108,28 @@ class Player:
 
     def ask_for_job(self, where, message) -> None:
         """Send a management job; one that is to be there when the manager is told to stop is held."""
-        before = any("manager" in entry for entry in self.rest)
+        before = self.counted or any("manager" in entry for entry in self.rest)
         if before:
             self.steps.hold()
         there = self.jobs()
         self.socket(where).send(message)
         if before:
             wait_until(lambda: self.jobs() == there + 1, "the job has come")
+
+    def wait_until_all_run(self) -> None:
+        """What was asked and not answered yet is with the workers, as it was when the recording was made."""
+        asked = self.exchange[: len(self.exchange) - len(self.rest)]
+        for kind, running in (("inference", "running"), ("management", "management_running")):
+            sent, answered = (
+                sum(entry.get(side, {}).get("type") == kind for entry in asked)
+                for side in ("client", "server")
+            )
+            wait_until(
+                lambda running=running, there=sent - answered: (
+                    getattr(self.manager.stats(), running) == there
+                ),
+                f"{kind} requests are with the workers",
+            )
 
     def jobs(self):
         stats = self.manager.stats()
@@ -127,7 +149,7 @@ class Player:
         elif where == "B" and expected["type"] == "inference":
             self.expect_b_to_wait()
         elif expected["type"] == "management":
-            self.steps.release()
+            self.steps.release_one() if self.counted else self.steps.release()
         text = self.socket(where).receive_text()
         assert comparable(text) == comparable(json.dumps(expected))
 

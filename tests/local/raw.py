@@ -245,19 +245,32 @@ class Steps:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
-        self._free = threading.Event()
-        self._free.set()
+        self._changed = threading.Condition()  # guards the two below
+        self._free = True
+        self._passes = 0
 
     def __call__(self, step) -> None:
         self.told.append((step.name, step.subject))
-        if not self._free.wait(GUARD):
-            raise AssertionError("nobody released the step")
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free or self._passes, GUARD):
+                raise AssertionError("nobody released the step")
+            self._passes = max(0, self._passes - 1)
 
     def hold(self) -> None:
-        self._free.clear()
+        with self._changed:
+            self._free = False
+
+    def release_one(self) -> None:
+        """Let one step go on, and hold the next."""
+        with self._changed:
+            self._passes += 1
+            self._changed.notify_all()
 
     def release(self) -> None:
-        self._free.set()
+        with self._changed:
+            self._free = True
+            self._passes = 0
+            self._changed.notify_all()
 
 
 def identity(arrays):

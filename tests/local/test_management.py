@@ -120,9 +120,16 @@ def test_the_queues_are_told_while_a_job_runs(serve, client_of):
         stats = client.queue_stats()
         go_on.set()
         job.result(GUARD)
-    assert stats.executor_management_pending == 1
+        after = [stats]
+        wait_until(
+            lambda: after.append(client.queue_stats()) or not after[-1].unfinished("management"), "ended"
+        )
+    assert (stats.management_total_queued, stats.executor_management_pending) == (0, 0)
+    assert stats.executor_management_available == 49
+    assert stats.unfinished("management") == 1
     assert stats.management_users == 1
     assert stats.extra == {}
+    assert after[-1].executor_management_available == 50
 
 
 def test_jobs_leave_the_sockets_of_inferences_alone(serve, client_of):
@@ -166,7 +173,7 @@ def test_a_job_that_is_told_to_a_draining_manager_runs_and_says_that_it_may_have
     with ThreadPoolExecutor(1) as thread:
         stopping = thread.submit(manager.stop)
         wait_until(lambda: manager._server is None or manager._server.core.draining, "it drains")
-        with pytest.raises(ShuttingDownError, match=r"look at queue_stats\(\)") as caught:
+        with pytest.raises(ShuttingDownError, match="unfinished") as caught:
             create(client, "during", timeout=GUARD)
         wait_until(lambda: len(manager.cloud.vms) == 2, "it has run")
         manager.kill()

@@ -87,6 +87,14 @@ def two_users_before(manager, dial):
         raw.close()
 
 
+def two_had_jobs_done_before(manager, dial):
+    for uuid in ("c-402", "c-403"):
+        raw = dial(manager, uuid)
+        raw.ask_job("create_vm", openstack={"name": uuid})
+        assert raw.receive_job()[0]
+        raw.close()
+
+
 def the_executor_is_full(manager, dial):
     """It stays so until a reply is due: what comes before waits, however slow the machine is."""
     raw = dial(manager, "before")
@@ -114,6 +122,8 @@ SETUPS = {
     "auth.strict.ok": Setup(STRICT),
     "auth.strict.missing": Setup(STRICT),
     "auth.strict.too_many": Setup({**STRICT, "auth_failures_per_minute": 2}, before=two_failed_auths),
+    "info.queue_stats_while_job_runs": Setup(ONE_MANAGEMENT_WORKER),
+    "info.queue_stats_while_inference_runs": Setup(before=two_had_jobs_done_before),
     "inference.413": Setup({"max_payload_bytes": 2**20}),
     "inference.no_session": Setup(NO_SESSION),
     "inference.triton_down": Setup(models={"add_sub": failing(CONNECTION_REFUSED)}),
@@ -189,8 +199,6 @@ PLAIN = """
 """.split()  # noqa: SIM905 - one name a line would be sixty lines
 #: Recorded, but `LocalManager` is not tested against these yet.
 NOT_YET = """
-    info.queue_stats_while_job_runs
-    info.queue_stats_while_inference_runs
     info.queue_alias
     management.creation_http_client_timeout
     management.creation_decoupled

@@ -23,11 +23,11 @@ STATS = {
     "management_total_queued": 1,
     "inference_total_queued": 6,
     "executor_info_pending": 0,
-    "executor_management_pending": 1,
+    "executor_management_pending": 0,
     "executor_inference_pending": 4,
     "executor_info_available": 100,
     "executor_management_available": 49,
-    "executor_inference_available": 196,
+    "executor_inference_available": 191,
 }
 
 
@@ -54,8 +54,32 @@ def test_the_counts_of_the_queues_are_typed():
         stats = client.queue_stats()
     assert {name: getattr(stats, name) for name in STATS} == STATS
     assert stats.extra == {"news": [1]}
-    assert repr(stats) == "<QueueStats 6 users, 7 queued, 5 with the workers>"
+    assert repr(stats) == (
+        "<QueueStats 6 users, 7 queued, 4 wait for a worker, "
+        "100/49/191 more accepted (info/management/inference)>"
+    )
     assert pickle.loads(pickle.dumps(stats)) == stats
+
+
+def test_jobs_that_run_are_counted_by_the_places_that_they_take():
+    """Of 50, 200 and 100 places, as a manager is shipped, or of those that its operator has set."""
+    with ScriptedPeer(answering(STATS)) as peer, connect(peer) as client:
+        stats = client.queue_stats()
+    assert stats.unfinished("management") == 1 + 50 - 49
+    assert stats.unfinished("inference") == 6 + 200 - 191
+    assert stats.unfinished("info") == 0
+    assert stats.unfinished("management", size=60) == 1 + 60 - 49
+
+
+def test_a_size_that_is_too_small_is_refused_as_is_a_kind_that_there_is_not():
+    with ScriptedPeer(answering({**STATS, "executor_management_available": 80})) as peer:
+        with connect(peer) as client:
+            stats = client.queue_stats()
+    with failing(InputError, "accepts 80 more management jobs", "larger than 50", "size="):
+        stats.unfinished("management")
+    assert stats.unfinished("management", size=80) == 1
+    with failing(InputError, "info, management, inference", "'jobs'"):
+        stats.unfinished("jobs")
 
 
 @pytest.mark.parametrize("wrong", [None, "7", 7.5, True, "missing"])

@@ -52,7 +52,7 @@ CREATED = {
         {"name": "T", "type": "TYPE_STRING", "dims": [1]},
     ],
 }
-LOOK = ("look at queue_stats()", "before you try again")
+LOOK = ('queue_stats().unfinished("management")', "Before you try again")
 
 
 def recv_job(connection):
