@@ -34,7 +34,9 @@ class Container:
     vm_ip : str
         Where it runs.
     registered : bool
-        Whether the manager keeps a connection, an HTTP one, to the Triton server in it.
+        Whether the manager keeps a connection to the Triton server in it.
+    grpc : bool
+        Whether that connection is a gRPC one, as for a model that streams, and not an HTTP one.
     model_name : str or None
         The model deployed in it; None is all that there are.
     """
@@ -43,6 +45,7 @@ class Container:
     vm_ip: str
     registered: bool = False
     model_name: str | None = None
+    grpc: bool = False
 
     def serves(self, model_name: str) -> bool:
         """Tell whether the model is deployed here."""
@@ -161,9 +164,9 @@ class Cloud:
             self._containers[container.container_id] = container
             return container
 
-    def create_server(self, container_id: str, model_name: str) -> None:
-        """Start Triton with the model, and have the manager connected to it."""
-        self._update(container_id, registered=True, model_name=model_name)
+    def create_server(self, container_id: str, model_name: str, *, grpc: bool = False) -> None:
+        """Start Triton with the model, and have the manager connected to it, over gRPC or HTTP."""
+        self._update(container_id, registered=True, model_name=model_name, grpc=grpc)
 
     def delete_server(self, container_id: str) -> None:
         """Drop the manager's connection; without the container there is nothing to drop."""

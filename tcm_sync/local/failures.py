@@ -30,6 +30,15 @@ class CodedFailure(ModelFailure):
         self.model_name = model_name
 
 
+class StepFailure(Exception):
+    """A step of a pipeline failed: the reply names the step's model."""
+
+    def __init__(self, model_name: str, why: Exception) -> None:
+        super().__init__(model_name)
+        self.model_name = model_name
+        self.why = why
+
+
 def missing(field: str) -> NoReturn:
     """Refuse a request without the field."""
     raise ContractFailure(f"Missing required field '{field}'")
@@ -51,6 +60,8 @@ def failed_reply(exc: Exception, model_name: str) -> dict[str, Any]:
     model_name : str
         What the request called it.
     """
+    if isinstance(exc, StepFailure):
+        model_name, exc = exc.model_name, exc.why
     if isinstance(exc, ContractFailure):
         return {"data": str(exc), "status": "FAILED", "model_name": None}
     failure = exc if isinstance(exc, ModelFailure) else ModelFailure("TRITON_INFERENCE_FAILED", str(exc))

@@ -6,14 +6,15 @@ The order of the checks, and the words, are those of the recorded manager (docs/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcm_sync.local.failures import failed_reply
-from tcm_sync.local.requests import read_pipeline, read_request
+from tcm_sync.local.failures import StepFailure, failed_reply
+from tcm_sync.local.requests import has_pipeline, read_pipeline, read_request
 from tcm_sync.local.tensors import to_json
+from tcm_sync.local.triton import NOT_OVER_HTTP, require_session
 
 if TYPE_CHECKING:
     from tcm_sync.local.requests import Find, Request
@@ -43,8 +44,8 @@ class Inference:
         dict
             The payload of the reply; failures are answers too.
         """
-        is_pipeline = "pipeline" in payload
-        model_name = None if is_pipeline else payload.get("model_name")
+        is_pipeline = has_pipeline(payload)
+        model_name = payload.get("model_name")
         try:
             data = self._run_pipeline(payload) if is_pipeline else self._run_one(payload)
         except Exception as exc:  # noqa: BLE001 - a model may raise anything, and the client must be told
@@ -56,10 +57,20 @@ class Inference:
 
     def _run_pipeline(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Run the steps one after another; the first failure is that of the whole."""
-        return {step.name: self._outputs(step.request) for step in read_pipeline(payload, self._find)}
+        steps = read_pipeline(payload, self._find)
+        require_session(steps[0].request.target)
+        return {step.name: self._step_outputs(step.request) for step in steps}
+
+    def _step_outputs(self, request: Request) -> dict[str, Any]:
+        try:
+            return self._outputs(request)
+        except Exception as exc:
+            raise StepFailure(request.model_name, exc) from exc
 
     def _outputs(self, request: Request) -> dict[str, Any]:
         outputs = self._triton.run(request)
+        if isinstance(outputs, Iterator):
+            raise ValueError(NOT_OVER_HTTP)
         if not isinstance(outputs, Mapping):
             raise TypeError(
                 f"the model returned a {type(outputs).__name__}, not a mapping of tensors by name"

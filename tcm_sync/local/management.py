@@ -136,7 +136,7 @@ class _Job:
 
     def _deploy(self, container: Container, model: LoadedModel) -> dict[str, Any]:
         self._step("create_server", container.container_id)
-        self._cloud.create_server(container.container_id, model.name)
+        self._cloud.create_server(container.container_id, model.name, grpc=model.decoupled)
         return {
             "vm_ip": container.vm_ip,
             "container_id": container.container_id,

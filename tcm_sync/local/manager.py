@@ -36,9 +36,11 @@ class LocalManager:
         with LocalManager(models={"digits": "digits.onnx"}) as manager:
             client = TcmClient(manager.uri, route=manager.route)
 
-    There are two containers from the beginning. To the one of `route` the manager keeps a connection: it
-    serves pipelines, and no streams, as do the containers in which jobs create a server. The one of
-    `transient_route` needs ``allow_transient``: it serves streams, and no pipelines.
+    There are two containers from the beginning. To the one of `route` the manager keeps an HTTP connection:
+    it serves pipelines, and no streams. The one of `transient_route` needs ``allow_transient``: it serves
+    streams, any number at a time, and no pipelines. To a container in which a job creates a server it keeps
+    an HTTP connection too, or, if the model is known to stream (a generator function), a gRPC one, which
+    serves streams alone, one at a time.
 
     Where there is a ``/dev/shm`` it grants ``shm`` and plays Triton's part in it, with the rules of
     docs/wire.rst, "Shared memory": above all, the files that it has read are unlinked when it ends, by a

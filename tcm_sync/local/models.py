@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -77,6 +78,8 @@ class LoadedModel:
     max_batch_size : int or None
         The most rows of a request, as in Triton's configuration: the first dimension of every input is the
         batch. 0 is a model without a batch; None is not known, and nothing is checked.
+    decoupled : bool
+        Whether it is known to stream: it is a generator function, or its ``__call__`` is one.
     """
 
     name: str
@@ -84,6 +87,7 @@ class LoadedModel:
     inputs: tuple[TensorSpec, ...] | None = None
     outputs: tuple[TensorSpec, ...] = ()
     max_batch_size: int | None = None
+    decoupled: bool = False
 
     def check(self, datatypes: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Compare a request with the inputs that the model declares, in the words of Triton.
@@ -201,7 +205,8 @@ def load_model(name: str, model: Model, max_batch_size: int | None = None) -> Lo
         if max_batch_size is None and not isinstance(model, bytes):
             max_batch_size = _configured_batch_size(os.fspath(model))
     elif callable(model):
-        loaded = LoadedModel(name, model)
+        functions = model, getattr(type(model), "__call__", None)  # noqa: B004 - not whether there is one
+        loaded = LoadedModel(name, model, decoupled=any(map(inspect.isgeneratorfunction, functions)))
     else:
         raise ConfigError(
             f"model {name!r} must be the path of an ONNX file, its bytes, or a callable, "

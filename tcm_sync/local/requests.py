@@ -83,10 +83,15 @@ class Step:
     request: Request
 
 
+def has_pipeline(payload: Mapping[str, Any]) -> bool:
+    """Return whether an inference is a pipeline, whatever stands beside it; null or empty is none."""
+    return bool(payload.get("pipeline"))
+
+
 def is_stream(payload: Mapping[str, Any]) -> bool:
     """Tell whether an inference is to be answered chunk by chunk."""
     request = payload.get("request")
-    return isinstance(request, dict) and request.get("protocol") == "grpc" and "pipeline" not in payload
+    return isinstance(request, dict) and request.get("protocol") == "grpc" and not has_pipeline(payload)
 
 
 def read_request(payload: Mapping[str, Any], find: Find) -> Request:
@@ -107,9 +112,10 @@ def read_request(payload: Mapping[str, Any], find: Find) -> Request:
     """
     container, vm_ip = _find_container(payload, find)
     model_name = required(payload, "model_name")
-    request = payload.get("request")
-    inputs = request.get("inputs") if isinstance(request, dict) else None
-    if not isinstance(inputs, list) or not isinstance(request, dict):
+    stated = payload.get("request")
+    request = stated if isinstance(stated, dict) else {}
+    inputs = payload.get("inputs") if request.get("inputs") is None else request["inputs"]
+    if not isinstance(inputs, list):
         missing("request.inputs")
     protocol = request.get("protocol", "http")
     if protocol not in ("http", "grpc"):
@@ -135,7 +141,7 @@ def read_pipeline(payload: Mapping[str, Any], find: Find) -> list[Step]:
     """
     container, vm_ip = _find_container(payload, find)
     steps = payload["pipeline"]
-    if not isinstance(steps, list) or not steps:
+    if not isinstance(steps, list):
         raise ContractFailure("Field 'pipeline' must be a list of steps")
     if container is None:
         raise _unknown_container(payload)
@@ -214,6 +220,8 @@ def _read_tensor(sent: dict[str, Any], where: str) -> Tensor:
 
 
 def _shape(shape: object, where: str) -> list[int]:
+    if type(shape) is int:
+        shape = [shape]
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ContractFailure(f"Field '{where}.shape' must be a list of sizes")
     return shape

@@ -61,8 +61,9 @@ class Streams:
             request = read_request(payload, self._find)
             end = time.monotonic() + self._timeout
             send("START")
-            responses = self._responses(self._triton.run(request))
-            self._relay(responses, request.output_name, end, lambda text: send("ONGOING", text), outlet)
+            with self._triton.streaming(request.target):
+                responses = self._responses(self._triton.run(request))
+                self._relay(responses, request.output_name, end, lambda text: send("ONGOING", text), outlet)
         except Exception as exc:  # noqa: BLE001 - a model may raise anything, and the client must be told
             send(**failed_reply(_as_over_grpc(exc), model_name))
         else:

@@ -49,6 +49,14 @@ class Tensor:
         return math.prod(self.shape) * itemsize
 
 
+def encoded_bytes(tensor: Tensor) -> int:
+    """Return what an input takes in Triton's binary form: of texts 4 bytes of length each, and the text."""
+    array = to_array(tensor.data, tensor.shape, tensor.datatype)
+    if tensor.datatype != "BYTES":
+        return int(array.nbytes)
+    return sum(4 + len(text.encode()) for text in array.flat)
+
+
 def is_datatype(name: str) -> bool:
     """Tell whether a name is that of a Triton datatype which has a JSON form."""
     return name in _DTYPES

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.local.failures import CodedFailure
 from tcm_sync.local.models import ModelFailure
-from tcm_sync.local.tensors import nesting, to_array
+from tcm_sync.local.tensors import encoded_bytes, nesting, to_array
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
     from tcm_sync.local.requests import Request, Target
     from tcm_sync.local.shared_memory import SharedMemory
     from tcm_sync.local.tensors import Tensor
+
+
+NOT_OVER_HTTP = "[501] HTTP end point doesn't support models with decoupled transaction policy"
+_ONE_STREAM = (
+    "cannot start another stream with one already running. "
+    "'InferenceServerClient' supports only a single active stream at a given time."
+)
 
 
 class Triton:
@@ -45,6 +54,8 @@ class Triton:
         self._shared_memory = shared_memory
         self._max_payload_bytes = max_payload_bytes
         self._count_execution = count_execution
+        self._lock = threading.Lock()  # guards the set below
+        self._streaming: set[str] = set()  # the registered servers that a stream runs on
 
     def run(self, request: Request) -> object:
         """Run a model on the tensors of a request.
@@ -67,30 +78,76 @@ class Triton:
                 f"413 Payload Too Large: estimated_bytes={estimated} limit_bytes={self._max_payload_bytes}"
             )
         arrays = _to_arrays(request.tensors)
-        _connect(request.target, request.protocol)
+        self.connect(request)
         datatypes = {tensor.name: tensor.datatype for tensor in request.tensors}
-        return self._run_model(self._find(request), datatypes, arrays)
+        return self._run_model(self._find(request), datatypes, arrays, request.protocol)
+
+    def connect(self, request: Request) -> None:
+        """Refuse a request that the manager has no connection for.
+
+        Where it keeps one, that one is used, whatever the request allows.
+
+        Raises
+        ------
+        ValueError
+            In the words of the recorded manager.
+        """
+        container, target = request.target.container, request.target
+        require_session(target)
+        if target.vm_ip != container.vm_ip:  # believed, and nobody is there
+            raise ValueError("[Errno 111] Connection refused")
+        if container.registered and container.grpc != (request.protocol == "grpc"):
+            raise ValueError(_wrong_connection(request))
+
+    @contextlib.contextmanager
+    def streaming(self, target: Target) -> Iterator[None]:
+        """Hold the one stream that a registered server has; as many as there are for one that is not.
+
+        Raises
+        ------
+        ValueError
+            If there is one already, in the words of the recorded manager.
+        """
+        container_id = target.container.container_id
+        if not target.container.registered:
+            yield
+            return
+        with self._lock:
+            if container_id in self._streaming:
+                raise ValueError(_ONE_STREAM)
+            self._streaming.add(container_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streaming.discard(container_id)
 
     def _run_on_references(self, request: Request) -> object:
         """Run a model on tensors in shared memory; those that were sent beside them are lost."""
         if self._shared_memory is None:
             raise ModelFailure("TRITON_SHM_UNAVAILABLE", "this local manager has no shared memory")
-        _connect(request.target, request.protocol)
+        self.connect(request)
         attached = self._shared_memory.attach(request.references, request.target)
         try:
             model = self._find(request)
             arrays = {found.reference.name: found.array(model.name) for found in attached}
             datatypes = {reference.name: reference.datatype for reference in request.references}
-            return self._run_model(model, datatypes, arrays)
+            return self._run_model(model, datatypes, arrays, request.protocol)
         except ModelFailure:
             raise
         except Exception as exc:
             raise ValueError(f"SHM infer call failed: {exc}") from exc
 
     def _run_model(
-        self, model: LoadedModel, datatypes: Mapping[str, str], arrays: dict[str, NDArray[Any]]
+        self,
+        model: LoadedModel,
+        datatypes: Mapping[str, str],
+        arrays: dict[str, NDArray[Any]],
+        protocol: str,
     ) -> object:
         model.check(datatypes, arrays)
+        if model.decoupled and protocol == "http":
+            raise ValueError(NOT_OVER_HTTP)
         self._count_execution(model.name)
         return model.run(arrays)
 
@@ -101,15 +158,26 @@ class Triton:
         return model
 
 
-def _connect(target: Target, protocol: str) -> None:
-    """Refuse what the manager has no connection for: those that it keeps are for HTTP."""
-    if target.container.registered:
-        if protocol == "grpc":
-            raise ValueError("'InferenceServerClient' object has no attribute 'start_stream'")
-    elif not target.allow_transient:
+def require_session(target: Target) -> None:
+    """Refuse a request where the manager neither keeps a connection nor may make one."""
+    if not target.container.registered and not target.allow_transient:
         raise ValueError("No active Triton session for this instance")
-    if target.vm_ip != target.container.vm_ip:  # believed, and nobody is there
-        raise ValueError("[Errno 111] Connection refused")
+
+
+def _wrong_connection(request: Request) -> str:
+    """Say what comes of using a kept connection for the other protocol."""
+    if request.protocol == "grpc":
+        return "'InferenceServerClient' object has no attribute 'start_stream'"
+    described: list[dict[str, Any]] = [
+        {
+            "name": tensor.name,
+            "shape": tensor.shape,
+            "datatype": tensor.datatype,
+            "parameters": {"binary_data_size": encoded_bytes(tensor)},
+        }
+        for tensor in request.tensors[:1]
+    ]
+    return f"Expected a message object, but got {described[0] if described else {}}."
 
 
 def _to_arrays(tensors: list[Tensor]) -> dict[str, NDArray[Any]]:

@@ -55,7 +55,7 @@ def test_a_step_without_a_name_is_called_as_its_model_and_the_last_of_a_name_sta
 def test_the_first_failure_is_the_failure_of_the_whole_and_ends_it(serve, run):
     manager = serve()
     answer = run(step(), step("missing"), step(), manager=manager)
-    assert answer == failed("[404] Request for unknown model: 'missing' is not found")
+    assert answer == failed("[404] Request for unknown model: 'missing' is not found", model_name="missing")
     assert manager.stats().executions == {"echo": 1}
 
 
@@ -78,7 +78,6 @@ def test_a_container_without_a_session_runs_none_whatever_is_allowed(serve, run)
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ([], "Field 'pipeline' must be a list of steps"),
         (["echo"], "Field 'pipeline[0]' must be a dictionary"),
         ([step(), {"inputs": []}], "Missing required field 'pipeline[1].model_name'"),
         ([{"model_name": "echo"}], "Missing required field 'pipeline[0].inputs'"),

@@ -9,7 +9,7 @@ import pytest
 
 from tcm_sync.local import ModelFailure, outlet
 
-from .raw import GUARD, identity_onnx, tensor, wait_until
+from .raw import GUARD, Talker, identity_onnx, tensor, wait_until
 
 COMPLETED = {"data": None, "status": "COMPLETED", "model_name": "llm"}
 
@@ -85,8 +85,37 @@ def test_a_model_that_returns_neither_cannot_be_streamed(serve, dial):
 
 
 def test_a_model_that_streams_cannot_be_asked_over_http(serve, dial):
-    answer = dial(serve(), "u").infer("llm", tensor(["a b"], "BYTES", name="text"))
-    assert answer == failed("the model returned a generator, not a mapping of tensors by name")
+    """And is not run, where it is known to stream before."""
+    manager = serve({"llm": Talker(), "unknown": lambda arrays: iter(["a"])})
+    raw = dial(manager, "u")
+    for name in ("llm", "unknown"):
+        answer = raw.infer(name, tensor(["a b"], "BYTES", name="text"))
+        message = "[501] HTTP end point doesn't support models with decoupled transaction policy"
+        assert answer == failed(message, model_name=name)
+    assert manager.stats().executions == {"unknown": 1}
+
+
+def test_a_registered_server_of_a_model_that_streams_runs_one_stream_at_a_time(serve, dial, talker):
+    """Another one is refused after its START; when the first has ended, the next one runs."""
+    manager = serve()
+    manager.cloud.create_server("local", "llm", grpc=True)
+    talker.hold_before = 1
+    first, second = dial(manager, "first"), dial(manager, "second")
+    request = {"container_id": "local", "vm_ip": "127.0.0.1"}
+    words = tensor(["a b NONE"], "BYTES", name="text")
+    first.ask("llm", **request, request={"protocol": "grpc", "inputs": [words]})
+    assert [first.receive()["payload"]["status"] for _ in range(2)] == ["START", "ONGOING"]
+    for transient in (False, True):
+        asked = {"protocol": "grpc", "inputs": [words], "allow_transient": transient}
+        second.ask("llm", **request, request=asked)
+        chunks, end = second.receive_stream()
+        assert (chunks, end["status"]) == ([], "FAILED")
+        assert "cannot start another stream with one already running" in end["data"]["message"]
+    talker.go_on()
+    assert [first.receive()["payload"]["status"] for _ in range(2)] == ["ONGOING", "COMPLETED"]
+    wait_until(lambda: not manager.stats().running, "the worker is free")
+    second.ask("llm", **request, request={"protocol": "grpc", "inputs": [words]})
+    assert second.receive_stream()[0] == ["a", "b"]
 
 
 # How they end

@@ -80,6 +80,10 @@ def use_before(manager, dial, segments, what):
             wait_until(lambda: not manager.stats().connected, "it left")
 
 
+def ctr_9_is_registered_for_streams(manager, dial):
+    manager.cloud.create_server("ctr-9", "llm_end", grpc=True)
+
+
 def two_users_before(manager, dial):
     for uuid in ("c-194", "c-195"):
         raw = dial(manager, uuid)
@@ -114,6 +118,7 @@ ONE_WORKER = {"workers": 1}
 ONE_MANAGEMENT_WORKER = {"management_workers": 1}
 ENDED_AT_ONCE = {"stream_timeout": 0}  # so FAILED is due as soon as all chunks have come
 NO_SESSION = {"transient_container_id": "ctr-nosrv"}
+CTR_1_NOT_REGISTERED = {"container_id": "ctr-0", "transient_container_id": "ctr-1"}
 LINGER = {"linger": 60}
 PROD_20 = {"messages_per_second": 20}
 
@@ -126,6 +131,11 @@ SETUPS = {
     "info.queue_stats_while_inference_runs": Setup(before=two_had_jobs_done_before),
     "inference.413": Setup({"max_payload_bytes": 2**20}),
     "inference.no_session": Setup(NO_SESSION),
+    "inference.batch_over_max": Setup({"max_batch_sizes": {"add_sub": 64}}),
+    "inference.bare_int_dims": Setup(CTR_1_NOT_REGISTERED),
+    "inference.type_names": Setup(CTR_1_NOT_REGISTERED),
+    "inference.decoupled_over_http": Setup(CTR_1_NOT_REGISTERED),
+    "inference.registered_grpc": Setup(before=ctr_9_is_registered_for_streams),
     "inference.triton_down": Setup(models={"add_sub": failing(CONNECTION_REFUSED)}),
     "inference.triton_down.retriable": Setup(models={"add_sub": failing(NETWORK, NETWORK, CIRCUIT)}),
     "inference.timeout": Setup(models={"slow": failing(TimeoutError("timed out"))}),
@@ -194,6 +204,7 @@ PLAIN = """
     tensors.float_out_of_range.1e400 tensors.float_out_of_range.f64_1e400 tensors.float_out_of_range.f16_1e5
     tensors.float_out_of_range.i8_300 tensors.float_out_of_range.i8_minus_1_u8
     tensors.float_out_of_range.i32_1.5 tensors.float_out_of_range.u64_max tensors.float_out_of_range.u64_over
+    inference.pipeline_null inference.pipeline_and_request inference.top_level_inputs
     auth.capability shm.no_such_key shm.transient_second_use shm.registered_three_uses
     shm.one_segment_two_inputs shm.unlinked_and_remade.transient shm.file_after_manager_killed shm.lru_256
 """.split()  # noqa: SIM905 - one name a line would be sixty lines
@@ -213,14 +224,6 @@ NOT_YET = """
     management.create_container_never_answered
     management.delete_vm_leaves_server
     management.empty_payloads
-    inference.batch_over_max
-    inference.pipeline_null
-    inference.pipeline_and_request
-    inference.top_level_inputs
-    inference.bare_int_dims
-    inference.type_names
-    inference.decoupled_over_http
-    inference.registered_grpc
     inference.registered_http_workers
     inference.registered_http_hangs
     shutdown.hung_worker
