@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.local.limits import SlidingWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable
 
-    from tcm_sync.local.settings import Tokens
+    from tcm_sync.local.settings import Claims, Tokens
 
 #: Whose everything is when nobody says whose it is: all of the open mode.
 ANYBODY = "unknown"
@@ -33,11 +33,20 @@ class Identity:
         What it may do.
     unrestricted : bool
         Whether it may do everything, whatever its roles.
+    sub, tenant_id : str or None
+        What its token says of it.
     """
 
     tenant: str
     roles: tuple[str, ...]
     unrestricted: bool = False
+    sub: object = None
+    tenant_id: object = None
+
+    @property
+    def claims(self) -> dict[str, object]:
+        """What the manager repeats of it in its reply to a management job."""
+        return {"sub": self.sub, "tenant_id": self.tenant_id, "roles": list(self.roles)}
 
     def may(self, role: str) -> bool:
         """Tell whether the client has the role, itself or as admin."""
@@ -49,12 +58,12 @@ class Authenticator:
 
     Without tokens the mode is open: who sends no roles may do everything, and all are one tenant. With a
     collection of tokens one of them must be sent, and the client block tells roles and tenant. With a mapping
-    the roles are the token's and the client block is ignored, as by a manager in strict mode; each token is
-    a tenant of its own.
+    or a callable roles and tenant are those of the token's claims, and the client block is ignored, as by a
+    manager in strict mode; tokens without a tenant are one tenant together.
 
     Parameters
     ----------
-    tokens : mapping of str to roles, collection of str, or None
+    tokens : mapping of str to claims or roles, collection of str, callable, or None
     failures_per_minute : int or None
         After so many failures of one uuid within a minute it is refused unheard.
     """
@@ -84,27 +93,42 @@ class Authenticator:
             raise
 
     def _judge(self, payload: Mapping[str, Any]) -> Identity:
-        client = payload.get("client")
-        claims = client if isinstance(client, dict) else {}
-        if self._tokens is None:
-            roles = _roles(claims)
-            return Identity(ANYBODY, roles, unrestricted=not roles)
         token = payload.get("token")
-        if not token:
+        if self._tokens is not None and not token:
             raise AuthRefused("Invalid token: Missing token in auth payload")
-        if not isinstance(token, str) or token not in self._tokens:
+        if callable(self._tokens):
+            return _strict(_verified(self._tokens, token))
+        if self._tokens is not None and (not isinstance(token, str) or token not in self._tokens):
             raise AuthRefused("Invalid token: Token is not known")
         if isinstance(self._tokens, Mapping):
-            tenant = f"tenant-{list(self._tokens).index(token)}"
-            return Identity(tenant, tuple(self._tokens[token]))
-        roles = _roles(claims)
-        stated = claims.get("tenant_id")
+            claims = self._tokens[str(token)]
+            return _strict(claims if isinstance(claims, Mapping) else {"roles": claims})
+        client = payload.get("client")
+        block = client if isinstance(client, dict) else {}
+        roles = _roles(block.get("roles")) if isinstance(block.get("roles"), list) else ()
+        stated = None if self._tokens is None else block.get("tenant_id")
         return Identity(stated if isinstance(stated, str) else ANYBODY, roles, unrestricted=not roles)
 
 
-def _roles(claims: Mapping[str, Any]) -> tuple[str, ...]:
-    roles = claims.get("roles")
-    return tuple(role for role in roles if isinstance(role, str)) if isinstance(roles, list) else ()
+def _verified(verify: Callable[[str], Claims], token: Any) -> Claims:
+    try:
+        return verify(token)
+    except Exception as exc:
+        raise AuthRefused(f"Invalid token: {exc}") from exc
+
+
+def _strict(claims: Claims) -> Identity:
+    """Read the claims of a token; of those that mean the same, the first that is not empty counts."""
+    tenant = claims.get("tenant_id") or claims.get("tenant")
+    roles = _roles(claims.get("roles") or claims.get("role") or claims.get("permissions"))
+    return Identity(str(tenant or ANYBODY), roles, sub=claims.get("sub"), tenant_id=tenant)
+
+
+def _roles(stated: object) -> tuple[str, ...]:
+    """Read roles: a collection of them, or one that stands alone."""
+    if isinstance(stated, str):
+        return (stated,)
+    return tuple(role for role in stated if isinstance(role, str)) if isinstance(stated, Collection) else ()
 
 
 def granted(asked: object, known: Collection[str]) -> list[str] | None:

@@ -7,6 +7,7 @@ a cloud does: what a stopped `LocalManager` has created is there when it is star
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ class Container:
         Whether the manager keeps a connection to the Triton server in it.
     grpc : bool
         Whether that connection is a gRPC one, as for a model that streams, and not an HTTP one.
+    answers : bool
+        Whether the Triton server in it answers.
     model_name : str or None
         The model deployed in it; None is all that there are.
     """
@@ -46,6 +49,7 @@ class Container:
     registered: bool = False
     model_name: str | None = None
     grpc: bool = False
+    answers: bool = True
 
     def serves(self, model_name: str) -> bool:
         """Tell whether the model is deployed here."""
@@ -104,10 +108,23 @@ class Cloud:
     ----------
     given : iterable of Container
         Containers that no job has created. Jobs may delete them.
+    forget_after : float
+        Seconds after which the manager drops its connection to a server that does not answer.
+    clock : callable
+        Returns seconds; it never goes back.
     """
 
-    def __init__(self, given: Iterable[Container] = ()) -> None:
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        given: Iterable[Container] = (),
+        *,
+        forget_after: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._forget_after = forget_after
+        self._clock = clock
+        self._lost: dict[str, float] = {}  # since when a server does not answer
+        self._lock = threading.Lock()  # guards all but the settings
         self._given = {container.container_id: container for container in given}
         self._vms: dict[str, VirtualMachine] = {}
         self._containers: dict[str, Container] = {}
@@ -135,8 +152,16 @@ class Cloud:
     def find(self, container_id: object) -> Container | None:
         """Find a container by its id; None if there is no such."""
         with self._lock:
+            self._forget()
             known = {**self._given, **self._containers}
             return known.get(container_id) if isinstance(container_id, str) else None
+
+    def registered(self) -> tuple[Container, ...]:
+        """List the containers to whose servers the manager keeps a connection."""
+        with self._lock:
+            self._forget()
+            known = {**self._given, **self._containers}
+            return tuple(container for container in known.values() if container.registered)
 
     def begin(self, uuid: str, action: str) -> int:
         """Note that a job begins; returns its number, which `end` wants."""
@@ -166,7 +191,13 @@ class Cloud:
 
     def create_server(self, container_id: str, model_name: str, *, grpc: bool = False) -> None:
         """Start Triton with the model, and have the manager connected to it, over gRPC or HTTP."""
-        self._update(container_id, registered=True, model_name=model_name, grpc=grpc)
+        self._lost.pop(container_id, None)
+        self._update(container_id, registered=True, model_name=model_name, grpc=grpc, answers=True)
+
+    def lose_server(self, container_id: str) -> None:
+        """Have the Triton server in a container answer no more, until a job creates one there."""
+        self._lost.setdefault(container_id, self._clock())
+        self._update(container_id, answers=False)
 
     def delete_server(self, container_id: str) -> None:
         """Drop the manager's connection; without the container there is nothing to drop."""
@@ -191,9 +222,19 @@ class Cloud:
 
     def _update(self, container_id: str, **changes: Any) -> None:
         with self._lock:
-            for containers in (self._given, self._containers):
-                if container_id in containers:
-                    containers[container_id] = replace(containers[container_id], **changes)
+            self._change(container_id, **changes)
+
+    def _change(self, container_id: str, **changes: Any) -> None:
+        for containers in (self._given, self._containers):
+            if container_id in containers:
+                containers[container_id] = replace(containers[container_id], **changes)
+
+    def _forget(self) -> None:
+        """Drop the connections to servers that have not answered for long; with the lock held."""
+        for container_id, since in list(self._lost.items()):
+            if self._clock() - since >= self._forget_after:
+                del self._lost[container_id]
+                self._change(container_id, registered=False)
 
     def _count(self) -> int:
         self._created += 1

@@ -7,6 +7,7 @@ workers run.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import secrets
@@ -14,8 +15,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.local.auth import Authenticator
+from tcm_sync.local.faults import Faults
 from tcm_sync.local.inference import Inference
-from tcm_sync.local.limits import SlidingWindow
+from tcm_sync.local.limits import TokenBucket
 from tcm_sync.local.management import Management
 from tcm_sync.local.outlet import Outlet
 from tcm_sync.local.requests import is_stream
@@ -97,11 +99,13 @@ class Core:
             "management": Workers(settings.management_workers, "tcm-local-management"),
             "inference": Workers(settings.workers, "tcm-local-worker"),
         }
+        self.faults = Faults() if settings.known_faults else None
         triton = Triton(
             models,
             shared_memory=shared_memory,
             max_payload_bytes=settings.max_payload_bytes,
             count_execution=counters.count_execution,
+            faults=self.faults,
         )
         self._shared_memory = shared_memory
         self._find = cloud.find
@@ -117,7 +121,7 @@ class Core:
         self._nowhere.close()
         self._loop = loop
         self._sessions: dict[str, Session] = {}  # by uuid, in the order in which they connected
-        self._tenants: dict[str, SlidingWindow] = {}
+        self._tenants: dict[str, TokenBucket] = {}
         self._work = asyncio.Event()  # set while a tick may have something to take
 
     @property
@@ -136,7 +140,7 @@ class Core:
     def admit_tenant(self, tenant: str) -> bool:
         """Count a message of the tenant, unless it is over its limit."""
         if tenant not in self._tenants:
-            self._tenants[tenant] = SlidingWindow(self.settings.tenant_messages_per_second, 1.0)
+            self._tenants[tenant] = TokenBucket(self.settings.tenant_messages_per_second)
         return self._tenants[tenant].admit()
 
     def send(self, uuid: str, message: Mapping[str, Any]) -> None:
@@ -188,12 +192,15 @@ class Core:
 
     def _run(self, job: Job) -> None:
         """Do one job; in a worker's thread."""
-        if job.kind == "inference" and is_stream(job.payload):
-            session = self._sessions.get(job.uuid)
-            self._streams.answer(job.uuid, job.payload, self._nowhere if session is None else session.outlet)
-            text = None
-        else:
-            text = json.dumps(self._reply(job))
+        faults = self.faults if job.kind == "inference" else None
+        with contextlib.nullcontext() if faults is None else faults.worker():
+            if job.kind == "inference" and is_stream(job.payload):
+                session = self._sessions.get(job.uuid)
+                outlet = self._nowhere if session is None else session.outlet
+                self._streams.answer(job.uuid, job.payload, outlet)
+                text = None
+            else:
+                text = json.dumps(self._reply(job))
         try:
             self._loop.call_soon_threadsafe(self._finish, job, text)
         except RuntimeError:  # the loop was closed: the manager has been killed meanwhile
@@ -210,7 +217,7 @@ class Core:
             "type": "management",
             "payload": payload,
             "_correlation_id": secrets.token_hex(8),
-            "_auth": {"sub": None, "tenant_id": None, "roles": list(job.roles), "capability": ["json"]},
+            "_auth": {**job.claims, "capability": ["json"]},
         }
 
     def _finish(self, job: Job, text: str | None) -> None:
@@ -254,6 +261,8 @@ class Core:
         """Let nothing more begin, and no stream go on. Any thread may call this and those below."""
         for workers in self._workers.values():
             workers.discard()
+        if self.faults is not None:
+            self.faults.release()
 
     def dismiss_workers(self) -> None:
         """Let the workers end when they have done what they were given."""

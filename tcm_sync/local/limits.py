@@ -53,3 +53,39 @@ class SlidingWindow:
         if self._limit is not None:
             self._events.append(self._clock())
         return True
+
+
+class TokenBucket:
+    """At most `size` events at once, and `size` a second for long; what is refused does not count.
+
+    Parameters
+    ----------
+    size : int or None
+        None is no limit.
+    clock : callable
+        Returns seconds; it never goes back.
+    """
+
+    def __init__(self, size: int | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._size = size
+        self._clock = clock
+        self._left = float(size or 0)
+        self._filled = clock()
+
+    def admit(self) -> bool:
+        """Count one event, unless it is too many.
+
+        Returns
+        -------
+        bool
+            Whether it was counted.
+        """
+        if self._size is None:
+            return True
+        now = self._clock()
+        self._left = min(self._size, self._left + (now - self._filled) * self._size)
+        self._filled = now
+        if self._left < 1 - 1e-9:  # what was added in steps may lack a rounding error
+            return False
+        self._left -= 1
+        return True

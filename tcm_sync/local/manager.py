@@ -67,9 +67,12 @@ class LocalManager:
         The port; 0 is any free one, kept for later starts.
     container_id, transient_container_id, vm_ip : str
         The two containers that it knows from the beginning, and where they run.
-    tokens : mapping of str to collection of str, or collection of str, optional
-        Left out, everybody may connect. A mapping gives the roles of each token, and the client block of the
-        auth message is ignored; with a collection the client block tells the roles.
+    tokens : mapping of str to claims or roles, collection of str, or callable, optional
+        Left out, everybody may connect. A mapping has the claims of each token, such as
+        ``{"sub": "svc", "tenant_id": "acme", "roles": ["inference"]}``, or its roles alone; the client block
+        of the auth message is ignored. A callable returns the claims of a token, and what it raises is why
+        the token is refused; everything waits for it, as for the key server of a manager with a
+        ``jwks_url``. With a collection the client block tells the roles.
     tick : float
         Seconds between the scheduler's wakes. 0 gives requests to the workers as they come.
     quantum : int
@@ -91,7 +94,8 @@ class LocalManager:
     messages_per_second : int, optional
         The most messages a second on one connection, auth not counted.
     tenant_messages_per_second : int, optional
-        The same for all connections of a tenant; ``queue_stats`` does not count.
+        The most messages of all connections of a tenant at once, and a second for long;
+        ``queue_stats`` does not count. Without claims that name another, all clients are one tenant.
     auth_failures_per_minute : int, optional
         After so many a uuid is refused unheard.
     advise_after : int, optional
@@ -107,6 +111,16 @@ class LocalManager:
     info : mapping of str to callable, optional
         Info actions beside ``queue_stats``: what each returns is the answer's data. One that raises is
         answered with the status ``error``. They are called where everything waits for them.
+    readiness : callable, optional
+        Called for every ``GET /ready``; when it raises, the answer is a 503 for the reason
+        ``readiness_probe_failed``.
+    forget_after : float
+        Seconds after which a registered server that does not answer (`Cloud.lose_server`) is forgotten.
+        Until then ``/ready`` is a 503 if no other registered server answers.
+    known_faults : bool
+        Whether the known faults of registered HTTP servers are imitated: after inferences have overlapped,
+        every other request on `route` fails with ``Cannot switch to a different thread``, and of those that
+        overlap the first two hang, with their workers, until `kill`; `stop` waits for them for ever.
     on_cloud_step : callable, optional
         Told of each `CloudStep` of a management job before it is done, in the thread that does it. It may
         take its time, and what it raises is the job's failure.
@@ -151,6 +165,9 @@ class LocalManager:
         shm: bool = True,
         triton_shm: bool = True,
         info: Mapping[str, Callable[[], object]] | None = None,
+        readiness: Callable[[], object] | None = None,
+        forget_after: float = 60.0,
+        known_faults: bool = False,
         on_cloud_step: Callable[[CloudStep], None] | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
@@ -186,6 +203,9 @@ class LocalManager:
             shm=shm,
             triton_shm=triton_shm,
             info=info or {},
+            readiness=readiness,
+            forget_after=forget_after,
+            known_faults=known_faults,
             on_cloud_step=on_cloud_step,
             ssl_context=ssl_context,
         )
@@ -197,7 +217,8 @@ class LocalManager:
             [
                 Container(container_id, vm_ip, registered=True),
                 Container(transient_container_id, vm_ip),
-            ]
+            ],
+            forget_after=forget_after,
         )
         self._regions = Regions(blind=not triton_shm)
         self._counters = Counters()

@@ -31,8 +31,8 @@ class Job:
         The request.
     kind : str
         ``"inference"`` or ``"management"``.
-    roles : tuple of str
-        Those of who asked.
+    claims : mapping
+        Subject, tenant and roles of who asked, as the manager states them in its reply to a management job.
     passed_over : int
         How many ticks served others while this was the next of its uuid.
     """
@@ -41,7 +41,7 @@ class Job:
     tenant: str
     payload: dict[str, Any]
     kind: str = "inference"
-    roles: tuple[str, ...] = ()
+    claims: Mapping[str, Any] = field(default_factory=dict)
     passed_over: int = 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.server import ServerConnection, serve
 
+from tcm_sync.local import probes
 from tcm_sync.local.core import Core
 from tcm_sync.local.mapping import is_usable
 from tcm_sync.local.session import NORMAL, Session
@@ -188,9 +189,18 @@ class Server:
             return None
         if path == "/health":
             return _json_response(connection, 200, {"status": "ok"})
-        if path == "/ready":  # also while it drains: only the closed port tells
-            return _json_response(connection, 200, {"status": "ready", "models": sorted(self._models)})
+        if path == "/ready":
+            return _json_response(connection, *probes.readiness(self._cloud, self._settings.readiness))
+        if path == "/metrics":
+            return self._answer_metrics(connection, request)
         return _json_response(connection, 404, {"detail": "Not Found"})
+
+    def _answer_metrics(self, connection: ServerConnection, request: Request) -> Response:
+        if not probes.may_read_metrics(connection.remote_address[0], request.headers.get("X-Forwarded-For")):
+            return _json_response(connection, 403, {"detail": "Forbidden"})
+        response = connection.respond(200, probes.metrics(self._counters.snapshot(self.core)))
+        _set_content_type(response, "text/plain; version=1.0.0; charset=utf-8")
+        return response
 
     async def _talk(self, connection: ServerConnection) -> None:
         self._counters.count("connections")
@@ -223,6 +233,10 @@ class Server:
 
 def _json_response(connection: ServerConnection, status: int, body: Mapping[str, Any]) -> Response:
     response = connection.respond(status, json.dumps(body))
-    del response.headers["Content-Type"]
-    response.headers["Content-Type"] = "application/json"
+    _set_content_type(response, "application/json")
     return response
+
+
+def _set_content_type(response: Response, content_type: str) -> None:
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = content_type

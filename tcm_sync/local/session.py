@@ -63,6 +63,11 @@ def _read_envelope(text: str) -> _Envelope:
     return _Envelope(uuid, kind, payload)
 
 
+def _asked(payload: Mapping[str, Any]) -> Any:
+    """Return the action of a question, whose key has two names."""
+    return payload["action"] if "action" in payload else payload.get("request_type", "unknown")
+
+
 class Session:
     """One connection, from its auth message to its close.
 
@@ -197,7 +202,7 @@ class Session:
         except _Malformed as exc:
             self.send(error_message(str(exc)))
             return
-        if kind == "info" and payload.get("action") == "queue_stats":
+        if kind == "info" and _asked(payload) in ("queue_stats", "queue"):
             self._inform(payload, data=self._core.scheduler.queue_stats())
         elif not self._core.admit_tenant(self._identity.tenant):
             code, message = _TENANT_LIMIT
@@ -209,10 +214,10 @@ class Session:
             self.send(error_message(f"Forbidden: missing '{kind}' role"))
         else:
             identity = self._identity
-            self._core.enqueue(Job(uuid, identity.tenant, payload, kind, identity.roles))
+            self._core.enqueue(Job(uuid, identity.tenant, payload, kind, identity.claims))
 
     def _answer_info(self, payload: Mapping[str, Any]) -> None:
-        action = payload.get("action")
+        action = _asked(payload)
         known = self._core.settings.info
         if not isinstance(action, str) or action not in known:
             self._inform(payload, data={"message": f"Info type '{action}' not implemented yet"})
@@ -223,5 +228,5 @@ class Session:
             self._inform(payload, "error", error=str(exc))
 
     def _inform(self, payload: Mapping[str, Any], status: str = "success", **more: object) -> None:
-        answer = {"job_id": payload.get("job_id"), "request_type": payload.get("action"), "status": status}
+        answer = {"job_id": payload.get("job_id"), "request_type": _asked(payload), "status": status}
         self.send({"type": "info_response", "payload": {**answer, **more}})

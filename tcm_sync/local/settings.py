@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from tcm_sync.local.cloud import OnStep
 
-Tokens = Mapping[str, Collection[str]] | Collection[str] | None
+Claims = Mapping[str, object]
+Tokens = Mapping[str, Collection[str] | Claims] | Collection[str] | Callable[[str], Claims] | None
 
 _AT_LEAST = {
     "port": 0,
@@ -33,6 +34,7 @@ _AT_LEAST = {
     "auth_failures_per_minute": 1,
     "advise_after": 1,
     "linger": 0,
+    "forget_after": 0,
 }
 
 
@@ -65,7 +67,10 @@ class Settings:
     shm: bool
     triton_shm: bool
     info: Mapping[str, Callable[[], object]]
+    readiness: Callable[[], object] | None
     on_cloud_step: OnStep | None
+    forget_after: float
+    known_faults: bool
     ssl_context: ssl.SSLContext | None
 
     def __post_init__(self) -> None:

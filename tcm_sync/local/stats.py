@@ -38,6 +38,8 @@ class LocalStats:
         Inferences in the queues, and with the workers, at the moment.
     management_waiting, management_running : int
         Management jobs, likewise.
+    hung : int
+        Inferences that hang in their workers for good (`known_faults`).
     lost_replies : int
         Replies whose uuid nobody held when they were ready; streams do not count.
     """
@@ -52,6 +54,7 @@ class LocalStats:
     running: int
     management_waiting: int
     management_running: int
+    hung: int
     lost_replies: int
 
 
@@ -101,5 +104,6 @@ class Counters:
                 running=inference.running,
                 management_waiting=management.waiting,
                 management_running=management.running,
+                hung=0 if core is None or core.faults is None else core.faults.hung,
                 lost_replies=self._counts["lost_replies"],
             )

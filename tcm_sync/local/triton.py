@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tcm_sync.local.faults import Faults
     from tcm_sync.local.models import LoadedModel
     from tcm_sync.local.requests import Request, Target
     from tcm_sync.local.shared_memory import SharedMemory
@@ -40,6 +41,8 @@ class Triton:
         The budget for one request, judged from shapes and datatypes.
     count_execution : callable
         Told the name of a model that is about to run.
+    faults : Faults or None
+        The known faults of connections that are kept.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Triton:
         shared_memory: SharedMemory | None,
         max_payload_bytes: int | None,
         count_execution: Callable[[str], None],
+        faults: Faults | None = None,
     ) -> None:
         self._models = models
         self._shared_memory = shared_memory
         self._max_payload_bytes = max_payload_bytes
         self._count_execution = count_execution
+        self._faults = faults
         self._lock = threading.Lock()  # guards the set below
         self._streaming: set[str] = set()  # the registered servers that a stream runs on
 
@@ -70,6 +75,13 @@ class Triton:
         Exception
             Whatever it raised, and what a manager or Triton would have said instead of running it.
         """
+        container = request.target.container
+        if self._faults is None or request.protocol == "grpc" or not container.registered:
+            return self._run(request)
+        with self._faults.client(container.container_id):
+            return self._run(request)
+
+    def _run(self, request: Request) -> object:
         if request.references:
             return self._run_on_references(request)
         estimated = sum(tensor.estimated_bytes for tensor in request.tensors)
@@ -94,7 +106,7 @@ class Triton:
         """
         container, target = request.target.container, request.target
         require_session(target)
-        if target.vm_ip != container.vm_ip:  # believed, and nobody is there
+        if target.vm_ip != container.vm_ip or not container.answers:  # a wrong vm_ip is believed
             raise ValueError("[Errno 111] Connection refused")
         if container.registered and container.grpc != (request.protocol == "grpc"):
             raise ValueError(_wrong_connection(request))

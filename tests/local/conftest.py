@@ -10,7 +10,7 @@ import pytest
 
 from tcm_sync import TcmClient
 from tcm_sync.local import LocalManager, core, server, session
-from tcm_sync.local.limits import SlidingWindow
+from tcm_sync.local.limits import SlidingWindow, TokenBucket
 from tcm_sync.transport.runtime import Runtime
 
 from ..peer.conftest import clock as clock
@@ -69,8 +69,8 @@ def serve(gated, talker, steps, monkeypatch):
 @pytest.fixture
 def one_second(monkeypatch):
     """Have all messages come within one second, as the limits of managers see it."""
-    for module in (core, session):
-        monkeypatch.setattr(module, "SlidingWindow", partial(SlidingWindow, clock=lambda: 0.0))
+    monkeypatch.setattr(session, "SlidingWindow", partial(SlidingWindow, clock=lambda: 0.0))
+    monkeypatch.setattr(core, "TokenBucket", partial(TokenBucket, clock=lambda: 0.0))
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import re
 import threading
@@ -9,14 +11,16 @@ from typing import Any
 
 from tcm_sync.local import core
 
-from .raw import wait_until
+from .raw import GUARD, wait_until
 from .segments import SHM
 
 
 class Player:
     """Does what the client of a recording did, and expects what the server of it said."""
 
-    def __init__(self, manager, dial, gated, talker, steps, segments) -> None:
+    def __init__(self, manager, dial, gated, talker, steps, segments, setup, clock) -> None:
+        self.setup = setup
+        self.clock = clock
         self.segments = segments
         self.manager = manager
         self.dial = dial
@@ -26,6 +30,8 @@ class Player:
         self.sockets: dict[str, Any] = {}
         self.stopping: threading.Thread | None = None
         self.last: list[dict[str, Any]] = []  # the latest message and its answer
+        self.inferences = 0  # that were sent
+        self.authenticated: set[str] = set()  # the sockets that have said who they are
 
     def end(self) -> None:
         self.gated.open_all()
@@ -43,7 +49,8 @@ class Player:
             "executor_management_available" in json.dumps(entry) for entry in exchange
         )
         for at, entry in enumerate(exchange):
-            self.rest = exchange[at + 1 :]
+            self.entry, self.rest = entry, exchange[at + 1 :]
+            self.clock.now = entry.get("at_seconds", entry.get("from_seconds", self.clock.now))
             where = entry.get("socket", "A")
             kind = next(key for key in entry if key in STEPS)
             STEPS[kind](self, where, entry[kind])
@@ -69,13 +76,31 @@ class Player:
             message = self.described(message)
         else:
             self.uuid = message.get("uuid")
-        if isinstance(message, dict) and message["type"] == "management":
+            self.prepare(where, message)
+        if "client_text" in self.entry:
+            self.socket(where).send(self.entry["client_text"])
+        elif isinstance(message, dict) and message["type"] == "management":
             self.ask_for_job(where, message)
         elif isinstance(message, dict) and message["type"] == "info" and self.counted:
             self.wait_until_all_run()
             self.socket(where).send(message)
         else:
             self.socket(where).send(self.spelt_out(message))
+
+    def prepare(self, where, message) -> None:
+        """Open another socket for another authentication, and let other requests come first."""
+        if message.get("type") == "auth":
+            if where in self.authenticated and where in self.sockets:
+                self.sockets.pop(where).close()
+            self.authenticated.add(where)
+        elif message.get("type") == "inference":
+            self.inferences += 1
+            if self.setup.pace is not None:
+                self.setup.pace(self, self.inferences)
+
+    def client_close(self, where, code) -> None:
+        self.sockets.pop(where).close()
+        wait_until(lambda: not self.manager.stats().connected, "the close is noticed")
 
     def described(self, text):
         """Make the message that a recording only describes."""
@@ -121,8 +146,7 @@ class Player:
         asked = self.exchange[: len(self.exchange) - len(self.rest)]
         for kind, running in (("inference", "running"), ("management", "management_running")):
             sent, answered = (
-                sum(entry.get(side, {}).get("type") == kind for entry in asked)
-                for side in ("client", "server")
+                sum(kind_of(entry.get(side)) == kind for entry in asked) for side in ("client", "server")
             )
             wait_until(
                 lambda running=running, there=sent - answered: (
@@ -146,10 +170,14 @@ class Player:
         payload = expected.get("payload", {})
         if payload.get("model_name") == "slow" and payload["status"] == "COMPLETED":
             self.gated.open(payload["data"]["y"][0][0])
-        elif where == "B" and expected["type"] == "inference":
+        elif where == "B" and expected["type"] == "inference" and self.setup.one_worker:
             self.expect_b_to_wait()
         elif expected["type"] == "management":
             self.steps.release_one() if self.counted else self.steps.release()
+        if payload.get("data") == self.setup.go_on_before:
+            self.talker.go_on()
+        if self.setup.key_server is not None:
+            self.setup.key_server.answer()
         text = self.socket(where).receive_text()
         assert comparable(text) == comparable(json.dumps(expected))
 
@@ -178,8 +206,25 @@ class Player:
 
     # What else happened
 
+    def key_server(self, where, state) -> None:
+        self.setup.key_server.becomes(state)
+
+    def get(self, where, path) -> None:
+        """Ask over HTTP, and compare what was recorded of the answer."""
+        expected = self.entry
+        status, content_type, body = http_get(self.manager, path, expected.get("headers", {}))
+        assert status == expected["status"]
+        if "body" in expected:
+            assert json.loads(body) == expected["body"]
+        for line in expected.get("first_lines", ()):
+            assert line in body.splitlines()
+        if headers := expected.get("response_headers"):
+            assert content_type == headers["content-type"]
+
     def signal(self, where, what) -> None:
-        if what.startswith("SIGKILL"):
+        if what.startswith("still running"):
+            assert self.stopping.is_alive()
+        elif what.startswith("SIGKILL"):
             self.manager.kill()
             name = re.search(r"/dev/shm/(\S+) exists: False", what)[1]
             assert not (SHM / name).exists()
@@ -211,6 +256,8 @@ class Player:
             self.client_writes(where, what)
         elif "segments used once each" in what:
             self.use_many(int(what.split()[0]))
+        elif what.startswith("holds a socket"):
+            assert {"hung", "idle"} <= self.sockets.keys(), "the test has opened them"
         else:
             self.client_leaves(where, what)
 
@@ -242,7 +289,8 @@ class Player:
         raw = self.sockets.pop(where)
         wait_until(lambda: sum(self.manager.stats().executions.values()) == 1, "the request runs")
         raw.drop() if "drops" in what else raw.close()
-        wait_until(lambda: not self.manager.stats().connected, "the close is noticed")
+        others = len(self.sockets)
+        wait_until(lambda: self.manager.stats().connected == others, "the close is noticed")
 
     def cloud(self, where, seen) -> None:
         """Compare the steps that were done, whatever the client was told."""
@@ -264,10 +312,25 @@ LOOSE = [
     (re.compile(r'(?<="timestamp": )[\d.]+'), "TIME"),
     (re.compile(r"(?<=Stream timed out after )[\d.]+"), "TIME"),
     (re.compile(r'(?<="_correlation_id": ")[0-9a-f]{16}'), "ID"),
+    (re.compile(r"0x[0-9a-f]{8,}"), "ADDRESS"),
     (re.compile(r"(?<=')tcm_shm_[0-9a-f]{12}_[0-9a-f]{8}(?=')"), "REGION"),
 ]
 SEGMENT = re.compile(r"(\btcm_rec\w+)_59623964\b")
 CREATED = re.compile(r'"(127\.0\.0\.1|10\.0\.0\.\d+|vm-\d+|ctr-9|container-\d+)"')
+
+
+def kind_of(message):
+    """Return the type of a message; None of what is only described."""
+    return message.get("type") if isinstance(message, dict) else None
+
+
+def http_get(manager, path, headers):
+    """Ask over HTTP, and return status, content type and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", manager.port, timeout=GUARD)
+    with contextlib.closing(connection):
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.getheader("Content-Type"), response.read().decode()
 
 
 def use_segment(raw, segments, label, container_id) -> None:
@@ -290,6 +353,10 @@ STEPS = {
     "client": Player.client,
     "server": Player.server,
     "server_close": Player.server_close,
+    "client_close": Player.client_close,
+    "client_headers": Player.ignore,
+    "GET": Player.get,
+    "key_server": Player.key_server,
     "manager": Player.signal,
     "exchange_repeated": Player.repeat,
     "client_does": Player.client_does,

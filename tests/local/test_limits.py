@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tcm_sync.local.limits import SlidingWindow
+from tcm_sync.local.limits import SlidingWindow, TokenBucket
 
 from .raw import tensor, wait_until
 
@@ -46,8 +46,32 @@ def test_the_window_slides():
 
 
 def test_no_limit_is_no_limit():
-    window = SlidingWindow(None, 1.0)
-    assert all(window.admit() for _ in range(10_000))
+    window, bucket = SlidingWindow(None, 1.0), TokenBucket(None)
+    assert all(window.admit() and bucket.admit() for _ in range(10_000))
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds", "refused"), [(20, 60, None), (22, 6, None), (30, 6, 59), (100, 1, 25)]
+)
+def test_a_tenants_bucket_of_20_refuses_what_was_recorded(rate, seconds, refused):
+    """``limit.tenant.budget``: at 20 and 22 a second nothing in 6 s, at 30 number 59, at 100 number 25."""
+    clock = Clock()
+    bucket = TokenBucket(20, clock=clock)
+    for number in range(rate * seconds):
+        clock.now = number / rate
+        if not bucket.admit():
+            assert number + 1 == refused
+            return
+    assert refused is None
+
+
+def test_a_bucket_holds_no_more_than_its_size_however_long_it_rests():
+    clock = Clock()
+    bucket = TokenBucket(3, clock=clock)
+    clock.now = 100.0
+    assert [bucket.admit() for _ in range(5)] == [True, True, True, False, False]
+    clock.now = 100.5  # what was refused has cost nothing
+    assert [bucket.admit() for _ in range(2)] == [True, False]
 
 
 @pytest.mark.usefixtures("one_second")
@@ -76,7 +100,8 @@ def test_the_tenant_limit_counts_all_connections_of_the_tenant(serve, dial):
 
 @pytest.mark.usefixtures("one_second")
 def test_tenants_of_different_tokens_have_a_limit_each(serve, dial):
-    manager = serve(tenant_messages_per_second=1, tokens={"one": ["inference"], "two": ["inference"]})
+    claims = {name: {"tenant_id": name, "roles": ["inference"]} for name in ("one", "two")}
+    manager = serve(tenant_messages_per_second=1, tokens=claims)
     for token in ("one", "two"):
         raw = dial(manager, token, token=token)
         assert raw.infer("echo", tensor([1.0]))["status"] == "COMPLETED"

@@ -123,7 +123,6 @@ def test_over_tls(serve, dial):
         ("/ready", 200),
         ("/ready?x=1", 200),
         ("/", 404),
-        ("/metrics", 404),
         ("/health/", 404),
     ],
 )

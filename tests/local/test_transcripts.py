@@ -11,7 +11,9 @@ import errno
 import http.client
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,19 @@ import pytest
 from onnx import TensorProto
 
 from tcm_sync.local import ModelFailure, core
+from tcm_sync.local.limits import TokenBucket
 
-from .player import Player, use_segment
-from .raw import add_sub_onnx, identity, identity_onnx, tensor, wait_until
+from .player import Player, http_get, use_segment
+from .raw import GUARD, add_sub_onnx, identity, identity_onnx, tensor, wait_until
+from .recorded import (
+    UNREACHABLE,
+    HeldOnce,
+    KeyServer,
+    claims_of,
+    slow_runs_meanwhile,
+    the_model_has_ended,
+    two_hang_first,
+)
 
 CASES = {
     case["case"]: case
@@ -44,6 +56,10 @@ class Setup:
     #: Files of shared memory: the number that each has 192 times, and which container has used it before.
     segments: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     words: int | None = None  # that the streams say before the test lets them go on
+    go_on_before: str = ""  # the chunk that comes once they may go on
+    pace: Any = None  # called with (player, number) before an inference is sent
+    key_server: KeyServer | None = None
+    one_worker: bool = False  # which A's request holds, so that B's waits
     stays: float = (
         60.0  # SCHEDULER_STAYS: a slow machine must not be too slow for what is sent while draining
     )
@@ -84,6 +100,46 @@ def ctr_9_is_registered_for_streams(manager, dial):
     manager.cloud.create_server("ctr-9", "llm_end", grpc=True)
 
 
+def one_connection_before(manager, dial):
+    dial(manager, "before").close()
+
+
+def five_users_before(manager, dial):
+    for number in range(5):
+        raw = dial(manager, f"before-{number}")
+        raw.infer("echo", tensor([1.0]))
+        raw.close()
+
+
+def ctr_2_does_not_answer(manager, dial):
+    manager.cloud.lose_server("ctr-2")
+
+
+def two_workers_hang(manager, dial):
+    """And the sockets of one of them, and an idle one, are there."""
+    hanging = [dial(manager, uuid) for uuid in ("c-512", "c-513")]
+    for number, raw in enumerate(hanging, 1):
+        raw.ask("add_sub", tensor([[1.0]], name="INPUT0"), tensor([[1.0]], name="INPUT1"))
+        wait_until(lambda number=number: manager.stats().running == number, "it runs")
+    wait_until(lambda: manager.stats().hung == 2, "both hang")
+    hanging[0].close()
+    return {"hung": hanging[1], "idle": dial(manager, "c-516")}
+
+
+def with_claims(name):
+    """Make the setting of the tokens of a case, which it describes by their claims."""
+    auths = [entry["client"] for entry in CASES[name]["exchange"] if "client" in entry]
+    tokens = [auth["payload"]["token"] for auth in auths if auth["type"] == "auth"]
+    return {"tokens": {token: claims_of(token) for token in tokens}}
+
+
+def with_key_server(err=None, **settings):
+    """Make the setup of a manager with a key server, which is there or not."""
+    key_server = KeyServer()
+    key_server.refusal = None if err is None else UNREACHABLE.format(err)
+    return Setup({"tokens": key_server, **settings}, key_server=key_server)
+
+
 def two_users_before(manager, dial):
     for uuid in ("c-194", "c-195"):
         raw = dial(manager, uuid)
@@ -119,6 +175,7 @@ ONE_MANAGEMENT_WORKER = {"management_workers": 1}
 ENDED_AT_ONCE = {"stream_timeout": 0}  # so FAILED is due as soon as all chunks have come
 NO_SESSION = {"transient_container_id": "ctr-nosrv"}
 CTR_1_NOT_REGISTERED = {"container_id": "ctr-0", "transient_container_id": "ctr-1"}
+KNOWN_FAULTS = {"known_faults": True}
 LINGER = {"linger": 60}
 PROD_20 = {"messages_per_second": 20}
 
@@ -126,16 +183,24 @@ SETUPS = {
     "auth.duplicate_uuid": Setup(before=c1_is_held),
     "auth.strict.ok": Setup(STRICT),
     "auth.strict.missing": Setup(STRICT),
+    "auth.jwks_outage": with_key_server(auth_failures_per_minute=2),
+    "auth.jwks_asked_each_time": with_key_server(),
+    "auth.jwks_hangs": with_key_server("timed out"),
     "auth.strict.too_many": Setup({**STRICT, "auth_failures_per_minute": 2}, before=two_failed_auths),
     "info.queue_stats_while_job_runs": Setup(ONE_MANAGEMENT_WORKER),
     "info.queue_stats_while_inference_runs": Setup(before=two_had_jobs_done_before),
     "inference.413": Setup({"max_payload_bytes": 2**20}),
     "inference.no_session": Setup(NO_SESSION),
+    "info.queue_alias": Setup(before=five_users_before),
     "inference.batch_over_max": Setup({"max_batch_sizes": {"add_sub": 64}}),
     "inference.bare_int_dims": Setup(CTR_1_NOT_REGISTERED),
     "inference.type_names": Setup(CTR_1_NOT_REGISTERED),
     "inference.decoupled_over_http": Setup(CTR_1_NOT_REGISTERED),
     "inference.registered_grpc": Setup(before=ctr_9_is_registered_for_streams),
+    "inference.registered_http_workers": Setup(KNOWN_FAULTS, pace=slow_runs_meanwhile),
+    "inference.registered_http_hangs": Setup(
+        KNOWN_FAULTS, models={"add_sub": HeldOnce()}, before=two_users_before, pace=two_hang_first
+    ),
     "inference.triton_down": Setup(models={"add_sub": failing(CONNECTION_REFUSED)}),
     "inference.triton_down.retriable": Setup(models={"add_sub": failing(NETWORK, NETWORK, CIRCUIT)}),
     "inference.timeout": Setup(models={"slow": failing(TimeoutError("timed out"))}),
@@ -144,14 +209,27 @@ SETUPS = {
     "stream.idle_end": Setup(ENDED_AT_ONCE),
     "stream.idle_end.no_chunks": Setup(ENDED_AT_ONCE),
     "stream.timeout.total": Setup(ENDED_AT_ONCE),
+    "stream.registered_two_at_once": Setup(
+        before=ctr_9_is_registered_for_streams, words=8, go_on_before="a8"
+    ),
+    "stream.registered_closed_meanwhile": Setup(
+        before=ctr_9_is_registered_for_streams, words=1, pace=the_model_has_ended
+    ),
+    "http.metrics": Setup({"container_id": "ctr-1"}, before=one_connection_before),
+    "http.ready_registered_unhealthy": Setup(
+        {"container_id": "ctr-2", "forget_after": 31.0}, before=ctr_2_does_not_answer
+    ),
     "limit.messages_per_second": Setup({"messages_per_second": 3}),
     "limit.tenant": Setup({"tenant_messages_per_second": 2}),
+    "limit.tenant.across_uuids": Setup({"tenant_messages_per_second": 3}),
+    "limit.tenant.strict": Setup({"tenant_messages_per_second": 2, **with_claims("limit.tenant.strict")}),
     "limit.prod_20": Setup(PROD_20),
     "limit.prod_20.info": Setup(PROD_20, before=two_users_before),
     "limit.prod_20.in_flight": Setup({"messages_per_second": 2}),  # 20, of which 18 have been used
     "backpressure.queue_full": Setup(
         {"queue_size": 1, "executor_queue_size": 1, "workers": 1}, before=the_executor_is_full
     ),
+    "shutdown.hung_worker": Setup(KNOWN_FAULTS, models={"add_sub": HeldOnce()}, before=two_workers_hang),
     "shutdown.idle": Setup(LINGER),
     "shutdown.inference_sent_while_draining": Setup(LINGER),
     "shutdown.management_ran": Setup(LINGER),
@@ -161,14 +239,14 @@ SETUPS = {
     "shutdown.management_waiting_in_executor": Setup(ONE_MANAGEMENT_WORKER),
     "shutdown.management_nacked": Setup({**ONE_MANAGEMENT_WORKER, "management_executor_queue_size": 1}),
     "shutdown.stream_running": Setup(ENDED_AT_ONCE, words=1),
-    "close.http_not_cancelled": Setup(ONE_WORKER),
-    "close.http_not_cancelled.registered": Setup(ONE_WORKER),
-    "close.http_not_cancelled.dropped": Setup(ONE_WORKER),
-    "close.queued_not_cancelled": Setup(ONE_WORKER),
-    "close.grpc_stream_aborted": Setup(ONE_WORKER, words=3),
-    "close.grpc_stream_aborted.longer": Setup(ONE_WORKER, words=3),
-    "close.grpc_stream_idle": Setup(ONE_WORKER),
-    "close.then_new_stream": Setup(ONE_WORKER),
+    "close.http_not_cancelled": Setup(ONE_WORKER, one_worker=True),
+    "close.http_not_cancelled.registered": Setup(ONE_WORKER, one_worker=True),
+    "close.http_not_cancelled.dropped": Setup(ONE_WORKER, one_worker=True),
+    "close.queued_not_cancelled": Setup(ONE_WORKER, one_worker=True),
+    "close.grpc_stream_aborted": Setup(ONE_WORKER, one_worker=True, words=3),
+    "close.grpc_stream_aborted.longer": Setup(ONE_WORKER, one_worker=True, words=3),
+    "close.grpc_stream_idle": Setup(ONE_WORKER, one_worker=True),
+    "close.then_new_stream": Setup(ONE_WORKER, one_worker=True),
     "shm.ok": Setup(segments={"rec1": (1, None)}),
     "shm.again_other_size": Setup(segments={"rec1": (1, "ctr-9")}),
     "shm.offset": Setup(segments={"rec2": (1, None)}),
@@ -205,12 +283,14 @@ PLAIN = """
     tensors.float_out_of_range.i8_300 tensors.float_out_of_range.i8_minus_1_u8
     tensors.float_out_of_range.i32_1.5 tensors.float_out_of_range.u64_max tensors.float_out_of_range.u64_over
     inference.pipeline_null inference.pipeline_and_request inference.top_level_inputs
-    auth.capability shm.no_such_key shm.transient_second_use shm.registered_three_uses
+    sdk.auth sdk.info_queue_stats sdk.inference_http sdk.inference_pipeline sdk.infer
+    sdk.run_inference auth.capability shm.no_such_key shm.transient_second_use shm.registered_three_uses
     shm.one_segment_two_inputs shm.unlinked_and_remade.transient shm.file_after_manager_killed shm.lru_256
 """.split()  # noqa: SIM905 - one name a line would be sixty lines
 #: Recorded, but `LocalManager` is not tested against these yet.
 NOT_YET = """
-    info.queue_alias
+    auth.strict.claims
+    stream.registered_decoupled
     management.creation_http_client_timeout
     management.creation_decoupled
     management.deletion_of_what_is_gone
@@ -224,38 +304,17 @@ NOT_YET = """
     management.create_container_never_answered
     management.delete_vm_leaves_server
     management.empty_payloads
-    inference.registered_http_workers
-    inference.registered_http_hangs
-    shutdown.hung_worker
-    stream.registered_decoupled
-    stream.registered_two_at_once
-    stream.registered_closed_meanwhile
-    http.ready_ok
-    http.ready_registered_unhealthy
-    http.metrics
-    limit.tenant.across_uuids
-    limit.tenant.budget
-    limit.tenant.strict
-    auth.strict.claims
-    auth.jwks_outage
-    auth.jwks_asked_each_time
-    auth.jwks_hangs
-    sdk.auth
-    sdk.info_queue_stats
     sdk.management_creation
-    sdk.inference_http
-    sdk.inference_pipeline
-    sdk.infer
-    sdk.run_inference
 """.split()  # noqa: SIM905 - one name a line, so that each can be taken out alone
 PLAYED = {**{name: Setup() for name in PLAIN}, **SETUPS}
-PLAYED_OVER_HTTP = ["http/health", "http/ready"]
+PLAYED_OVER_HTTP = ["http/health", "http/ready", "http.ready_ok"]
 
 COUNTED = "counts, no exchange; "
 NOT_PLAYED = {
     **dict.fromkeys(NOT_YET, "LocalManager is not tested against it yet"),
     "auth.strict.expired": "its tokens do not expire",
     "backpressure.insufficient_budget": "its quantum pays for at least one inference a tick",
+    "limit.tenant.budget": COUNTED + "test_limits.py has the rule",
     "limit.prod_20.per_uuid": COUNTED + "test_limits.py has the rule",
     "limit.prod_20.paced": COUNTED + "test_limits.py has the rule",
     "shutdown.queued": "the recording lacks the reply to the request that runs; test_drain.py has it all",
@@ -288,6 +347,7 @@ def onnx_models():
 def player(serve, dial, gated, talker, steps, segments, onnx_models, one_second, monkeypatch):
     callables = {f"ident_{kind}": identity for kind in ("f16", "f64", "b", "u64", "i64", "i8", "i32")}
     callables["checksum"] = lambda arrays: {"SUM": [[np.sum(arrays["IMAGE"])]]}
+    clock = SimpleNamespace(now=0.0)  # what the recording says, where it says it
     with contextlib.ExitStack() as stack:
 
         def play(name):
@@ -297,12 +357,20 @@ def player(serve, dial, gated, talker, steps, segments, onnx_models, one_second,
             models = {**onnx_models, **callables, "slow": gated, "llm_end": talker, **setup.models}
             containers = {"container_id": "ctr-1", "transient_container_id": "ctr-9"}
             manager = serve(models, **{**containers, **setup.settings})
-            if setup.before is not None:
-                setup.before(manager, dial)
-                wait_until(lambda: manager.stats().connected == (name == "auth.duplicate_uuid"), "they left")
-            use_before(manager, dial, segments, setup.segments)
-            player = Player(manager, dial, gated, talker, steps, segments)
+            stack.callback(manager.kill)  # also if it hangs
+            if name.startswith("limit.tenant."):
+                monkeypatch.setattr(core, "TokenBucket", partial(TokenBucket, clock=lambda: clock.now))
+            manager.cloud._clock = lambda: clock.now
+            for model in setup.models.values():
+                if isinstance(model, HeldOnce):
+                    model.manager = manager
+            player = Player(manager, dial, gated, talker, steps, segments, setup, clock)
             stack.callback(player.end)
+            if setup.before is not None:
+                player.sockets = setup.before(manager, dial) or {}
+                there = len(player.sockets) + (name == "auth.duplicate_uuid")
+                wait_until(lambda: manager.stats().connected == there, "they left")
+            use_before(manager, dial, segments, setup.segments)
             player.play(CASES[name]["exchange"])
             return manager
 
@@ -322,7 +390,7 @@ def test_recording(player, talker, segments, name):
         assert manager.stats().executions == {"slow": 4, "add_sub": 1}
 
 
-@pytest.mark.parametrize("name", PLAYED_OVER_HTTP)
+@pytest.mark.parametrize("name", PLAYED_OVER_HTTP[:2])
 def test_recording_over_http(serve, name):
     manager = serve()
     connection = http.client.HTTPConnection("127.0.0.1", manager.port, timeout=20)
@@ -333,3 +401,33 @@ def test_recording_over_http(serve, name):
     assert response.status == CASES[name]["status"]
     assert response.getheader("Content-Type") == "application/json"
     assert body["status"] == CASES[name]["body"]["status"]
+
+
+def test_ready_counts_the_registered_servers(serve):
+    """One state of the cloud after another, as recorded."""
+    manager = serve(container_id="ctr-1", forget_after=GUARD)
+    cloud = manager.cloud
+    other = cloud.create_container("127.0.0.2").container_id
+
+    def both_registered_one_lost():
+        cloud.create_server(other, "m")
+        cloud.lose_server(other)
+
+    def one_over_grpc():
+        cloud.delete_server(other)
+        cloud.create_server("ctr-1", "llm", grpc=True)
+
+    states = {
+        "no server registered": lambda: cloud.delete_server("ctr-1"),
+        "ctr-1 registered (HTTP)": lambda: cloud.create_server("ctr-1", "m"),
+        "ctr-1 registered, and ctr-2, whose Triton is not there": both_registered_one_lost,
+        "a decoupled model's server registered (gRPC)": one_over_grpc,
+    }
+    for entry in CASES["http.ready_ok"]["exchange"]:
+        if "manager" in entry:
+            states.pop(entry["manager"])()
+            continue
+        status, content_type, body = http_get(manager, entry["GET"], {})
+        assert (status, json.loads(body)) == (entry["status"], entry["body"])
+        assert content_type == "application/json"
+    assert not states
