@@ -287,7 +287,7 @@ class Batcher:
         return [
             InferResult(
                 model_name,
-                {name: np.array(array[place]) for name, array in arrays.items()},
+                {name: array[place, ...].copy() for name, array in arrays.items()},
                 b"",
                 attempts,
                 sample.deadline.elapsed(),

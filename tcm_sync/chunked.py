@@ -15,6 +15,8 @@ from tcm_sync.progress import Progress
 from tcm_sync.request import Plan
 from tcm_sync.results import InferResult
 from tcm_sync.tensors import Tensor, check_inputs
+from tcm_sync.tensors.casts import cast
+from tcm_sync.tensors.datatypes import Unfit
 from tcm_sync.wire.encode import size_of
 from tcm_sync.wire.quote import quote
 
@@ -182,6 +184,32 @@ class _Joined:
                     f'output "{quote(name)}": shape {part.shape} for {where}, not {wanted}: the model does '
                     "not keep rows apart, or their text lost its shape on the wire; infer() takes it as it is"
                 )
-            if part.dtype != whole.dtype:  # as the JSON of these numbers is read: 1 and 1.5
-                self.arrays[name] = whole = whole.astype(np.result_type(whole.dtype, part.dtype))
+            if part.dtype != whole.dtype:
+                try:
+                    whole, part = _of_one_dtype(whole, start, part)
+                except Unfit as reason:
+                    raise ProtocolError(f'output "{quote(name)}": {where}: {reason}') from None
+                self.arrays[name] = whole
             whole[start:stop] = part
+
+
+def _of_one_dtype(
+    whole: npt.NDArray[Any], filled: int, part: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Give the rows so far and those that follow one dtype, which holds the values of both.
+
+    Without `output_dtypes` each message is read by its own values: 1 is int64, 2**63 is uint64, and 1.5 is
+    float64. As in one message, int64 and uint64 are uint64.
+
+    Raises
+    ------
+    Unfit
+        There is no such dtype.
+    """
+    kinds = {whole.dtype.kind, part.dtype.kind}
+    if not kinds <= set("iuf"):
+        raise Unfit(f"{part.dtype}, and {whole.dtype} in the rows before")
+    dtype = np.dtype(np.float64 if "f" in kinds else np.uint64)
+    wider = np.empty(whole.shape, dtype)
+    wider[:filled] = cast(whole[:filled], dtype, dtype)
+    return wider, cast(part, dtype, dtype)

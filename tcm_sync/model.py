@@ -112,8 +112,8 @@ class Model:
         Parameters
         ----------
         inputs : mapping, sequence or array-like
-            As `TcmClient.infer` takes them, without a batch axis; a 0-d array will do. Texts lose their shape
-            on the wire: one a sample comes back 0-d, and more cannot be told apart.
+            As `TcmClient.infer` takes them, without a batch axis; a 0-d array or a bare number will do. Texts
+            lose their shape on the wire: one a sample comes back 0-d, and more cannot be told apart.
         timeout : float or None, optional
             Seconds for this sample; None is no limit. Left out, the client's. The others of its batch are
             not disturbed when it has passed.

@@ -100,8 +100,6 @@ def _datatypes(given: Sequence[str], names: Collection[str]) -> dict[str, str]:
 
 
 def _array(name: str, value: Any, datatype: str | None, samples: bool) -> np.ndarray[Any, Any]:
-    if samples and isinstance(value, (int, float, str)):
-        value = np.asarray(value)  # which says by its dtype that it is meant to be 0-d
     array = check_inputs({name: value}, scalars=samples)[0].array
     if datatype is None:
         return array

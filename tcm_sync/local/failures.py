@@ -50,12 +50,20 @@ def required(payload: Mapping[str, Any], field: str, where: str = "") -> Any:
     return missing(where + field) if value is None else value
 
 
-def failed_reply(exc: Exception, model_name: str) -> dict[str, Any]:
+def text_of(exc: BaseException) -> str:
+    """Return the text of an exception, or its class where it has none that can be had."""
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001 - it is the user's own
+        return type(exc).__name__
+
+
+def failed_reply(exc: BaseException, model_name: str) -> dict[str, Any]:
     """Make the payload of a reply that tells of a failure.
 
     Parameters
     ----------
-    exc : Exception
+    exc : BaseException
         A `ContractFailure`, a `ModelFailure`, or anything that a model raised.
     model_name : str
         What the request called it.
@@ -64,7 +72,7 @@ def failed_reply(exc: Exception, model_name: str) -> dict[str, Any]:
         model_name, exc = exc.model_name, exc.why
     if isinstance(exc, ContractFailure):
         return {"data": str(exc), "status": "FAILED", "model_name": None}
-    failure = exc if isinstance(exc, ModelFailure) else ModelFailure("TRITON_INFERENCE_FAILED", str(exc))
+    failure = exc if isinstance(exc, ModelFailure) else ModelFailure("TRITON_INFERENCE_FAILED", text_of(exc))
     if isinstance(failure, CodedFailure):
         model_name = failure.model_name
     data: dict[str, Any] = {

@@ -15,8 +15,13 @@ from tcm_sync.local.failures import StepFailure, failed_reply
 from tcm_sync.local.requests import has_pipeline, read_pipeline, read_request
 from tcm_sync.local.tensors import to_json
 from tcm_sync.local.triton import NOT_OVER_HTTP, require_session
+from tcm_sync.tensors.arrays import as_array
+from tcm_sync.tensors.datatypes import Unfit
+from tcm_sync.tensors.foreign import check_kept
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tcm_sync.local.requests import Find, Request
     from tcm_sync.local.triton import Triton
 
@@ -48,7 +53,7 @@ class Inference:
         model_name = payload.get("model_name")
         try:
             data = self._run_pipeline(payload) if is_pipeline else self._run_one(payload)
-        except Exception as exc:  # noqa: BLE001 - a model may raise anything, and the client must be told
+        except BaseException as exc:  # noqa: BLE001 - a model may raise anything, and its worker goes on
             return failed_reply(exc, "pipeline" if is_pipeline else str(model_name))
         return {"data": data, "status": "COMPLETED", "model_name": model_name}
 
@@ -75,4 +80,22 @@ class Inference:
             raise TypeError(
                 f"the model returned a {type(outputs).__name__}, not a mapping of tensors by name"
             )
-        return {name: to_json(np.asarray(value)) for name, value in outputs.items()}
+        return {_output_name(name): to_json(_array(value)) for name, value in outputs.items()}
+
+
+def _output_name(name: object) -> str:
+    if isinstance(name, str):
+        return name
+    raise TypeError(f"the model returned an output whose name is a {type(name).__name__}, not a str")
+
+
+def _array(value: object) -> NDArray[Any]:
+    """Return an output as an array of the very numbers that the model returned."""
+    array = np.asarray(value)
+    try:
+        check_kept(value, array)
+    except Unfit:
+        if not isinstance(value, (list, tuple)):
+            raise
+        return as_array(value)  # numpy makes floats of [2**64 - 1, 1], which are uint64
+    return array

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.local.cloud import CloudStep
+from tcm_sync.local.failures import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,8 +57,8 @@ class Management:
             done = True
         except _Refused as exc:
             data = str(exc)
-        except Exception as exc:  # noqa: BLE001 - the user's function may raise anything
-            data = f"Unexpected error: {exc}"
+        except BaseException as exc:  # noqa: BLE001 - the user's function may raise anything
+            data = f"Unexpected error: {text_of(exc)}"
         self.cloud.end(number, "done" if done else "failed", data)
         return {"status": done, "data": data}
 

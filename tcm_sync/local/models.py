@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tcm_sync.errors import ERROR_CODES, ConfigError
+from tcm_sync.numeric import as_number, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +47,24 @@ class ModelFailure(Exception):
         retry_after_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
+        if not isinstance(code, str) or not code:
+            raise ConfigError(f"the code of a ModelFailure must be a text that is not empty, not {code!r}")
         self.code = code
         if retriable is None:
             retriable = code in ERROR_CODES and ERROR_CODES[code].retriable
-        self.retriable = retriable
-        self.retry_after_seconds = retry_after_seconds
+        self.retriable = bool(retriable)
+        self.retry_after_seconds = (
+            None if retry_after_seconds is None else _checked_pause(retry_after_seconds)
+        )
+
+
+def _checked_pause(seconds: object) -> float:
+    number = as_number(seconds)
+    if number is None or not 0 <= number < math.inf:
+        raise ConfigError(
+            f"the retry_after_seconds of a ModelFailure must be a number of at least 0, not {shown(seconds)}"
+        )
+    return number
 
 
 class TensorSpec(NamedTuple):

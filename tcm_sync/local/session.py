@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tcm_sync.local.auth import ANYBODY, AuthRefused, Identity, granted
 from tcm_sync.local.core import error_message
+from tcm_sync.local.failures import text_of
 from tcm_sync.local.limits import SlidingWindow
 from tcm_sync.local.outlet import Outlet
 from tcm_sync.local.scheduler import Job
@@ -224,8 +225,8 @@ class Session:
             return
         try:
             self._inform(payload, data=known[action]())
-        except Exception as exc:  # noqa: BLE001 - the user's function may raise anything
-            self._inform(payload, "error", error=str(exc))
+        except BaseException as exc:  # noqa: BLE001 - the user's function may raise anything
+            self._inform(payload, "error", error=text_of(exc))
 
     def _inform(self, payload: Mapping[str, Any], status: str = "success", **more: object) -> None:
         answer = {"job_id": payload.get("job_id"), "request_type": _asked(payload), "status": status}

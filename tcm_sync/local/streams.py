@@ -64,7 +64,7 @@ class Streams:
             with self._triton.streaming(request.target):
                 responses = self._responses(self._triton.run(request))
                 self._relay(responses, request.output_name, end, lambda text: send("ONGOING", text), outlet)
-        except Exception as exc:  # noqa: BLE001 - a model may raise anything, and the client must be told
+        except BaseException as exc:  # noqa: BLE001 - a model may raise anything, and its worker goes on
             send(**failed_reply(_as_over_grpc(exc), model_name))
         else:
             send("COMPLETED", model_name=model_name)
@@ -139,6 +139,6 @@ def _decode(response: object, output_name: str) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _as_over_grpc(exc: Exception) -> Exception:
+def _as_over_grpc(exc: BaseException) -> BaseException:
     """Leave out the status of HTTP, where Triton's own refusal begins with it."""
     return ValueError(_HTTP_STATUS.sub("", str(exc))) if type(exc) is ValueError else exc

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync.tensors.datatypes import Unfit
+from tcm_sync.tensors.foreign import check_kept
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,7 +30,7 @@ _EXACT_IN_FLOAT = 2**53
 _KINDS = {bool: "bool", int: "int", float: "float", str: "text", bytes: "text"}
 
 
-def as_array(data: object) -> npt.NDArray[Any]:
+def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
     """Return a numpy array of the data, which is not copied where it need not be.
 
     Parameters
@@ -38,6 +39,8 @@ def as_array(data: object) -> npt.NDArray[Any]:
         A numpy array, something with ``__array__`` (a pandas Series or DataFrame, a tensor of a framework)
         or its older forms, with ``__dlpack__``, a buffer, or nested lists of bool, int, float, str, bytes
         or equal arrays.
+    scalars : bool
+        Whether a bare bool, number or text will do, as a 0-d array.
 
     Returns
     -------
@@ -49,17 +52,20 @@ def as_array(data: object) -> npt.NDArray[Any]:
     Raises
     ------
     Unfit
-        It is none of these, ragged, mixed, masked, or has elements that no datatype carries.
+        It is none of these, ragged, mixed, masked, or has elements that no datatype carries; or the library
+        that it is from made an array of other numbers.
     """
     if isinstance(data, (list, tuple)):
         return _from_lists(data)
     if isinstance(data, np.ndarray):
         return _plain(data)
     if _is_array_like(type(data)):
-        return _plain(_through_protocol(data))
+        return _through_protocol(data)
     if isinstance(data, Sequence) and not isinstance(data, (str, bytes, bytearray)):
         return _from_lists(data)
     if isinstance(data, (bool, int, float, complex, str, bytes, bytearray, np.generic)):
+        if scalars:
+            return _from_elements([data], (), {type(data)})
         raise Unfit(f"a bare {type(data).__name__} is 0-d, which the wire cannot carry; make a list of it")
     raise Unfit(f"{type(data).__name__} is not array-like; give a numpy array or nested lists")
 
@@ -83,7 +89,15 @@ def _through_protocol(data: Any) -> npt.NDArray[Any]:
         raise Unfit(f"{kind.__name__} did not become a numpy array: {error}") from error
     if array.dtype == object and array.ndim == 0:
         raise Unfit(f"{kind.__name__} did not become a numpy array")
-    return array
+    made = _plain(array)
+    if _is_converted(kind):
+        check_kept(data, made)
+    return made
+
+
+def _is_converted(kind: type) -> bool:
+    """Return whether the library of a type makes the array itself, and may convert the elements."""
+    return hasattr(kind, "__array__")
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -80,7 +80,7 @@ def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = Fa
           ``value``.
         - One array-like alone, which is named ``INPUT__0``.
     scalars : bool
-        Whether 0-d tensors will do: they are to be stacked before they are sent.
+        Whether 0-d tensors, and bare numbers and texts, will do: they are to be stacked before they are sent.
     infinities : bool
         Whether they may hold infinities: `encode_inputs` refuses those, since they may not go as JSON.
 
@@ -193,7 +193,7 @@ def checked_name(name: object, place: int) -> str:
 
 def _tensor(name: str, shape: Any, datatype: Any, data: object, *, scalars: bool) -> Tensor:
     stated = None if datatype is UNSET else datatype_named(datatype)
-    array = as_array(data)
+    array = as_array(data, scalars=scalars)
     found = datatype_of(array.dtype)  # first of all, for its advice
     target = stated or found
     array = _normal(cast(array, target.dtype, target.name), target)
@@ -202,7 +202,7 @@ def _tensor(name: str, shape: Any, datatype: Any, data: object, *, scalars: bool
     if array.ndim > MAX_DIMENSIONS:
         raise Unfit(f"has {array.ndim} dimensions, more than {MAX_DIMENSIONS}")
     if shape is not UNSET:
-        array = _shaped(array, checked_shape(shape))
+        array = _shaped(array, checked_shape(shape, scalars=scalars))
     if 0 in array.shape[:-1]:
         raise Unfit(
             f"is empty with shape {array.shape}, which the manager refuses: only the last dimension may be 0"
@@ -238,7 +238,7 @@ def _normal(array: npt.NDArray[Any], datatype: Datatype) -> npt.NDArray[Any]:
     return np.array(array, dtype=datatype.dtype, order="C")
 
 
-def checked_shape(shape: Iterable[Any]) -> tuple[int, ...]:
+def checked_shape(shape: Iterable[Any], *, scalars: bool = False) -> tuple[int, ...]:
     """Return a stated shape, unless it is none."""
     try:
         sizes = tuple(-1 if isinstance(size, bool) else operator.index(size) for size in shape)
@@ -246,7 +246,7 @@ def checked_shape(shape: Iterable[Any]) -> tuple[int, ...]:
         sizes = (-1,)
     if min(sizes, default=0) < 0:
         raise Unfit(f"a shape is a sequence of sizes, each 0 or more, not {shape!r:.80}")
-    if not sizes:
+    if not sizes and not scalars:
         raise Unfit("the shape [] is 0-d, which the wire cannot carry; [1] is the nearest")
     if len(sizes) > MAX_DIMENSIONS:
         raise Unfit(f"the shape has {len(sizes)} dimensions, more than {MAX_DIMENSIONS}")

@@ -19,6 +19,7 @@ from tcm_sync import (
     ConnectFailedError,
     InferenceError,
     InferenceFailedError,
+    InferenceInput,
     InputError,
     MessageTooLargeError,
     ProtocolError,
@@ -28,6 +29,7 @@ from tcm_sync import (
 )
 from tcm_sync.batching import Batcher
 from tcm_sync.local import ModelFailure
+from tcm_sync.tensors import DATATYPES
 from tcm_sync.transport.pool import Pool
 
 from ..peer.scripts import timing_out
@@ -121,6 +123,58 @@ def test_texts_and_lists_are_samples_too(serve, client):
     assert model.infer_sample({"x": ["größer"]})["x"].item() == "größer"
     assert model.infer_sample({"x": [1, 2]})["x"].tolist() == [1, 2]
     assert model.infer_sample([[1.5], [2.5]])["INPUT__0"].tolist() == [[1.5], [2.5]]
+
+
+@pytest.mark.parametrize("wanted", [None, object, str])
+def test_a_text_comes_back_as_an_object_array_as_from_infer(client, wanted):
+    model = client.model("echo", batch=PATIENT, output_dtypes=wanted)
+    sample = model.infer_sample({"x": ["größer"]})["x"]
+    assert sample.dtype == model.infer({"x": ["größer"]})["x"].dtype == object
+    assert (sample.shape, sample.item()) == ((), "größer")
+
+
+def test_a_text_that_was_asked_for_in_bytes_comes_back_so(client):
+    sample = client.model("echo", batch=PATIENT, output_dtypes=bytes).infer_sample({"x": ["é"]})["x"]
+    assert (sample.dtype, sample.item()) == (object, "é".encode())
+
+
+@pytest.mark.parametrize(
+    ("value", "datatype"),
+    [
+        (1.5, "FP64"),
+        (np.float64(1.5), "FP64"),
+        (np.float32(1.5), "FP32"),
+        (np.array(1.5, np.float16), "FP16"),
+        (7, "INT64"),
+        (2**64 - 1, "UINT64"),
+        (np.int8(-7), "INT8"),
+        (True, "BOOL"),
+        (np.True_, "BOOL"),
+        ("text", "BYTES"),
+        (b"text", "BYTES"),
+        (np.str_("text"), "BYTES"),
+        (InferenceInput("x", [], "FP32", 1.5), "FP32"),
+        (InferenceInput("x", (), "INT8", np.array(5)), "INT8"),
+    ],
+    ids=repr,
+)
+def test_a_bare_value_is_a_sample_as_its_0_d_array_is(serve, connect, value, datatype):
+    seen = []
+    manager = serve({"echo": lambda arrays: seen.append(arrays["x"]) or arrays})
+    inputs = [value] if isinstance(value, InferenceInput) else {"x": value}
+    expected = value.data if isinstance(value, InferenceInput) else value
+    result = connect(manager).model("echo", batch=PATIENT).infer_sample(inputs)["x"]
+    assert result.shape == ()
+    assert result.item() == (expected.decode() if isinstance(expected, bytes) else expected)
+    assert (seen[0].shape, seen[0].dtype) == ((1,), DATATYPES[datatype].dtype)
+
+
+@pytest.mark.parametrize(
+    "value", [1j, None, bytearray(b"x"), np.datetime64("2020-01-01"), object()], ids=repr
+)
+def test_a_bare_value_that_no_datatype_carries_is_no_sample(client, value):
+    with pytest.raises(InputError, match='input "x"'):
+        client.model("double", batch=PATIENT).infer_sample({"x": value})
 
 
 def test_a_slice_is_the_callers_own(client):

@@ -401,16 +401,59 @@ def test_a_failure_names_its_rows_and_ends_the_rest(manager, client):
     assert manager.stats().executions["picky"] < 500
 
 
-def test_dtypes_that_differ_from_message_to_message_are_joined_as_numpy_does(serve):
-    def halve(arrays):
-        x = arrays["x"]
-        return {"y": x / 2 if (x % 2).any() else x // 2}
+@pytest.fixture
+def cut(serve):
+    """Have a batch of rows answered with the arrays given, a message each, and joined."""
 
-    manager = serve({"halve": halve})
-    with TcmClient(manager.uri, route=manager.route) as client:
-        result = client.infer_chunked("halve", {"x": np.array([2, 4, 5, 6, 8, 10])}, rows=2)
-    assert result["y"].tolist() == [1.0, 2.0, 2.5, 3.0, 4.0, 5.0]
-    assert result["y"].dtype == np.float64
+    def run(*parts, **options):
+        manager = serve({"said": lambda arrays: {"y": parts[int(arrays["x"][0])]}})
+        with TcmClient(manager.uri, route=manager.route) as client:
+            x = np.arange(len(parts)).repeat(2)
+            return client.infer_chunked("said", {"x": x}, rows=2, **options)["y"]
+
+    return run
+
+
+BIG = 2**53 + 1  # which no float64 is
+
+
+@pytest.mark.parametrize(
+    ("parts", "dtype"),
+    [
+        ([[1, BIG], [2**64 - 1, 2**63]], np.uint64),
+        ([[2**64 - 1, 2**63], [0, BIG], [2**63 - 1, 5]], np.uint64),
+        ([[1.0, 2.5], [3, 2**53]], np.float64),
+        ([[3, 4], [0.5, 1.0], [2, 2]], np.float64),
+        ([[2**63, 2**63], [0.5, 1.0]], np.float64),
+        ([["a", "b"], ["ccc", "d"]], object),
+    ],
+)
+def test_dtypes_that_differ_from_message_to_message_are_joined_without_a_change_of_value(cut, parts, dtype):
+    result = cut(*parts)
+    assert result.tolist() == [value for part in parts for value in part]
+    assert result.dtype == dtype
+
+
+def test_a_dtype_that_was_asked_for_is_the_dtype_of_all_messages(cut):
+    result = cut([1, BIG], [2**64 - 1, 2**63], output_dtypes=np.uint64)
+    assert result.tolist() == [1, BIG, 2**64 - 1, 2**63]
+    assert result.dtype == np.uint64
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([[-1, 2], [2**64 - 1, 3]], "rows 2 to 3: -1 is out of range for uint64"),
+        ([[2**64 - 1, 3], [4, -1]], "rows 2 to 3: -1 is out of range for uint64"),
+        ([[BIG, 2], [0.5, 1.5]], f"rows 2 to 3: {BIG} has no exact float64"),
+        ([[0.5, 1.5], [2, BIG]], f"rows 2 to 3: {BIG} has no exact float64"),
+        ([[True, False], [1, 2]], "rows 2 to 3: int64, and bool in the rows before"),
+        ([[1, 2], ["a", "b"]], "rows 2 to 3: object, and int64 in the rows before"),
+    ],
+)
+def test_messages_that_no_dtype_can_join_are_refused(cut, parts, words):
+    with pytest.raises(ProtocolError, match=f'^output "y": {words}'):
+        cut(*parts)
 
 
 def test_an_output_that_has_other_rows_is_refused(serve):

@@ -6,6 +6,7 @@ import logging
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -204,6 +205,98 @@ def test_a_failure_may_say_everything_itself(serve, dial):
 )
 def test_an_output_that_cannot_be_sent_is_a_failed_inference(serve, dial, output, reason):
     assert failure_of(serve, dial, lambda arrays: output)["message"].endswith("reason=" + reason)
+
+
+@pytest.mark.parametrize(
+    ("output", "sent"),
+    [
+        ([2**64 - 1, 1], [2**64 - 1, 1]),
+        ([[2**63], [0]], [[2**63], [0]]),
+        ([1, 2.5], [1.0, 2.5]),
+        ([2**53 + 1, 2], [2**53 + 1, 2]),
+    ],
+)
+def test_an_output_in_lists_keeps_its_numbers(serve, dial, output, sent):
+    manager = serve({"f": lambda arrays: {"y": output}})
+    assert dial(manager, "u").infer("f", tensor([1.0]))["data"] == {"y": sent}
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ([2**53 + 1, 0.5], "an integer among the floats may have no exact float64"),
+        ([2**63 + 1, -1], "the integers fit neither INT64 nor UINT64"),
+        (pd.DataFrame({"id": [2**53 + 1], "s": [0.5]}), 'column "id": 9007199254740993 became'),
+    ],
+)
+def test_an_output_that_numpy_would_change_is_a_failed_inference(serve, dial, output, reason):
+    assert reason in failure_of(serve, dial, lambda arrays: {"y": output})["message"]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [{("a", 1): [1.0]}, {1: [1.0]}, {b"y": [1.0]}, {None: [1.0]}],
+    ids=repr,
+)
+def test_an_output_whose_name_is_no_text_is_a_failed_inference_and_costs_no_worker(serve, dial, output):
+    manager = serve({"bad": lambda arrays: output}, workers=1)
+    raw = dial(manager, "u")
+    for _ in range(2):
+        answer = raw.infer("bad", tensor([1.0]))
+        assert answer["status"] == "FAILED"
+        assert "whose name is a" in answer["data"]["message"]
+    assert raw.infer("echo", tensor([1.0]))["data"] == {"x": [1.0]}
+
+
+class Unspeakable(Exception):
+    """What has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("nothing to say")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Unspeakable(), StopIteration()],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_a_model_raises_is_answered_and_costs_no_worker(serve, dial, error):
+    raw = dial(serve({"bad": raising(error)}, workers=1), "u")
+    for _ in range(2):
+        assert raw.infer("bad", tensor([1.0]))["status"] == "FAILED"
+        raw.ask_stream("a", "bad")
+        assert raw.receive_stream()[1]["status"] == "FAILED"
+    assert raw.infer("echo", tensor([1.0]))["data"] == {"x": [1.0]}
+
+
+def test_whatever_a_step_of_a_job_raises_is_answered_and_costs_no_worker(serve, dial):
+    raw = dial(serve(on_cloud_step=raising(SystemExit(3)), management_workers=1), "u")
+    for number in range(2):
+        raw.ask_job("create_vm", openstack={"name": f"vm-{number}"})
+        assert raw.receive_job()[0] is False
+
+
+@pytest.mark.parametrize(
+    ("code", "more"),
+    [
+        (7, {}),
+        ("", {}),
+        ("X", {"retry_after_seconds": "soon"}),
+        ("X", {"retry_after_seconds": -1}),
+        ("X", {"retry_after_seconds": float("nan")}),
+    ],
+    ids=str,
+)
+def test_a_failure_that_no_reply_can_carry_is_refused_where_it_is_made(code, more):
+    with pytest.raises(ConfigError, match="ModelFailure"):
+        ModelFailure(code, "text", **more)
+
+
+def test_a_failure_keeps_numbers_of_numpy_as_pythons_own():
+    failure = ModelFailure("X", "text", retriable=np.True_, retry_after_seconds=np.float32(0.5))
+    assert type(failure.retriable) is bool
+    assert type(failure.retry_after_seconds) is float
+    assert (failure.retriable, failure.retry_after_seconds) == (True, 0.5)
 
 
 def test_as_many_models_run_at_a_time_as_there_are_workers(serve, dial, gated):

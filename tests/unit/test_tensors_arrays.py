@@ -179,6 +179,104 @@ def test_what_pandas_holds_besides_is_refused() -> None:
     refused(pd.Series(pd.to_datetime(["2020-01-01"])).astype(object), "Timestamp.*integers")
 
 
+BIG = 2**53 + 1  # the first integer that no float64 is
+
+
+def test_numbers_that_pandas_turned_into_others_are_refused_by_column() -> None:
+    pd = pytest.importorskip("pandas")
+    changed = rf"{BIG} became 9007199254740992\.0 on the way to float64"
+    refused(pd.DataFrame({"s": [0.5], "id": [BIG]}), rf'column "id": {changed}')
+    refused(pd.DataFrame({"s": np.float32([0.5]), "id": [BIG]}), rf'column "id": {changed}')
+    refused(pd.DataFrame({"k": [-1], "id": np.uint64([BIG])}), rf'column "id": {changed}')
+    refused(pd.DataFrame({"id": [-BIG], "k": np.uint64([7])}), rf'column "id": -{BIG} became')
+    refused(pd.DataFrame({"id": pd.array([BIG, None], dtype="Int64")}), rf'column "id": {changed}')
+    refused(pd.DataFrame([[1.5, BIG]]).set_axis(["a", "a"], axis=1), rf'column "a": {changed}')
+    refused(pd.DataFrame({"a": pd.arrays.SparseArray([BIG, 0]), "b": 0.5}), rf'column "a": {changed}')
+    for series in (pd.Series([BIG, None], dtype="Int64"), pd.Series(pd.Categorical([BIG, None]))):
+        refused(series, changed)
+        refused([series, series], changed)
+    refused(pd.Index([BIG, None], dtype="Int64"), changed)
+    refused(pd.Series([BIG, 0.5], dtype=object), "an integer among the floats")
+    refused(pd.DataFrame({"id": [BIG], "s": [0.5]}, dtype=object), "an integer among the floats")
+
+
+def test_numbers_that_pandas_kept_are_taken() -> None:
+    pd = pytest.importorskip("pandas")
+    assert made(pd.DataFrame({"id": [2**53, 2**60], "s": [0.5, 1e300]})).tolist() == [
+        [2.0**53, 0.5],
+        [2.0**60, 1e300],
+    ]
+    assert made(pd.DataFrame({"id": [BIG], "k": np.int8([1])})).tolist() == [[BIG, 1]]
+    assert made(pd.DataFrame({"id": pd.array([BIG], dtype="Int64"), "k": [1]})).tolist() == [[BIG, 1]]
+    assert made(pd.DataFrame({"a": np.uint64([2**64 - 1])})).tolist() == [[2**64 - 1]]
+    assert made(pd.Series([1.0, float(BIG)])).tolist() == [1.0, 2.0**53]
+    nullable = made(pd.Series([1, None], dtype="Int64"))
+    assert nullable[0] == 1.0
+    assert np.isnan(nullable[1])
+    column = np.float32([2**24, 2**30])
+    assert made(pd.DataFrame({"a": column, "b": np.int16([1, 2])})).tolist() == [[2.0**24, 1], [2.0**30, 2]]
+
+
+class Column:
+    """A column as polars and pyarrow have it: integers with a missing value become floats."""
+
+    def __init__(self, *values: Any, as_list: str = "to_list") -> None:
+        self.values = list(values)
+        setattr(self, as_list, lambda: self.values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if None in self.values:
+            return np.array([np.nan if value is None else value for value in self.values])
+        return np.array(self.values)
+
+
+class Table:
+    """A table as polars has it: all columns become one dtype."""
+
+    def __init__(self, **columns: Column) -> None:
+        self.columns = list(columns)
+        self._columns = list(columns.values())
+
+    def get_columns(self) -> list[Column]:
+        return self._columns
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.column_stack([np.asarray(column) for column in self._columns])
+
+
+class ArrowTable(Table):
+    """The same as pyarrow has it."""
+
+    def __init__(self, **columns: Column) -> None:
+        super().__init__(**columns)
+        self.column_names = self.columns
+        self.columns = self._columns  # type: ignore[assignment]
+
+    def column(self, place: int) -> Column:
+        return self._columns[place]
+
+
+@pytest.mark.parametrize("kind", [Table, ArrowTable])
+def test_tables_of_other_libraries_are_held_to_their_columns(kind: Any) -> None:
+    refused(kind(s=Column(0.5, 1), id=Column(2, BIG)), f'column "id": {BIG} became')
+    refused(kind(id=Column(2, BIG), u=Column(2**63, 1), k=Column(-1, 1)), f'column "id": {BIG} became')
+    refused(kind(id=Column(None, BIG)), f'column "id": {BIG} became')
+    refused(
+        kind(a=Column(True, False), b=Column(0.5, 1)), 'mixes bool in column "a" and numbers in column "b"'
+    )
+    refused(kind(a=Column(True, False), b=Column(5, 1)), 'mixes bool in column "a" and numbers in column "b"')
+    assert made(kind(s=Column(0.5, 1), id=Column(2, 3))).tolist() == [[0.5, 2.0], [1.0, 3.0]]
+    assert made(kind(id=Column(2, BIG), k=Column(-1, 1))).tolist() == [[2, -1], [BIG, 1]]
+
+
+@pytest.mark.parametrize("name", ["to_pylist", "to_list", "tolist"])
+def test_columns_of_other_libraries_are_held_to_their_elements(name: str) -> None:
+    refused(Column(BIG, None, as_list=name), f"{BIG} became")
+    refused(Column(None, BIG, 3, as_list=name), f"{BIG} became")
+    assert made(Column(2, 2**53, as_list=name)).tolist() == [2, 2**53]
+    assert made(Column(None, 2**60, as_list=name)).tolist()[1] == 2.0**60
+
+
 class Wrapped:
     """An array of another library, as far as numpy can tell."""
 
