@@ -82,7 +82,7 @@ def two_hang_first(player, number) -> None:
     """Before each request, wait until those before it are where they were when it was recorded."""
     manager = player.manager
     if number == 2:
-        wait_until(lambda: manager.stats().executions == {"add_sub": 1}, "A's request runs")
+        wait_until(lambda: "add_sub" in manager.stats().executions, "A's request runs")
     elif number == 3:
         wait_until(lambda: manager.stats().hung == 2, "A's and B's requests hang")
     elif number == 4:
