@@ -96,7 +96,12 @@ class Lifecycle:
         deadline = self._deadline(timeout)
         runtime = self._running()
         if wait:
-            runtime.pool.lease(deadline).unused()
+            lease = runtime.pool.lease(deadline)
+            try:
+                lease.unused()
+            except BaseException:
+                lease.discard("open() was interrupted")
+                raise
         else:
             runtime.pool.warm()
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -128,9 +127,13 @@ class Streams(Inference):
             idle_timeout=idle_timeout,
             idle_ends=on_idle == "end",
         )
-        attempts = self._perform(call, plan.policy)
-        self._counts.begun_stream()
-        return InferStream(call, attempts, self._counts)
+        try:
+            attempts = self._perform(call, plan.policy)
+            self._counts.begun_stream()
+            return InferStream(call, attempts, self._counts)
+        except BaseException:
+            call.give_up()
+            raise
 
 
 class StreamCall(Call):
@@ -283,6 +286,12 @@ class StreamCall(Call):
         if self._pending.claim(self.connection.uuid) is not None:  # another thread may wait for a chunk
             self._replies.resolve(Refusal(ConnectionLostError("the stream was closed")))
 
+    def give_up(self) -> None:
+        """Give back the connection of an interrupted caller, if there is one."""
+        if hasattr(self, "_lease"):
+            self._lease.let_go()
+            self._pending.claim(self.connection.uuid)
+
     def _more_came(self) -> bool:
         """Wait for nothing more; whether anything came behind the end."""
         self._pending.claim(self.connection.uuid)
@@ -359,10 +368,15 @@ class InferStream(Iterator[str]):
         error.elapsed = self._call.deadline.elapsed()
 
     def _end(self, ended_by: EndedBy, *, reusable: bool = False) -> None:
-        with contextlib.suppress(IndexError):
+        try:
             self._going_on.pop()  # one of those who end it does
             self.ended_by = ended_by
             self._call.finish(reusable=reusable)
+        except IndexError:
+            return
+        except BaseException:
+            self._call.give_up()
+            raise
 
     def close(self) -> None:
         """Leave it. The model is not stopped by that."""

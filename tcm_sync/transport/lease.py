@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 class Lease:
     """A connection in the hands of one caller.
 
-    A KeyboardInterrupt between two instructions can lose one: then the weak reference that its connection
-    has to it has the connection taken back, and the pool looks for what even that does not find.
+    Whoever has one gives it back whatever happens (``except BaseException``): the traceback of an interrupt
+    may be kept, and its frames hold the lease. If one is lost all the same, the weak reference that its
+    connection has to it has the connection taken back, and the pool looks for what even that does not find.
     """
 
     __slots__ = ("__weakref__", "_pool", "connection")
@@ -42,7 +43,7 @@ class Lease:
 
     def let_go(self) -> None:
         """Have the reader close the connection. It waits for no lock, so a collector may call it."""
-        pool, self._pool = self._pool, None
-        hold = self.connection.lease
+        pool, hold = self._pool, self.connection.lease
         if pool is not None and hold is not None and hold() is self:
             pool.reader.take_back(pool, self.connection, hold, "its stream was left early")
+        self._pool = None

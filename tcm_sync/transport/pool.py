@@ -77,6 +77,8 @@ class Pool(Growth):
         except BaseException:
             if waiter is not None:
                 self._decline(waiter)
+            if hasattr(lease, "connection"):
+                lease.unused()
             raise
         return lease
 
@@ -199,13 +201,10 @@ class Pool(Growth):
         return -1 if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)
 
     def _decline(self, waiter: Waiter) -> None:
-        """Leave the line; what was handed over meanwhile goes to the next."""
+        """Leave the line."""
         with self._lock:
             if self._waiters.leave(waiter):
                 self._calm.notify_all()
-            connection = waiter.connection
-        if connection is not None:
-            self.release(connection, waiter.lease, used=False)
 
     def _timed_out(self, waiter: Waiter) -> TcmError:
         waited = monotonic() - waiter.since

@@ -37,6 +37,9 @@ from tcm_sync.wire.encode import encode_message
 log = logging.getLogger("tcm_sync.pool")
 
 _EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
+# Why a lease is given back that nothing else gave back. The frames of a kept traceback hold it, so that the
+# collector is not to be waited for.
+_INTERRUPTED = "the call was interrupted"
 _REFUSED_WITHIN = 0.5  # seconds: a full queue is told at once, and not when the model is done
 
 Target = tuple[Route, str]
@@ -109,10 +112,14 @@ class Runtime:
         backpressure = self._backpressure
         if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
             lease = self._lease(call)
-            if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
-                self._exchange(lease, call)
-                return
-            lease.unused()  # it was shut meanwhile
+            try:
+                if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
+                    self._exchange(lease, call)
+                    return
+                lease.unused()  # it was shut meanwhile
+            except BaseException:
+                lease.discard(_INTERRUPTED)
+                raise
         self._attempt_gated(call)
 
     def _attempt_gated(self, call: Call) -> None:
@@ -121,7 +128,12 @@ class Runtime:
         prober = Prober()
         try:
             try:
-                self._exchange(self._enter(gates, prober, call), call, gates, prober)
+                lease = self._enter(gates, prober, call)
+                try:
+                    self._exchange(lease, call, gates, prober)
+                except BaseException:
+                    lease.discard(_INTERRUPTED)
+                    raise
             finally:
                 _abandon(gates, prober)
         finally:
@@ -146,12 +158,16 @@ class Runtime:
                     finally:
                         self._counts.waited_at_gate(monotonic() - began)
             lease = self._lease(call)
-            for gate in gates:
-                if gate.cause is not None and not gate.is_probed_by(prober):
-                    lease.unused()  # it was shut meanwhile
-                    break
-            else:
-                return lease
+            try:
+                for gate in gates:
+                    if gate.cause is not None and not gate.is_probed_by(prober):
+                        lease.unused()  # it was shut meanwhile
+                        break
+                else:
+                    return lease
+            except BaseException:
+                lease.discard(_INTERRUPTED)
+                raise
 
     def _exchange(
         self, lease: Lease, call: Call, gates: tuple[Gate, ...] = (), prober: Prober | None = None

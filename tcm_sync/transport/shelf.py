@@ -76,6 +76,7 @@ class Shelf:
 
     def lend(self, connection: Connection, lease: Lease, *, streaming: bool = False) -> None:
         """Take an idle connection out of line, for the holder of `lease`."""
+        lease.connection = connection  # first: an interrupted caller gives back what it has
         if self.idle[-1] is connection:  # nearly always
             self.idle.pop()
         else:
@@ -84,7 +85,6 @@ class Shelf:
             self.with_streams.add(connection)
         connection.leased_at = monotonic()
         connection.lease = weakref.ref(lease, connection.when_lost)
-        lease.connection = connection
 
     def put_back(self, connection: Connection, now: float) -> None:
         """Put a connection back in line."""

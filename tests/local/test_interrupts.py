@@ -3,6 +3,8 @@
 The interpreter raises it in the main thread only, at the start of a function and after a call of one that is
 written in C. A profile function does the same here, so that each such moment inside the client has its turn.
 Moments inside the standard library are the interpreter's own affair.
+
+Each interrupt is kept, as a notebook keeps the last traceback: the frames in it hold what they held.
 """
 
 from __future__ import annotations
@@ -37,10 +39,13 @@ class InterruptAt:
     ----------
     struck : bool
         Whether the block lasted until that moment.
+    kept : BaseException or None
+        What ended the block, with its traceback.
     """
 
     def __init__(self, moment):
         self.struck = False
+        self.kept = None
         self._left = moment
 
     def __enter__(self):
@@ -48,6 +53,7 @@ class InterruptAt:
 
     def __exit__(self, kind, error, trace):
         sys.setprofile(None)
+        self.kept = error
         return self.struck and kind is KeyboardInterrupt
 
     def _profile(self, frame, event, arg):
@@ -58,12 +64,15 @@ class InterruptAt:
                 raise KeyboardInterrupt
 
 
-def each_moment(prepare):
+def each_moment(prepare, *, kept=True):
     """Interrupt at each of its moments what `prepare`, a context manager that checks afterwards, gives."""
     for moment in itertools.count(1):
         interrupt = InterruptAt(moment)
-        with prepare() as call, interrupt:
-            call()
+        with prepare() as call:
+            with interrupt:
+                call()
+            if not kept:
+                interrupt.kept = None
         if not interrupt.struck:
             assert moment > 20, "there was hardly anything to interrupt"
             return
@@ -134,18 +143,22 @@ def talk(arrays):
     yield None
 
 
-def take(client, manager, *, leave=False):
-    """Take a stream, whole or not; its chunks are its own."""
-    number = next(_numbers)
+def begin_talking(client, manager, number=0):
     route = manager.transient_route
-    with client.stream(
+    return client.stream(
         "talk",
         {"x": [number]},
         container_id=route.container_id,
         vm_ip=route.vm_ip,
         allow_transient=True,
         timeout=GUARD,
-    ) as chunks:
+    )
+
+
+def take(client, manager, *, leave=False):
+    """Take a stream, whole or not; its chunks are its own."""
+    number = next(_numbers)
+    with begin_talking(client, manager, number) as chunks:
         for place, chunk in enumerate(chunks):
             assert chunk == f"{number}-{place}"
             if leave:
@@ -164,10 +177,39 @@ def test_a_stream(serve, manager, leave):
             take(client, streaming)
 
         every_socket_is_of_use(client)
-        each_moment(prepare)
+        each_moment(prepare, kept=False)  # the frames of whoever leaves a stream open have the stream itself
         every_socket_is_of_use(client)
         futures = client._runtime.reader.pending
         wait_until(lambda: not futures, "nothing is waited for any more")
+
+
+def test_a_stream_that_is_being_opened(serve, manager):
+    streaming = serve({"talk": talk}, workers=8)
+    with client_of(streaming) as client:
+        opened = []
+
+        def begin():
+            opened.append(begin_talking(client, streaming))
+
+        @contextlib.contextmanager
+        def prepare():
+            yield begin
+            while opened:
+                opened.pop().close()
+            take(client, streaming)
+
+        each_moment(prepare)
+
+
+def test_an_open_that_waits_for_a_socket(manager):
+    with client_of(manager) as client:
+
+        @contextlib.contextmanager
+        def prepare():
+            yield client.open
+            every_socket_is_of_use(client)
+
+        each_moment(prepare)
 
 
 def test_a_call_that_tries_a_gate_which_was_shut(manager):
