@@ -3,6 +3,9 @@
 The check compares the process before and after each test, fixtures of the test included. What ends by
 itself has ``PATIENCE`` seconds to do so. Descriptors are compared by what they point to, so that a
 number that was closed and given out again is not mistaken for the old one. Off Linux only threads are seen.
+
+Tests that need what pip and the lock do not bring are marked (``[tool.pytest.ini_options]`` lists the marks).
+They are left out unless ``--with-needs`` is given, and must not be skipped then.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 settings.register_profile("no deadlines", deadline=None)  # a busy machine makes no example wrong
 settings.load_profile("no deadlines")
@@ -175,3 +178,66 @@ def leaves_nothing_behind() -> Iterator[None]:
         left = before.grown_to(Footprint.now())
     if left:
         pytest.fail("the test left behind:\n" + "\n".join(left), pytrace=False)
+
+
+#: The marks of tests that need more than the lock, and what has to be installed for them, by apt or by pip.
+NEEDS = {
+    "needs_compiler": ("apt gcc", "apt libc6-dev", "apt python3-dev"),
+    "needs_debian": (),  # its arguments name the packages
+    "needs_torch": ("pip torch",),
+}
+_LEFT_OUT = pytest.StashKey[list[pytest.Item]]()
+
+
+def _needs(item: pytest.Item) -> list[pytest.Mark]:
+    return [mark for mark in item.iter_markers() if mark.name in NEEDS]
+
+
+def _write_needs(path: str, items: Iterable[pytest.Item]) -> None:
+    """Write what has to be installed for `items`, one package a line."""
+    marks = [mark for item in items for mark in _needs(item)]
+    lines = {f"apt {package}" for mark in marks if mark.name == "needs_debian" for package in mark.args}
+    lines.update(line for mark in marks for line in NEEDS[mark.name])
+    Path(path).write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options about tests that need more than the lock."""
+    parser.addoption(
+        "--with-needs", action="store_true", help=f"also run the tests marked {', '.join(NEEDS)}"
+    )
+    parser.addoption(
+        "--write-needs", metavar="FILE", help="write there what those tests need, one package a line"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs more than the lock, unless it is asked for."""
+    if path := config.getoption("write_needs"):
+        _write_needs(path, items)
+    left_out = [] if config.getoption("with_needs") else [item for item in items if _needs(item)]
+    if left_out:
+        items[:] = [item for item in items if not _needs(item)]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[_LEFT_OUT] = left_out
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Turn the skip of a marked test into a failure: whoever asked for it has installed what it needs."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and _needs(item):
+        reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"with --with-needs a marked test must run: {reason}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many tests were left out, and why."""
+    counts = Counter(mark.name for item in config.stash.get(_LEFT_OUT, []) for mark in _needs(item))
+    if counts:
+        told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        terminalreporter.write_line(
+            f"left out, since they need more than pip installs here: {told}. "
+            "--with-needs runs them too, .ci/run installs what they need."
+        )

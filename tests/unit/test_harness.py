@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -15,10 +16,12 @@ from pathlib import Path
 import pytest
 import websocket
 
+from ..conftest import NEEDS
 from ..peer.connection import BINARY, CONTINUATION, TEXT, ClientLeft, make_frame, unmasked
 from ..peer.scripted import ScriptedPeer
 
-CONFTEST = Path(__file__).parents[1] / "conftest.py"
+ROOT = Path(__file__).parents[2]
+CONFTEST = ROOT / "tests" / "conftest.py"
 LEAKY = """
 import os, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
@@ -99,6 +102,69 @@ def test_whatever_a_test_leaves_behind_fails_that_test_and_no_other(tmp_path):
     }, run.stdout
     for named in ("'straggler'", "127.0.0.1", "pipe:[", "input()", "never waited for", "/dev/shm/harness_"):
         assert named in run.stdout
+
+
+# --- tests that need more than pip installs ---
+
+MARKED = """
+import pytest
+
+def test_plain():
+    pass
+
+@pytest.mark.needs_compiler
+def test_compiles():
+    pass
+
+@pytest.mark.needs_debian("redis-server", "nginx-light")
+def test_serves():
+    pytest.skip("there is no nginx here")
+
+@pytest.mark.needs_torch
+@pytest.mark.needs_debian("tmux")
+class TestBoth:
+    def test_in_tmux(self):
+        pass
+"""
+
+
+def run_marked(tmp_path: Path, *options: str) -> str:
+    shutil.copy(CONFTEST, tmp_path / "conftest.py")
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    command += ["--rootdir", str(tmp_path), *options, str(tmp_path)]
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    return run.stdout
+
+
+def test_a_test_that_needs_more_is_left_out_and_the_last_lines_say_so(tmp_path):
+    *_, said, summary = run_marked(tmp_path).splitlines()
+    assert "1 passed, 3 deselected" in summary
+    assert "1 needs_compiler, 2 needs_debian, 1 needs_torch" in said
+    assert "--with-needs" in said
+
+
+def test_a_test_that_needs_more_must_not_be_skipped_where_it_is_asked_for(tmp_path):
+    shown = run_marked(tmp_path, "--with-needs")
+    assert "1 failed, 3 passed" in shown.splitlines()[-1]
+    assert "a marked test must run: Skipped: there is no nginx here" in shown
+    assert "left out" not in shown
+
+
+def test_what_marked_tests_need_is_written_for_whoever_installs_it(tmp_path):
+    run_marked(tmp_path, "--collect-only", f"--write-needs={tmp_path / 'needs'}")
+    lines = (tmp_path / "needs").read_text().splitlines()
+    assert lines == sorted(
+        {*NEEDS["needs_compiler"], "apt redis-server", "apt nginx-light", "apt tmux", "pip torch"}
+    )
 
 
 # --- the scripted peer ---
