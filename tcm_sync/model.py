@@ -190,11 +190,18 @@ def _bounded(batch: BatchPolicy | None, signature: ModelSignature) -> BatchPolic
     """Hold a policy to the batches that the model takes."""
     if batch is None or batch.max_size == 1:
         return batch
+    from tcm_sync.models.batch import has_first_size_again  # here: most programs have no model files
+
     for spec in signature.inputs:
         if signature.batch_axis is False and spec.dims is not None and spec.dims[:1] != (-1,):
             raise InputError(
                 "batch: samples cannot be stacked: the signature has no open first dimension for the input "
                 f"{spec.name!r}, {spec}"
+            )
+        if signature.batch_axis is False and has_first_size_again(spec):
+            raise InputError(
+                f"batch: samples cannot be stacked: two dimensions of the input {spec.name!r}, {spec}, have "
+                "one size"
             )
     most = signature.max_batch_size
     return batch if most is None else replace(batch, max_size=min(batch.max_size, most))

@@ -93,7 +93,8 @@ def analyze(model: str | os.PathLike[str] | bytes | ModelProto) -> ModelAnalysis
     """Look at an ONNX model without loading its weights.
 
     They are passed over, wherever they are, so that it takes the same time and memory for a model of any
-    size. Files with external weights are only looked for, in the model's own folder.
+    size. Files with external weights are only looked for, in the model's own folder;
+    where the model's name is a link, in the folder that it leads to as well.
 
     Parameters
     ----------
@@ -133,7 +134,7 @@ def _told_of(source: str, analysis: Callable[[], ModelAnalysis]) -> ModelAnalysi
 
 def _of_file(path: str) -> ModelAnalysis:
     slim, size = _skimmed_file(path)
-    return _analysis(_parsed(slim), path, size, os.path.dirname(os.path.abspath(path)))
+    return _analysis(_parsed(slim), path, size, path)
 
 
 def _of_bytes(data: bytes) -> ModelProto:
@@ -172,14 +173,14 @@ def _parsed(slim: bytes) -> ModelProto:
         raise ModelFileError(f"it is damaged, or no ONNX model, or nested too deep: {error}") from error
 
 
-def _analysis(model: ModelProto, source: str, file_bytes: int | None, folder: str | None) -> ModelAnalysis:
+def _analysis(model: ModelProto, source: str, file_bytes: int | None, file: str | None) -> ModelAnalysis:
     graph = model.graph
     opsets = {text(each.domain) or "ai.onnx": each.version for each in model.opset_import}
     if not model.HasField("graph") or model.ir_version < 1:
         raise ModelFileError(f"it is no ONNX model: it has no {'IR version' if graph.input else 'graph'}")
     if not opsets and model.ir_version >= _OPSETS_SINCE:
         raise ModelFileError("it names no operator set, which comes last in a model: it may be truncated")
-    weights = weigh(model, folder)
+    weights = weigh(model, file)
     initialisers = [*graph.initializer, *(each.values for each in graph.sparse_initializer)]
     own = {text(each.name) for each in initialisers}
     unsupported: dict[str, str] = {}

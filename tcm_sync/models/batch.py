@@ -13,6 +13,17 @@ from tcm_sync.tensors import TensorSpec
 _BATCH = re.compile(r"(?i)n|bs?|(?:.*[^a-z])?batch(?:[^a-z].*|size)?|.*[a-z]Batch(?:[^a-z].*|Size)?|samples?")
 _OTHER = re.compile(r"(?i).*(?:seq|time|len|step|token|height|width|channel|past|class).*")
 
+# What exporters and shape inference call a dimension of which they know nothing.
+_MADE_UP = re.compile(
+    r"unk_*\d*"  # tf2onnx and onnx.shape_inference: unk__12
+    r"|(?:p2o\.)?DynamicDimension\.\d+"  # Paddle2ONNX
+    r"|.*_dynamic_axes_\d+"  # torch.onnx.export with dynamic_axes={"x": [0]}: x_dynamic_axes_1
+    r"|.*_dim_\d+"  # torch.onnx.export, for outputs: Softmax_dim_0
+    r"|.*\b[su]\d+\b.*"  # torch.export, expressions included: s77, u0, 2*s0
+    r"|.*_o\d+__d\d+_?"  # onnxruntime's symbolic shape inference: NonZero_5_o0__d1
+    r"|(?:dim|axis|d)_?\d+|(?i:dynamic|unknown.*|none)|-?\d+|[?*]"
+)
+
 
 class FirstAxis(Struct, frozen=True):
     """What the first dimension of a model's inputs and outputs seems to be.
@@ -31,6 +42,17 @@ class FirstAxis(Struct, frozen=True):
     reason: str
 
 
+def is_made_up(name: str) -> bool:
+    """Return whether the name of a dimension is one that an exporter makes up, and says nothing."""
+    return _MADE_UP.fullmatch(name) is not None
+
+
+def has_first_size_again(spec: TensorSpec) -> bool:
+    """Return whether another dimension has the name of the first, and so its size: then it is no batch."""
+    name, *others = spec.dim_names or (None,)
+    return name is not None and name in others and not is_made_up(name)
+
+
 def guess_first_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> FirstAxis:
     """Look whether all tensors have an open first dimension, and what it is called."""
     if not inputs or not outputs:
@@ -43,8 +65,20 @@ def guess_first_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     unknown = [spec.name for spec in specs if spec.dims is None]
     if unknown:
         return FirstAxis(False, "unsure", f"the shape of {unknown[0]!r} is not known")
+    for spec in specs:
+        if has_first_size_again(spec):
+            return FirstAxis(
+                False, "certain", f"two dimensions of {spec.name!r} are called {spec.dim_names[0]!r}"
+            )
     names = [spec.dim_names[0] if spec.dim_names else None for spec in inputs]
-    batch = [bool(name and _BATCH.fullmatch(name)) for name in names]
+    made_up = [name for name in names if name is not None and is_made_up(name)]
+    if made_up and len(made_up) == len(names):
+        return FirstAxis(
+            True,
+            "unsure",
+            f"the first dimension of all is open, and the name {made_up[0]!r} is an exporter's",
+        )
+    batch = [bool(name and _BATCH.fullmatch(name) and not is_made_up(name)) for name in names]
     if len(set(names)) > 1 and not all(batch):
         shown = ", ".join(map(repr, dict.fromkeys(names)))
         return FirstAxis(False, "unsure", f"the first dimensions of the inputs are called {shown}")

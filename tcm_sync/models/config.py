@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from tcm_sync.errors import ConfigError, ModelFileError
+from tcm_sync.models.batch import has_first_size_again
 from tcm_sync.tensors import DATATYPES, TensorSpec
 from tcm_sync.wire.quote import quote
 
@@ -118,6 +119,10 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
         if dims[:1] != (-1,):
             raise ConfigError(
                 f'max_batch_size must be 0: the first dimension of "{label}", {spec.shape}, is not open'
+            )
+        if has_first_size_again(spec):
+            raise ConfigError(
+                f'max_batch_size must be 0: two dimensions of "{label}", {spec.shape}, have one size'
             )
         dims = dims[1:]
     written: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync.errors import InputError
+from tcm_sync.numeric import check_whole
 from tcm_sync.tensors import DATATYPES, ModelSignature, TensorSpec
 from tcm_sync.wire.quote import quote
 
@@ -37,7 +38,8 @@ def sample_inputs(
     seed : int
         Of the random numbers.
     sizes : mapping of str to int, optional
-        The sizes of other open dimensions by name; those that it does not name are 1.
+        The sizes of other open dimensions by name; those that it does not name are 1, unless their name is
+        that of the batch. Dimensions of one name have one size.
 
     Returns
     -------
@@ -48,8 +50,8 @@ def sample_inputs(
     InputError
         An argument is wrong, the model has no batch, or no request can carry what it takes.
     """
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise InputError(f"batch must be a whole number of at least 1, not {batch!r}")
+    batch = check_whole("batch", batch, kind=InputError)
+    known = _sizes(signature, batch, sizes or {})
     if signature.max_batch_size is not None and batch > signature.max_batch_size:
         raise InputError(f"batch: the model takes {signature.max_batch_size} at most, not {batch}")
     random = np.random.default_rng(seed)
@@ -60,12 +62,24 @@ def sample_inputs(
             continue
         if spec.datatype not in DATATYPES:
             raise InputError(f'input "{quote(spec.name)}": no request can carry {spec.datatype}')
-        shape, is_open = _shape(spec, batch, sizes or {}, before=signature.batch_axis is not False)
+        shape, is_open = _shape(spec, batch, known, before=signature.batch_axis is not False)
         open_somewhere |= is_open
         arrays[spec.name] = _values(random, spec.datatype, shape)
     if batch > 1 and not open_somewhere:
         raise InputError(f"batch: no input has an open first dimension, so that there is none of {batch}")
     return arrays
+
+
+def _sizes(signature: ModelSignature, batch: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the sizes of open dimensions by name; dimensions of one name have one size."""
+    if not isinstance(sizes, Mapping):
+        raise InputError(f"sizes must map names of dimensions to sizes, not {type(sizes).__name__}")
+    known: dict[str, int] = {}
+    if signature.batch_axis is False:
+        firsts = [spec.dim_names[0] for spec in signature.inputs if spec.dim_names]
+        known = {name: batch for name in firsts if name is not None}
+    given = {name: check_whole(f"sizes[{name!r}]", size, 0, InputError) for name, size in sizes.items()}
+    return known | given
 
 
 def _shape(
@@ -76,13 +90,12 @@ def _shape(
         return (batch,), True
     names = spec.dim_names or (None,) * len(spec.dims)
     shape = [
-        size if size >= 0 else int(sizes.get(name or "", 1))
-        for size, name in zip(spec.dims, names, strict=True)
+        size if size >= 0 else sizes.get(name or "", 1) for size, name in zip(spec.dims, names, strict=True)
     ]
     if before:
         return (batch, *shape), True
     if spec.dims[:1] == (-1,):
-        return (batch, *shape[1:]), True
+        return (sizes.get(names[0] or "", batch), *shape[1:]), True
     return tuple(shape) or (1,), False  # a 0-d tensor travels as one element
 
 

@@ -33,15 +33,15 @@ class Weights(NamedTuple):
     external: dict[str, int]
 
 
-def weigh(model: Any, folder: str | None) -> Weights:
+def weigh(model: Any, file: str | None) -> Weights:
     """Add up the tensors of a model.
 
     Parameters
     ----------
     model : onnx.ModelProto
         Its weights may have been left out.
-    folder : str or None
-        Where files with external weights are; None if the model was not read from a file.
+    file : str or None
+        The model's file, beside which those with external weights are; None if it was not read from one.
 
     Raises
     ------
@@ -58,8 +58,8 @@ def weigh(model: Any, folder: str | None) -> Weights:
         if tensor.data_location == tensor.EXTERNAL:
             location, end = _external(tensor, size)
             needed[location] = max(end, needed.get(location, 0))
-    if folder is not None:
-        needed = {location: _size_of(folder, location, end) for location, end in needed.items()}
+    if file is not None:
+        needed = {location: _size_of(file, location, end) for location, end in needed.items()}
     return Weights(parameters, total, needed)
 
 
@@ -112,11 +112,17 @@ def _external(tensor: Any, size: int) -> tuple[str, int]:
     return location, offset + max(length, size)
 
 
-def _size_of(folder: str, location: str, needed: int) -> int:
-    """Return the size of a file with weights, which must be in the model's folder."""
+def _size_of(file: str, location: str, needed: int) -> int:
+    """Return the size of a file with weights, which must be in the model's folder.
+
+    That is the folder of the name, or of the file that the name is a link to: in the cache of Hugging Face
+    the files of a model are links to ``blobs``.
+    """
+    folder = os.path.dirname(os.path.abspath(file))
     path = os.path.join(folder, location)
-    inside = os.path.realpath(folder)
-    if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+    target = os.path.realpath(path)
+    allowed = os.path.realpath(folder), os.path.dirname(os.path.realpath(file))
+    if all(os.path.commonpath([each, target]) != each for each in allowed):
         raise ModelFileError(
             f"the external weights {quote(location)!r} are a link out of the model's folder, and that is not "
             "followed; put the file itself beside the model"

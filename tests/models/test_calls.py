@@ -184,6 +184,12 @@ def test_samples_that_cannot_be_stacked_are_refused_where_batches_are_asked_for(
     assert client.model("double", signature=fixed).infer_sample(sample)["y"].shape == sample.shape
 
 
+def test_rows_of_a_square_matrix_are_no_samples(client: TcmClient) -> None:
+    square = ModelSignature((TensorSpec("x", "FP32", (-1, -1), ("N", "N")),), (), batch_axis=False)
+    with pytest.raises(InputError, match=r"samples cannot be stacked: two dimensions of the input 'x'"):
+        client.model("double", signature=square, batch=BatchPolicy())
+
+
 # --- the rest ---
 
 

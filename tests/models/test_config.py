@@ -63,6 +63,16 @@ def test_at_least_twenty_real_models_are_read() -> None:
     assert len(REAL) >= 20
 
 
+def test_a_dimension_that_a_tensor_has_twice_is_no_batch() -> None:
+    config = configured(
+        [value("adj", dims=["N", "N"]), value("x", dims=["N", 16])], [value("y", dims=["N", 4])]
+    )
+    assert config.max_batch_size == 0
+    assert declared(config.input) == [("adj", "FP32", [-1, -1]), ("x", "FP32", [-1, 16])]
+    with pytest.raises(ConfigError, match='max_batch_size must be 0: two dimensions of "adj"'):
+        configured([value("adj", dims=["N", "N"])], max_batch_size=8)
+
+
 def test_a_batch_is_taken_off_the_dims() -> None:
     config = configured([value("x", dims=["batch", 3, "h"])], [value("y", dims=["batch", 10])])
     assert config.max_batch_size == 32

@@ -227,6 +227,23 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert analyze(path).external == {"w.bin": 100}
 
 
+def test_the_links_of_a_hugging_face_cache_are_followed(tmp_path: Path) -> None:
+    """Model and weights are links into one folder, where they have the names of their contents."""
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "main" / "onnx"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    (blobs / "aaa").write_bytes(model(weights=[outside("w.bin", 25)]).SerializeToString())
+    (blobs / "bbb").write_bytes(bytes(100))
+    (snapshot / "m.onnx").symlink_to("../../../blobs/aaa")
+    (snapshot / "w.bin").symlink_to("../../../blobs/bbb")
+    assert analyze(snapshot / "m.onnx").external == {"w.bin": 100}
+    (tmp_path / "hub" / "secret").write_bytes(bytes(100))
+    (snapshot / "w.bin").unlink()
+    (snapshot / "w.bin").symlink_to("../../../secret")
+    with pytest.raises(ModelFileError, match="a link out of the model's folder"):
+        analyze(snapshot / "m.onnx")
+
+
 def test_a_folder_that_is_a_link_itself_will_do(tmp_path: Path) -> None:
     path = write(tmp_path)
     (path.parent / "w.bin").write_bytes(bytes(100))

@@ -48,6 +48,19 @@ def test_open_dimensions_are_the_batch_or_one_or_what_is_said() -> None:
     assert {name: x.shape for name, x in sized.items()} == {"x": (2, 7, 4), "mask": (2, 7)}
 
 
+def test_dimensions_of_one_name_have_one_size() -> None:
+    graph = analyze(model([value("adj", dims=["N", "N"]), value("x", dims=["N", 16])])).signature
+    assert {name: x.shape for name, x in sample_inputs(graph, 3).items()} == {"adj": (3, 3), "x": (3, 16)}
+    sized = sample_inputs(graph, sizes={"N": np.int64(5)})
+    assert {name: x.shape for name, x in sized.items()} == {"adj": (5, 5), "x": (5, 16)}
+
+
+@pytest.mark.parametrize("sizes", [{"seq": -1}, {"seq": 1.5}, {"seq": "7"}, {"seq": True}, [7]])
+def test_sizes_that_are_none_are_refused(sizes) -> None:
+    with pytest.raises(InputError, match=r"^sizes"):
+        sample_inputs(signature(TensorSpec("x", "FP32", (-1, -1), ("batch", "seq"))), sizes=sizes)
+
+
 def test_a_batch_axis_comes_before_the_dims_unless_there_is_none() -> None:
     spec = TensorSpec("x", "FP32", (3,))
     for batch_axis, shape in ((True, (4, 3)), (None, (4, 3))):
