@@ -76,10 +76,10 @@ class Lifecycle:
         ----------
         wait : bool
             Whether to wait until it is authenticated: a wrong URI, token or certificate is then reported
-            at once. A manager that drains is waited for.
+            at once, and so is a port that refuses. A manager that drains is waited for, and so is one that
+            this client had reached before; `wait_until_ready` waits for one that has yet to start.
         timeout : float or None, optional
-            Seconds to wait; left out, the client's. A manager that was never reached is given up after
-            ``connect_timeout``.
+            Seconds to wait; left out, the client's. No answer within ``connect_timeout`` is a failure too.
 
         Returns
         -------
@@ -96,7 +96,7 @@ class Lifecycle:
         deadline = self._deadline(timeout)
         runtime = self._running()
         if wait:
-            lease = runtime.pool.lease(deadline)
+            lease = runtime.pool.lease(deadline, eager=True)
             try:
                 lease.unused()
             except BaseException:

@@ -91,7 +91,7 @@ def info(session: Session, action: str, fields: tuple[str, ...]) -> None:
 @click.pass_obj
 def health(session: Session) -> int:
     """Ask whether the manager's process answers."""
-    with session.client() as client:
+    with session.client(opened=False) as client:
         ok = client.health(timeout=session.timeout or _LOOK)
         uri = session.arguments()["uri"]
     if session.as_json:
@@ -114,7 +114,7 @@ def ready(session: Session, wait: float | None) -> int:
     """Ask whether the manager can serve, or wait until it can."""
     from tcm_sync.cli.output import working
 
-    with session.client() as client:
+    with session.client(opened=False) as client:
         if wait is None:
             answer = client.ready(timeout=session.timeout or _LOOK)
         else:

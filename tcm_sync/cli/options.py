@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -50,20 +51,29 @@ class Session:
         """Return the arguments of `TcmClient` that options and variables make together."""
         return settings_from_env({"TCM_WS_URI": DEFAULT_URI, **_variables(), **self.variables})
 
-    def client(self, *, routed: bool = False) -> TcmClient:
+    def client(self, *, routed: bool = False, opened: bool = True) -> TcmClient:
         """Make a client.
 
         Parameters
         ----------
         routed : bool
             Whether it is of no use without a container.
+        opened : bool
+            Whether to open it, so that a manager that is not there is reported at once.
         """
         arguments = self.arguments()
         if routed and "route" not in arguments:
             raise click.UsageError(
                 "nothing says where to run: --container-id or TCM_CONTAINER_ID", click.get_current_context()
             )
-        return TcmClient(**arguments)
+        client = TcmClient(**arguments)
+        try:
+            if opened:
+                _open(client)
+        except BaseException:
+            client.close()
+            raise
+        return client
 
     def read(self, name: str, what: str) -> bytes:
         """Read a file that the user names; ``-`` is the standard input, which can be read once.
@@ -85,6 +95,17 @@ class Session:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise click.UsageError(f"{what}: {name!r} cannot be read: {reason}") from error
+
+
+def _open(client: TcmClient) -> None:
+    """Open a client without lines in the log: a failure ends the command, which is a line of its own."""
+    log = logging.getLogger("tcm_sync.pool")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        client.open()
+    finally:
+        log.setLevel(level)
 
 
 def _variables() -> dict[str, str]:

@@ -36,17 +36,34 @@ class Gate:
     Parameters
     ----------
     name : str
-        What the log calls it.
+        What the log and the statistics call it.
     initial, maximum : float
-        Seconds of the first pause and of the longest. Pauses are spread by a tenth.
+        Seconds of the first pause and of the longest, before they are spread.
+    spread : float
+        The largest random share by which a pause is longer, so that processes do not probe together.
     refused_within : float, optional
         Seconds in which a refusal comes if it comes: a probe that was not refused by then has passed.
+    of : str
+        What it protects, for the log.
+    level : int
+        The log level of the line for an open gate that is shut.
     """
 
     def __init__(
-        self, name: str, initial: float, maximum: float, *, refused_within: float | None = None
+        self,
+        name: str,
+        initial: float,
+        maximum: float,
+        *,
+        spread: float = 0.1,
+        refused_within: float | None = None,
+        of: str = "",
+        level: int = logging.INFO,
     ) -> None:
         self.name = name
+        self._title = f"{name} gate of {of}" if of else f"{name} gate"
+        self._level = level
+        self._spread = spread
         self._refused_within = refused_within
         self._initial = initial
         self._maximum = maximum
@@ -55,6 +72,8 @@ class Gate:
         self._opens_at = 0.0
         self._prober: weakref.ref[Prober] | None = None  # who passed as the probe, until its outcome is known
         self._probe_ends = inf  # when the probe is over, whatever became of it
+        self._shut_at = 0.0  # when it was shut after it had been open
+        self._unlogged: list[tuple[int, str]] = []  # lines for the log, which is not written under a lock
         self.cause: TcmError | None = None  # why it is shut; None is open
 
     def shut(
@@ -68,15 +87,22 @@ class Gate:
         """Shut, because of `cause`; whether it was not shut anyway.
 
         `pause` is the least pause, in seconds, if somebody knows it; `exactly` is the pause to make, since
-        the manager said so.
+        the manager said so. An outage is one line at the gate's level: until it is forgiven, shutting the
+        gate again is logged at DEBUG.
         """
         with self._condition:
             now = monotonic()
             if self.cause is not None and self._prober is None and now < self._opens_at:
                 return False  # others of the same burst have failed before
+            news = self.cause is None and self._pause == 0.0  # not a manager that fails whatever passes
             doubled = min(max(self._initial, self._pause * 2), self._maximum)
             self._pause = exactly if exactly is not None else max(pause or 0.0, doubled)
-            seconds = self._pause * random.uniform(1.0, 1.1)  # noqa: S311 - spreads load, guards no secret
+            longest = 1.0 + self._spread
+            seconds = self._pause * random.uniform(1.0, longest)  # noqa: S311 - spreads load, guards no secret
+            if news:
+                self._shut_at = now
+            level = self._level if news else logging.DEBUG
+            self._unlogged.append((level, f"{self._title} shut: {cause}; the next try is in {seconds:.3f} s"))
             # A copy: the error itself holds on to the frames that it was raised in.
             self.cause, self._opens_at, self._prober = again(cause), now + seconds, None
             self._condition.notify_all()
@@ -87,20 +113,28 @@ class Gate:
     def open(self, *, forgive: bool = True, tell: bool = True) -> None:
         """Open. Unless forgiven, the next shutting is longer than the last one all the same."""
         with self._condition:
-            was, self.cause, self._prober = self.cause, None, None
-            if forgive:
-                self._pause = 0.0
-            self._condition.notify_all()
-        if was is not None and tell:
+            self._open(forgive=forgive)
+        if tell:
             self.tell()
 
+    def _open(self, *, forgive: bool) -> None:
+        if self.cause is not None:
+            lasted = monotonic() - self._shut_at
+            text = f"{self._title} open again, it was shut for {lasted:.3f} s: {self.cause}"
+            self._unlogged.append((logging.INFO, text))
+        self.cause, self._prober = None, None
+        if forgive:
+            self._pause = 0.0
+        self._condition.notify_all()
+
     def tell(self) -> None:
-        """Log the state: apart from its change for those who change it under a lock."""
-        cause = self.cause
-        if cause is None:
-            log.info("%s gate open", self.name)
-        else:
-            log.info("%s gate shut for %.3f s: %s", self.name, self._pause, cause)
+        """Log what changed: apart from its change for those who change it under a lock."""
+        while self._unlogged:
+            try:
+                level, text = self._unlogged.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            log.log(level, text)
 
     def describe(self) -> str | None:
         """Say why it is shut, and for how long, or None."""
@@ -149,8 +183,7 @@ class Gate:
             if now < self._probe_ends:
                 return inf
             if self._refused_within is not None:
-                self.cause, self._prober, self._pause = None, None, 0.0
-                self._condition.notify_all()
+                self._open(forgive=True)
                 return 0.0
         if now < self._opens_at:
             return self._opens_at - now
@@ -175,6 +208,12 @@ class Gate:
         """
         if self.cause is None:
             return False
+        try:
+            return self._wait(deadline, prober)
+        finally:
+            self.tell()
+
+    def _wait(self, deadline: Deadline, prober: Prober) -> bool:
         with self._condition:
             while True:
                 left = deadline.remaining()

@@ -36,6 +36,7 @@ log = logging.getLogger("tcm_sync.pool")
 WORN_OUT = "worn out"  # why most sockets are closed
 LEASE_LOST = "its lease was lost"
 SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
+READY_ASKED_FOR = 5.0  # seconds after that in which a 503 of /ready holds callers back
 AUDIT_INTERVAL = 5.0  # seconds between two looks for what was lost, while something is under way
 
 
@@ -94,6 +95,7 @@ class Growth:
         self._shutdowns = 0  # how often the manager said that it is shutting down
         self._miscounted = False  # whether the count was wrong when last looked at
         self._cautious = False  # whether the manager was draining when last seen
+        self._ready_asked_until = 0.0  # until when /ready is asked before a socket is opened
         self._draining = False  # whether new calls are refused
         self._ended: TcmError | None = None  # why no call is served any more
         self._abandoned = False
@@ -137,7 +139,8 @@ class Growth:
     def _fail_waiters(self, cause: TcmError | None, seconds: float) -> None:
         """Fail those who cannot wait so long for a manager that cannot be reached."""
         if not self._shelf.all and cause is not None:
-            self._waiters.fail_hurried(cause, seconds)
+            eager = not self._standing.reached and isinstance(cause, ConnectFailedError)
+            self._waiters.fail_hurried(cause, seconds, eager=eager)
 
     def _open_more(self, count: int) -> None:
         for _ in range(count):
@@ -150,7 +153,8 @@ class Growth:
         """Open one socket, on a connector's thread."""
         shutdowns = self._shutdowns
         try:
-            connection = self._opener.open(cautious=self._cautious)
+            ask_ready = self._cautious and monotonic() < self._ready_asked_until
+            connection = self._opener.open(cautious=self._cautious, ask_ready=ask_ready)
         except TcmError as error:
             self._failed(error)
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
@@ -179,6 +183,7 @@ class Growth:
             return
         if was_shut:
             self.manager_gate.tell()
+            self.auth_gate.tell()
             self.reader.wake_at(monotonic())  # another pool may wait for it
         self.reader.register(connection)
         worn: Connection | None = None
@@ -208,7 +213,6 @@ class Growth:
     def _failed(self, error: TcmError) -> None:
         refused = isinstance(error, AuthenticationError)
         if refused:
-            log.warning("authentication refused: %s", error)
             self.auth_gate.shut(error)
             self.manager_gate.open(forgive=False)
         else:

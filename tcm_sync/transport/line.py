@@ -20,14 +20,27 @@ if TYPE_CHECKING:
 class Waiter:
     """A caller in the line. All but the lock is guarded by the pool's lock."""
 
-    __slots__ = ("connection", "deadline", "error", "handed", "lease", "patient", "since", "streaming")
+    __slots__ = (
+        "connection",
+        "deadline",
+        "eager",
+        "error",
+        "handed",
+        "lease",
+        "patient",
+        "since",
+        "streaming",
+    )
 
-    def __init__(self, lease: Lease, deadline: Deadline, *, patient: bool, streaming: bool) -> None:
+    def __init__(
+        self, lease: Lease, deadline: Deadline, *, patient: bool, streaming: bool, eager: bool = False
+    ) -> None:
         self.lease = lease
         self.handed = threading.Lock()  # held until there is an outcome; guards nothing
         self.handed.acquire()
         self.deadline = deadline
         self.patient = patient
+        self.eager = eager
         self.streaming = streaming
         self.since = monotonic()
         self.connection: Connection | None = None
@@ -69,10 +82,11 @@ class Line(deque[Waiter]):
         for _ in range(count):
             self.pop().settle(None, again(cause))
 
-    def fail_hurried(self, cause: TcmError, seconds: float) -> None:
-        """End the waiting of those who cannot wait so long; with `math.inf`, of all."""
+    def fail_hurried(self, cause: TcmError, seconds: float, *, eager: bool = False) -> None:
+        """End the waiting of those who cannot wait so long, or are eager; with `math.inf`, of all."""
         for waiter in list(self):
             left = waiter.deadline.remaining()
-            if seconds == inf or not waiter.patient or (left is not None and left < seconds):
+            hurried = not waiter.patient or (eager and waiter.eager)
+            if seconds == inf or hurried or (left is not None and left < seconds):
                 self.remove(waiter)
                 waiter.settle(None, again(cause))

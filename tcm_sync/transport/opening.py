@@ -66,14 +66,16 @@ class Opener:
         self.server_hostname = tls.server_hostname if tls is not None else None
         self.headers = dict(settings.headers or {})
 
-    def open(self, *, cautious: bool) -> Connection:
+    def open(self, *, cautious: bool, ask_ready: bool) -> Connection:
         """Open a socket, authenticate it, and return it; the reader has yet to be told.
 
         Parameters
         ----------
         cautious : bool
-            Whether the manager was draining when last seen. Then /ready is asked first, and the socket is
-            watched for a moment: a draining manager authenticates sockets and refuses them right after.
+            Whether the manager was draining when last seen. Then the socket is watched for a moment: a
+            draining manager authenticates sockets and refuses them right after.
+        ask_ready : bool
+            Whether /ready is asked first, which may keep the socket from being opened.
 
         Raises
         ------
@@ -81,7 +83,7 @@ class Opener:
             There is no usable socket.
         """
         deadline = Deadline(self._settings.connect_timeout)
-        if cautious:
+        if ask_ready:
             self._ask_ready(deadline)
         fresh_asked = False
         for attempt in range(1, _FRESH_UUIDS + 1):
@@ -98,15 +100,24 @@ class Opener:
         raise AssertionError("the loop returns or raises")
 
     def _ask_ready(self, deadline: Deadline) -> None:
-        """Refuse to go on if /ready says 503; any other answer, or none, proves nothing."""
+        """Refuse to go on if the manager itself says that it is not ready.
+
+        Any other answer, or none, proves nothing: an ingress may pass nothing but /ws. Nor does a 503 with
+        a ``triton`` block: registered servers do not answer, while the manager serves all the rest.
+        """
         try:
             status, body = probe(
                 self, "ready", deadline.at_most(self._settings.connect_timeout / 2), self.opening
             )
         except TcmError:
             return
-        if status == 503:
-            readiness = Readiness.read(status, body)
+        readiness = Readiness.read(status, body)
+        if (
+            status == 503
+            and readiness.status == "not_ready"
+            and readiness.raw
+            and "triton" not in readiness.raw
+        ):
             raise ShuttingDownError(
                 f"the manager was shutting down, and is not ready yet: {quote(body)}",
                 error_id=readiness.error_id,

@@ -36,7 +36,9 @@ class Pool(Growth):
 
     # --- callers ---
 
-    def lease(self, deadline: Deadline, *, patient: bool = True, streaming: bool = False) -> Lease:
+    def lease(
+        self, deadline: Deadline, *, patient: bool = True, streaming: bool = False, eager: bool = False
+    ) -> Lease:
         """Take a connection, waiting in line for one.
 
         Parameters
@@ -47,6 +49,8 @@ class Pool(Growth):
             Whether to wait while the manager cannot be reached; without it the first failure is raised.
         streaming : bool
             Whether it is for a stream. At most ``size - 1`` have a connection at a time.
+        eager : bool
+            Whether the first failure to connect is raised as long as the manager was never reached.
 
         Raises
         ------
@@ -66,7 +70,7 @@ class Pool(Growth):
                 if not self._waiters and not streaming and (connection := self._choose()) is not None:
                     self._shelf.lend(connection, lease)
                     return lease
-                waiter = Waiter(lease, deadline, patient=patient, streaming=streaming)
+                waiter = Waiter(lease, deadline, patient=patient, streaming=streaming, eager=eager)
                 self._waiters.append(waiter)
                 self._serve()
                 wanted = self._grow()
@@ -291,6 +295,7 @@ class Pool(Growth):
             self._shutdowns += 1
             self._standing.epoch += 1
             self._cautious = True
+            self._ready_asked_until = monotonic() + growth.READY_ASKED_FOR
             news = self.manager_gate.shut(error, SHUTDOWN_PAUSE, tell=False)
             self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
             for connection in self._shelf.all.values():

@@ -63,10 +63,12 @@ class Runtime:
         self._connector = Connector()
         self.opener = Opener(settings, self._connector.opening, counts)
         self.reader = Reader(settings.ping_interval, counts)
-        self.standing = Standing()
+        self.standing = Standing(self.opener.endpoint.authority)
         self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
         self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])
-        self._backpressure = Gate("backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN)
+        self._backpressure = Gate(
+            "backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN, of=self.opener.endpoint.authority
+        )
         self._circuits_lock = threading.Lock()  # guards the dict, not the gates in it
         self._circuits: dict[Target, Gate] = {}
         try:
@@ -277,7 +279,11 @@ class Runtime:
         with self._circuits_lock:
             for other in [other for other, gate in self._circuits.items() if gate.is_past()]:
                 del self._circuits[other]
-            return self._circuits.setdefault(target, Gate(f"circuit of {target[1]!r}", 1.0, 60.0))
+            if target not in self._circuits:
+                where = f"{target[0].container_id} at {self.opener.endpoint.authority}"
+                name = f"circuit of {target[1]!r}"
+                self._circuits[target] = Gate(name, 1.0, 60.0, of=where, level=logging.WARNING)
+            return self._circuits[target]
 
     def _forget_circuit(self, target: Target) -> None:
         with self._circuits_lock:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 from tcm_sync.transport.gate import Gate
+
+# A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
+# calls wait ask at most 64 times a second, evenly. Without calls nobody asks.
+_FIRST_PAUSE, _LONGEST_PAUSE, _SPREAD = 0.1, 2 / 3, 0.5
 
 
 class Standing:
     """Whether the manager can be reached, and takes our token.
+
+    Parameters
+    ----------
+    where : str
+        Host and port of the manager, for the log.
 
     Attributes
     ----------
@@ -21,8 +32,10 @@ class Standing:
         knew of shared memory is void. Guarded by the pool's lock.
     """
 
-    def __init__(self) -> None:
-        self.manager_gate = Gate("manager", 0.1, 5.0)
-        self.auth_gate = Gate("authentication", 1.0, 60.0)
+    def __init__(self, where: str) -> None:
+        self.manager_gate = Gate(
+            "manager", _FIRST_PAUSE, _LONGEST_PAUSE, spread=_SPREAD, of=where, level=logging.WARNING
+        )
+        self.auth_gate = Gate("authentication", 1.0, 60.0, of=where, level=logging.WARNING)
         self.reached = False
         self.epoch = 0

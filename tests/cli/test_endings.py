@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -30,6 +31,14 @@ def strict(monkeypatch):
         monkeypatch.setenv("TCM_WS_URI", manager.uri)
         monkeypatch.setenv("TCM_CONTAINER_ID", manager.route.container_id)
         yield manager
+
+
+@pytest.fixture
+def refusing_uri():
+    """Return the address of a port that is taken and does not listen."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"ws://127.0.0.1:{taken.getsockname()[1]}/ws"
 
 
 def line(done):
@@ -108,6 +117,38 @@ def test_4_where_a_role_lacks(cli, strict, monkeypatch):
     done = cli("management", "create_vm", "--set", "openstack.name=x")
     assert done.code == 4
     assert "management" in line(done)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("queue-stats",),
+        ("info", "colour"),
+        ("health",),
+        ("ready",),
+        ("infer", "echo", *INPUT),
+        ("stream", "echo", *INPUT),
+        ("bench", "echo", *INPUT),
+        ("create",),
+        ("delete", "--vm-id", "x", "--yes"),
+        ("management", "create_vm"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_port_that_refuses_is_reported_at_once(cli, refusing_uri, monkeypatch, arguments):
+    monkeypatch.setattr("tcm_sync.transport.pool._CONNECT_SLACK", 3 * GUARD)  # what a call would wait
+    began = time.monotonic()
+    done = cli("--uri", refusing_uri, "--container-id", "c", "--timeout", 10 * GUARD, *arguments)
+    assert done.code == 3
+    assert done.err.count("\n") == 1
+    assert time.monotonic() - began < GUARD
+
+
+def test_a_port_that_refuses_is_one_line_and_not_one_more_of_the_log(start, refusing_uri):
+    out, err = start("--uri", refusing_uri, "queue-stats").communicate(timeout=GUARD)
+    assert out == ""
+    assert err.startswith("tcm-sync: no connection to ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["infer", "bench"])

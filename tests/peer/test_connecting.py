@@ -15,7 +15,7 @@ from tcm_sync import ConnectFailedError, TcmClient
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer
-from .scripts import ROUTE, ask, ask_many, connect, echo, failing, wait_for
+from .scripts import ROUTE, ask, ask_many, background, connect, echo, failing, wait_for, wait_until
 
 SECONDS = 0.5  # what a test lets a connect take that never comes about
 
@@ -79,6 +79,46 @@ def test_a_port_that_refuses_is_given_up_after_the_connect_timeout_and_not_after
             with failing(ConnectFailedError, str(peer.port), "refused") as caught:
                 ask(client)
     assert caught.value.elapsed < PATIENCE
+
+
+def test_open_reports_a_port_that_refuses_at_once():
+    with ScriptedPeer(echo) as peer:
+        peer.stop_listening()
+        with connect(peer, connect_timeout=10 * PATIENCE, timeout=10 * PATIENCE) as client:
+            for _ in range(3):
+                with failing(ConnectFailedError, str(peer.port), "refused"):
+                    client.open()
+
+
+def test_open_waits_for_a_manager_that_was_reached_before():
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        client.open()
+        peer.stop_listening()
+        peer.connections[0].interrupt()
+        wait_for(peer.connections[0].over)
+        wait_until(lambda: not client.stats().sockets)
+        with background(client.open) as opened:
+            wait_until(lambda: "manager" in client.stats().gates)
+            peer.listen()
+            assert opened() is client
+
+
+def test_a_port_that_refuses_is_one_warning_while_a_call_waits_and_a_line_when_it_answers(caplog):
+    with ScriptedPeer(echo) as peer:
+        peer.stop_listening()
+        with connect(peer, connect_timeout=10 * PATIENCE) as client:
+            with background(lambda: ask(client, 2.0)) as answer:
+                wait_until(lambda: sum("gate" in text for text in caplog.messages) >= 3)
+                peer.listen()
+                assert answer() == 2.0
+    told = [
+        (record.levelname, record.getMessage()) for record in caplog.records if record.levelname != "DEBUG"
+    ]
+    warning, opened = (text for level, text in told if "gate" in text)
+    assert [level for level, text in told if text == warning] == ["WARNING"]
+    for text in (warning, opened):
+        assert f"manager gate of 127.0.0.1:{peer.port} " in text
+        assert "refused" in text
 
 
 def test_without_retries_the_first_refused_connect_is_raised():

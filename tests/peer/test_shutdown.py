@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tcm_sync import ShuttingDownError
-from tcm_sync.transport import pool
+from tcm_sync.transport import growth, pool
 
 from .connection import CLOSE, PATIENCE
 from .scripted import ScriptedPeer
@@ -171,6 +171,31 @@ def test_any_other_answer_of_ready_lets_one_connection_try(answer):
     assert len(peer.connections) == 2
 
 
+HELD = {"status": "not_ready", "reason": "readiness_probe_failed"}
+UNHEALTHY = {"status": "not_ready", "triton": {"registered": 1, "healthy": 0}}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(503, UNHEALTHY), (503, {}), (503, {"error": "no such backend"})],
+    ids=["triton", "empty", "ingress"],
+)
+def test_a_503_that_says_nothing_of_the_manager_itself_lets_one_connection_try(answer, monkeypatch):
+    monkeypatch.setattr(growth, "READY_ASKED_FOR", 10 * PATIENCE)
+    with ScriptedPeer(rejected, echo) as peer, connect(peer) as client:
+        peer.http["/ready"] = answer
+        assert ask(client, 2.0) == 2.0
+    assert len(peer.connections) == 2
+
+
+def test_a_503_of_ready_holds_nobody_back_for_long(monkeypatch):
+    monkeypatch.setattr(growth, "READY_ASKED_FOR", 0.7)  # one pause, and a moment
+    with ScriptedPeer(rejected, echo) as peer, connect(peer) as client:
+        peer.http["/ready"] = (503, HELD)
+        assert ask(client, 2.0) == 2.0
+    assert len(peer.connections) == 2
+
+
 def test_a_socket_whose_opening_began_before_the_shutdown_does_not_end_the_pause():
     opening, told = threading.Event(), threading.Event()
     told_at, asked_at = [], []
@@ -211,8 +236,8 @@ def test_a_socket_whose_opening_began_before_the_shutdown_does_not_end_the_pause
 
 @pytest.fixture
 def room_for_one_pause(monkeypatch):
-    """Return a timeout in which the first pause fits, and no second one, which is twice as long."""
-    monkeypatch.setattr(pool, "SHUTDOWN_PAUSE", 1.5)
+    """Return a timeout in which one pause fits, and no second one."""
+    monkeypatch.setattr(pool, "SHUTDOWN_PAUSE", 2.5)
     return 4.5
 
 

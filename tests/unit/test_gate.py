@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import random
 import threading
 import traceback
+from collections import Counter
 
 import pytest
 
 from tcm_sync import BackpressureError, CircuitOpenError, ConnectFailedError, Route
 from tcm_sync.deadline import Deadline
 from tcm_sync.transport.gate import Gate, Prober, again
+from tcm_sync.transport.standing import Standing
 
 PATIENCE = 30.0
 CAUSE = ConnectFailedError("nobody there")
@@ -388,8 +391,75 @@ def test_the_log_tells_of_shutting_and_opening_once_each(gate, clock, caplog):
     gate.open()
     gate.open()
     shut, opened = (record.getMessage() for record in caplog.records)
-    assert shut == "test gate shut for 1.000 s: queue full"
-    assert opened.startswith("test gate open")
+    assert shut == "test gate shut: queue full; the next try is in 1.000 s"
+    assert opened == "test gate open again, it was shut for 0.000 s: queue full"
+
+
+def test_an_outage_is_one_warning_and_one_line_at_its_end_with_address_and_cause(clock, caplog):
+    caplog.set_level(logging.INFO, "tcm_sync.pool")
+    gate = Gate("manager", 1.0, 8.0, of="10.0.0.1:8000", level=logging.WARNING)
+    for _ in range(5):
+        gate.shut(CAUSE)
+        probe(gate, clock)
+    gate.open(forgive=False)  # it lets a probe in, and fails again
+    gate.shut(CAUSE)
+    probe(gate, clock)
+    gate.open(forgive=False)
+    gate.forgive()
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    warnings = [text for level, text in told if level == "WARNING"]
+    assert warnings == ["manager gate of 10.0.0.1:8000 shut: nobody there; the next try is in 1.000 s"]
+    assert told[-1] == (
+        "INFO",
+        "manager gate of 10.0.0.1:8000 open again, it was shut for 31.000 s: nobody there",
+    )
+    gate.shut(CAUSE)  # another outage
+    assert caplog.records[-1].levelname == "WARNING"
+
+
+def test_a_probe_that_passed_by_silence_is_logged_too(clock, caplog):
+    caplog.set_level(logging.INFO, "tcm_sync.pool")
+    gate = Gate("test", 1.0, 8.0, refused_within=2.0)
+    gate.shut(CAUSE)
+    probe(gate, clock)
+    clock.pass_(2.0)
+    assert gate.wait(Deadline(0.0)) is False
+    assert caplog.messages[-1] == "test gate open again, it was shut for 3.000 s: nobody there"
+
+
+# --- the gate in front of a manager that cannot be reached ---
+
+
+@pytest.mark.parametrize("spread", [min, max])
+def test_a_manager_is_probed_within_a_second_however_long_it_was_away(clock, monkeypatch, spread):
+    monkeypatch.setattr("tcm_sync.transport.gate.random.uniform", lambda low, high: spread(low, high))
+    gate = Standing("10.0.0.1:8000").manager_gate
+    pauses = []
+    for _ in range(50):
+        gate.shut(CAUSE)
+        pauses.append(probe(gate, clock))
+    assert 0.1 <= min(pauses) < 0.2
+    assert 0.6 < max(pauses) <= 1.0
+
+
+def test_sixty_four_processes_knock_seldom_and_not_together(clock, monkeypatch):
+    chance = random.Random(4711)
+    monkeypatch.setattr("tcm_sync.transport.gate.random.uniform", chance.uniform)
+    began = clock.now
+    gates = [Standing("10.0.0.1:8000").manager_gate for _ in range(64)]
+    for gate in gates:  # all lose the manager at once
+        gate.shut(CAUSE)
+    knocks = []
+    while clock.now < began + 60.0:
+        clock.now = min(gate._opens_at for gate in gates)
+        gate = next(gate for gate in gates if gate._opens_at == clock.now)
+        assert gate.try_pass() == 0.0
+        knocks.append(clock.now)
+        gate.shut(CAUSE)
+    settled = [at for at in knocks if at >= began + 10.0]
+    assert 64 * 50 <= len(settled) <= 64 * 50 * 1.5
+    tenths = Counter(int(at * 10) for at in settled)
+    assert max(tenths.values()) < 3 * len(settled) / 500  # three times their mean
 
 
 def test_a_probe_that_is_abandoned_is_told_to_those_who_wait(gate, monkeypatch):
