@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tcm_sync.config import check_count
-from tcm_sync.errors import CallTimeoutError, ConfigError, PoolTimeoutError, ProtocolError, TcmError
+from tcm_sync.errors import (
+    CallTimeoutError,
+    ConfigError,
+    ConnectionLostError,
+    PoolTimeoutError,
+    ProtocolError,
+    TcmError,
+)
 from tcm_sync.process import watch
 from tcm_sync.request import InferenceCall, Plan, encode_request, is_readable
 from tcm_sync.results import InferResult
@@ -86,13 +93,15 @@ class Batch:
         self.leader = sample
         self.open = True  # whether samples may join
         self.sent = False  # whether it went out, or is about to
+        self.sendings = 0  # how often a leader's call may have run whose answer did not come
 
 
 class Batcher:
     """Stacks the samples of one model.
 
     There is no thread for it: of the callers whose samples are in a batch, one leads. If it leaves, by its
-    deadline or a KeyboardInterrupt, the next one leads those that are left, and sends them again.
+    deadline or a KeyboardInterrupt, the next one leads those that are left, and sends them again as the
+    policy of repeats allows.
 
     Parameters
     ----------
@@ -219,8 +228,14 @@ class Batcher:
         self._gather(batch, leader)
         policy = self._plan.policy
         call = BatchCall(self, batch, leader.deadline, patient=policy is not None, plan=self._plan)
+        call.may_have_run = batch.sendings > 0
         try:
-            attempts = self._client._perform(call, policy)  # noqa: SLF001
+            try:
+                self._check_repeat(batch)
+                attempts = self._client._perform(call, policy)  # noqa: SLF001
+            except BaseException:
+                batch.sendings += call.may_have_run
+                raise
             outcomes: list[InferResult | TcmError] = [*self._split(call, attempts)]
             samples = call.samples
         except TcmError as error:
@@ -238,6 +253,16 @@ class Batcher:
                     if sample is not leader:
                         sample.tell()
             batch.samples.clear()
+
+    def _check_repeat(self, batch: Batch) -> None:
+        """Refuse to send a batch again that may have run, unless the policy lets a lost reply be repeated."""
+        policy = self._plan.policy
+        if batch.sendings and (policy is None or not policy.resend_lost or batch.sendings >= policy.attempts):
+            raise ConnectionLostError(
+                "the reply was lost: the caller that had sent the sample's batch left before it came, by its "
+                "deadline or an interrupt, and the retry policy does not allow to send the batch again",
+                outcome_unknown=True,
+            )
 
     def _gather(self, batch: Batch, leader: Sample) -> None:
         """Wait until the batch may leave, but for a socket."""

@@ -58,6 +58,7 @@ class Caller(Lifecycle):
         if call.target is not None:
             error.route, error.model_name = call.target
         error.elapsed = call.deadline.elapsed()
+        error.outcome_unknown = error.outcome_unknown or call.may_have_run
 
     def _policy(self, retry: RetryPolicy | Unset | None) -> RetryPolicy | None:
         policy = self._settings.retry if isinstance(retry, Unset) else retry

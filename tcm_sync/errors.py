@@ -66,7 +66,7 @@ class TcmError(Exception):
     history : tuple of TcmError
         The failures of the attempts before this one, oldest first.
     outcome_unknown : bool
-        Whether the request may have run although no result came back.
+        Whether the request may have run although no result came back, in the last attempt or in one before.
     model_name : str or None
         The model that was called.
     route : Route or None

@@ -141,6 +141,7 @@ class InferenceCall(Call):
 
     def blame(self, error: TcmError, *, sound: bool) -> None:
         """Note where unreadable outputs came from, and give that socket up unless the manager is sound."""
+        error.outcome_unknown = True
         if isinstance(error, ProtocolError):
             error.uuid = self._connection.uuid
             if self._connection.pool is not None and not sound:

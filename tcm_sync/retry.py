@@ -44,7 +44,8 @@ class RetryPolicy:
     retriable, fatal : collection of str
         Codes of the manager to move to either side of the table. 413 and 1009 stay fatal.
     resend_lost : bool
-        Whether an inference whose reply was lost is sent again. It may then run twice.
+        Whether an inference that may have run is sent again when its reply was lost, or the manager, which
+        is shutting down, did not say that it dropped it. It may then run twice.
     """
 
     attempts: int = 4
@@ -74,10 +75,10 @@ class RetryPolicy:
         """Say what `error` means for an inference (docs/errors.rst has the table)."""
         if isinstance(error, (PayloadTooLargeError, MessageTooLargeError)) or error.code in self.fatal:
             return Verdict.FATAL
+        if error.outcome_unknown and not self.resend_lost:
+            return Verdict.FATAL
         if isinstance(error, (BackpressureError, RateLimitedError, ShuttingDownError)):
             return Verdict.FREE
         if isinstance(error, ConnectionLostError):
-            if not error.outcome_unknown:
-                return Verdict.FREE
-            return Verdict.COUNTED if self.resend_lost else Verdict.FATAL
+            return Verdict.COUNTED if error.outcome_unknown else Verdict.FREE
         return Verdict.COUNTED if error.retriable or error.code in self.retriable else Verdict.FATAL

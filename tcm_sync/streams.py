@@ -15,6 +15,8 @@ from tcm_sync.errors import (
     CallTimeoutError,
     ConfigError,
     ConnectionLostError,
+    ContractError,
+    InferenceError,
     InputError,
     ProtocolError,
     TcmError,
@@ -366,6 +368,8 @@ class InferStream(Iterator[str]):
         error.uuid = self._call.connection.uuid
         error.attempts = self._attempts
         error.elapsed = self._call.deadline.elapsed()
+        if self._call.may_have_run or not isinstance(error, (InferenceError, ContractError)):
+            error.outcome_unknown = True
 
     def _end(self, ended_by: EndedBy, *, reusable: bool = False) -> None:
         try:

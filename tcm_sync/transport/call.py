@@ -35,6 +35,7 @@ class Call:
 
     kind: ClassVar[str] = "inference"
     streaming: ClassVar[bool] = False
+    may_have_run = False  # whether an attempt may have run whose answer did not come
 
     def __init__(
         self, payload: Pieces, deadline: Deadline, *, patient: bool, target: tuple[Route, str] | None = None

@@ -332,6 +332,7 @@ class Reader:
 
     def _give_up(self, connection: Connection, error: ProtocolError | MessageTooLargeError) -> None:
         code = 1009 if isinstance(error, MessageTooLargeError) else 1002
+        error.outcome_unknown = True
         self._drop(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
 
     def _message(self, connection: Connection, message: bytes) -> None:
@@ -414,7 +415,7 @@ class Reader:
         if code == 1009:
             error = MessageTooLargeError(f"the message is larger than the manager takes: {said}")
         elif code in (1002, 1003, 1007):
-            error = ProtocolError(f"the manager found our message faulty: {said}")
+            error = ProtocolError(f"the manager found our message faulty: {said}", outcome_unknown=True)
         else:
             error = _lost(said)
         answer = frames.encode_close(1000 if code == 1005 else code)

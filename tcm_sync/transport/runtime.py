@@ -197,8 +197,9 @@ class Runtime:
         except BaseException as error:
             pending.claim(connection.uuid)
             lease.discard(f"a reply was outstanding: {type(error).__name__}")
+            call.may_have_run = call.may_have_run or future.started
             if isinstance(error, TcmError):
-                error.uuid = connection.uuid
+                error.uuid, error.outcome_unknown = connection.uuid, future.started
             raise
         if refusal is not None:
             raise self._refused(lease, call, refusal, gates, prober)
@@ -214,6 +215,7 @@ class Runtime:
         failure, reusable = refusal
         connection = lease.connection
         failure.uuid = connection.uuid
+        call.may_have_run = call.may_have_run or failure.outcome_unknown
         try:
             if not isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
                 self._passed(call.target, gates, prober, self._shut(failure, call.target))

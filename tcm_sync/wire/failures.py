@@ -33,6 +33,9 @@ _TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
 _STREAM_TIMEOUT = "Stream timed out after"
 _NO_STREAMS = "has no attribute 'start_stream'"  # a registered server, whose client is an HTTP one
 
+# Refusals of a message that the manager did not act on (docs/wire.rst, "Errors").
+_NOT_RUN = ("Invalid JSON", "Invalid type", "Missing required field", "Field ", "UUID ", "First message")
+
 _UNKNOWN = CodeRule(InferenceError, retriable=False)
 
 
@@ -84,7 +87,12 @@ def failure_of_error(error: ErrorReply, secret: str | None = None) -> TcmError:
         )
     if rule.error is BackpressureError or error.dropped_type is not None:
         return BackpressureError(f"the manager dropped the request, it was not run: {text}", code=code)
-    return rule.error(f"{code}: {text}", code=code, retriable=rule.retriable)
+    return rule.error(
+        f"{code}: {text}",
+        code=code,
+        retriable=rule.retriable,
+        outcome_unknown=error.code not in ERROR_CODES,
+    )
 
 
 def _failure_without_code(message: str, text: str) -> TcmError:
@@ -102,4 +110,6 @@ def _failure_without_code(message: str, text: str) -> TcmError:
         )
     if message.startswith(("Invalid token", "Too many failed auth attempts")):
         return AuthenticationError(f"the manager refused the authentication: {text}")
-    return ProtocolError(f"the manager refused the message: {text}")
+    return ProtocolError(
+        f"the manager refused the message: {text}", outcome_unknown=not message.startswith(_NOT_RUN)
+    )
