@@ -21,7 +21,7 @@ from tcm_sync import (
 )
 
 from ..peer.connection import PATIENCE
-from .recordings import sockets, text
+from .recordings import kind_of, sockets, text
 from .test_recorded_replies import ADVISED, FAILURES, REFUSALS, check
 from .test_recorded_requests import parsed, where_of, with_our_capability, without_empty_roles
 
@@ -32,14 +32,35 @@ SOON = 0.3  # seconds that a user waits for what the recording never brings
 
 def turns_of(case):
     """List the turns of each socket of a case, for a client that never sends two requests at once."""
-    found = [in_turn(turns) for turns in sockets(case)]
+    recorded = sockets(case)
+    let_in = next((turns[0] for turns in recorded if kind_of(turns[0].request.message) == "auth"), None)
+    found = [
+        in_turn(apart)
+        for turns in recorded
+        for apart in by_kind(
+            turns if kind_of(turns[0].request.message) in ("auth", None) else [without_end(let_in), *turns]
+        )
+    ]
     return [[turn for turn in turns if spelled_out(turn.request.message) is not None] for turns in found]
+
+
+def without_end(auth):
+    """Return the authentication of a socket that stays, where the recording begins after it."""
+    return auth._replace(answers=auth.answers[:1], end=None)
+
+
+def by_kind(turns):
+    """Put jobs and inferences on two sockets, where they were on one: a client has its own for jobs."""
+    auth, *rest = turns
+    jobs = [turn for turn in rest if kind_of(turn.request.message) == "management"]
+    others = [turn for turn in rest if turn not in jobs]
+    return [[auth, *jobs], [auth, *others]] if jobs and others else [turns]
 
 
 def in_turn(turns):
     """Of requests that were sent at once take one, and one more for each other answer if the socket stays."""
     auth, *rest = turns
-    if all(turn.answers or turn.end for turn in rest):
+    if len(rest) == 1 or all(turn.answers or turn.end for turn in rest):
         return turns
     _, answers, end = rest[-1]
     if end is not None:
@@ -91,6 +112,9 @@ def status_of(reply):
 
 # --- the manager's side ---
 
+#: Where null, or nothing, means the same as leaving it out.
+OPTIONAL = ("vm_ip", "pipeline", "model_name")
+
 
 def script(turns):
     """Make what a peer does on one socket; whatever is asked beyond the recording is answered well."""
@@ -131,9 +155,14 @@ def receive(connection):
 
 def facts_of(message):
     """Return what a request says, but for its tensors: those are compared in `test_recorded_requests`."""
-    told = {name: value for name, value in message["payload"].items() if name not in ("request", "job_id")}
+    told = {
+        name: value
+        for name, value in message["payload"].items()
+        if name not in ("request", "job_id", "inputs") and not (name in OPTIONAL and not value)
+    }
     if "pipeline" in told:
         told["pipeline"] = [step["model_name"] for step in told["pipeline"]]
+        told.pop("model_name", None)
     request = message["payload"].get("request", {})
     options = request.get("protocol", "http"), request.get("allow_transient", False)
     return message["type"], told, options, request.get("output_name", "output")
@@ -157,7 +186,7 @@ def answer_well(connection, message):
     elif message["type"] == "management":
         done = {"status": True, "data": None}
         connection.send_text({"type": "management", "uuid": connection.uuid, "payload": done})
-    elif "pipeline" in payload:
+    elif payload.get("pipeline"):
         connection.reply({step["model_name"]: {} for step in payload["pipeline"]})
     elif payload["request"]["protocol"] == "grpc":
         for status in ("START", "COMPLETED"):
@@ -183,14 +212,13 @@ def ask(client, message, **how):
         return client.queue_stats() if payload == {"action": "queue_stats"} else client.info(**payload)
     if message["type"] == "management":
         return client.management(**payload)
-    if "pipeline" in payload:
+    if payload.get("pipeline"):
         return client.pipeline(payload["pipeline"], **where_of(payload))
-    request = payload["request"]
+    request = payload.get("request", {})
+    inputs = request.get("inputs") or payload["inputs"]
     how.update({name: request[name] for name in ("allow_transient", "output_name") if name in request})
     call = client.stream if request.get("protocol") == "grpc" else client.infer
-    return call(
-        payload["model_name"], list(map(as_user_has_it, request["inputs"])), **where_of(payload), **how
-    )
+    return call(payload["model_name"], list(map(as_user_has_it, inputs)), **where_of(payload), **how)
 
 
 def as_user_has_it(tensor):

@@ -68,7 +68,8 @@ STRUCTS = {
 REMARKS = """
     stream.ok shm.grpc backpressure.insufficient_budget stream.end.empty_tensor stream.end.no_output
     stream.end.not_utf8 stream.end.empty_first stream.end.error stream.registered_http stream.idle_end
-    stream.idle_end.no_chunks stream.timeout.total
+    stream.idle_end.no_chunks stream.timeout.total stream.registered_decoupled inference.registered_http_hangs
+    shutdown.hung_worker
 """
 
 
@@ -162,7 +163,9 @@ def test_the_end_of_an_inference_is_read_for_its_own_socket_only(frame):
 
 @pytest.mark.parametrize("frame", BEGINNINGS)
 def test_the_beginning_of_a_stream_does_not_end_an_inference(frame):
-    assert frame.case.startswith(("stream.", "shm.grpc", "close.", "shutdown.stream_running"))
+    assert frame.case.startswith(
+        ("stream.", "shm.grpc", "close.", "shutdown.stream_running", "inference.bare_int_dims")
+    )
     with pytest.raises(ProtocolError, match=r"must end COMPLETED or FAILED, got (START|ONGOING)"):
         decode_inference(text(frame.message), frame.message["uuid"])
 
@@ -243,14 +246,17 @@ FAILURES = [
     (ShapeMismatchError, "TRITON_SHAPE_MISMATCH", False, """
         inference.flat_data tensors.empty_and_scalar.scalar tensors.empty_and_scalar.scalar_111
         tensors.empty_and_scalar.0_4 tensors.empty_and_scalar.1_0_4 tensors.empty_and_scalar.0_4_add_sub
-        tensors.empty_and_scalar.bytes_scalar
+        tensors.empty_and_scalar.bytes_scalar sdk.run_inference
     """),
     (InferenceFailedError, "TRITON_INFERENCE_FAILED", False, """
         inference.no_session inference.model_missing inference.missing_tensor inference.wrong_datatype
         inference.triton_down inference.timeout inference.vm_ip_wrong pipeline.no_session stream.wrong_output
         stream.model_missing stream.end.empty_first stream.end.error stream.registered_http shm.offset
         shm.grpc shm.mixed tensors.empty_and_scalar.scalar_shape1 tensors.float_out_of_range.i8_300
-        tensors.float_out_of_range.i8_minus_1_u8 tensors.float_out_of_range.u64_over
+        tensors.float_out_of_range.i8_minus_1_u8 tensors.float_out_of_range.u64_over inference.batch_over_max
+        inference.bare_int_dims inference.decoupled_over_http inference.registered_grpc
+        inference.registered_http_workers inference.registered_http_hangs stream.registered_two_at_once
+        stream.registered_closed_meanwhile http.ready_registered_unhealthy
     """),
     (StreamTimeoutError, "TRITON_INFERENCE_FAILED", False, """
         stream.idle_end stream.idle_end.no_chunks stream.timeout.total shutdown.stream_running
@@ -279,16 +285,19 @@ FAILURES = [
 
 #: The same of ``error`` messages.
 REFUSALS = [
-    (PermissionDeniedError, None, False, "authz.inference authz.management"),
+    (PermissionDeniedError, None, False, "authz.inference authz.management auth.strict.claims"),
     (RateLimitedError, None, True, """
         limit.messages_per_second limit.prod_20 limit.prod_20.info limit.prod_20.in_flight
     """),
-    (BackpressureError, "BACKPRESSURE_TENANT_LIMIT_REACHED", True, "limit.tenant"),
+    (BackpressureError, "BACKPRESSURE_TENANT_LIMIT_REACHED", True, """
+        limit.tenant limit.tenant.across_uuids limit.tenant.strict
+    """),
     (BackpressureError, "BACKPRESSURE_QUEUE_FULL", True, "backpressure.queue_full"),
     (ShuttingDownError, "SYSTEM_SHUTDOWN", True, """
         shutdown.queued shutdown.idle shutdown.management_ran shutdown.management_ran.1s
         shutdown.management_ran.creation shutdown.management_late shutdown.creation_just_before
-        shutdown.management_nacked shutdown.new_socket shutdown.inference_sent_while_draining
+        shutdown.management_nacked shutdown.new_socket shutdown.hung_worker
+        shutdown.inference_sent_while_draining
     """),
     (MessageTooLargeError, None, False, "envelope.too_large"),
     (ProtocolError, None, False, """
@@ -307,6 +316,8 @@ REFUSED_AUTHS = {
     "auth.strict.expired": AuthenticationError,
     "auth.strict.missing": AuthenticationError,
     "auth.strict.too_many": AuthenticationError,
+    "auth.jwks_outage": AuthenticationError,
+    "auth.jwks_hangs": AuthenticationError,
 }
 
 ADVISED = {"backpressure.insufficient_budget"}
@@ -360,7 +371,7 @@ def test_a_failure_becomes_the_error_of_its_code(frame):
     error = failure_of_reply(failure)
     check(error, frame, FAILURES)
     words = data if isinstance(data, str) else data["message"]
-    assert words[:250] in error.message
+    assert words.replace("\n", "\\n").replace("\t", "\\t")[:250] in error.message
     if isinstance(failure, Failure):
         assert failure == Failure(**data)
         assert failure.retriable == error.retriable

@@ -28,7 +28,16 @@ NEVER = {
     # Nothing but its job_id tells which question an answer is to, so ours always have one.
     "info without job_id": """
         auth.not_first envelope.uuid_mismatch envelope.bad_json_later limit.messages_per_second shutdown.idle
-        alert
+        alert info.queue_stats_while_job_runs info.queue_stats_while_inference_runs info.queue_alias
+        inference.registered_http_hangs limit.tenant.across_uuids sdk.info_queue_stats
+    """,
+    "info by another key": "info.queue_alias",
+    # Null and empty keys, which ours leaves out; everything that ours has in the request.
+    "no pipeline": "inference.pipeline_null",
+    "pipeline and request": "inference.pipeline_and_request",
+    "inputs at the top level": "inference.top_level_inputs",
+    "the official client's form": """
+        sdk.inference_http sdk.inference_pipeline sdk.infer sdk.run_inference
     """,
     "no container": "inference.container_id_missing",
     "no request": "inference.inputs_missing",
@@ -36,6 +45,8 @@ NEVER = {
     # Callers may pass these two; what goes out is the other form, nested.
     "the manager's own form": "inference.manager_shape",
     "flat data": "inference.flat_data",
+    "a bare number as shape": "inference.bare_int_dims",
+    "the names of types in configurations": "inference.type_names",
     # A reference is all of an input, from the file's beginning, beside others of its kind.
     "part of a reference": "shm.offset shm.grpc shm.mixed",
     # The manager refuses or changes these, so they are refused before they are sent.
@@ -60,12 +71,12 @@ LISTED = {kind: set(cases.split()) for kind, cases in {**NEVER, "remark": REMARK
 
 #: What is sent now: by kind, how many cases have such requests, and how many requests they are.
 SENT = {
-    "inference": (45, 65),
+    "inference": (58, 122),
     "reference": (14, 28),
-    "stream": (14, 14),
-    "pipeline": (2, 2),
+    "stream": (17, 25),
+    "pipeline": (4, 4),
     "info": (3, 4),
-    "management": (16, 22),
+    "management": (19, 33),
 }
 
 AUTHS_NEVER = {"auth.capability.unsupported", "auth.missing_uuid", "auth.payload_not_object"}
@@ -96,20 +107,32 @@ def kind_of(frame):
         return "broken envelope"
     payload = message["payload"]
     if message["type"] != "inference":
+        if message["type"] == "info" and ("action" not in payload or "request_type" in payload):
+            return "info by another key"
         without = message["type"] == "info" and "job_id" not in payload
         return "info without job_id" if without else message["type"]
     return kind_of_inference(frame.case, payload)
 
 
 def kind_of_inference(case, payload):
+    if case.startswith("sdk."):
+        return "the official client's form"
+    if payload.get("pipeline"):
+        return "pipeline and request" if "request" in payload else "pipeline"
     if "pipeline" in payload:
-        return "pipeline"
+        return "no pipeline"
+    if "inputs" in payload:
+        return "inputs at the top level"
     if "container_id" not in payload:
         return "no container"
     if "request" not in payload:
         return "no request"
     request = payload["request"]
     protocol = request.get("protocol", "http")
+    if any(type(tensor.get("shape", tensor.get("dims"))) is int for tensor in request["inputs"]):
+        return "a bare number as shape"
+    if any(tensor.get("datatype", "").startswith("TYPE_") for tensor in request["inputs"]):
+        return "the names of types in configurations"
     if any("shm_key" in tensor for tensor in request["inputs"]):
         whole = all(tensor.get("offset") == 0 for tensor in request["inputs"])
         return "reference" if whole and protocol == "http" else "part of a reference"
@@ -280,6 +303,43 @@ def test_inputs_in_another_form_go_out_like_the_rest(frame):
     assert {**again, "uuid": plain.message["uuid"]} == plain.message
 
 
+OTHER_FORMS = (
+    *of_kind("no pipeline"),
+    *of_kind("inputs at the top level"),
+    *of_kind("the names of types in configurations"),
+    *(frame for frame in of_kind("the official client's form") if "pipeline" not in frame.values[0].case),
+)
+
+
+@pytest.mark.parametrize("frame", OTHER_FORMS)
+def test_what_is_asked_in_another_form_goes_out_in_ours(frame):
+    """Nested inputs in the request, Triton's own names of types, and nothing that is empty."""
+    payload = frame.message["payload"]
+    request = {"protocol": "http", **payload.get("request", {})}
+    inputs = request.get("inputs") or payload["inputs"]
+    request["inputs"] = [
+        {
+            **tensor,
+            "datatype": tensor["datatype"].removeprefix("TYPE_").replace("STRING", "BYTES"),
+            "data": np.reshape(tensor["data"], tensor["shape"]).tolist(),
+        }
+        for tensor in inputs
+    ]
+    ours = {name: value for name, value in payload.items() if value and name not in ("inputs", "request")}
+    transient = request.pop("allow_transient", False)
+    ours["request"] = {**request, "allow_transient": True} if transient else request
+    again = made(
+        frame.message,
+        lambda client: client.infer(
+            payload["model_name"],
+            [InferenceInput(**tensor) for tensor in inputs],
+            allow_transient=transient,
+            **where_of(payload),
+        ),
+    )
+    assert again == {**frame.message, "payload": ours}
+
+
 @pytest.mark.parametrize("frame", of_kind("refused here"))
 def test_requests_that_the_manager_refuses_or_changes_are_never_made(frame):
     message = parsed(frame.message)
@@ -327,7 +387,9 @@ def test_questions_are_what_ours_are(frame):
 
 @pytest.mark.parametrize("frame", of_kind("info without job_id"))
 def test_a_question_gets_a_job_id_of_its_own(frame):
-    first, second = (made(frame.message, lambda client: client.queue_stats()) for _ in range(2))
+    action = frame.message["payload"]["action"]
+    asked = TcmClient.queue_stats if action == "queue_stats" else lambda client: client.info(action)
+    first, second = (made(frame.message, asked) for _ in range(2))
     ids = {message["payload"].pop("job_id") for message in (first, second)}
     assert len(ids) == 2
     assert first == second == frame.message
