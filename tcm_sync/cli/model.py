@@ -105,7 +105,7 @@ def config(session: Session, /, file: str, **options: Any) -> None:
     if session.as_json:
         session.output.json({"config": text})
     else:
-        click.echo(text.rstrip("\n"))
+        session.output.text(text)
 
 
 @model.command("check", cls=Command)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from tcm_sync.tensors import TensorSpec
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 _WIDE = 10_000  # columns where nobody looks: nothing is wrapped or cut on its way into a file
 
@@ -48,9 +53,18 @@ class Output:
         return self._console.width
 
     def json(self, value: object) -> None:
-        """Write a line of JSON. What is not a finite number is null."""
-        text = orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-        click.echo(text.decode())
+        """Write a line of JSON, in ASCII whatever the locale is. What is not a finite number is null."""
+        click.echo(ascii_json(value))
+        sys.stdout.flush()
+
+    def text(self, text: str) -> None:
+        """Write a text for programs as it is, at once: in UTF-8 whatever the locale is, but to a terminal."""
+        binary = getattr(sys.stdout, "buffer", None)
+        if self.is_terminal or binary is None:
+            sys.stdout.write(printable(text) if self.is_terminal else text)
+        else:
+            sys.stdout.flush()  # what was written before goes first
+            binary.write(text.encode(errors="backslashreplace"))
         sys.stdout.flush()
 
     def say(self, text: str = "", style: str = "") -> None:
@@ -83,6 +97,28 @@ class Output:
                 self.say(line)
 
 
+def ascii_json(value: object) -> str:
+    """Write a value as JSON of ASCII characters alone."""
+    try:
+        text = orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    except TypeError:  # of an integer over 64 bits, or of a name that is not UTF-8
+        return json.dumps(_builtin(value), separators=(",", ":"), allow_nan=False)
+    return text if text.isascii() else _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def _builtin(value: object) -> object:
+    """Return a value in types that json knows; a number that is not finite is None."""
+    if isinstance(value, Mapping):
+        return {str(key): _builtin(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, frozenset)):
+        return [_builtin(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _builtin(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
+
+
 def printable(text: str) -> str:
     """Return a text without what a terminal would obey."""
     if text.isprintable():
@@ -99,8 +135,10 @@ def working(title: str) -> Iterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    spinner = SpinnerColumn("dots" if console.encoding.startswith("utf") else "line")
+    columns = spinner, TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task(printable(title), total=None)
         yield
 

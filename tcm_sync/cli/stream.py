@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -11,7 +10,6 @@ import click
 from tcm_sync.cli.bodies import read_inputs
 from tcm_sync.cli.infer import DTYPE, INPUT, TRANSIENT
 from tcm_sync.cli.options import Command, Session
-from tcm_sync.cli.output import printable
 from tcm_sync.streams import InferStream
 
 _TIMEOUT = 150.0  # seconds: the manager's own limit is 120 s
@@ -87,11 +85,9 @@ def _write(session: Session, chunks: InferStream) -> int:
             if session.as_json:
                 output.json({"chunk": chunk})
                 continue
-            sys.stdout.write(printable(chunk) if output.is_terminal else chunk)
-            sys.stdout.flush()
+            output.text(chunk)
             ends_line = chunk.endswith("\n") if chunk else ends_line
     finally:
         if not ends_line:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            output.text("\n")
     return count
