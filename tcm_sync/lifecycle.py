@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tcm_sync.config import UNSET, AuthContext, Settings, Unset, check_seconds
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ClientClosedError, ConfigError, InputError
-from tcm_sync.process import refuse_green_threads, watch
+from tcm_sync.process import notice_fork, refuse_green_threads, watch
 from tcm_sync.sharing import Sharing
 from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.opening import fresh_uuid
@@ -36,6 +36,7 @@ class Lifecycle:
     """What holds the runtime of a client, and makes it when it is needed."""
 
     def _start_with(self, settings: Settings) -> None:
+        refuse_green_threads()
         for name in _NEEDED_LATER:
             importlib.import_module(name)
         self._settings = settings
@@ -119,6 +120,7 @@ class Lifecycle:
         """
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
             raise ConfigError(f"timeout must be a number of seconds, 0.0 or more, not {timeout!r}")
+        notice_fork()
         with self._lock:
             self._closed = True
             runtime = self._runtime
@@ -144,6 +146,9 @@ class Lifecycle:
         runtime = getattr(self, "_runtime", None)
         if runtime is None or self._closed:
             return
+        if runtime.reader.is_inherited():
+            runtime.abandon()
+            return
         runtime.reader.stop()  # it waits for nothing: this may run inside any lock
         if not sys.is_finalizing():
             warnings.warn(
@@ -151,6 +156,7 @@ class Lifecycle:
             )
 
     def _running(self) -> Runtime:
+        notice_fork()
         runtime = self._runtime
         if runtime is not None and not runtime.reader.stopping and not self._closed:
             return runtime
@@ -169,6 +175,7 @@ class Lifecycle:
 
     def _crew(self, most: int) -> Workers:
         """Make threads for calls, which end when the client is closed."""
+        notice_fork()
         crew = Workers(most)
         with self._lock:
             if self._closed:
@@ -177,6 +184,8 @@ class Lifecycle:
         return crew
 
     def _deadline(self, timeout: float | Unset | None) -> Deadline:
+        """Begin a call."""
+        notice_fork()
         if isinstance(timeout, Unset):
             timeout = self._settings.timeout
         elif timeout is not None:
@@ -193,6 +202,7 @@ class Lifecycle:
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""
         self._lock = threading.Lock()
+        self._counts.lock = threading.Lock()  # the parent's streams go on counting with them
         self._counts, self._counted_from = Counts(), None
         self._sharing = Sharing(self._settings)  # the segments are the parent's
         self._workers, self._crews = None, weakref.WeakSet()

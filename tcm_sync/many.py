@@ -178,6 +178,7 @@ def in_order(tasks: Iterator[Task], crew: Workers, most: int) -> Generator[tuple
     waiting: deque[Future[Any]] = deque()
     try:
         for index in itertools.count():
+            crew.check_process()
             waiting.extend(_begun(tasks, crew, most * _AHEAD - len(waiting)))
             if not waiting:
                 return
@@ -192,6 +193,7 @@ def as_they_come(tasks: Iterator[Task], crew: Workers, most: int) -> Generator[t
     counter = itertools.count()
     try:
         while True:
+            crew.check_process()
             for future in _begun(tasks, crew, most * _AHEAD - len(waiting)):
                 waiting[future] = next(counter)
             if not waiting:
@@ -223,6 +225,8 @@ def _outcome(future: Future[Any]) -> Any:
 
 
 def _stop(futures: Iterable[Future[Any]], crew: Workers) -> None:
+    if crew.is_inherited():  # no lock is to be trusted then
+        return
     for future in futures:
         future.cancel()
     crew.close()

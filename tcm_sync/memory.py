@@ -10,6 +10,7 @@ import numpy as np
 
 from tcm_sync.errors import InputError, MessageTooLargeError
 from tcm_sync.inference import Inference
+from tcm_sync.process import notice_fork
 from tcm_sync.sharing import Transport, is_worth_sharing
 from tcm_sync.tensors import DATATYPES, as_references, check_call
 from tcm_sync.tensors.arena import DeclinedError
@@ -95,6 +96,7 @@ class Memory(Inference):
         InputError
             The inputs cannot be sent at all.
         """
+        notice_fork()
         plan = self._plan("any", vm_ip, container_id, vm_id, allow_transient, transport=transport)
         if as_references(inputs) is not None:
             return "by reference, as the inputs themselves say"

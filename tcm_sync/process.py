@@ -28,6 +28,10 @@ class Watched(Protocol):
 _watched: weakref.WeakSet[Watched] = weakref.WeakSet()
 _starting = threading.Lock()  # guards _exiting, and each start of a thread against it
 _exiting = False
+_pid = os.getpid()  # of the process that the objects of this one belong to
+_noticing = (
+    threading.RLock()
+)  # guards _pid: threads of a child wait for the one that leaves the parent behind
 
 
 def watch(what: Watched) -> None:
@@ -49,15 +53,29 @@ def start_thread(thread: threading.Thread) -> None:
         thread.start()
 
 
+def notice_fork() -> None:
+    """Leave a parent process behind, if this one was forked without Python's hooks.
+
+    uWSGI and C extensions do that. Every public method that takes a lock or waits for a thread begins with
+    this: the lock may have been held at the fork, and the thread is the parent's.
+    """
+    if os.getpid() != _pid:
+        with _noticing:
+            if os.getpid() != _pid:
+                _after_fork_in_child()
+
+
 def _after_fork_in_child() -> None:
-    global _starting
+    global _starting, _pid
     _starting = threading.Lock()
     for what in list(_watched):
         what.after_fork()
+    _pid = os.getpid()
 
 
 def _at_exit() -> None:
     global _exiting
+    notice_fork()
     with _starting:
         _exiting = True
     for what in list(_watched):
@@ -71,8 +89,12 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+# What must be the system's own; gevent says threading, and eventlet thread.
+_GREEN = ("threading", "thread", "socket", "ssl", "select")
+
+
 def refuse_green_threads() -> None:
-    """Refuse a process whose threads gevent or eventlet has replaced.
+    """Refuse a process whose threads or sockets gevent or eventlet has replaced.
 
     Raises
     ------
@@ -81,13 +103,14 @@ def refuse_green_threads() -> None:
     """
     gevent = sys.modules.get("gevent.monkey")
     eventlet = sys.modules.get("eventlet.patcher")
-    if gevent is not None and gevent.is_module_patched("threading"):
-        name = "gevent"
-    elif eventlet is not None and eventlet.is_monkey_patched("thread"):
-        name = "eventlet"
-    else:
-        return
-    raise ConfigError(
-        f"{name} has patched the threads of this process, which this client does not support: use worker "
-        "processes or threads (gunicorn: --worker-class gthread), or call it in a process of its own"
-    )
+    for name, is_patched in (
+        ("gevent", getattr(gevent, "is_module_patched", None)),
+        ("eventlet", getattr(eventlet, "is_monkey_patched", None)),
+    ):
+        patched = [] if is_patched is None else [module for module in _GREEN if is_patched(module)]
+        if patched:
+            raise ConfigError(
+                f"{name} has patched {', '.join(patched)} in this process, which this client does not "
+                "support: use worker processes or threads (gunicorn: --worker-class gthread), or call it in "
+                "a process of its own"
+            )

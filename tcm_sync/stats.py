@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from tcm_sync.caller import Caller
+from tcm_sync.process import notice_fork
 
 if TYPE_CHECKING:
     from tcm_sync.transport.runtime import Runtime
@@ -195,6 +196,7 @@ class Stats(Caller):
         ClientStats
             A copy, which changes no more.
         """
+        notice_fork()
         with self._lock:
             now = ClientStats(**self._read(self._runtime))
             earlier = self._counted_from

@@ -22,6 +22,7 @@ from tcm_sync.errors import (
     TcmError,
 )
 from tcm_sync.inference import Inference
+from tcm_sync.process import notice_fork
 from tcm_sync.request import encode_tensors
 from tcm_sync.tensors import check_call
 from tcm_sync.transport.call import Call, blamed
@@ -214,7 +215,12 @@ class StreamCall(Call):
             Neither came in time.
         ProtocolError
             What came is nothing that a stream may say.
+        ConnectionLostError
+            This is a child of the process that opened it.
         """
+        notice_fork()
+        if self.connection.inherited:
+            raise ConnectionLostError("a stream stays in the process that opened it", outcome_unknown=True)
         while True:
             if not self._items and not self._wait():
                 return None
@@ -236,8 +242,6 @@ class StreamCall(Call):
 
     def _wait(self) -> bool:
         """Wait until the reader has brought something; False if it is over by its silence."""
-        if self.connection.inherited:
-            raise ConnectionLostError("a stream stays in the process that opened it", outcome_unknown=True)
         while True:
             left = self.deadline.remaining()
             if left == 0.0:
@@ -278,6 +282,7 @@ class StreamCall(Call):
 
     def finish(self, *, reusable: bool = False) -> None:
         """Give the connection back, for others to use if nothing more can come on it."""
+        notice_fork()
         if self.connection.inherited or sys.is_finalizing():  # no lock is to be trusted then
             return
         whole = self.ended == "completed" or reusable

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from tcm_sync.errors import ClientClosedError, ConnectFailedError
+from tcm_sync.errors import ClientClosedError, ConnectFailedError, ConnectionLostError
 from tcm_sync.process import start_thread
 
 Result = TypeVar("Result")
@@ -28,6 +29,7 @@ class Workers:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._pid = os.getpid()
         # Guards everything below. It is re-entrant: a `map` that was dropped may be collected inside it.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)  # told of work, and of the end
@@ -35,6 +37,18 @@ class Workers:
         self._threads: set[threading.Thread] = set()
         self._idle = 0  # how many of them wait for work
         self._closed = False
+
+    def is_inherited(self) -> bool:
+        """Whether this is a child process, and the threads are its parent's."""
+        return self._pid != os.getpid()
+
+    def check_process(self) -> None:
+        """Refuse to wait for threads that are a parent's."""
+        if self.is_inherited():
+            raise ConnectionLostError(
+                "these calls were begun before a fork: they go on in the parent process alone",
+                outcome_unknown=True,
+            )
 
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
         """Have a task done, and return the future of what it returns or raises.

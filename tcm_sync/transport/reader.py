@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import sys
 import threading
@@ -86,6 +87,7 @@ class Reader:
         self._ended = False
         self.stopping = False  # whether it was told to end, or has ended, however
         self.failure: BaseException | None = None
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="tcm-sync-reader", daemon=True)
 
     # --- for any thread ---
@@ -140,6 +142,10 @@ class Reader:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def is_inherited(self) -> bool:
+        """Whether this is a child process, and the thread its parent's."""
+        return self._pid != os.getpid()
+
     def abandon(self) -> None:
         """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
         self._poke_lock = threading.RLock()  # another thread may have held it
@@ -155,7 +161,8 @@ class Reader:
         self._poke()
 
     def _poke(self) -> None:
-        if sys.is_finalizing():  # the lock may be held by a thread that runs no more, as the reader does not
+        # The lock may be held by a thread that runs no more, or is a parent's, as the reader is then.
+        if sys.is_finalizing() or self.is_inherited():
             return
         with self._poke_lock:
             if not self._ended:

@@ -405,6 +405,28 @@ def test_a_pool_that_the_manager_would_starve_is_told_once(serve, client_of, cap
     ("module", "question", "about"),
     [
         ("gevent.monkey", "is_module_patched", "threading"),
+        ("gevent.monkey", "is_module_patched", "socket"),  # patch_all(thread=False) leaves that
+        ("gevent.monkey", "is_module_patched", "select"),
+        ("gevent.monkey", "is_module_patched", "ssl"),
+        ("eventlet.patcher", "is_monkey_patched", "thread"),
+        ("eventlet.patcher", "is_monkey_patched", "socket"),
+    ],
+)
+def test_a_client_is_not_made_where_green_threads_took_the_place_of_threads_or_sockets(
+    monkeypatch, module, question, about
+):
+    patched = {about}
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{question: patched.__contains__}))
+    with pytest.raises(ConfigError, match=rf"{module.partition('.')[0]} has patched {about} .*worker"):
+        TcmClient("ws://127.0.0.1:1/ws")
+    patched.clear()
+    TcmClient("ws://127.0.0.1:1/ws").close()
+
+
+@pytest.mark.parametrize(
+    ("module", "question", "about"),
+    [
+        ("gevent.monkey", "is_module_patched", "threading"),
         ("eventlet.patcher", "is_monkey_patched", "thread"),
     ],
 )

@@ -43,12 +43,12 @@ def ask(client, model="echo"):
 class Child:
     """A forked child that does some work, and hands over what came of it."""
 
-    def __init__(self, work):
+    def __init__(self, work, fork=os.fork):
         self._outcome, end = os.pipe()
         with warnings.catch_warnings():
             # Python 3.12 and later warn of forks beside other threads; that this one works is the test.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._pid = os.fork()
+            self._pid = fork()
         if not self._pid:
             try:
                 os.close(self._outcome)
@@ -79,8 +79,8 @@ def _outcome_of(work):
         return None, error
 
 
-def in_child(work):
-    return Child(work).result()
+def in_child(work, fork=os.fork):
+    return Child(work, fork).result()
 
 
 @pytest.fixture
