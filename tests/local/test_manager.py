@@ -15,8 +15,9 @@ import trustme
 
 from tcm_sync import Route
 from tcm_sync.errors import ConfigError
-from tcm_sync.local import LocalManager
+from tcm_sync.local import LocalManager, probes
 
+from .player import http_get
 from .raw import GUARD, HANDSHAKE, tensor, wait_until
 
 
@@ -160,3 +161,56 @@ def test_between_two_ticks_everything_waits(serve, dial):
     manager.stop()
     assert [raw.receive()["payload"]["dropped_type"] for _ in range(3)] == ["inference"] * 3
     assert manager.stats().executions == {}
+
+
+def test_a_readiness_probe_that_fails_is_a_503_with_a_reason(serve, caplog):
+    """The answer names the entry in the log by its error_id, and says nothing of the cause."""
+
+    def probe():
+        raise RuntimeError("the key store is gone")
+
+    status, _, body = http_get(serve(readiness=probe), "/ready", {})
+    found = json.loads(body)
+    error_id = found.pop("error_id")
+    assert (status, found) == (
+        503,
+        {"status": "not_ready", "reason": "readiness_probe_failed", "detail": "internal_error"},
+    )
+    (record,) = (record for record in caplog.records if error_id in record.getMessage())
+    assert "the key store is gone" in str(record.exc_info)
+
+
+def test_a_readiness_probe_that_passes_leaves_the_answer_to_the_servers(serve):
+    manager = serve(readiness=lambda: None)
+    assert http_get(manager, "/ready", {})[0] == 200
+    manager.cloud.lose_server(manager.route.container_id)
+    assert http_get(manager, "/ready", {})[0] == 503
+
+
+def test_a_server_that_is_created_again_answers_again(serve, dial):
+    manager = serve()
+    manager.cloud.lose_server(manager.route.container_id)
+    raw = dial(manager, "u")
+    answer = raw.infer("echo", tensor([1.0]))
+    assert answer["data"]["message"].endswith("[Errno 111] Connection refused")
+    manager.cloud.create_server(manager.route.container_id, "echo")
+    assert raw.infer("echo", tensor([1.0]))["status"] == "COMPLETED"
+    assert http_get(manager, "/ready", {})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "forwarded_for", "may"),
+    [
+        ("127.0.0.1", None, True),
+        ("::1", None, True),
+        ("192.168.1.7", None, True),
+        ("8.8.8.8", None, False),
+        ("127.0.0.1", "8.8.8.8", False),
+        ("127.0.0.1", "10.0.0.7, 127.0.0.1", True),
+        ("8.8.8.8", "10.0.0.7", False),
+        ("127.0.0.1", "nonsense", False),
+    ],
+)
+def test_metrics_are_for_callers_nearby(address, forwarded_for, may):
+    """A proxy is believed where it is on the same host."""
+    assert probes.may_read_metrics(address, forwarded_for) is may

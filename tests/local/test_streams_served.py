@@ -391,3 +391,18 @@ def test_stopping_gives_up_a_client_that_does_not_read(serve, dial, monkeypatch)
     wait_until_held_up(manager)
     manager.stop()
     assert model.said == 100_000
+
+
+def test_the_server_that_a_job_creates_for_a_model_that_streams_serves_streams(serve, dial):
+    """Without allow_transient; and no inferences, whatever the model."""
+    raw = dial(serve(), "u")
+    created = raw.do_job("creation", openstack={"name": "w1"}, triton={"model_name": "llm"})
+    where = {"container_id": created["container_id"], "vm_ip": created["vm_ip"]}
+    words = tensor(["a b NONE"], "BYTES", name="text")
+    raw.ask("llm", **where, request={"protocol": "grpc", "inputs": [words]})
+    assert raw.receive_stream() == (["a", "b"], COMPLETED)
+    message = raw.infer("echo", tensor([1.0, 2.0]), **where)["data"]["message"]
+    assert message.endswith(
+        "Expected a message object, but got {'name': 'x', 'shape': [2], 'datatype': 'FP32', "
+        "'parameters': {'binary_data_size': 8}}."
+    )
