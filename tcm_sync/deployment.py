@@ -133,7 +133,10 @@ class Deployment:
         return self._bound().stream(self.model_name, inputs, **self._routed(options))
 
     def delete(self, *, vm_id: str | None = None, **options: Any) -> ManagementResult:
-        """Delete the VM and the container: `TcmClient.delete`. Doing it twice is as good as once.
+        """Delete the VM and the container: `TcmClient.delete` with what is known of them.
+
+        Where the VM's id is not known its address is sent, and the manager takes the one VM that has it. Do
+        that once only, and soon: the address may be given to another VM after a deletion.
 
         Parameters
         ----------
@@ -143,12 +146,8 @@ class Deployment:
             What else `TcmClient.delete` takes.
         """
         vm_id = vm_id or self.vm_id
-        if vm_id is None:
-            raise InputError(
-                "the manager did not tell the id of the VM that it created: say delete(vm_id=...), as the "
-                f"cloud knows the VM at {self.vm_ip}"
-            )
-        return self._bound().delete(vm_id=vm_id, container_id=self.container_id, **options)
+        vm = {"vm_ip": self.vm_ip} if vm_id is None else {"vm_id": vm_id}
+        return self._bound().delete(**{**vm, "container_id": self.container_id, **options})
 
     def _bound(self) -> BoundClient:
         if self._client is None:

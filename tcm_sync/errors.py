@@ -223,7 +223,17 @@ class ModelFileError(TcmError, ValueError):
 
 
 class ManagementError(TcmError):
-    """A management job ran and failed."""
+    """A management job ran and failed.
+
+    Attributes
+    ----------
+    parts : mapping of str to str
+        Of a deletion, what became of its ``"server"``, ``"container"`` and ``"vm"``: each was ``"deleted"``,
+        was ``"missing"``, or ``"failed"`` to be deleted. Empty if the manager does not say, and for other
+        jobs.
+    """
+
+    parts: Mapping[str, str] = MappingProxyType({})
 
 
 class ClientClosedError(TcmError):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 from tcm_sync.caller import Caller
+from tcm_sync.config import UNSET, Unset
 from tcm_sync.deployment import BoundClient, Deployment
 from tcm_sync.errors import (
     BackpressureError,
@@ -26,6 +27,7 @@ from tcm_sync.results import ManagementResult
 from tcm_sync.transport.call import Call
 from tcm_sync.wire.decode import decode_management, decode_value
 from tcm_sync.wire.encode import check_size
+from tcm_sync.wire.failures import failure_of_job
 from tcm_sync.wire.plain import plain_json
 from tcm_sync.wire.quote import quote
 
@@ -34,17 +36,37 @@ if TYPE_CHECKING:
     from tcm_sync.transport.replies import ReplyFuture
 
 _TIMEOUT = 900.0  # seconds: jobs take minutes
+#: Of a job that is answered only if it fails (docs/wire.rst, "Management").
+_TIMEOUT_OF_CONTAINERS = 60.0
 _LOOK = 1.0  # seconds between two updates of the progress
 
+_UNDER_WAY = (
+    'queue_stats().unfinished("management") is not 0 while a job waits or runs (of 50 places; pass size= '
+    "if the manager has others)"
+)
 _ADVICE = (
     "the job may have run, or may still run. Before you try again, look whether jobs are under way: "
-    'queue_stats().unfinished("management") is not 0 while one waits or runs (of 50 places; other sizes are '
-    "passed as size=). Then look in the cloud for what the job would have made or deleted"
+    f"{_UNDER_WAY}. Then look in the cloud for what the job would have made or deleted"
 )
+_ADVICE_ON = {
+    "deletion": (
+        "the deletion may have run, or may still run. Before you try again, find out the VM's id, since its "
+        "address may belong to another VM by then. delete(vm_id=..., container_id=..., missing_ok=True) ends "
+        f"well if nothing is left. Whether jobs are under way: {_UNDER_WAY}"
+    ),
+    "create_container": (
+        "manager 2.0.0 never answers a create_container that succeeds, and answers those that fail: the "
+        "container has most likely been made, unless the job still runs. Before you try again, look for it "
+        f"on the VM, under the name that docker had. Whether jobs are under way: {_UNDER_WAY}"
+    ),
+}
 
 # After these a job has not run, or has run and failed; whether it may have, the others say themselves.
 _NOT_RUN = (ManagementError, PermissionDeniedError, BackpressureError, RateLimitedError)
 _KNOWS_ITSELF = (ShuttingDownError, ConnectionLostError, ClientClosedError, CallTimeoutError)
+
+_ALL_DELETED = {"server": "deleted", "container": "deleted", "vm": "deleted"}
+_NO_VM_ID = "Deletion missing required field: 'vm_id'"
 
 #: What the manager is known to do.
 Action = Literal[
@@ -84,7 +106,7 @@ class Management(Caller):
         docker: Docker | Mapping[str, object] | None = None,
         minio: Mapping[str, object] | None = None,
         triton: Mapping[str, object] | None = None,
-        timeout: float | None = _TIMEOUT,
+        timeout: float | Unset | None = UNSET,
         progress: bool = False,
         **body: Any,
     ) -> ManagementResult:
@@ -94,6 +116,9 @@ class Management(Caller):
         It is never repeated when it may have run: only when it never reached the socket, or when the manager
         said that it dropped it, or that a limit was passed.
 
+        Where a job looks for its ids is not the same for all: ``delete_server``, ``delete_container`` and
+        ``delete_vm`` find them beside the blocks alone, ``management("delete_vm", vm_id=...)``.
+
         Parameters
         ----------
         action : str
@@ -102,8 +127,9 @@ class Management(Caller):
             through, and the manager decides.
         openstack, docker, minio, triton : mapping, optional
             The blocks of the request, each free-form.
-        timeout : float or None
-            Seconds for the whole call; None is no limit.
+        timeout : float or None, optional
+            Seconds for the whole call; None is no limit. Left out, 900, and 60 for ``"create_container"``,
+            since manager 2.0.0 never answers one that succeeds.
         progress : bool
             Whether to show the elapsed time (with tqdm: the extra ``progress``).
         **body
@@ -134,20 +160,23 @@ class Management(Caller):
         given = {name: block for name, block in blocks.items() if block is not None}
         payload = plain_json({"action": action, **given, **body})
         check_size(len(payload) + self._envelope_bytes("management"), self._settings.max_message_bytes)
+        if isinstance(timeout, Unset):
+            timeout = _TIMEOUT_OF_CONTAINERS if action == "create_container" else _TIMEOUT
         deadline = self._deadline(timeout)
         policy = self._settings.retry
         with Progress(action, shown=progress) as shown:
             call = ManagementCall((payload,), deadline, patient=policy is not None)
-            call.progress = shown
+            call.action, call.progress = action, shown
             try:
                 attempts = self._perform(call, policy, once=True)
             except TcmError as error:
                 if error.uuid is not None and not _is_known(error):
                     error.outcome_unknown = True
                 if error.outcome_unknown:
-                    error.args = (f"{error.message}; {_ADVICE}",)
+                    error.args = (f"{error.message}; {_ADVICE_ON.get(action, _ADVICE)}",)
                 raise
-        return ManagementResult(action, call.data, attempts, deadline.elapsed())
+        parts = _ALL_DELETED if action == "deletion" else {}
+        return ManagementResult(action, call.data, attempts, deadline.elapsed(), dict(parts))
 
     def create(
         self,
@@ -156,7 +185,7 @@ class Management(Caller):
         docker: Docker | Mapping[str, object] | None = None,
         minio: Mapping[str, object] | None = None,
         triton: Mapping[str, object] | None = None,
-        timeout: float | None = _TIMEOUT,
+        timeout: float | Unset | None = UNSET,
         progress: bool = False,
         **body: Any,
     ) -> Deployment:
@@ -201,39 +230,63 @@ class Management(Caller):
         *,
         vm_id: str | None = None,
         container_id: str | None = None,
+        vm_ip: str | None = None,
         openstack: Openstack | Mapping[str, object] | None = None,
         docker: Docker | Mapping[str, object] | None = None,
-        timeout: float | None = _TIMEOUT,
+        missing_ok: bool = False,
+        timeout: float | Unset | None = UNSET,
         progress: bool = False,
         **body: Any,
     ) -> ManagementResult:
-        """Delete a VM with its container. What is gone already is no failure.
+        """Delete a VM with its container, and the manager's connection to the server in it.
+
+        The manager tries the three parts one by one, and reports a failure if one of them is missing, though
+        it has deleted the others. So a deletion that is repeated fails, and so does one with a wrong id:
+        nothing in the answer distinguishes them. ``missing_ok`` is for those who know that the ids are right.
 
         Parameters
         ----------
         vm_id, container_id : str, optional
-            What to delete: put into the blocks ``openstack`` and ``docker``, where the manager looks for it.
+            What to delete: put into the blocks ``openstack`` and ``docker``.
+        vm_ip : str, optional
+            The address of the VM, in place of its id: the manager takes the one VM that has it. It may have
+            been given to another VM since.
         openstack, docker, timeout, progress, **body
             As `management` takes them.
+        missing_ok : bool
+            Whether a deletion ends well that found some or all parts missing and has deleted the others.
 
         Returns
         -------
         ManagementResult
-            With the data of the answer.
+            Its ``parts`` say what was deleted and what was missing.
 
         Raises
         ------
+        ManagementError
+            A part could not be deleted, or was missing; the error's ``parts`` say which.
         TcmError
-            As `management` raises it. Deleting once more is safe.
+            As `management` raises it. A deletion whose outcome is unknown may be repeated with
+            ``missing_ok``.
         """
-        return self.management(
-            "deletion",
-            openstack=_with(openstack, "openstack", "vm_id", vm_id),
-            docker=_with(docker, "docker", "container_id", container_id),
-            timeout=timeout,
-            progress=progress,
-            **body,
-        )
+        openstack = _with(openstack, "openstack", "vm_id", vm_id)
+        docker = _with(docker, "docker", "container_id", container_id)
+        if vm_ip is not None:
+            body["vm_ip"] = _text("vm_ip", vm_ip)
+        try:
+            return self.management(
+                "deletion", openstack=openstack, docker=docker, timeout=timeout, progress=progress, **body
+            )
+        except ManagementError as error:
+            if missing_ok and error.parts and "failed" not in error.parts.values():
+                return ManagementResult(
+                    "deletion", None, error.attempts, error.elapsed or 0.0, dict(error.parts)
+                )
+            if vm_ip is not None and _NO_VM_ID in error.message:
+                error.args = (
+                    f"{error.message}; no VM has the address {vm_ip}, or several have: pass vm_id=",
+                )
+            raise
 
 
 def _is_known(error: TcmError) -> bool:
@@ -249,8 +302,7 @@ def _with(
     """Put a field into a block, unless it is not given."""
     if value is None:
         return block
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{name} must be a text that is not empty, not {value!r:.80}")
+    _text(name, value)
     if block is not None and block.get(name, value) != value:
         raise InputError(
             f"{name} is {value!r}, and {where}[{name!r}] is {block[name]!r:.80}: which is meant?"
@@ -258,10 +310,17 @@ def _with(
     return {**(block or {}), name: value}
 
 
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{name} must be a text that is not empty, not {value!r:.80}")
+    return value
+
+
 class ManagementCall(Call):
     """One job on its way, with the data of its answer once it has come."""
 
     kind: ClassVar[str] = "management"
+    action: str
     data: Any
     progress: Progress
 
@@ -284,7 +343,7 @@ class ManagementCall(Call):
             return None
         if not isinstance(data, str):
             raise ProtocolError(f"a failed job must say why: {quote(message, connection.secret)}")
-        return ManagementError(f"the job failed: {quote(data, connection.secret)}")
+        return failure_of_job(self.action, data, connection.secret)
 
 
 def _bounded(seconds: float | None) -> float:

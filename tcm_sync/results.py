@@ -208,14 +208,18 @@ class ManagementResult:
         What was asked for.
     data : object
         The data of the answer, as JSON has it: for ``"creation"`` an object, for ``"create_vm"`` the list
-        ``[vm_ip, vm_id]``, for ``"create_container"`` the list ``[container_id, docker_config]``.
+        ``[vm_ip, vm_id]``, for ``"delete_vm"`` None.
     attempts : int
         How many attempts it took that count, the successful one included.
     elapsed : float
         Seconds from the start of the call to its end.
+    parts : mapping of str to str
+        Of a deletion, what became of its ``"server"``, ``"container"`` and ``"vm"``: each was ``"deleted"``,
+        or was ``"missing"`` (see `TcmClient.delete`). Empty for other jobs.
     """
 
     action: str
     data: Any
     attempts: int
     elapsed: float
+    parts: Mapping[str, str] = field(default_factory=dict)

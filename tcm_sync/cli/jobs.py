@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tcm_sync.deployment import Deployment
     from tcm_sync.results import ManagementResult
 
-_TIMEOUT = 900.0  # seconds: jobs take minutes, and TCM_TIMEOUT is about other calls
 _RESERVED = ("self", "action", "timeout", "progress")
 
 _BODY = click.option(
@@ -88,7 +87,9 @@ def create(session: Session, file: str | None, fields: tuple[str, ...]) -> None:
 
 @click.command("delete", cls=Command)
 @click.option("--vm-id", metavar="ID", help="The VM to delete.")
+@click.option("--vm-ip", metavar="ADDRESS", help="The VM's address, in place of its id.")
 @click.option("--container-id", metavar="ID", help="The container to delete.")
+@click.option("--missing-ok", is_flag=True, help="Parts that are gone already are no failure.")
 @_BODY
 @_SET
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -96,19 +97,28 @@ def create(session: Session, file: str | None, fields: tuple[str, ...]) -> None:
 def delete(
     session: Session,
     vm_id: str | None,
+    vm_ip: str | None,
     container_id: str | None,
+    missing_ok: bool,
     file: str | None,
     fields: tuple[str, ...],
     yes: bool,
 ) -> None:
-    """Delete a VM with its container. What is gone already is no failure."""
-    body = read_body(session, file, fields, reserved=_RESERVED)
-    if vm_id is None and container_id is None and not body:
+    """Delete a VM with its container. What is gone already is a failure, unless --missing-ok is given."""
+    body = read_body(session, file, fields, reserved=(*_RESERVED, "missing_ok"))
+    named = {"vm_id": vm_id, "vm_ip": vm_ip, "container_id": container_id}
+    if not any(named.values()) and not body:
         raise click.UsageError("nothing says what to delete: --vm-id, --container-id or --file")
     if not yes:
-        _confirm(session, vm_id, container_id, body)
-    result = _job(session, "delete", "deletion", vm_id=vm_id, container_id=container_id, **body)
-    _show(session, result)
+        _confirm(session, vm_id or (vm_ip and f"at {vm_ip}"), container_id, body)
+    given = {name: value for name, value in named.items() if value is not None}
+    if twice := given.keys() & body.keys():
+        raise click.UsageError(f"{', '.join(sorted(twice))}: given as an option and in the body")
+    result = _job(session, "delete", "deletion", **given, missing_ok=missing_ok, **body)
+    if session.as_json:
+        _show(session, result)
+    else:
+        session.output.pairs(result.parts)
 
 
 def _confirm(session: Session, vm_id: str | None, container_id: str | None, body: dict[str, Any]) -> None:
@@ -126,14 +136,18 @@ def _confirm(session: Session, vm_id: str | None, container_id: str | None, body
 def _job(session: Session, call: str, title: str, *arguments: Any, **body: Any) -> Any:
     """Call a method of the client that takes minutes, and show that time passes."""
     from tcm_sync.cli.output import working
+    from tcm_sync.config import UNSET
 
     with session.client() as client, working(title):
-        return getattr(client, call)(*arguments, timeout=session.timeout or _TIMEOUT, **body)
+        timeout = UNSET if session.timeout is None else session.timeout  # TCM_TIMEOUT is about other calls
+        return getattr(client, call)(*arguments, timeout=timeout, **body)
 
 
 def _show(session: Session, result: ManagementResult) -> None:
     if session.as_json:
         told = {"action": result.action, "data": result.data}
+        if result.parts:
+            told["parts"] = result.parts
         session.output.json(told | {"attempts": result.attempts, "elapsed": result.elapsed})
     elif isinstance(result.data, dict):
         session.output.pairs(result.data)

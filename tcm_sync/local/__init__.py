@@ -1,6 +1,6 @@
 """A manager for laptops and tests: see `LocalManager`."""
 
-from tcm_sync.local.cloud import Cloud, CloudJob, CloudStep, Container, VirtualMachine
+from tcm_sync.local.cloud import Cloud, CloudJob, CloudStep, Container, RegisteredServer, VirtualMachine
 from tcm_sync.local.manager import LocalManager
 from tcm_sync.local.models import Model, ModelFailure
 from tcm_sync.local.shared_memory import MappedMemory
@@ -16,5 +16,6 @@ __all__ = [
     "MappedMemory",
     "Model",
     "ModelFailure",
+    "RegisteredServer",
     "VirtualMachine",
 ]

@@ -57,6 +57,27 @@ class Container:
 
 
 @dataclass(frozen=True)
+class RegisteredServer:
+    """A Triton server that the manager keeps a connection to; its container and machine may be gone.
+
+    Attributes
+    ----------
+    container_id : str
+    vm_id : str or None
+        The machine; None, of a container that no job has created, is any.
+    grpc : bool
+        Whether the connection is a gRPC one, and not an HTTP one.
+    answers : bool
+        Whether the server answers, as far as the manager has noticed.
+    """
+
+    container_id: str
+    vm_id: str | None
+    grpc: bool = False
+    answers: bool = True
+
+
+@dataclass(frozen=True)
 class CloudJob:
     """A management job that has begun.
 
@@ -126,6 +147,11 @@ class Cloud:
         self._lost: dict[str, float] = {}  # since when a server does not answer
         self._lock = threading.Lock()  # guards all but the settings
         self._given = {container.container_id: container for container in given}
+        self._servers = {
+            key: RegisteredServer(key, None, container.grpc)
+            for key, container in self._given.items()
+            if container.registered
+        }
         self._vms: dict[str, VirtualMachine] = {}
         self._containers: dict[str, Container] = {}
         self._jobs: list[CloudJob] = []
@@ -144,6 +170,13 @@ class Cloud:
             return tuple(self._containers.values())
 
     @property
+    def servers(self) -> tuple[RegisteredServer, ...]:
+        """The Triton servers that the manager keeps connections to, the oldest first."""
+        with self._lock:
+            self._forget()
+            return tuple(self._servers.values())
+
+    @property
     def jobs(self) -> tuple[CloudJob, ...]:
         """The jobs that have begun, in that order; those that only wait are not among them."""
         with self._lock:
@@ -155,13 +188,6 @@ class Cloud:
             self._forget()
             known = {**self._given, **self._containers}
             return known.get(container_id) if isinstance(container_id, str) else None
-
-    def registered(self) -> tuple[Container, ...]:
-        """List the containers to whose servers the manager keeps a connection."""
-        with self._lock:
-            self._forget()
-            known = {**self._given, **self._containers}
-            return tuple(container for container in known.values() if container.registered)
 
     def begin(self, uuid: str, action: str) -> int:
         """Note that a job begins; returns its number, which `end` wants."""
@@ -178,33 +204,51 @@ class Cloud:
         """Create a virtual machine, whatever others are called."""
         with self._lock:
             number = self._count()
-            vm = VirtualMachine(f"vm-{number}", f"10.0.{number >> 8}.{number & 255}", name)
+            vm = VirtualMachine(f"vm-{number}", _address(number), name)
             self._vms[vm.vm_id] = vm
             return vm
 
-    def create_container(self, vm_ip: str) -> Container:
-        """Create a container; nothing serves in it yet."""
+    def create_container(self, vm_ip: str, name: str | None = None) -> Container:
+        """Create a container, whose name is its id; nothing serves in it yet.
+
+        Raises
+        ------
+        ValueError
+            If there is one of that name.
+        """
         with self._lock:
-            container = Container(f"container-{self._count()}", vm_ip)
-            self._containers[container.container_id] = container
+            container_id = f"container-{self._count()}" if name is None else name
+            if container_id in self._given or container_id in self._containers:
+                raise ValueError(f"the container name {container_id!r} is already in use")
+            container = Container(container_id, vm_ip)
+            self._containers[container_id] = container
             return container
 
-    def create_server(self, container_id: str, model_name: str, *, grpc: bool = False) -> None:
+    def create_server(
+        self, container_id: str, model_name: str, *, vm_id: str | None = None, grpc: bool = False
+    ) -> None:
         """Start Triton with the model, and have the manager connected to it, over gRPC or HTTP."""
-        self._lost.pop(container_id, None)
-        self._update(container_id, registered=True, model_name=model_name, grpc=grpc, answers=True)
+        with self._lock:
+            self._lost.pop(container_id, None)
+            self._servers[container_id] = RegisteredServer(container_id, vm_id, grpc)
+            self._update(container_id, registered=True, model_name=model_name, grpc=grpc, answers=True)
 
     def lose_server(self, container_id: str) -> None:
         """Have the Triton server in a container answer no more, until a job creates one there."""
-        self._lost.setdefault(container_id, self._clock())
-        self._update(container_id, answers=False)
+        with self._lock:
+            self._lost.setdefault(container_id, self._clock())
+            self._update(container_id, answers=False)
+            if container_id in self._servers:
+                self._servers[container_id] = replace(self._servers[container_id], answers=False)
 
     def delete_server(self, container_id: str) -> None:
-        """Drop the manager's connection; without the container there is nothing to drop."""
-        self._update(container_id, registered=False)
+        """Drop the manager's connection, if there is one."""
+        with self._lock:
+            self._servers.pop(container_id, None)
+            self._update(container_id, registered=False)
 
     def delete_container(self, container_id: str) -> None:
-        """Delete a container, if it is there."""
+        """Delete a container, if it is there. The manager keeps its connection, to nothing."""
         with self._lock:
             self._given.pop(container_id, None)
             self._containers.pop(container_id, None)
@@ -221,10 +265,6 @@ class Cloud:
                 }
 
     def _update(self, container_id: str, **changes: Any) -> None:
-        with self._lock:
-            self._change(container_id, **changes)
-
-    def _change(self, container_id: str, **changes: Any) -> None:
         for containers in (self._given, self._containers):
             if container_id in containers:
                 containers[container_id] = replace(containers[container_id], **changes)
@@ -234,8 +274,13 @@ class Cloud:
         for container_id, since in list(self._lost.items()):
             if self._clock() - since >= self._forget_after:
                 del self._lost[container_id]
-                self._change(container_id, registered=False)
+                self._servers.pop(container_id, None)
+                self._update(container_id, registered=False)
 
     def _count(self) -> int:
         self._created += 1
         return self._created
+
+
+def _address(number: int) -> str:
+    return f"10.0.{number >> 8}.{number & 255}"

@@ -116,7 +116,9 @@ class Core:
             timeout=settings.stream_timeout,
             is_abandoned=lambda: self._workers["inference"].is_discarding,
         )
-        self._management = Management(cloud, models, settings.on_cloud_step)
+        self._management = Management(
+            cloud, models, settings.on_cloud_step, known_faults=settings.known_faults
+        )
         self._nowhere = Outlet(loop, lambda _: None, in_a_hurry=lambda: True)  # for streams of who is gone
         self._nowhere.close()
         self._loop = loop
@@ -200,18 +202,21 @@ class Core:
                 self._streams.answer(job.uuid, job.payload, outlet)
                 text = None
             else:
-                text = json.dumps(self._reply(job))
+                reply = self._reply(job)
+                text = None if reply is None else json.dumps(reply)
         try:
             self._loop.call_soon_threadsafe(self._finish, job, text)
         except RuntimeError:  # the loop was closed: the manager has been killed meanwhile
             return
 
-    def _reply(self, job: Job) -> dict[str, Any]:
+    def _reply(self, job: Job) -> dict[str, Any] | None:
         if job.kind == "inference":
             return {"type": "inference", "uuid": job.uuid, "payload": self._inference.answer(job.payload)}
         payload = self._management.answer(job.uuid, job.payload)
         if self._shared_memory is not None:
             self._shared_memory.drop_gone(self._find)
+        if payload is None:
+            return None
         return {
             "uuid": job.uuid,
             "type": "management",

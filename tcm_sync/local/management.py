@@ -1,7 +1,6 @@
 """Management jobs: what a request asks of the cloud, and what it is answered (docs/wire.rst, "Management").
 
-The fields and failures of ``creation``, ``deletion`` and ``create_vm`` are the recorded manager's. Those of
-the other five follow them.
+Where each action reads its ids, what it answers, and how it fails are the recorded manager's.
 """
 
 from __future__ import annotations
@@ -18,6 +17,13 @@ if TYPE_CHECKING:
     from tcm_sync.local.models import LoadedModel, TensorSpec
 
 
+_NO_VM = (
+    "Container creation failed: Refusing to use client-supplied vm_ip/worker_ip. "
+    "Provide a valid vm_id for a managed VM."
+)
+_TRITON_ARGUMENT = "[TritonThread] TRITON_MISSING_ARGUMENT: model='manager' retriable=False reason="
+
+
 class _Refused(Exception):
     """The job cannot be done; the text is the whole of what the client is told."""
 
@@ -32,20 +38,30 @@ class Management:
         What can be deployed.
     on_step : callable or None
         Called before each step of a job, in the thread that does it; what it raises is the job's failure.
+    known_faults : bool
+        Whether jobs fail as those of manager 2.0.0 do.
     """
 
-    def __init__(self, cloud: Cloud, models: Mapping[str, LoadedModel], on_step: OnStep | None) -> None:
+    def __init__(
+        self,
+        cloud: Cloud,
+        models: Mapping[str, LoadedModel],
+        on_step: OnStep | None,
+        *,
+        known_faults: bool = False,
+    ) -> None:
         self.cloud = cloud
         self.models = models
         self.on_step = on_step
+        self.known_faults = known_faults
 
-    def answer(self, uuid: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(self, uuid: str, payload: Mapping[str, Any]) -> dict[str, Any] | None:
         """Do a job.
 
         Returns
         -------
-        dict
-            The payload of the reply; failures are answers too.
+        dict or None
+            The payload of the reply; failures are answers too. None is a job that is never answered.
         """
         action = payload.get("action")
         if not isinstance(action, str) or action not in _ACTIONS:
@@ -60,6 +76,8 @@ class Management:
         except BaseException as exc:  # noqa: BLE001 - the user's function may raise anything
             data = f"Unexpected error: {text_of(exc)}"
         self.cloud.end(number, "done" if done else "failed", data)
+        if done and self.known_faults and action == "create_container":
+            return None
         return {"status": done, "data": data}
 
 
@@ -70,6 +88,7 @@ class _Job:
         self._cloud = management.cloud
         self._models = management.models
         self._on_step = management.on_step
+        self._known_faults = management.known_faults
         self._uuid = uuid
         self._action = action
         self._payload = payload
@@ -77,53 +96,67 @@ class _Job:
     def creation(self) -> Any:
         name, model = self._named_vm(), self._model()
         vm = self._make_vm(name)
-        return self._deploy(self._make_container(vm), model)
+        container = self._make_container(vm)
+        try:
+            declared = self._deploy(container.container_id, vm.vm_id, model)
+        except Exception:
+            self._drop_container(container.container_id)
+            self._drop_vm(vm.vm_id)
+            raise
+        return {"vm_ip": vm.vm_ip, "container_id": container.container_id, **declared}
 
     def create_vm(self) -> Any:
         vm = self._make_vm(self._named_vm())
         return [vm.vm_ip, vm.vm_id]
 
     def create_container(self) -> Any:
-        wanted = self._field("openstack", "vm_ip") or self._known("openstack", "vm_id")
-        vm = next((vm for vm in self._cloud.vms if wanted in (vm.vm_id, vm.vm_ip)), None)
+        wanted = self._field("openstack", "vm_id")
+        vm = next((vm for vm in self._cloud.vms if vm.vm_id == wanted), None)
         if vm is None:
-            raise ValueError(f"VM {wanted!r} not found")
+            raise _Refused(_NO_VM)
         return [self._make_container(vm).container_id, self._block("docker")]
 
     def create_server(self) -> Any:
-        container_id, model = self._known("docker", "container_id"), self._model()
-        container = self._cloud.find(container_id)
-        if container is None:
+        model, container_id = self._model(), self._field("docker", "container_id")
+        self._refuse_at_fault(model)
+        if container_id is None:
+            raise ValueError("Missing key 'container_id'")
+        if self._cloud.find(container_id) is None:
             raise ValueError(f"Container {container_id!r} not found in known containers")
-        return self._deploy(container, model)
+        return self._deploy(container_id, self._field("openstack", "vm_id"), model)
 
     def deletion(self) -> Any:
-        ids = {
-            "vm_id": self._field("openstack", "vm_id"),
-            "container_id": self._field("docker", "container_id"),
-        }
-        for field, value in ids.items():
+        """Try all three parts, each whatever became of the others."""
+        vm_id, container_id = self._vm_id_to_delete(), self._field("docker", "container_id")
+        for field, value in (("vm_id", vm_id), ("container_id", container_id)):
             if value is None:
                 raise _Refused(f"Deletion missing required field: '{field}'")
-        self._drop_server(ids["container_id"])
-        self._drop_container(ids["container_id"])
-        self._drop_vm(ids["vm_id"])
-        return ids
+        failed = []
+        for name, drop, ids in (
+            ("triton_delete_server", self._drop_server, (vm_id, container_id)),
+            ("delete_container", self._drop_container, (container_id,)),
+            ("delete_vm", self._drop_vm, (vm_id,)),
+        ):
+            try:
+                drop(*ids)
+            except Exception as exc:  # noqa: BLE001 - the user's function may raise anything
+                failed.append(f"{name}: {exc}")
+        if failed:
+            raise _Refused(f"Deletion failed: {'; '.join(failed)}")
+        return {"vm_id": vm_id, "container_id": container_id}
 
     def delete_server(self) -> Any:
-        container_id = self._known("docker", "container_id")
-        self._drop_server(container_id)
-        return {"container_id": container_id}
+        self._drop_server(*(self._argument(name, _TRITON_ARGUMENT) for name in ("vm_id", "container_id")))
+        return self._payload
 
     def delete_container(self) -> Any:
-        container_id = self._known("docker", "container_id")
+        """Delete it, whatever its ``vm_id`` is, but not without one."""
+        _, container_id = (self._argument(name, "[DockerThread] ") for name in ("vm_id", "container_id"))
         self._drop_container(container_id)
-        return {"container_id": container_id}
+        return self._payload
 
     def delete_vm(self) -> Any:
-        vm_id = self._known("openstack", "vm_id")
-        self._drop_vm(vm_id)
-        return {"vm_id": vm_id}
+        self._drop_vm(self._argument("vm_id", "[OpenstackThread] "))
 
     # The steps
 
@@ -133,28 +166,47 @@ class _Job:
 
     def _make_container(self, vm: VirtualMachine) -> Container:
         self._step("create_container", vm.vm_id)
-        return self._cloud.create_container(vm.vm_ip)
+        name = self._block("docker").get("name")
+        return self._cloud.create_container(vm.vm_ip, None if name is None else str(name))
 
-    def _deploy(self, container: Container, model: LoadedModel) -> dict[str, Any]:
-        self._step("create_server", container.container_id)
-        self._cloud.create_server(container.container_id, model.name, grpc=model.decoupled)
+    def _deploy(self, container_id: str, vm_id: str | None, model: LoadedModel) -> dict[str, Any]:
+        self._step("create_server", container_id)
+        self._refuse_at_fault(model)
+        self._cloud.create_server(container_id, model.name, vm_id=vm_id, grpc=model.decoupled)
         return {
-            "vm_ip": container.vm_ip,
-            "container_id": container.container_id,
             "model_name": model.name,
             "inputs": [_declared(spec) for spec in model.inputs or ()],
             "outputs": [_declared(spec) for spec in model.outputs],
         }
 
-    def _drop_server(self, container_id: str) -> None:
+    def _refuse_at_fault(self, model: LoadedModel) -> None:
+        """Fail as manager 2.0.0 does, whose HTTP client cannot be asked whether a server is ready."""
+        if self._known_faults and not model.decoupled:
+            raise TypeError(
+                "InferenceServerClient.is_server_ready() got an unexpected keyword argument 'client_timeout'"
+            )
+
+    def _drop_server(self, vm_id: str, container_id: str) -> None:
+        if not any(
+            server.container_id == container_id and server.vm_id in (None, vm_id)
+            for server in self._cloud.servers
+        ):
+            raise LookupError(
+                "[TritonThread] TRITON_MISSING_INSTANCE: model='server' retriable=False "
+                f"reason=Server instance not found: vm_id={vm_id!r}, container_id={container_id!r}"
+            )
         self._step("delete_server", container_id)
         self._cloud.delete_server(container_id)
 
     def _drop_container(self, container_id: str) -> None:
+        if self._cloud.find(container_id) is None:
+            raise LookupError(f"[DockerThread] Container not found: {container_id!r}")
         self._step("delete_container", container_id)
         self._cloud.delete_container(container_id)
 
     def _drop_vm(self, vm_id: str) -> None:
+        if vm_id not in {vm.vm_id for vm in self._cloud.vms}:
+            raise LookupError(f"[OpenstackThread] VM not found during deletion: {vm_id!r}")
         self._step("delete_vm", vm_id)
         self._cloud.delete_vm(vm_id)
 
@@ -173,21 +225,33 @@ class _Job:
         value = self._block(block).get(field)
         return self._payload.get(field) if value is None else value
 
-    def _known(self, block: str, field: str) -> Any:
-        value = self._field(block, field)
+    def _argument(self, name: str, said_by: str) -> Any:
+        """Look for a field beside the blocks, and there alone."""
+        value = self._payload.get(name)
         if value is None:
-            raise ValueError(f"Missing key '{field}'")
+            raise ValueError(f"{said_by}Missing required argument: '{name}'")
         return value
+
+    def _vm_id_to_delete(self) -> Any:
+        """Look for the id, or for the one machine that has the address."""
+        vm_id, vm_ip = self._field("openstack", "vm_id"), self._field("openstack", "vm_ip")
+        if vm_id is None and vm_ip is not None:
+            there = [vm.vm_id for vm in self._cloud.vms if vm.vm_ip == vm_ip]
+            return there[0] if len(there) == 1 else None
+        return vm_id
 
     def _named_vm(self) -> str:
         name = self._block("openstack").get("name")
+        if name is None and "openstack" not in self._payload:
+            raise _Refused("[OpenstackThread] : name Missing !")
         if name is None:
             raise ValueError("Missing key 'name'")
         return str(name)
 
     def _model(self) -> LoadedModel:
         """Find what is to be deployed: the model that is named, else the first that there is."""
-        name = self._field("triton", "model_name") or self._block("minio").get("model_name")
+        minio = self._block("minio")
+        name = self._field("triton", "model_name") or minio.get("model_name") or minio.get("folder")
         if name is None:
             name = next(iter(self._models), None)
         model = self._models.get(str(name))

@@ -118,9 +118,12 @@ class LocalManager:
         Seconds after which a registered server that does not answer (`Cloud.lose_server`) is forgotten.
         Until then ``/ready`` is a 503 if no other registered server answers.
     known_faults : bool
-        Whether the known faults of registered HTTP servers are imitated: after inferences have overlapped,
-        every other request on `route` fails with ``Cannot switch to a different thread``, and of those that
-        overlap the first two hang, with their workers, until `kill`; `stop` waits for them for ever.
+        Whether the known faults of manager 2.0.0 are imitated that leave little to try on a laptop. Of
+        registered HTTP servers: after inferences have overlapped, every other request on `route` fails with
+        ``Cannot switch to a different thread``, and of those that overlap the first two hang, with their
+        workers, until `kill`; `stop` waits for them for ever. Of management jobs: ``creation`` and
+        ``create_server`` fail for models that do not stream, and a ``create_container`` that succeeds is
+        never answered. Every other rule and failure of a manager's jobs is always kept.
     on_cloud_step : callable, optional
         Told of each `CloudStep` of a management job before it is done, in the thread that does it. It may
         take its time, and what it raises is the job's failure.

@@ -34,7 +34,7 @@ def readiness(cloud: Cloud, probe: Callable[[], object] | None) -> tuple[int, di
         logger.exception("the readiness probe failed (error_id %s)", error_id)
         reason = {"reason": "readiness_probe_failed", "detail": "internal_error", "error_id": error_id}
         return 503, {"status": "not_ready", **reason}
-    servers = cloud.registered()
+    servers = cloud.servers
     healthy = [server for server in servers if server.answers]
     triton = {"registered": len(servers), "healthy": len(healthy)}
     if servers:

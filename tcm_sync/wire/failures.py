@@ -11,6 +11,7 @@ from tcm_sync.errors import (
     CodeRule,
     ContractError,
     InferenceError,
+    ManagementError,
     MessageTooLargeError,
     PayloadTooLargeError,
     PermissionDeniedError,
@@ -35,6 +36,15 @@ _NO_STREAMS = "has no attribute 'start_stream'"  # a registered server, whose cl
 
 # Refusals of a message that the manager did not act on (docs/wire.rst, "Errors").
 _NOT_RUN = ("Invalid JSON", "Invalid type", "Missing required field", "Field ", "UUID ", "First message")
+#: What a failed deletion calls its parts, what they are here, and what it says of one that is not there.
+_DELETION_PARTS = {
+    "triton_delete_server": ("server", "Server instance not found: "),
+    "delete_container": ("container", "Container not found: "),
+    "delete_vm": ("vm", "VM not found during deletion: "),
+}
+_DELETION_FAILED = "Deletion failed: "
+_PART = re.compile(rf"(?:^|; )({'|'.join(_DELETION_PARTS)}): ")
+_MISSING_ARGUMENT = "Missing required argument: "
 
 _UNKNOWN = CodeRule(InferenceError, retriable=False)
 
@@ -113,3 +123,35 @@ def _failure_without_code(message: str, text: str) -> TcmError:
     return ProtocolError(
         f"the manager refused the message: {text}", outcome_unknown=not message.startswith(_NOT_RUN)
     )
+
+
+def failure_of_job(action: str, text: str, secret: str | None = None) -> ManagementError:
+    """Turn the text with which a management job failed into the error to raise."""
+    words = quote(text, secret)
+    if action == "deletion" and (parts := _deletion_parts(text)):
+        told = "; ".join(
+            f"{state}: {', '.join(part for part, its in parts.items() if its == state)}"
+            for state in ("deleted", "missing", "failed")
+            if state in parts.values()
+        )
+        return ManagementError(
+            f"the deletion did not find or delete all parts ({told}): {words}", parts=parts
+        )
+    if action.startswith("delete_") and _MISSING_ARGUMENT in text:
+        words += f'; {action} takes its ids beside the blocks alone: management("{action}", vm_id=..., ...)'
+    return ManagementError(f"the job failed: {words}")
+
+
+def _deletion_parts(text: str) -> dict[str, str]:
+    """Read what became of each part of a deletion that failed; nothing if the text does not say.
+
+    The parts are tried one by one, and those that are not named were deleted (docs/wire.rst, "Management").
+    """
+    before, *named = _PART.split(text.removeprefix(_DELETION_FAILED))
+    if not text.startswith(_DELETION_FAILED) or before or not named:
+        return {}
+    parts = {part: "deleted" for part, _ in _DELETION_PARTS.values()}
+    for name, why in zip(named[::2], named[1::2], strict=True):
+        part, missing = _DELETION_PARTS[name]
+        parts[part] = "missing" if missing in why else "failed"
+    return parts

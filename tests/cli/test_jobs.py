@@ -66,7 +66,32 @@ def test_delete_needs_a_yes(cli, manager):
     assert manager.cloud.vms
     assert cli("delete", *what, "--yes").code == 0
     assert not manager.cloud.vms
-    assert cli("delete", *what, "--yes").code == 0
+
+
+def test_what_is_gone_is_a_failure_unless_it_may_be(cli, manager):
+    made = json.loads(cli("create", "--set", "openstack.name=red", "--json").out)
+    what = "--vm-ip", made["vm_ip"], "--container-id", made["container_id"], "--yes"
+    (vm,) = manager.cloud.vms
+    first = cli("delete", *what, "--json")
+    assert json.loads(first.out)["parts"] == {"server": "deleted", "container": "deleted", "vm": "deleted"}
+    again = "--vm-id", vm.vm_id, *what[2:]
+    failed = cli("delete", *again)
+    assert failed.code == 1
+    assert "missing: server, container, vm" in failed.err
+    passed = cli("delete", *again, "--missing-ok")
+    assert passed.code == 0
+    assert [line.split() for line in passed.out.splitlines()] == [
+        ["server", "missing"],
+        ["container", "missing"],
+        ["vm", "missing"],
+    ]
+
+
+def test_an_id_is_given_once(cli, manager):
+    done = cli("delete", "--vm-ip", "10.0.0.1", "--set", "vm_ip=10.0.0.2", "--yes")
+    assert done.code == 2
+    assert "vm_ip: given as an option and in the body" in done.err
+    assert not manager.cloud.jobs
 
 
 def test_what_to_delete_is_never_taken_from_the_variables(cli, manager, monkeypatch):
@@ -111,10 +136,11 @@ def test_a_body_that_is_none(cli, manager, arguments, stdin, said):
 def test_the_timeout_of_a_job_is_the_option_and_not_the_variable(cli, manager, monkeypatch):
     asked = []
     from tcm_sync import TcmClient
+    from tcm_sync.config import UNSET
 
     monkeypatch.setenv("TCM_TIMEOUT", "20")
     monkeypatch.setattr(TcmClient, "management", lambda *_, timeout, **__: asked.append(timeout) or 1 / 0)
     cli("management", "create_vm")
     cli("--timeout", "7", "management", "create_vm")
     cli("management", "create_vm", "--timeout", "8")
-    assert asked == [900.0, 7.0, 8.0]
+    assert asked == [UNSET, 7.0, 8.0]

@@ -145,7 +145,7 @@ EXAMPLES = {
     "stream": "stream poet --text a --allow-transient --container-id local-transient",
     "management": "management create_vm --set openstack.name=x",
     "create": "create --file vm.yaml",
-    "delete": "delete --vm-id vm-1 --container-id c-1 --yes",
+    "delete": "delete --vm-id vm-1 --container-id c-1 --missing-ok --yes",
     "model analyze": "model analyze digits.onnx",
     "model config": "model config digits.onnx",
     "model check": "model check digits.onnx --model digits",

@@ -111,7 +111,7 @@ def test_a_bar_shows_how_much_is_done(terminal, tmp_path):
 
 @pytest.mark.parametrize(("answer", "code", "said"), [("y", 0, ""), ("n", 1, "nothing was deleted")])
 def test_delete_asks(terminal, answer, code, said):
-    child = terminal("delete", "--vm-id", "vm-77", "--container-id", "c-1")
+    child = terminal("delete", "--vm-id", "vm-77", "--container-id", "c-1", "--missing-ok")
     child.expect_exact("Delete VM vm-77 and container c-1 at ws://")
     child.expect_exact("[y/N]")
     child.sendline(answer)

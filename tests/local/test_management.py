@@ -67,8 +67,11 @@ def test_a_model_is_put_into_service_called_and_taken_out(serve, client_of):
         outputs = each.infer({"INPUT0": x, "INPUT1": x})
         assert outputs["SUM"].dtype == np.float32
         assert np.array_equal(outputs["SUM"], x + x)
-    for _ in range(2):
+    assert set(deployment.delete().parts.values()) == {"deleted"}
+    with pytest.raises(ManagementError, match="missing: server, container, vm"):
         deployment.delete(vm_id=vm.vm_id)
+    again = deployment.delete(vm_id=vm.vm_id, missing_ok=True)
+    assert set(again.parts.values()) == {"missing"}
     assert manager.cloud.vms == manager.cloud.containers == ()
     with pytest.raises(TcmError):
         deployment.infer({"INPUT0": x, "INPUT1": x})
@@ -92,14 +95,14 @@ def test_all_the_other_jobs(serve, client_of):
         "create_container", openstack={"vm_id": vm_id}, docker={"image": "i"}
     ).data
     assert config == {"image": "i"}
-    block = {"container_id": container_id}
-    client.management("create_server", docker=block, triton={"model_name": "add_sub"})
+    ids = {"vm_id": vm_id, "container_id": container_id}
+    client.management("create_server", **ids, triton={"model_name": "add_sub"})
     x = np.ones((1, 2), np.float32)
     called = client.infer("add_sub", {"INPUT0": x, "INPUT1": x}, vm_ip=vm_ip, container_id=container_id)
     assert called["SUM"].tolist() == [[2.0, 2.0]]
-    client.management("delete_server", docker=block)
-    client.management("delete_container", docker=block)
-    client.management("delete_vm", openstack={"vm_id": vm_id})
+    assert client.management("delete_server", **ids).data == {"action": "delete_server", **ids}
+    assert client.management("delete_container", **ids).data == {"action": "delete_container", **ids}
+    assert client.management("delete_vm", vm_id=vm_id).data is None
     assert manager.cloud.vms == manager.cloud.containers == ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from onnx import TensorProto
 
-from tcm_sync.local import CloudJob, CloudStep, Container, VirtualMachine
+from tcm_sync.local import CloudJob, CloudStep, Container, RegisteredServer, VirtualMachine
 
 from .raw import add_sub_onnx, identity_onnx, tensor, wait_until
 
@@ -17,6 +17,10 @@ QUEUE_FULL = {
         "dropped_type": "management",
     },
 }
+NO_VM = (
+    "Container creation failed: Refusing to use client-supplied vm_ip/worker_ip. "
+    "Provide a valid vm_id for a managed VM."
+)
 NAMED = {"openstack": {"name": "w"}}
 
 
@@ -82,6 +86,7 @@ def test_two_creations_are_two_machines_though_they_are_called_the_same(serve, d
         ({"triton": {"model_name": "echo"}}, "echo"),
         ({"model_name": "echo"}, "echo"),
         ({"minio": {"model_name": "echo"}}, "echo"),
+        ({"minio": {"folder": "echo"}}, "echo"),
         ({"minio": {"model_name": "gated"}, "triton": {"model_name": "echo"}}, "echo"),
         ({"triton": None, "minio": []}, "first"),
     ],
@@ -124,29 +129,33 @@ def test_a_deployment_step_by_step(serve, dial):
     assert config == docker
     there = {"vm_ip": vm_ip, "container_id": container_id}
     assert reason(infer(raw, "echo", there)) == "No active Triton session for this instance"
-    server = raw.do_job("create_server", docker={"container_id": container_id}, model_name="echo")
-    assert server == {**there, "model_name": "echo", "inputs": [], "outputs": []}
+    ids = {"vm_id": vm_id, "container_id": container_id}
+    server = raw.do_job("create_server", **ids, model_name="echo")
+    assert server == {"model_name": "echo", "inputs": [], "outputs": []}
     assert infer(raw, "echo", there)["status"] == "COMPLETED"
     assert manager.cloud.vms == (VirtualMachine(vm_id, vm_ip, "w"),)
     expected = Container(container_id, vm_ip, registered=True, model_name="echo")
     assert manager.cloud.containers == (expected,)
 
-    raw.do_job("delete_server", container_id=container_id)
+    assert manager.cloud.servers[1:] == (RegisteredServer(container_id, vm_id),)  # beside the first one
+
+    assert raw.do_job("delete_server", **ids) == {"action": "delete_server", **ids}
     assert reason(infer(raw, "echo", there)) == "No active Triton session for this instance"
-    raw.do_job("delete_container", container_id=container_id)
+    assert raw.do_job("delete_container", **ids) == {"action": "delete_container", **ids}
     assert "not found in known containers" in infer(raw, "echo", there)["data"]
-    raw.do_job("delete_vm", vm_id=vm_id)
+    assert raw.do_job("delete_vm", vm_id=vm_id) is None
     assert (manager.cloud.vms, manager.cloud.containers) == ((), ())
 
 
-def test_a_deletion_leaves_nothing_and_may_be_repeated(serve, dial):
+def test_a_deletion_leaves_nothing_and_fails_when_it_is_repeated(serve, dial):
     manager = serve()
     raw = dial(manager, "u")
     kept, deployed = (raw.do_job("creation", **NAMED) for _ in range(2))
     vm_id = next(vm.vm_id for vm in manager.cloud.vms if vm.vm_ip == deployed["vm_ip"])
     ids = {"vm_id": vm_id, "container_id": deployed["container_id"]}
-    for _ in range(2):
-        assert raw.do_job("deletion", **ids) == ids
+    assert raw.do_job("deletion", **ids) == ids
+    raw.ask_job("deletion", **ids)
+    assert raw.receive_job()[0] is False
     assert [vm.vm_ip for vm in manager.cloud.vms] == [kept["vm_ip"]]
     assert [found.container_id for found in manager.cloud.containers] == [kept["container_id"]]
     answer = infer(raw, "echo", deployed)
@@ -157,14 +166,14 @@ def test_with_a_machine_its_containers_go(serve, dial):
     manager = serve()
     raw = dial(manager, "u")
     kept, _ = (raw.do_job("creation", **NAMED) for _ in range(2))
-    raw.do_job("delete_vm", openstack={"vm_id": manager.cloud.vms[1].vm_id})
+    raw.do_job("delete_vm", vm_id=manager.cloud.vms[1].vm_id)
     assert [found.container_id for found in manager.cloud.containers] == [kept["container_id"]]
 
 
 def test_the_containers_that_were_there_can_be_deleted(serve, dial):
     manager = serve()
     raw = dial(manager, "u")
-    raw.do_job("delete_container", container_id=manager.route.container_id)
+    raw.do_job("delete_container", vm_id="any", container_id=manager.route.container_id)
     assert raw.infer("echo", tensor([1.0]))["data"] == "Container 'local' not found in known containers"
 
 
@@ -184,11 +193,11 @@ def test_the_cloud_outlives_the_manager(serve, dial):
 @pytest.mark.parametrize(
     ("action", "body", "words"),
     [
-        ("creation", {}, "Unexpected error: Missing key 'name'"),
+        ("creation", {}, "[OpenstackThread] : name Missing !"),
         ("creation", {"openstack": "w"}, "Unexpected error: Missing key 'name'"),
         ("create_vm", {"openstack": {}}, "Unexpected error: Missing key 'name'"),
-        ("create_container", {}, "Unexpected error: Missing key 'vm_id'"),
-        ("create_container", {"vm_id": "vm-7"}, "Unexpected error: VM 'vm-7' not found"),
+        ("create_container", {"vm_id": "vm-7"}, NO_VM),
+        ("create_container", {"vm_ip": "10.0.0.1"}, NO_VM),
         ("create_server", {}, "Unexpected error: Missing key 'container_id'"),
         (
             "create_server",
@@ -201,9 +210,12 @@ def test_the_cloud_outlives_the_manager(serve, dial):
             "Unexpected error: Model 'nope' not found: this local manager has ['echo', 'gated', 'llm']",
         ),
         ("deletion", {"vm_id": "vm-7"}, "Deletion missing required field: 'container_id'"),
-        ("delete_vm", {}, "Unexpected error: Missing key 'vm_id'"),
-        ("delete_container", {}, "Unexpected error: Missing key 'container_id'"),
-        ("delete_server", {}, "Unexpected error: Missing key 'container_id'"),
+        (
+            "delete_container",
+            {"vm_id": "vm-7"},
+            "Unexpected error: [DockerThread] Missing required argument: 'container_id'",
+        ),
+        ("deletion", {"vm_ip": "10.0.0.9", "container_id": "c"}, "Deletion missing required field: 'vm_id'"),
         ([], {}, "Job action not found: []"),
         (None, {}, "Job action not found: None"),
     ],
@@ -225,6 +237,39 @@ def test_what_the_function_of_the_steps_raises_is_the_failure_of_the_job(serve, 
     assert job == CloudJob("refused", "creation", "failed", "Unexpected error: no space left")
     assert len(manager.cloud.vms) == 1  # as after a creation that failed half-way
     assert manager.cloud.containers == ()
+
+
+def test_a_deletion_tries_every_part_whatever_became_of_the_others(serve, dial):
+    def fail(step):
+        if step.name == "delete_container":
+            raise OSError("the daemon does not answer")
+
+    manager = serve(on_cloud_step=fail)
+    raw = dial(manager, "u")
+    deployed = raw.do_job("creation", **NAMED)
+    ids = {"vm_id": manager.cloud.vms[0].vm_id, "container_id": deployed["container_id"]}
+    raw.ask_job("deletion", **ids)
+    assert raw.receive_job() == (
+        False,
+        "Deletion failed: delete_container: the daemon does not answer",
+    )
+    assert manager.cloud.vms == ()
+    assert len(manager.cloud.servers) == 1
+
+
+def test_a_container_has_the_name_that_it_is_given_and_no_two_have_the_same(serve, dial, refusal):
+    manager = serve()
+    raw = dial(manager, "u")
+    _, vm_id = raw.do_job("create_vm", **NAMED)
+    body = {"vm_id": vm_id, "docker": {"name": "mine"}}
+    assert raw.do_job("create_container", **body)[0] == "mine"
+    assert "'mine' is already in use" in refusal("create_container", manager, **body)
+
+
+def test_a_creation_that_comes_to_nothing_is_taken_back(serve, refusal):
+    manager = serve(known_faults=True)
+    assert "client_timeout" in refusal("creation", manager, **NAMED, triton={"model_name": "echo"})
+    assert manager.cloud.vms == manager.cloud.containers == ()
 
 
 # Jobs as they run

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from tcm_sync.local import ModelFailure, core
+from tcm_sync.local import ModelFailure, cloud, core
 from tcm_sync.local.limits import TokenBucket
 
 from .player import Player, http_get, use_segment
@@ -55,6 +55,7 @@ class Setup:
     before: Any = None  # called with (manager, dial)
     #: Files of shared memory: the number that each has 192 times, and which container has used it before.
     segments: dict[str, tuple[int, str | None]] = field(default_factory=dict)
+    address: str | None = None  # of all machines
     words: int | None = None  # that the streams say before the test lets them go on
     go_on_before: str = ""  # the chunk that comes once they may go on
     pace: Any = None  # called with (player, number) before an inference is sent
@@ -155,6 +156,29 @@ def two_had_jobs_done_before(manager, dial):
         raw.close()
 
 
+def no_server_is_registered(manager, dial):
+    manager.cloud.delete_server("ctr-1")
+
+
+def there_is_a_machine(manager, dial):
+    raw = dial(manager, "before")
+    raw.do_job("create_vm", openstack={"name": "w1"})
+    raw.close()
+
+
+def there_are_a_machine_and_a_container(manager, dial):
+    raw = dial(manager, "before")
+    _, vm_id = raw.do_job("create_vm", openstack={"name": "w1"})
+    raw.do_job("create_container", vm_id=vm_id)
+    raw.close()
+
+
+def a_model_is_deployed(manager, dial):
+    raw = dial(manager, "before")
+    raw.do_job("creation", openstack={"name": "w1"})
+    raw.close()
+
+
 def the_executor_is_full(manager, dial):
     """It stays so until a reply is due: what comes before waits, however slow the machine is."""
     raw = dial(manager, "before")
@@ -230,6 +254,16 @@ SETUPS = {
         {"queue_size": 1, "executor_queue_size": 1, "workers": 1}, before=the_executor_is_full
     ),
     "shutdown.hung_worker": Setup(KNOWN_FAULTS, models={"add_sub": HeldOnce()}, before=two_workers_hang),
+    "management.creation_http_client_timeout": Setup(KNOWN_FAULTS),
+    "management.creation_decoupled": Setup(KNOWN_FAULTS),
+    "management.deletion": Setup(before=a_model_is_deployed),
+    "management.deletion_by_vm_ip_ambiguous": Setup(before=there_is_a_machine, address="127.0.0.1"),
+    "management.delete_vm_top_level_id": Setup(before=there_is_a_machine),
+    "management.delete_server_ids": Setup(before=there_are_a_machine_and_a_container),
+    "management.delete_container_ids": Setup(before=there_are_a_machine_and_a_container),
+    "management.create_container_never_answered": Setup(KNOWN_FAULTS, before=there_is_a_machine),
+    "management.delete_vm_leaves_server": Setup(before=no_server_is_registered),
+    "management.empty_payloads": Setup(KNOWN_FAULTS),
     "shutdown.idle": Setup(LINGER),
     "shutdown.inference_sent_while_draining": Setup(LINGER),
     "shutdown.management_ran": Setup(LINGER),
@@ -270,8 +304,10 @@ PLAIN = """
     inference.output.BYTES.single inference.output.UINT64 inference.output.INT64 inference.output.UINT8
     pipeline.ok stream.ok stream.wrong_output stream.model_missing stream.end.empty_tensor
     stream.end.no_output stream.end.not_utf8 stream.end.empty_first stream.end.error stream.registered_http
-    management.creation management.creation.failed management.create_vm management.deletion
-    management.deletion.missing management.unknown_action shutdown.management_in_flight shutdown.new_socket
+    management.creation management.creation.failed management.create_vm
+    management.deletion_of_what_is_gone management.deletion_partial management.deletion_by_vm_ip
+    management.delete_vm_nested_id management.deletion.missing management.unknown_action
+    shutdown.management_in_flight shutdown.new_socket
     authz.inference authz.management authz.no_roles authz.no_client_block alert correlation.out_of_order
     correlation.stale_after_reconnect shutdown.inference_running_3s tensors.empty_and_scalar.scalar
     tensors.empty_and_scalar.scalar_shape1 tensors.empty_and_scalar.scalar_111 tensors.empty_and_scalar.0_4
@@ -291,19 +327,6 @@ PLAIN = """
 NOT_YET = """
     auth.strict.claims
     stream.registered_decoupled
-    management.creation_http_client_timeout
-    management.creation_decoupled
-    management.deletion_of_what_is_gone
-    management.deletion_partial
-    management.deletion_by_vm_ip
-    management.deletion_by_vm_ip_ambiguous
-    management.delete_vm_nested_id
-    management.delete_vm_top_level_id
-    management.delete_server_ids
-    management.delete_container_ids
-    management.create_container_never_answered
-    management.delete_vm_leaves_server
-    management.empty_payloads
     sdk.management_creation
 """.split()  # noqa: SIM905 - one name a line, so that each can be taken out alone
 PLAYED = {**{name: Setup() for name in PLAIN}, **SETUPS}
@@ -353,6 +376,8 @@ def player(serve, dial, gated, talker, steps, segments, onnx_models, one_second,
         def play(name):
             setup = PLAYED[name]
             monkeypatch.setattr(core, "SCHEDULER_STAYS", setup.stays)
+            if setup.address is not None:
+                monkeypatch.setattr(cloud, "_address", lambda number: setup.address)
             talker.hold_before = setup.words
             models = {**onnx_models, **callables, "slow": gated, "llm_end": talker, **setup.models}
             containers = {"container_id": "ctr-1", "transient_container_id": "ctr-9"}
@@ -368,6 +393,7 @@ def player(serve, dial, gated, talker, steps, segments, onnx_models, one_second,
             stack.callback(player.end)
             if setup.before is not None:
                 player.sockets = setup.before(manager, dial) or {}
+                steps.told.clear()
                 there = len(player.sockets) + (name == "auth.duplicate_uuid")
                 wait_until(lambda: manager.stats().connected == there, "they left")
             use_before(manager, dial, segments, setup.segments)

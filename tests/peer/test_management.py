@@ -29,6 +29,7 @@ from tcm_sync import (
     RetryPolicy,
     Route,
     ShuttingDownError,
+    TcmClient,
     TcmError,
     TensorSpec,
 )
@@ -559,12 +560,114 @@ def test_a_deployment_is_deleted_by_what_it_knows():
     ]
 
 
-def test_a_deployment_whose_vm_has_no_known_id_asks_for_it():
-    with ScriptedPeer(doing(lambda c: finish(c, CREATED), done)) as peer, connect(peer) as client:
+def test_a_deployment_whose_vm_has_no_known_id_is_deleted_by_its_address():
+    payloads = []
+
+    def script(connection):
+        connection.welcome()
+        recv_job(connection)
+        finish(connection, CREATED)
+        for _ in range(2):
+            payloads.append(recv_job(connection))
+            finish(connection, {"vm_id": "vm-9", "container_id": "ctr-9"})
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
         deployment = client.create()
-        with failing(InputError, "delete(vm_id=...)", "10.0.0.7"):
-            deployment.delete()
+        deployment.delete()
         deployment.delete(vm_id="vm-1")
+    docker = {"container_id": "ctr-9"}
+    assert payloads == [
+        {"action": "deletion", "docker": docker, "vm_ip": "10.0.0.7"},
+        {"action": "deletion", "openstack": {"vm_id": "vm-1"}, "docker": docker},
+    ]
+
+
+SERVER_GONE = (
+    "triton_delete_server: [TritonThread] TRITON_MISSING_INSTANCE: model='server' retriable=False "
+    "reason=Server instance not found: vm_id='vm-9', container_id='ctr-9'"
+)
+CONTAINER_GONE = "delete_container: [DockerThread] Container not found: 'ctr-9'"
+VM_GONE = "delete_vm: [OpenstackThread] VM not found during deletion: 'vm-9'"
+ALL_GONE = f"Deletion failed: {SERVER_GONE}; {CONTAINER_GONE}; {VM_GONE}"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (ALL_GONE, {"server": "missing", "container": "missing", "vm": "missing"}),
+        (f"Deletion failed: {SERVER_GONE}", {"server": "missing", "container": "deleted", "vm": "deleted"}),
+        (
+            f"Deletion failed: {SERVER_GONE}; delete_vm: [OpenstackThread] endpoint not found",
+            {"server": "missing", "container": "deleted", "vm": "failed"},
+        ),
+        ("Deletion missing required field: 'vm_id'", {}),
+        ("Deletion failed: something new: not found", {}),
+        (f"It is odd. {ALL_GONE}", {}),
+    ],
+)
+def test_a_deletion_that_failed_says_what_became_of_its_parts(text, parts):
+    with ScriptedPeer(doing(*[lambda c: finish(c, text, status=False)] * 2)) as peer:
+        with connect(peer) as client:
+            with failing(ManagementError, text[:200]) as caught:
+                client.delete(vm_id="vm-9", container_id="ctr-9")
+            assert caught.value.parts == parts
+            assert not caught.value.outcome_unknown
+            assert pickle.loads(pickle.dumps(caught.value)).parts == parts
+            if parts and "failed" not in parts.values():
+                result = client.delete(vm_id="vm-9", container_id="ctr-9", missing_ok=True)
+                assert (result.parts, result.data, result.attempts) == (parts, None, 1)
+            else:
+                with failing(ManagementError, text[:200]):
+                    client.delete(vm_id="vm-9", container_id="ctr-9", missing_ok=True)
+    assert peer.requests == 2
+
+
+def test_a_deletion_of_unknown_outcome_says_how_to_repeat_it():
+    def answers_late(connection):
+        connection.welcome()
+        recv_job(connection)
+        connection.wait_eof()
+
+    again = doing(lambda c: finish(c, ALL_GONE, status=False))
+    with ScriptedPeer(answers_late, again) as peer, connect(peer) as client:
+        with timing_out(lambda: peer.requests), failing(CallTimeoutError, "missing_ok=True") as caught:
+            client.delete(vm_id="vm-9", container_id="ctr-9")
+        assert caught.value.outcome_unknown
+        result = client.delete(vm_id="vm-9", container_id="ctr-9", missing_ok=True)
+    assert set(result.parts.values()) == {"missing"}
+
+
+def test_a_deletion_by_an_address_that_no_vm_alone_has_says_so():
+    text = "Deletion missing required field: 'vm_id'"
+    with ScriptedPeer(doing(lambda c: finish(c, text, status=False))) as peer, connect(peer) as client:
+        with failing(ManagementError, text, "no VM has the address 10.0.0.7", "vm_id="):
+            client.delete(vm_ip="10.0.0.7", container_id="ctr-9")
+
+
+@pytest.mark.parametrize("action", ["delete_server", "delete_container", "delete_vm"])
+def test_ids_in_the_wrong_place_are_pointed_out(action):
+    text = "Unexpected error: [OpenstackThread] Missing required argument: 'vm_id'"
+    with ScriptedPeer(doing(lambda c: finish(c, text, status=False))) as peer, connect(peer) as client:
+        with failing(ManagementError, text, "beside the blocks", f'management("{action}", vm_id='):
+            client.management(action, openstack={"vm_id": "vm-9"})
+
+
+def test_a_container_whose_creation_is_not_answered_has_most_likely_been_made():
+    with ScriptedPeer(doing(lambda c: c.wait_eof())) as peer, connect(peer) as client:
+        with timing_out(lambda: peer.requests):
+            with failing(CallTimeoutError, "most likely been made", 'unfinished("management")') as caught:
+                client.management("create_container", vm_id="vm-9", docker={"name": "ctr-7"})
+    assert caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize(("action", "seconds"), [("create_container", 60.0), ("create_vm", 900.0)])
+def test_a_creation_that_is_never_answered_is_not_waited_for_as_long_as_others(monkeypatch, action, seconds):
+    asked = []
+    monkeypatch.setattr(TcmClient, "_deadline", lambda _, timeout: asked.append(timeout) or 1 / 0)
+    with TcmClient("ws://127.0.0.1:1/ws") as client, pytest.raises(ZeroDivisionError):
+        client.management(action)
+    assert asked == [seconds]
 
 
 def test_a_deletion_knows_where_the_ids_belong():
@@ -573,6 +676,8 @@ def test_a_deletion_knows_where_the_ids_belong():
             client.delete(vm_id="vm-1", openstack={"vm_id": "vm-2"})
         with failing(InputError, "vm_id must be a text"):
             client.delete(vm_id=7)
+        with failing(InputError, "vm_ip must be a text"):
+            client.delete(vm_ip=7)
     assert peer.connections == []
 
 
