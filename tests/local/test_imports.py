@@ -1,6 +1,6 @@
 """What a call needs is imported before the first one.
 
-A fork in the middle of an import leaves its lock to the child, and a process without descriptors imports nothing.
+A fork in the middle of an import leaves its lock to the child; without a free descriptor nothing is imported.
 """
 
 from __future__ import annotations
