@@ -19,6 +19,7 @@ from tcm_sync.errors import (
     ProtocolError,
     TcmError,
 )
+from tcm_sync.numeric import as_number, shown
 from tcm_sync.process import watch
 from tcm_sync.request import InferenceCall, Plan, encode_request, is_readable
 from tcm_sync.results import InferResult
@@ -54,10 +55,13 @@ class BatchPolicy:
     max_wait: float = 0.004
 
     def __post_init__(self) -> None:
-        check_count("batch.max_size", self.max_size)
-        wait = self.max_wait
-        if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not 0 <= wait <= 60:
-            raise ConfigError(f"batch.max_wait must be a number of seconds from 0 to 60, not {wait!r}")
+        object.__setattr__(self, "max_size", check_count("batch.max_size", self.max_size))
+        wait = as_number(self.max_wait)
+        if wait is None or not 0 <= wait <= 60:
+            raise ConfigError(
+                f"batch.max_wait must be a number of seconds from 0 to 60, not {shown(self.max_wait)}"
+            )
+        object.__setattr__(self, "max_wait", wait)
 
 
 class Sample:

@@ -11,6 +11,7 @@ import numpy as np
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError, MessageTooLargeError, ProtocolError, TcmError
 from tcm_sync.many import Many, in_order
+from tcm_sync.numeric import check_whole
 from tcm_sync.progress import Progress
 from tcm_sync.request import Plan
 from tcm_sync.results import InferResult
@@ -82,8 +83,8 @@ class Chunked(Many):
             model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry
         )
         self._deadline(timeout)  # checks it
-        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-            raise InputError(f"rows must be a whole number of at least 1, not {rows!r}")
+        if rows is not None:
+            rows = check_whole("rows", rows, kind=InputError)
         tensors = check_inputs(inputs)
         length = _common_rows(tensors)
         shown = Progress(model_name, shown=progress, counted=True, total=length)

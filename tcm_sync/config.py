@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from tcm_sync.errors import ConfigError, InputError
+from tcm_sync.numeric import as_number, check_whole, shown
 from tcm_sync.retry import RetryPolicy
 
 
@@ -255,23 +256,25 @@ class Settings:
             "max_message_bytes",
             "max_reply_bytes",
         ):
-            check_count(name, getattr(self, name))
+            self._keep(name, check_count)
         for name in ("max_idle", "max_lifetime", "connect_timeout", "ping_interval"):
-            check_seconds(name, getattr(self, name))
-        for name in ("timeout", "pool_timeout"):
+            self._keep(name, check_seconds)
+        for name in ("timeout", "pool_timeout", "messages_per_second"):
             if getattr(self, name) is not None:
-                check_seconds(name, getattr(self, name))
-        if self.messages_per_second is not None:
-            check_seconds("messages_per_second", self.messages_per_second)
-            if self.messages_per_second < 1:
-                raise ConfigError("messages_per_second must be at least 1")
+                self._keep(name, check_seconds)
+        if self.messages_per_second is not None and self.messages_per_second < 1:
+            raise ConfigError("messages_per_second must be at least 1")
         if self.shm not in ("auto", "off"):
             raise ConfigError(f"shm must be 'auto' or 'off', not {self.shm!r:.80}")
         if self.shm_max_pinned is not None:
-            check_count("shm_max_pinned", self.shm_max_pinned)
+            self._keep("shm_max_pinned", check_count)
         if self.shm_group is not None:
             _check_group(self.shm_group)
         object.__setattr__(self, "headers", _checked_headers(self.headers or {}))
+
+    def _keep(self, name: str, check: Callable[[str, object], float]) -> None:
+        """Check a number, and keep it as a plain int or float."""
+        object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = dict(vars(self))
@@ -339,29 +342,28 @@ def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]
 
 
 def check_seconds(name: str, value: object) -> float:
-    """Return `value` if it is a positive, finite number.
+    """Return a positive, finite number as int or float.
 
     Raises
     ------
     ConfigError
-        It is not.
+        It is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigError(f"{name} must be a positive, finite number, not {value!r}")
-    return value
+    number = as_number(value)
+    if number is None or not 0 < number < math.inf:
+        raise ConfigError(f"{name} must be a positive, finite number, not {shown(value)}")
+    return number
 
 
 def check_count(name: str, value: object) -> int:
-    """Return `value` if it is a whole number of at least 1.
+    """Return a whole number of at least 1 as int.
 
     Raises
     ------
     ConfigError
-        It is not.
+        It is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
+    return check_whole(name, value)
 
 
 def _check_group(name: str) -> None:

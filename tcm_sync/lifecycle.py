@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tcm_sync.config import UNSET, AuthContext, Settings, Unset, check_seconds
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ClientClosedError, ConfigError, InputError
+from tcm_sync.numeric import as_number, shown
 from tcm_sync.process import notice_fork, refuse_green_threads, watch
 from tcm_sync.sharing import Sharing
 from tcm_sync.transport.counts import Counts
@@ -120,8 +121,9 @@ class Lifecycle:
         timeout : float
             Seconds to wait first for calls under way; new ones are refused meanwhile.
         """
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-            raise ConfigError(f"timeout must be a number of seconds, 0.0 or more, not {timeout!r}")
+        seconds = as_number(timeout)
+        if seconds is None or not seconds >= 0:
+            raise ConfigError(f"timeout must be a number of seconds, 0.0 or more, not {shown(timeout)}")
         notice_fork()
         with self._lock:
             self._closed = True
@@ -130,7 +132,7 @@ class Lifecycle:
         for crew in crews:
             crew.close()
         if runtime is not None:
-            runtime.close(timeout)
+            runtime.close(seconds)
         for crew in crews:
             crew.join(1.0)
         self._sharing.close()
@@ -192,7 +194,7 @@ class Lifecycle:
             timeout = self._settings.timeout
         elif timeout is not None:
             try:
-                check_seconds("timeout", timeout)
+                timeout = check_seconds("timeout", timeout)
             except ConfigError as error:
                 raise InputError(error.message) from None
         return Deadline(timeout)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.inference import Inference
+from tcm_sync.numeric import check_whole
 from tcm_sync.progress import Progress
 from tcm_sync.request import Plan
 from tcm_sync.results import InferResult
@@ -140,8 +141,7 @@ class Many(Inference):
         if isinstance(many_inputs, (str, bytes, Mapping)) or not isinstance(many_inputs, Iterable):
             raise InputError(f"many_inputs must be an iterable of inputs, not {type(many_inputs).__name__}")
         most = self._settings.pool_size if concurrency is None else concurrency
-        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-            raise InputError(f"concurrency must be a whole number of at least 1, not {most!r}")
+        most = check_whole("concurrency", most, kind=InputError)
         total = len(many_inputs) if isinstance(many_inputs, Sized) else None
         shown = Progress(model_name, shown=progress, counted=True, total=total)
         self._running()

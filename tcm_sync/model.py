@@ -11,6 +11,7 @@ from tcm_sync.batching import Batcher, BatchPolicy
 from tcm_sync.chunked import Chunked
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError
+from tcm_sync.numeric import as_whole
 from tcm_sync.streams import Streams
 from tcm_sync.tensors import Held, HeldAll, HeldEach, InferenceInput, ModelSignature, fit_inputs
 
@@ -163,7 +164,7 @@ class Model:
             tensors = fit_inputs(self.signature, inputs, uncut=True)
             inputs = [InferenceInput(each.name, each.shape, each.datatype, each.array) for each in tensors]
             most, rows = self.signature.max_batch_size, options.get("rows")
-            if most is not None and (rows is None or (isinstance(rows, int) and rows > most)):
+            if most is not None and (rows is None or (as_whole(rows) or 0) > most):
                 options["rows"] = most
         return self._client.infer_chunked(self.model_name, inputs, **self._with(options))
 

@@ -76,7 +76,7 @@ class Probes(Lifecycle):
             left = deadline.remaining()
             if left == 0.0:
                 raise CallTimeoutError(
-                    f"the manager was not ready within {timeout:.3g} s: {answer.explanation}",
+                    f"the manager was not ready within {deadline.timeout:.3g} s: {answer.explanation}",
                     error_id=answer.error_id,
                     elapsed=deadline.elapsed(),
                 )

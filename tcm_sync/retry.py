@@ -16,6 +16,7 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
+from tcm_sync.numeric import as_number, check_whole, shown
 
 
 class Verdict(enum.Enum):
@@ -56,12 +57,13 @@ class RetryPolicy:
     resend_lost: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1:
-            raise ConfigError(f"retry.attempts must be a whole number of at least 1, not {self.attempts!r}")
+        object.__setattr__(self, "attempts", check_whole("retry.attempts", self.attempts))
         for name in ("initial", "maximum"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 86_400:
-                raise ConfigError(f"retry.{name} must be a number of seconds below a day, not {value!r}")
+            number = as_number(value)
+            if number is None or not 0 <= number < 86_400:
+                raise ConfigError(f"retry.{name} must be a number of seconds below a day, not {shown(value)}")
+            object.__setattr__(self, name, number)
         for name in ("retriable", "fatal"):
             codes = getattr(self, name)
             listed = isinstance(codes, Collection) and not isinstance(codes, str)

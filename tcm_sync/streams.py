@@ -114,7 +114,7 @@ class Streams(Inference):
         plan = self._plan(model_name, vm_ip, container_id, vm_id, allow_transient, retry=retry)
         if not isinstance(output_name, str) or not output_name:
             raise InputError(f"output_name must be a text that is not empty, not {output_name!r}")
-        _check_idle(idle_timeout, on_idle)
+        idle_timeout = _checked_idle(idle_timeout, on_idle)
         payload = encode_tensors(
             plan,
             check_call(inputs, infinities=True),  # which the encoding refuses
@@ -405,14 +405,14 @@ class InferStream(Iterator[str]):
         return f"<InferStream {self.model_name!r} {len(self._chunks)} chunks taken, {state}>"
 
 
-def _check_idle(idle_timeout: float | None, on_idle: str) -> None:
+def _checked_idle(idle_timeout: float | None, on_idle: str) -> float | None:
     if on_idle not in ("raise", "end"):
         raise InputError(f"on_idle must be 'raise' or 'end', not {on_idle!r}")
     if idle_timeout is None:
         if on_idle == "end":
             raise InputError("on_idle='end' needs an idle_timeout, in seconds, that says what silence is")
-        return
+        return None
     try:
-        check_seconds("idle_timeout", idle_timeout)
+        return check_seconds("idle_timeout", idle_timeout)
     except ConfigError as error:
         raise InputError(error.message) from None

@@ -13,6 +13,7 @@ from tcm_sync.local.regions import Regions
 from tcm_sync.local.settings import Settings, Tokens
 from tcm_sync.local.shared_memory import MappedMemory
 from tcm_sync.local.stats import Counters, LocalStats
+from tcm_sync.numeric import check_whole
 
 if TYPE_CHECKING:
     import ssl
@@ -225,7 +226,7 @@ class LocalManager:
         )
         self._regions = Regions(blind=not triton_shm)
         self._counters = Counters()
-        self._port = port
+        self._port = self._settings.port
         self._lock = threading.Lock()  # held while starting, and while looking which run there is
         self._server: Server | None = None
         self._killed: list[Server] = []
@@ -349,11 +350,7 @@ class LocalManager:
 
 
 def _checked_batch_sizes(most: Mapping[str, int], models: Mapping[str, Model]) -> Mapping[str, int]:
-    for name, size in most.items():
+    for name in most:
         if name not in models:
             raise ConfigError(f"max_batch_sizes names {name!r}, which is none of the models {sorted(models)}")
-        if type(size) is not int or size < 0:
-            raise ConfigError(
-                f"max_batch_sizes: that of {name!r} must be a whole number from 0, not {size!r}"
-            )
-    return most
+    return {name: check_whole(f"max_batch_sizes: that of {name!r}", size, 0) for name, size in most.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tcm_sync.errors import ConfigError
+from tcm_sync.numeric import as_number, as_whole, shown
 
 if TYPE_CHECKING:
     import ssl
@@ -36,6 +37,15 @@ _AT_LEAST = {
     "linger": 0,
     "forget_after": 0,
 }
+_SECONDS = ("tick", "stream_timeout", "linger", "forget_after")
+_MAY_BE_NONE = (
+    "max_payload_bytes",
+    "messages_per_second",
+    "tenant_messages_per_second",
+    "auth_failures_per_minute",
+    "advise_after",
+)
+_HIGHEST_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,15 @@ class Settings:
             )
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ConfigError(f"{name} must be at least {least}, not {value!r}")
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            number = as_number(value) if name in _SECONDS else as_whole(value)
+            if number is None or not number >= least:
+                what = "number" if name in _SECONDS else "whole number"
+                raise ConfigError(f"{name} must be a {what} of at least {least}, not {shown(value)}")
+            object.__setattr__(self, name, number)
+        if self.port > _HIGHEST_PORT:
+            raise ConfigError(f"port must be {_HIGHEST_PORT} at most, not {self.port}")
         if self.container_id == self.transient_container_id:
             raise ConfigError(
                 f"container_id and transient_container_id must differ; both are {self.container_id!r}"

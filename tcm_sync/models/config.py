@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tcm_sync.errors import ConfigError, ModelFileError
 from tcm_sync.models.batch import has_first_size_again
+from tcm_sync.numeric import as_number, check_whole, shown
 from tcm_sync.tensors import DATATYPES, TensorSpec
 from tcm_sync.wire.quote import quote
 
@@ -75,7 +76,7 @@ def config_pbtxt(
     if max_batch_size is None:
         axis = analysis.first_axis
         max_batch_size = _MAX_BATCH_SIZE if axis.is_batch and axis.certainty != "unsure" else 0
-    _check_count("max_batch_size", max_batch_size, least=0)
+    max_batch_size = _check_count("max_batch_size", max_batch_size, least=0)
     message: dict[str, Any] = {} if name is None else {"name": _checked_name(name)}
     message |= {
         "platform": "onnxruntime_onnx",
@@ -98,9 +99,11 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _check_count(what: str, count: object, *, least: int = 1) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or not least <= count < 2**31:
-        raise ConfigError(f"{what} must be a whole number of at least {least}, not {count!r}")
+def _check_count(what: str, count: object, *, least: int = 1) -> int:
+    number = check_whole(what, count, least)
+    if number >= 2**31:
+        raise ConfigError(f"{what} must be a whole number below 2**31, not {shown(count)}")
+    return number
 
 
 def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
@@ -144,13 +147,10 @@ def _instance_group(instances: int | None, kind: str, gpus: Sequence[int]) -> di
         raise ConfigError("gpus are of no use with kind='cpu'")
     group: dict[str, Any] = {}
     if instances is not None:
-        _check_count("instances", instances)
-        group["count"] = instances
+        group["count"] = _check_count("instances", instances)
     group["kind"] = _Word(f"KIND_{kind.upper()}")
     if gpus:
-        for gpu in gpus:
-            _check_count("gpus", gpu, least=0)
-        group["gpus"] = list(gpus)
+        group["gpus"] = [_check_count("gpus", gpu, least=0) for gpu in gpus]
     return group
 
 
@@ -158,16 +158,19 @@ def _batching(most: int, preferred: Sequence[int], delay: float | None) -> dict[
     if most < 1:
         raise ConfigError("dynamic_batching needs a max_batch_size of at least 1, and a model with a batch")
     batching: dict[str, Any] = {}
-    for size in preferred:
-        _check_count("preferred_batch_sizes", size)
+    sizes = [_check_count("preferred_batch_sizes", size) for size in preferred]
+    for size in sizes:
         if size > most:
             raise ConfigError(f"preferred_batch_sizes: {size} is over max_batch_size, {most}")
-    if preferred:
-        batching["preferred_batch_size"] = list(preferred)
+    if sizes:
+        batching["preferred_batch_size"] = sizes
     if delay is not None:
-        if isinstance(delay, bool) or not isinstance(delay, (int, float)) or not 0 <= delay <= 3600:
-            raise ConfigError(f"max_queue_delay must be a number of seconds from 0 to 3600, not {delay!r}")
-        batching["max_queue_delay_microseconds"] = round(delay * 1e6)
+        seconds = as_number(delay)
+        if seconds is None or not 0 <= seconds <= 3600:
+            raise ConfigError(
+                f"max_queue_delay must be a number of seconds from 0 to 3600, not {shown(delay)}"
+            )
+        batching["max_queue_delay_microseconds"] = round(seconds * 1e6)
     return batching
 
 

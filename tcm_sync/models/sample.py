@@ -54,7 +54,7 @@ def sample_inputs(
     known = _sizes(signature, batch, sizes or {})
     if signature.max_batch_size is not None and batch > signature.max_batch_size:
         raise InputError(f"batch: the model takes {signature.max_batch_size} at most, not {batch}")
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(check_whole("seed", seed, 0, InputError))
     arrays = {}
     open_somewhere = False
     for spec in signature.inputs:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from tcm_sync.errors import InputError, ProtocolError
+from tcm_sync.numeric import as_whole, check_whole, shown
 from tcm_sync.tensors.datatypes import DATATYPES
 from tcm_sync.wire.quote import quote
 
@@ -44,6 +46,8 @@ class TensorSpec(Struct, frozen=True, omit_defaults=True):
     optional: bool = False
 
     def __post_init__(self) -> None:
+        if self.dims is not None:
+            force_setattr(self, "dims", _checked_dims(self.name, self.dims))
         count = len(self.dims or ())
         if self.dim_names and len(self.dim_names) != count:
             raise InputError(f"{self.name!r} has {count} dims and {len(self.dim_names)} dim_names")
@@ -91,9 +95,9 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
     batch_axis: bool | None = None
 
     def __post_init__(self) -> None:
-        most = self.max_batch_size
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
-            raise InputError(f"max_batch_size must be a whole number of at least 1, or None, not {most!r}")
+        if self.max_batch_size is not None:
+            most = check_whole("max_batch_size", self.max_batch_size, kind=InputError)
+            force_setattr(self, "max_batch_size", most)
 
     @classmethod
     def from_analysis(cls, analysis: Described, *, max_batch_size: int | None = None) -> ModelSignature:
@@ -196,6 +200,14 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
         return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>{notes}"
 
 
+def _checked_dims(name: str, dims: Sequence[int]) -> tuple[int, ...]:
+    """Return dims as a tuple of int."""
+    sizes = [as_whole(size) for size in dims]
+    if None in sizes:
+        raise InputError(f"the dims of {shown(name)} must be whole numbers, -1 for any, not {shown(dims)}")
+    return tuple(size for size in sizes if size is not None)
+
+
 def _dim(size: int, name: str | None) -> str:
     return name if name and size < 0 else str(size)
 
@@ -228,7 +240,7 @@ def _specs(found: object, where: str, keys: tuple[str, str]) -> tuple[TensorSpec
 def _spec(found: object, where: str, keys: tuple[str, str]) -> TensorSpec:
     if isinstance(found, Mapping):
         name, datatype, dims = (found.get(key) for key in ("name", *keys))
-        whole = isinstance(dims, Sequence) and all(type(size) is int for size in dims)
+        whole = isinstance(dims, Sequence) and None not in map(as_whole, dims)
         if isinstance(name, str) and isinstance(datatype, str) and isinstance(dims, Sequence) and whole:
             triton = datatype.removeprefix("TYPE_")
             return TensorSpec(name, "BYTES" if triton == "STRING" else triton, tuple(dims))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tcm_sync.errors import InputError
+from tcm_sync.numeric import as_number
 
 _DEEPEST = 100
 _BITS = 64
@@ -25,12 +26,18 @@ def plain_json(value: Mapping[str, object]) -> bytes:
 
 
 def _as_builtin(value: object) -> object:
+    number = as_number(value)
+    if number is not None:
+        return number
     return dict(value) if isinstance(value, Mapping) else list(value)  # type: ignore[call-overload]
 
 
 def _check(value: object, path: str, depth: int) -> None:
     if depth > _DEEPEST:
         raise InputError(f"{path[:80]}...: nested more than {_DEEPEST} deep")
+    number = as_number(value)
+    if number is not None:  # numpy's and others' are written as Python's own
+        value = number
     if isinstance(value, int) and value.bit_length() > _BITS:
         raise InputError(f"{path}: an integer of over {_BITS} bits")
     if value is None or isinstance(value, int):  # a bool is one

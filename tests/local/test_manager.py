@@ -69,7 +69,7 @@ def test_a_port_that_is_taken_is_an_error_of_the_system():
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(setting, value):
-    with pytest.raises(ConfigError, match=f"{setting} must be at least"):
+    with pytest.raises(ConfigError, match=rf"^{setting} must be a (whole )?number of at least"):
         LocalManager(**{setting: value})
 
 

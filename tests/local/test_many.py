@@ -487,3 +487,14 @@ def test_wrong_arguments_of_a_cut_batch_are_refused(client, wrong, words):
 def test_a_cut_batch_shows_its_progress(client, capfd):
     client.infer_chunked("picky", {"x": np.arange(100, 130)}, rows=10, progress=True)
     assert "30/30" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("two", [np.int64(2), np.array(2)], ids=["scalar", "0-d"])
+def test_numbers_of_numpy_are_numbers_of_a_call(client, two):
+    half = np.float32(GUARD / 2)
+    assert client.infer_chunked("picky", {"x": [1, 2, 3]}, rows=two, timeout=half)["y"].tolist() == [2, 4, 6]
+    results = client.map("picky", [{"x": [1]}, {"x": [2]}], concurrency=two, timeout=half)
+    assert [number_of(each) for each in results] == [2, 4]
+    assert number_of(client.submit("picky", {"x": [3]}, timeout=half).result(GUARD)) == 6
+    assert client.wait_until_ready(np.float32(GUARD)).ok
+    assert client.health(timeout=half)
