@@ -78,8 +78,10 @@ class Player:
         else:
             self.uuid = message.get("uuid")
             self.prepare(where, message)
+            if any(is_job(entry.get("client")) for entry in self.exchange):
+                message = json.loads(self.with_names_of_here(json.dumps(message)))
         if "client_text" in self.entry:
-            self.socket(where).send(self.entry["client_text"])
+            self.socket(where).send(self.with_names_of_here(self.entry["client_text"]))
         elif isinstance(message, dict) and message["type"] == "management":
             self.ask_for_job(where, message)
         elif isinstance(message, dict) and message["type"] == "info" and self.counted:
@@ -135,7 +137,6 @@ class Player:
     def ask_for_job(self, where, message) -> None:
         """Send a management job; one that is to be there when the manager is told to stop is held."""
         before = self.counted or any("manager" in entry and not is_log(entry) for entry in self.rest)
-        message = self.with_names_of_here(message)
         if before:
             self.steps.hold()
         there = self.jobs()
@@ -143,17 +144,16 @@ class Player:
         if before:
             wait_until(lambda: self.jobs() == there + 1, "the job has come")
 
-    def with_names_of_here(self, message):
+    def with_names_of_here(self, text):
         """Put the names that this cloud has made up in place of those of the recording's."""
         cloud = self.manager.cloud
         if cloud.vms:
             self.names |= {"vm-9": cloud.vms[-1].vm_id, "127.0.0.1": cloud.vms[-1].vm_ip}
         if cloud.containers and cloud.containers[-1].container_id.startswith("container-"):
             self.names["ctr-9"] = cloud.containers[-1].container_id
-        text = json.dumps(message)
         for recorded, here in self.names.items():
             text = text.replace(f'"{recorded}"', f'"{here}"')
-        return json.loads(text)
+        return text
 
     def with_recorded_names(self, text):
         for recorded, here in self.names.items():
@@ -383,6 +383,10 @@ def comparable(text):
     for pattern, name in LOOSE:
         text = pattern.sub(name, text)
     return CREATED.sub('"CREATED"', text) if '"type": "management"' in text else text
+
+
+def is_job(message):
+    return isinstance(message, dict) and message.get("type") == "management"
 
 
 def is_log(entry):

@@ -305,6 +305,7 @@ PLAIN = """
     pipeline.ok stream.ok stream.wrong_output stream.model_missing stream.end.empty_tensor
     stream.end.no_output stream.end.not_utf8 stream.end.empty_first stream.end.error stream.registered_http
     management.creation management.creation.failed management.create_vm
+    sdk.management_creation stream.registered_decoupled
     management.deletion_of_what_is_gone management.deletion_partial management.deletion_by_vm_ip
     management.delete_vm_nested_id management.deletion.missing management.unknown_action
     shutdown.management_in_flight shutdown.new_socket
@@ -326,8 +327,6 @@ PLAIN = """
 #: Recorded, but `LocalManager` is not tested against these yet.
 NOT_YET = """
     auth.strict.claims
-    stream.registered_decoupled
-    sdk.management_creation
 """.split()  # noqa: SIM905 - one name a line, so that each can be taken out alone
 PLAYED = {**{name: Setup() for name in PLAIN}, **SETUPS}
 PLAYED_OVER_HTTP = ["http/health", "http/ready", "http.ready_ok"]

@@ -280,7 +280,15 @@ def check_failure(error, reply):
         check(error, reply, table)
         return
     assert type(error) is ManagementError
-    assert reply.message["payload"]["data"] in error.message
+    told = reply.message["payload"]["data"]
+    assert told[:250] in error.message
+    gone = {"server": "Server instance", "container": "Container", "vm": "VM"}
+    if "Deletion failed: " in told:
+        assert error.parts == {
+            part: "missing" if f"{name} not found" in told else "deleted" for part, name in gone.items()
+        }
+    else:
+        assert error.parts == {}
     assert (error.code, error.retriable, error.outcome_unknown) == (None, False, False)
 
 

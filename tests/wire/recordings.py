@@ -8,28 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_LINES = Path(__file__).with_name("transcripts.jsonl").read_text(encoding="utf-8").splitlines()
-
-#: Recorded, but the client is not tested against these yet.
-NOT_YET = """
-    management.creation_http_client_timeout
-    management.creation_decoupled
-    management.deletion_of_what_is_gone
-    management.deletion_partial
-    management.deletion_by_vm_ip
-    management.deletion_by_vm_ip_ambiguous
-    management.delete_vm_nested_id
-    management.delete_vm_top_level_id
-    management.delete_server_ids
-    management.delete_container_ids
-    management.create_container_never_answered
-    management.delete_vm_leaves_server
-    management.empty_payloads
-    sdk.management_creation
-""".split()  # noqa: SIM905 - one name a line, so that each can be taken out alone
-
-ALL_CASES = list(map(json.loads, _LINES))
-CASES = [case for case in ALL_CASES if case["case"] not in NOT_YET]
+CASES = [
+    json.loads(line)
+    for line in Path(__file__).with_name("transcripts.jsonl").read_text(encoding="utf-8").splitlines()
+]
 _SIDES = ("client", "server")
 _DROPS = "(drops the socket, connects again)"
 

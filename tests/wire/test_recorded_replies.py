@@ -70,6 +70,7 @@ REMARKS = """
     stream.end.not_utf8 stream.end.empty_first stream.end.error stream.registered_http stream.idle_end
     stream.idle_end.no_chunks stream.timeout.total stream.registered_decoupled inference.registered_http_hangs
     shutdown.hung_worker
+    management.create_container_never_answered
 """
 
 
