@@ -14,7 +14,6 @@ import secrets
 import stat
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
 #: Where segments are. The manager looks for them there.
 DIRECTORY = "/dev/shm"  # noqa: S108 - it is what the protocol says
 
-_NAME = re.compile(r"tcm_(\d+)_[0-9a-f]{24}")
-_YOUNG = 5.0  # seconds in which an empty file may not be locked yet
-_SLACK = 2.0  # seconds by which the start of a process and the age of a file may differ for rounding
+_NAME = re.compile(r"tcm_\d+_[0-9a-f]{24}")
+_YOUNG = 60.0  # seconds in which an empty file, which takes no memory, may not be locked yet
 
 
 class Segment(mmap.mmap):
@@ -160,29 +158,28 @@ def room() -> tuple[int, int]:
 def sweep() -> list[str]:
     """Remove the segments of processes that are gone, and return their names.
 
-    A file goes if it has our form of name, belongs to this user, its process does not exist or began after
-    it was made, and nobody holds its lock: a process with that number may live in another container that
-    shares the directory.
+    A file goes if it has our form of name, belongs to this user, and nobody holds its lock. The number of
+    the process in its name plays no part: each container that shares the directory numbers its processes by
+    itself, and has a process 1.
     """
     gone = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(DIRECTORY):
-            match = _NAME.fullmatch(entry.name)
-            if match is not None:
+            if _NAME.fullmatch(entry.name) is not None:
                 with contextlib.suppress(OSError):  # somebody else sweeps too
-                    if _is_left(entry, int(match[1])):
+                    if _is_left(entry):
                         os.unlink(entry.path)
                         gone.append(entry.name)
     return gone
 
 
-def _is_left(entry: os.DirEntry[str], pid: int) -> bool:
+def _is_left(entry: os.DirEntry[str]) -> bool:
     import fcntl
 
     found = entry.stat(follow_symlinks=False)
     mine = found.st_uid == os.getuid() and stat.S_ISREG(found.st_mode)
     new = not found.st_size and time.time() - found.st_ctime < _YOUNG  # it is locked before it has a size
-    if not mine or new or _was_alive(pid, found.st_ctime):
+    if not mine or new:
         return False
     fd = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -192,16 +189,3 @@ def _is_left(entry: os.DirEntry[str], pid: int) -> bool:
         return False
     finally:
         os.close(fd)
-
-
-def _was_alive(pid: int, moment: float) -> bool:
-    """Whether the process with this number lives, and did at a moment of the past."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2]
-        boot = re.search(r"^btime (\d+)$", Path("/proc/stat").read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return False
-    if boot is None:
-        return True
-    started = int(boot[1]) + int(fields.split()[19]) / os.sysconf("SC_CLK_TCK")
-    return started <= moment + _SLACK

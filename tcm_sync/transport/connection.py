@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import CallTimeoutError, ConnectionLostError, TcmError
 from tcm_sync.transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
-from tcm_sync.transport.sockets import WOULD_BLOCK, is_local, shut_down, wait_ready
+from tcm_sync.transport.sockets import WOULD_BLOCK, is_local, send_flags, shut_down, wait_ready
 
 if TYPE_CHECKING:
     from tcm_sync.transport.lease import Lease
@@ -56,6 +56,7 @@ class Connection:
         "_amid_frame",
         "_control_begun",
         "_controls",
+        "_flags",
         "_sock",
         "bytes_sent",
         "capability",
@@ -114,6 +115,7 @@ class Connection:
             b'{"type":"inference","uuid":"%b","payload":' % uuid.encode(),
         )
         self.secured = isinstance(sock, ssl.SSLSocket)
+        self._flags = send_flags(sock)
         self.is_local = is_local(sock)  # whether the other end is this machine
         self._sock = sock
         # Guards closed, loss, the three below them, and each single call on the socket, which never blocks.
@@ -223,7 +225,7 @@ class Connection:
                 if self._controls and not self._amid_frame:
                     self._write_controls()
                 future.started = self._amid_frame = True
-                taken = self._sock.send(view)
+                taken = self._sock.send(view, self._flags)
             except ssl.SSLWantReadError:
                 return 0, False
             except WOULD_BLOCK:
@@ -270,7 +272,7 @@ class Connection:
         while self._controls:
             frame = self._controls[0]
             self._control_begun = True
-            taken = self._sock.send(frame)
+            taken = self._sock.send(frame, self._flags)
             if taken < len(frame):
                 self._controls[0] = frame[taken:]
                 raise BlockingIOError
@@ -296,7 +298,7 @@ class Connection:
             self.closed, self.loss = True, loss
             if farewell is not None and not self._amid_frame and not self._control_begun:
                 with contextlib.suppress(OSError):  # it is a courtesy
-                    self._sock.send(farewell)
+                    self._sock.send(farewell, self._flags)
             shut_down(self._sock)
             self._sock.close()
 

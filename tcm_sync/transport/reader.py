@@ -27,7 +27,7 @@ from tcm_sync.transport import frames
 from tcm_sync.transport.notices import Notices
 from tcm_sync.transport.poller import READ, WRITE, make_poller
 from tcm_sync.transport.replies import PendingReplies, Refusal, StreamReplies
-from tcm_sync.transport.sockets import WOULD_BLOCK
+from tcm_sync.transport.sockets import NO_SIGNAL, WOULD_BLOCK
 from tcm_sync.wire.decode import decode_message, peek
 from tcm_sync.wire.failures import ADVISORY, failure_of_error
 from tcm_sync.wire.messages import Alert, AuthOk, ErrorReply, Unknown
@@ -167,7 +167,7 @@ class Reader:
         with self._poke_lock:
             if not self._ended:
                 with contextlib.suppress(OSError):  # it is full, so the reader will wake anyway
-                    self._waker.send(b"\0")
+                    self._waker.send(b"\0", NO_SIGNAL)
 
     # --- the thread ---
 

@@ -16,6 +16,9 @@ from tcm_sync.errors import ConnectFailedError
 #: What a non-blocking socket raises when it has to wait; SSLWantRead and SSLWantWrite are its TLS forms.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
+#: Flags to send with on a plain socket; 0 where the system has no such flag.
+NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+
 _LONGEST_WAIT = 86_400.0  # seconds; the system's own types hold little more
 
 
@@ -180,7 +183,16 @@ def send_all(sock: socket.socket, data: bytes | memoryview, deadline: Deadline) 
         The other side did not take it within the deadline.
     """
     sock.settimeout(_positive(deadline))
-    sock.sendall(data)
+    sock.sendall(data, send_flags(sock))
+
+
+def send_flags(sock: socket.socket) -> int:
+    """Return the flags to send with: a connection that is gone is an error, and no SIGPIPE.
+
+    Python ignores that signal, but programs may have put its default back, which ends the process. TLS takes
+    no flags.
+    """
+    return 0 if isinstance(sock, ssl.SSLSocket) else NO_SIGNAL
 
 
 def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> None:

@@ -243,11 +243,11 @@ class Reluctant:
         self._sock = sock
         self._takes = False
 
-    def send(self, data):
+    def send(self, data, flags):
         self._takes = not self._takes
         if not self._takes:
             raise BlockingIOError
-        return self._sock.send(data[:1])
+        return self._sock.send(data[:1], flags)
 
     def __getattr__(self, name):
         return getattr(self._sock, name)

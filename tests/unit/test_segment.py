@@ -11,9 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -276,12 +274,18 @@ def test_the_file_of_a_process_that_is_gone_is_swept_at_once(gone, left):
     assert not path.exists()
 
 
-def test_the_files_of_a_live_process_are_not_swept(left):
-    mine = left(os.getpid())
-    others = left(os.getppid())
-    sweep()
-    assert mine.exists()
-    assert others.exists()
+@pytest.mark.parametrize("pid", [1, os.getppid(), os.getpid()])
+def test_the_file_that_nobody_has_locked_is_swept_though_a_process_has_its_number(left, pid):
+    """Each container that shares the directory has a process 1, and numbers the others by itself."""
+    path = left(pid)
+    assert sweep() == [path.name]
+    assert not path.exists()
+
+
+def test_the_segments_of_a_live_process_are_not_swept(directory):
+    segment = Segment.make(4096)
+    assert sweep() == []
+    assert (directory / segment.name).exists()
 
 
 def test_the_file_of_another_user_is_not_swept(gone, left):
@@ -346,29 +350,6 @@ def test_a_file_that_somebody_holds_the_lock_of_is_not_swept_for_as_long_as_an_a
     del array  # which unmaps it
     assert sweep() == [path.name]
     assert not path.exists()
-
-
-def test_the_file_of_a_process_whose_number_was_given_out_again_is_left(left):
-    """It is older than the process that has the number now."""
-    path = left(os.getppid())
-    found = path.stat()
-
-    def as_if_made_at(moment):
-        status = {name: getattr(found, name) for name in ("st_uid", "st_mode", "st_size", "st_ino")}
-        status = SimpleNamespace(**status, st_ctime=moment)
-        return SimpleNamespace(path=str(path), stat=lambda *, follow_symlinks: status)
-
-    began = started(os.getppid())
-    assert not module._is_left(as_if_made_at(began), os.getppid())
-    assert not module._is_left(as_if_made_at(began + 60.0), os.getppid())
-    assert module._is_left(as_if_made_at(began - 60.0), os.getppid())
-
-
-def started(pid):
-    """Return when a process began, in seconds since 1970."""
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def test_two_that_sweep_at_once_are_in_nobodys_way(gone, left):
