@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tcm_sync.transport.connection import Connection
 
 _DIGITS = 10  # of a batch's size, at most
-_MOST_ROOMS = 256  # kinds of samples that are remembered
+_MOST_KINDS = 256  # kinds of samples that are remembered
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class BatchPolicy:
 class Sample:
     """One caller's inputs, and what becomes of them. All but the lock is guarded by the batcher's."""
 
-    __slots__ = ("batch", "deadline", "key", "outcome", "since", "size", "tensors", "texts", "told")
+    __slots__ = ("batch", "deadline", "key", "nbytes", "outcome", "since", "size", "tensors", "texts", "told")
 
     def __init__(self, tensors: tuple[Tensor, ...], deadline: Deadline) -> None:
         self.tensors = tensors
@@ -75,6 +75,7 @@ class Sample:
         self.texts = [encode_data(_as_batch(tensor))[1:-1] for tensor in tensors]
         self.key = tuple((each.name, each.datatype, each.shape) for each in tensors)
         self.size = sum(map(len, self.texts)) + len(self.texts)  # bytes that it adds to a message
+        self.nbytes = sum([each.array.nbytes for each in tensors])
         self.deadline = deadline
         self.since = monotonic()
         self.batch: Batch
@@ -130,7 +131,7 @@ class Batcher:
         self._changed = threading.Condition(self._lock)  # told when a batch may leave
         self._open: dict[Hashable, Batch] = {}
         self._inside: set[Sample] = set()  # of all callers that are here
-        self._rooms: dict[Hashable, int] = {}  # bytes of samples that fit a message, by their key
+        self._bare: dict[Hashable, int] = {}  # bytes of a message without its samples, by their key
 
     def at_exit(self) -> None:
         """Do nothing: calls are refused by the client."""
@@ -158,16 +159,16 @@ class Batcher:
 
     def _room(self, sample: Sample) -> int:
         """Count the bytes that the samples of a message may have; this one alone must fit."""
-        limit = self._client._settings.max_message_bytes  # noqa: SLF001
-        room = self._rooms.get(sample.key)
-        if room is None:
-            bare = size_of(self._text(sample.tensors, [[] for _ in sample.texts], 10**_DIGITS))
-            room = limit - bare - self._client._envelope_bytes("inference")  # noqa: SLF001
-            if len(self._rooms) >= _MOST_ROOMS:
-                self._rooms.clear()
-            self._rooms[sample.key] = room
-        check_size(limit - room + sample.size, limit)
-        return room
+        limit = self._client._message_limit()  # noqa: SLF001
+        bare = self._bare.get(sample.key)
+        if bare is None:
+            text = self._text(sample.tensors, [[] for _ in sample.texts], 10**_DIGITS)
+            bare = size_of(text) + self._client._envelope_bytes("inference")  # noqa: SLF001
+            if len(self._bare) >= _MOST_KINDS:
+                self._bare.clear()
+            self._bare[sample.key] = bare
+        check_size(bare + sample.size, limit)
+        return limit - bare
 
     def _join(self, sample: Sample, room: int) -> None:
         with self._lock:
@@ -181,9 +182,15 @@ class Batcher:
                 if batch is not None:
                     batch.open = False
                 batch = sample.batch = self._open[sample.key] = Batch(sample, room)
-            if len(batch.samples) >= self._policy.max_size:
+            if len(batch.samples) >= self._most(sample):
                 self._shut(batch)
             self._changed.notify_all()
+
+    def _most(self, sample: Sample) -> int:
+        """Return how many samples of its kind may go out together: as set, or fewer as was learned."""
+        plan = self._plan
+        learned = self._client._limits.rows((plan.route, plan.model_name), sample.nbytes)  # noqa: SLF001
+        return self._policy.max_size if learned is None else min(self._policy.max_size, learned)
 
     def _shut(self, batch: Batch) -> None:
         """Let nobody join any more."""
@@ -230,6 +237,9 @@ class Batcher:
     def _lead(self, batch: Batch, leader: Sample) -> None:
         """Send the batch when it is time, and hand out what comes back."""
         self._gather(batch, leader)
+        if len(batch.samples) > (most := self._most(leader)):  # learned since they joined
+            self._divide(batch, leader, most)
+            return  # to lead its part of them
         policy = self._plan.policy
         call = BatchCall(self, batch, leader.deadline, patient=policy is not None, plan=self._plan)
         call.may_have_run = batch.sendings > 0
@@ -243,6 +253,10 @@ class Batcher:
             outcomes: list[InferResult | TcmError] = [*self._split(call, attempts)]
             samples = call.samples
         except TcmError as error:
+            fewer = self._fewer(call, error)
+            if fewer is not None:
+                self._divide(batch, leader, fewer)
+                return  # to lead its part of them
             if leader.deadline.expired():
                 leader.outcome = error  # the others may have time: one of them goes on
                 return
@@ -257,6 +271,37 @@ class Batcher:
                     if sample is not leader:
                         sample.tell()
             batch.samples.clear()
+
+    def _fewer(self, call: BatchCall, error: TcmError) -> int | None:
+        """Return how many samples to send at a time, if the batch was refused for its size."""
+        if not call.payload:
+            return None
+        plan, nbytes = self._plan, call.samples[0].nbytes
+        limits = self._client._limits  # noqa: SLF001
+        return limits.learn((plan.route, plan.model_name), error, len(call.samples), nbytes)
+
+    def _divide(self, batch: Batch, leader: Sample, most: int) -> None:
+        """Make batches of at most so many samples of one, each led by its first one's caller."""
+        with self._lock:
+            self._shut(batch)
+            samples, batch.samples = batch.samples, []
+            part: Batch | None = None
+            for sample in samples:
+                try:
+                    room = self._room(sample)
+                except TcmError as error:  # too large by itself, as it is known by now
+                    sample.outcome = error
+                    sample.tell()
+                    continue
+                if part is None or len(part.samples) >= most or sample.size > part.room:
+                    part = Batch(sample, room)
+                    part.open, part.sendings = False, batch.sendings
+                    if sample is not leader:
+                        sample.tell()
+                else:
+                    part.samples.append(sample)
+                    part.room -= sample.size
+                sample.batch = part
 
     def _check_repeat(self, batch: Batch) -> None:
         """Refuse to send a batch again that may have run, unless the policy lets a lost reply be repeated."""

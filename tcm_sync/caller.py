@@ -6,9 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tcm_sync.config import Route, Unset
-from tcm_sync.errors import InputError, TcmError
+from tcm_sync.errors import InputError, MessageTooLargeError, TcmError
 from tcm_sync.lifecycle import Lifecycle
 from tcm_sync.retry import RetryPolicy
+from tcm_sync.wire.encode import size_of
 
 if TYPE_CHECKING:
     from tcm_sync.transport.call import Call
@@ -59,6 +60,8 @@ class Caller(Lifecycle):
             error.route, error.model_name = call.target
         error.elapsed = call.deadline.elapsed()
         error.outcome_unknown = error.outcome_unknown or call.may_have_run
+        if isinstance(error, MessageTooLargeError) and error.size is None and call.payload:  # 1009
+            self._learn_message_limit(error.limit, size_of(call.payload) + self._envelope_bytes(call.kind))
 
     def _policy(self, retry: RetryPolicy | Unset | None) -> RetryPolicy | None:
         policy = self._settings.retry if isinstance(retry, Unset) else retry

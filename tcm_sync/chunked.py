@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tcm_sync.retry import RetryPolicy
+    from tcm_sync.wire.encode import Pieces
+
+Part = tuple[int, int, InferResult]  # from which row, to which, and their outputs
 
 _FIRST_ROWS = 64  # what is tried first where nobody says how many rows fit a message
 _FULL = 0.9  # how full a message is meant to be: rows differ in their text
@@ -55,7 +59,9 @@ class Chunked(Many):
         model_name, inputs, vm_ip, container_id, vm_id, allow_transient, output_dtypes, retry
             As `infer` takes them. All inputs have as many rows, and so must all outputs have.
         rows : int, optional
-            How many a message carries; left out, as many as fit ``max_message_bytes``.
+            How many a message carries; left out, as many as fit ``max_message_bytes``. They are fewer where
+            the manager or the model has refused so many: what was refused is cut again, and the limit is
+            remembered for this route and model.
         progress : bool
             Whether to show how many rows are done (with tqdm: the extra ``progress``).
         timeout : float or None, optional
@@ -78,57 +84,115 @@ class Chunked(Many):
         TcmError
             A message failed: the error names its rows, and the rest is given up.
         """
-        deadline = self._deadline(None)
-        plan = self._plan(
-            model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry
+        return self._chunked(
+            model_name,
+            inputs,
+            rows=rows,
+            progress=progress,
+            vm_ip=vm_ip,
+            container_id=container_id,
+            vm_id=vm_id,
+            allow_transient=allow_transient,
+            output_dtypes=output_dtypes,
+            timeout=timeout,
+            retry=retry,
         )
-        self._deadline(timeout)  # checks it
+
+    def _chunked(
+        self,
+        model_name: str,
+        inputs: object,
+        *,
+        rows: int | None = None,
+        most: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> InferResult:
+        """Do what `infer_chunked` does, with at most so many rows a message: those that the model takes."""
+        deadline = self._deadline(None)
+        plan = self._plan(model_name, **options)
+        self._deadline(plan.timeout)  # checks it
         if rows is not None:
             rows = check_whole("rows", rows, kind=InputError)
         tensors = check_inputs(inputs)
-        length = _common_rows(tensors)
-        shown = Progress(model_name, shown=progress, counted=True, total=length)
+        job = _Job(plan, tensors, _common_rows(tensors), rows, most)
+        shown = Progress(model_name, shown=progress, counted=True, total=job.length)
         self._running()
-        most = self._settings.pool_size
-        spans: list[tuple[int, int]] = []  # of the messages that have begun
-        joined = _Joined(length)
-        cuts = self._cuts(plan, tensors, length, rows, spans)
-        with shown, closing(in_order(cuts, self._crew(most), most)) as outcomes:
-            for index, outcome in outcomes:
-                start, stop = spans[index]
-                if isinstance(outcome, TcmError):
-                    raise _of_rows(outcome, start, stop)
-                joined.add(outcome, start, stop)
-                shown.update(stop - start)
+        joined = _Joined(job.length)
+        threads = self._settings.pool_size
+        try:
+            with shown, closing(in_order(self._pieces(job), self._crew(threads), threads)) as outcomes:
+                for _, outcome in outcomes:
+                    if isinstance(outcome, TcmError):
+                        raise outcome
+                    for start, stop, result in outcome:
+                        joined.add(result, start, stop)
+                        shown.update(stop - start)
+        except TcmError as error:
+            error.outcome_unknown = error.outcome_unknown or bool(job.running)
+            raise
         return InferResult(joined.model_name, joined.arrays, b"", joined.attempts, deadline.elapsed())
 
-    def _cuts(
-        self,
-        plan: Plan,
-        tensors: tuple[Tensor, ...],
-        length: int,
-        rows: int | None,
-        spans: list[tuple[int, int]],
-    ) -> Iterator[Callable[[], InferResult] | TcmError]:
+    def _pieces(self, job: _Job) -> Iterator[Callable[[], list[Part]] | TcmError]:
         """Yield what is to be done message by message, each encoded when it is asked for."""
-        start, wanted = 0, rows or _FIRST_ROWS
-        limit = self._settings.max_message_bytes - self._envelope_bytes("inference")
-        while start < length:
-            stop = min(start + wanted, length)
+        try:
+            for start, stop, payload in self._cuts(job, 0, job.length, None):
+                yield partial(self._send_rows, job, start, stop, payload)
+        except MessageTooLargeError as error:
+            yield error
+
+    def _cuts(self, job: _Job, start: int, stop: int, most: int | None) -> Iterator[tuple[int, int, Pieces]]:
+        """Cut some rows into messages that are not too large, of at most so many rows each."""
+        wanted = job.rows or _FIRST_ROWS
+        while start < stop:
+            bounds = (wanted, stop - start, most, job.most, self._limits.rows(job.target, job.row_bytes))
+            end = start + min(bound for bound in bounds if bound is not None)
+            limit = self._message_limit() - self._envelope_bytes("inference")
             try:
-                payload = self._as_json(plan, _rows_of(tensors, start, stop))
+                payload = self._as_json(job.plan, _rows_of(job.tensors, start, end))
             except MessageTooLargeError as error:
-                if rows is None and stop - start > 1:
-                    wanted = max(1, int((stop - start) * min(0.5, limit / (error.size or limit))))
+                if job.rows is None and end - start > 1:
+                    wanted = max(1, int((end - start) * min(0.5, limit / (error.size or limit))))
                     continue
-                spans.append((start, stop))
-                yield error
-                return
-            spans.append((start, stop))
-            yield lambda payload=payload: self._infer(plan, payload, self._deadline(plan.timeout))  # type: ignore[misc]
-            if rows is None:
-                wanted = max(1, int((stop - start) * limit * _FULL / size_of(payload)))
-            start = stop
+                _name_rows(error, start, end)
+                raise
+            yield start, end, payload
+            if job.rows is None:
+                wanted = max(1, int((end - start) * limit * _FULL / size_of(payload)))
+            start = end
+
+    def _send_rows(self, job: _Job, start: int, stop: int, payload: Pieces) -> list[Part]:
+        """Have some rows inferred, in smaller messages if they are more than manager or model take."""
+        most = self._limits.rows(job.target, job.row_bytes)
+        room = self._message_limit() - self._envelope_bytes("inference")
+        if (most is None or stop - start <= most) and size_of(payload) <= room:
+            job.running.append(start)
+            try:
+                return [(start, stop, self._infer(job.plan, payload, self._deadline(job.plan.timeout)))]
+            except TcmError as error:
+                job.running.pop()
+                most = self._limits.learn(job.target, error, stop - start, job.row_bytes)
+                if most is None:
+                    _name_rows(error, start, stop)
+                    raise
+        cuts = self._cuts(job, start, stop, most)
+        return [part for begin, end, piece in cuts for part in self._send_rows(job, begin, end, piece)]
+
+
+class _Job:
+    """A batch that is cut: its rows, what every message of it has, and what is known of its outcome."""
+
+    def __init__(
+        self, plan: Plan, tensors: tuple[Tensor, ...], length: int, rows: int | None, most: int | None
+    ) -> None:
+        self.plan = plan
+        self.tensors = tensors
+        self.length = length
+        self.rows = rows  # as the caller wants it
+        self.most = most  # as the model does
+        self.target = (plan.route, plan.model_name)
+        self.row_bytes = sum(each.array.nbytes for each in tensors) // length
+        self.running: list[int] = []  # an entry for each message that runs, or has run
 
 
 def _common_rows(tensors: tuple[Tensor, ...]) -> int:
@@ -152,9 +216,8 @@ def _rows_of(tensors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor
     )
 
 
-def _of_rows(error: TcmError, start: int, stop: int) -> TcmError:
+def _name_rows(error: TcmError, start: int, stop: int) -> None:
     error.args = (f"rows {start:,} to {stop - 1:,}: {error.message}",)
-    return error
 
 
 class _Joined:

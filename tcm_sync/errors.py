@@ -287,7 +287,15 @@ class ConfigDownloadError(InferenceError):
 
 
 class InferenceFailedError(InferenceError):
-    """Triton refused or failed the inference."""
+    """Triton refused or failed the inference.
+
+    Attributes
+    ----------
+    max_batch_size : int or None
+        The most rows that the model takes, where it refused more.
+    """
+
+    max_batch_size: int | None = None
 
 
 class ShapeMismatchError(InferenceError):

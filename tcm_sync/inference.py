@@ -164,14 +164,14 @@ class Inference(Caller):
         return encode_tensors(
             plan,
             tensors,
-            limit=self._settings.max_message_bytes,
+            limit=self._message_limit(),
             envelope_bytes=self._envelope_bytes("inference"),
         )
 
     def _refer(self, plan: Plan, references: tuple[SharedTensor, ...]) -> Pieces:
         payload = encode_references(plan, references)
         if (size := size_of(payload)) > self._inference_room:
-            check_size(size + self._envelope_bytes("inference"), self._settings.max_message_bytes)
+            check_size(size + self._envelope_bytes("inference"), self._message_limit())
         return payload
 
     def _infer(self, plan: Plan, prepared: Pieces | Shareable, deadline: Deadline) -> InferResult:

@@ -57,7 +57,7 @@ class Info(Caller):
         if not isinstance(job_id, str):
             raise InputError(f"job_id must be a text, not {job_id!r:.80}")
         text = plain_json({"action": action, **payload})
-        check_size(len(text) + self._envelope_bytes("info"), self._settings.max_message_bytes)
+        check_size(len(text) + self._envelope_bytes("info"), self._message_limit())
         policy = self._settings.retry
         call = InfoCall((text,), self._deadline(timeout), patient=policy is not None, job_id=job_id)
         self._perform(call, policy)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from tcm_sync.config import UNSET, AuthContext, Settings, Unset, check_seconds
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ClientClosedError, ConfigError, InputError
+from tcm_sync.limits import Limits
 from tcm_sync.numeric import as_number, shown
 from tcm_sync.process import notice_fork, refuse_green_threads, watch
 from tcm_sync.sharing import Sharing
 from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.opening import fresh_uuid
 from tcm_sync.transport.runtime import Runtime
-from tcm_sync.wire.encode import encode_message, size_of
+from tcm_sync.wire.encode import StatedLimit, encode_message, size_of
 from tcm_sync.workers import Workers
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class Lifecycle:
         self._crews: weakref.WeakSet[Workers] = weakref.WeakSet()  # these and those of each `map`
         uuid = fresh_uuid((settings.auth or AuthContext()).uuid)  # as long as all will be
         self._bare_envelope_bytes = size_of(encode_message(uuid, "", ()))
+        self._limits = Limits()
+        # How much a message may have, as stated by a manager that refused a larger one.
+        self._stated_limit: StatedLimit | None = None
+        self._stated_by = 0  # which manager that was, as `Standing.managers` counts them
         self._inference_room = settings.max_message_bytes - self._envelope_bytes("inference")
         watch(self)
 
@@ -198,6 +203,27 @@ class Lifecycle:
             except ConfigError as error:
                 raise InputError(error.message) from None
         return Deadline(timeout)
+
+    def _message_limit(self) -> int:
+        """Return the most bytes of a message: as set, or fewer if this manager said so."""
+        stated = self._stated_limit
+        if stated is None:
+            return self._settings.max_message_bytes
+        runtime = self._runtime
+        if runtime is None or runtime.standing.managers == self._stated_by:
+            return stated
+        self._stated_limit = None  # another manager may be there by now, with another limit
+        self._inference_room = self._settings.max_message_bytes - self._envelope_bytes("inference")
+        return self._settings.max_message_bytes
+
+    def _learn_message_limit(self, stated: int | None, refused: int) -> None:
+        """Keep the limit that the manager stated, or not, when it refused a message of so many bytes."""
+        limit = refused - 1 if stated is None else stated
+        runtime = self._runtime
+        if 0 < limit < self._message_limit() and runtime is not None:
+            self._stated_by = runtime.standing.managers
+            self._stated_limit = StatedLimit(limit)
+            self._inference_room = limit - self._envelope_bytes("inference")
 
     def _envelope_bytes(self, kind: str) -> int:
         """Count the bytes that the envelope adds to a payload."""

@@ -159,9 +159,9 @@ class Management(Caller):
                 raise InputError(f"{name} must be a mapping, not {type(block).__name__}")
         given = {name: block for name, block in blocks.items() if block is not None}
         payload = plain_json({"action": action, **given, **body})
-        check_size(len(payload) + self._envelope_bytes("management"), self._settings.max_message_bytes)
         if isinstance(timeout, Unset):
             timeout = _TIMEOUT_OF_CONTAINERS if action == "create_container" else _TIMEOUT
+        check_size(len(payload) + self._envelope_bytes("management"), self._message_limit())
         deadline = self._deadline(timeout)
         policy = self._settings.retry
         with Progress(action, shown=progress) as shown:

@@ -11,7 +11,6 @@ from tcm_sync.batching import Batcher, BatchPolicy
 from tcm_sync.chunked import Chunked
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError
-from tcm_sync.numeric import as_whole
 from tcm_sync.streams import Streams
 from tcm_sync.tensors import Held, HeldAll, HeldEach, InferenceInput, ModelSignature, fit_inputs
 
@@ -157,16 +156,14 @@ class Model:
     def infer_chunked(self, inputs: object, **options: Any) -> InferResult:
         """Run the model on a long batch: `TcmClient.infer_chunked` without its model and route.
 
-        No message has more rows than the signature's ``max_batch_size``. Where so many do not fit one, say
-        ``rows``.
+        No message has more rows than the signature's ``max_batch_size``.
         """
+        most = None
         if self.signature is not None:
             tensors = fit_inputs(self.signature, inputs, uncut=True)
             inputs = [InferenceInput(each.name, each.shape, each.datatype, each.array) for each in tensors]
-            most, rows = self.signature.max_batch_size, options.get("rows")
-            if most is not None and (rows is None or (as_whole(rows) or 0) > most):
-                options["rows"] = most
-        return self._client.infer_chunked(self.model_name, inputs, **self._with(options))
+            most = self.signature.max_batch_size
+        return self._client._chunked(self.model_name, inputs, most=most, **self._with(options))  # noqa: SLF001
 
     def stream(self, inputs: object, **options: Any) -> InferStream:
         """Run the model as a stream: `TcmClient.stream` without its model and route."""

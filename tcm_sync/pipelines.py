@@ -105,9 +105,7 @@ class Pipelines(Caller):
         policy = self._policy(retry)
         checked = _checked_steps(steps)
         dtypes = [_of_step(step, check_output_dtypes, step.output_dtypes) for step in checked]
-        payload = _encode_pipeline(
-            checked, route, self._settings.max_message_bytes, self._envelope_bytes("inference")
-        )
+        payload = _encode_pipeline(checked, route, self._message_limit(), self._envelope_bytes("inference"))
         names = ", ".join(step.key for step in checked)
         target = (route, f"pipeline of {names}")
         call = InferenceCall(payload, deadline, patient=policy is not None, target=target)

@@ -118,7 +118,7 @@ class Streams(Inference):
         payload = encode_tensors(
             plan,
             check_call(inputs, infinities=True),  # which the encoding refuses
-            limit=self._settings.max_message_bytes,
+            limit=self._message_limit(),
             envelope_bytes=self._envelope_bytes("inference"),
             stream_of=output_name,
         )

@@ -225,6 +225,7 @@ class Growth:
                 replacing.replacing = False  # it goes on, and asks again when it comes back
             if not refused:
                 self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
+                self._standing.managers += 1
             if refused or (not error.retriable and not self._standing.reached):
                 self._fail_waiters(error, inf)
             wanted = self._grow()

@@ -298,6 +298,7 @@ class Pool(Growth):
             self._ready_asked_until = monotonic() + growth.READY_ASKED_FOR
             news = self.manager_gate.shut(error, SHUTDOWN_PAUSE, tell=False)
             self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
+            self._standing.managers += 1
             for connection in self._shelf.all.values():
                 connection.retiring = reason
             idle = list(self._shelf.idle)

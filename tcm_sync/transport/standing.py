@@ -30,6 +30,9 @@ class Standing:
     epoch : int
         How often all inference sockets were lost, or the manager said that it ends: what an earlier manager
         knew of shared memory is void. Guarded by the pool's lock.
+    managers : int
+        How often the manager could not be reached, or said that it ends: the next one may have other limits.
+        Guarded as `epoch` is.
     """
 
     def __init__(self, where: str) -> None:
@@ -39,3 +42,4 @@ class Standing:
         self.auth_gate = Gate("authentication", 1.0, 60.0, of=where, level=logging.WARNING)
         self.reached = False
         self.epoch = 0
+        self.managers = 0

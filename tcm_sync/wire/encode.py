@@ -45,6 +45,10 @@ def encode_message(uuid: str, kind: str, payload: Pieces) -> Pieces:
     return (b'{"uuid":"%b","type":"%b","payload":' % (uuid.encode(), kind.encode()), *payload, b"}")
 
 
+class StatedLimit(int):
+    """A limit for messages that the manager stated when it refused a larger one."""
+
+
 def check_size(size: int, limit: int, *, at_least: bool = False) -> None:
     """Refuse a message that the manager would refuse (docs/wire.rst, "Sizes").
 
@@ -53,7 +57,7 @@ def check_size(size: int, limit: int, *, at_least: bool = False) -> None:
     size : int
         Bytes of the whole message.
     limit : int
-        ``max_message_bytes`` of the client, which should be the manager's.
+        ``max_message_bytes`` of the client, which should be the manager's, or what the manager stated.
     at_least : bool
         Whether `size` is only a lower bound, found before anything was encoded.
 
@@ -63,8 +67,13 @@ def check_size(size: int, limit: int, *, at_least: bool = False) -> None:
         Nothing was sent.
     """
     if size > limit:
+        whose = (
+            "the manager, which refused a larger one before, takes at most"
+            if isinstance(limit, StatedLimit)
+            else "max_message_bytes is"
+        )
         raise MessageTooLargeError(
-            f"the message has {'at least ' if at_least else ''}{size:,} bytes, and max_message_bytes is "
+            f"the message has {'at least ' if at_least else ''}{size:,} bytes, and {whose} "
             f"{limit:,}: send fewer rows a call (infer_chunked cuts a batch), or raise the limit here and in "
             "the manager alike",
             size=size,

@@ -11,6 +11,7 @@ from tcm_sync.errors import (
     CodeRule,
     ContractError,
     InferenceError,
+    InferenceFailedError,
     ManagementError,
     MessageTooLargeError,
     PayloadTooLargeError,
@@ -31,6 +32,7 @@ _PAYLOAD_TOO_LARGE = re.compile(
     r"413 Payload Too Large(?:.*?estimated_bytes=(\d+))?(?:.*?limit_bytes=(\d+))?", re.S
 )
 _TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
+_BATCH_OVER_MAX = re.compile(r"inference request batch-size must be <= (\d{1,9}) ")
 _STREAM_TIMEOUT = "Stream timed out after"
 _NO_STREAMS = "has no attribute 'start_stream'"  # a registered server, whose client is an HTTP one
 
@@ -74,6 +76,12 @@ def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmEr
         )
     if _NO_STREAMS in failure.message:
         text += ": a server that is registered with the manager does not stream; pass allow_transient=True"
+    if found := _BATCH_OVER_MAX.search(failure.message):
+        return InferenceFailedError(
+            f"{text}: send at most {found[1]} rows a call (infer_chunked cuts a batch)",
+            code=code,
+            max_batch_size=max(1, int(found[1])),
+        )
     rule = ERROR_CODES.get(failure.code, _UNKNOWN._replace(retriable=failure.retriable))
     seconds = failure.retry_after_seconds
     return rule.error(

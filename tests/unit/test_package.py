@@ -35,7 +35,7 @@ FLOORS = (
     {"retry", "wire", "workers"},
     {"attempts", "config"},
     {"tensors", "transport"},
-    {"models", "progress", "results", "sharing"},
+    {"limits", "models", "progress", "results", "sharing"},
     {"lifecycle"},
     {"caller", "deployment", "probes"},
     {"info", "management", "request", "stats"},

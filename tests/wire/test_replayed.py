@@ -13,7 +13,16 @@ from contextlib import ExitStack
 
 import pytest
 
-from tcm_sync import InferStream, InputError, ManagementError, Route, ShuttingDownError, TcmClient, TcmError
+from tcm_sync import (
+    InferStream,
+    InputError,
+    ManagementError,
+    MessageTooLargeError,
+    Route,
+    ShuttingDownError,
+    TcmClient,
+    TcmError,
+)
 
 from ..peer.scripted import ScriptedPeer
 from ..peer.scripts import BRISK, background, wait_for, wait_until
@@ -204,6 +213,10 @@ def test_what_failed_is_sent_again_by_default_if_that_may_help_and_does_no_harm(
                 whole(ask(client, request))
             assert type(caught.value) is kind
             assert peer.requests == 1
+            if kind is MessageTooLargeError:
+                with pytest.raises(kind, match="which refused a larger one"):  # before it is sent
+                    whole(ask(client, request))
+                return
             if isinstance(turn.end, int):
                 wait_for(peer.connections[0].over)
             whole(ask(client, request))

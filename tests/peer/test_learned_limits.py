@@ -1,0 +1,229 @@
+"""What is too large is cut again, and the limit is remembered: no further message is refused for it."""
+
+# ruff: noqa: SIM117 - the peer and its client are one thing, what is expected of a call is another
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tcm_sync import (
+    BatchPolicy,
+    InferenceFailedError,
+    MessageTooLargeError,
+    PayloadTooLargeError,
+    Route,
+)
+from tcm_sync.limits import Limits
+from tcm_sync.tensors import ModelSignature, TensorSpec
+
+from .connection import PATIENCE
+from .scripted import ScriptedPeer
+from .scripts import connect
+
+X = np.arange(400, dtype=np.float32).reshape(200, 2)
+
+
+class Refusing:
+    """A manager that refuses requests of too many rows, or too many bytes, and echoes the others."""
+
+    def __init__(self, *, rows=None, payload=None, message=None, stated=True):
+        self.rows, self.payload, self.message, self.stated = rows, payload, message, stated
+        self.served, self.refused = [], []
+        self.lock = threading.Lock()
+
+    def __call__(self, connection):
+        connection.welcome()
+        while True:
+            text = connection.recv_message()
+            if self.message is not None and len(text) > self.message:
+                self.refused.append(len(text))
+                if self.stated:
+                    connection.error(f"Message too large (>{self.message} bytes)")
+                connection.close(1009)
+            self.answer(connection, text)
+
+    def answer(self, connection, text):
+        tensor = json.loads(text)["payload"]["request"]["inputs"][0]
+        rows = tensor["shape"][0]
+        estimated = 4 * int(np.prod(tensor["shape"]))
+        if self.rows is not None and rows > self.rows:
+            self.refused.append(rows)
+            connection.fail(
+                "TRITON_INFERENCE_FAILED",
+                f"[400] [request id: ?] inference request batch-size must be <= {self.rows} for 'm'",
+            )
+        elif self.payload is not None and estimated > self.payload:
+            self.refused.append(rows)
+            connection.fail(
+                "TRITON_INFERENCE_FAILED",
+                f"413 Payload Too Large: estimated_bytes={estimated} limit_bytes={self.payload}",
+            )
+        else:
+            with self.lock:
+                self.served.append(rows)
+            connection.reply({"y": tensor["data"]})
+
+
+LIMITED = {
+    "the model": {"rows": 9},
+    "a payload budget": {"payload": 100},
+    "the manager's message": {"message": 700},
+    "a close alone": {"message": 700, "stated": False},
+}
+
+
+@pytest.mark.parametrize("limit", LIMITED.values(), ids=LIMITED)
+@pytest.mark.parametrize("retry", [{}, {"retry": None}], ids=["repeats", "no repeats"])
+def test_a_batch_is_cut_again_and_what_was_learned_is_kept(limit, retry):
+    manager = Refusing(**limit)
+    with ScriptedPeer(manager) as peer, connect(peer, **retry) as client:
+        for _ in range(2):
+            refused = len(manager.refused)
+            result = client.infer_chunked("m", {"x": X}, output_dtypes=np.float32)
+            assert np.array_equal(result["y"], X)
+        assert len(manager.refused) == refused > 0
+        assert sum(manager.served) == 2 * len(X), "what had been served was not sent again"
+        assert client.infer_chunked("m", {"x": X[:50]})["y"].shape == (50, 2)
+        assert len(manager.refused) == refused
+
+
+def test_rows_that_the_caller_wants_are_cut_too():
+    manager = Refusing(rows=9)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        assert np.array_equal(client.infer_chunked("m", {"x": X}, rows=100)["y"], X)
+    assert max(manager.served) == 9
+
+
+def test_a_row_that_is_too_much_by_itself_fails_with_its_number():
+    manager = Refusing(payload=4)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        with pytest.raises(PayloadTooLargeError, match=r"^rows \d+ to \d+: .*413") as caught:
+            client.infer_chunked("m", {"x": X[:3]})
+    assert not caught.value.outcome_unknown
+
+
+def test_a_failure_behind_rows_that_ran_says_so():
+    manager = Refusing(message=400)
+
+    with ScriptedPeer(manager) as peer, connect(peer, pool_size=1) as client:
+        with pytest.raises(MessageTooLargeError, match="rows 1 to 1: ") as caught:
+            client.infer_chunked("m", {"x": np.array([["a"], ["b" * 500]], dtype=object)}, rows=1)
+    assert caught.value.outcome_unknown
+
+
+def test_a_signature_tells_how_many_rows_the_model_takes():
+    spec = TensorSpec("x", "FP32", (2,))
+    signature = ModelSignature((spec,), (TensorSpec("y", "FP32", (2,)),), batch_axis=True, max_batch_size=9)
+    for rows in (None, 5, 100):
+        manager = Refusing(rows=9)
+        with ScriptedPeer(manager) as peer, connect(peer) as client:
+            model = client.model("m", signature=signature)
+            assert np.array_equal(model.infer_chunked({"x": X}, rows=rows)["y"], X)
+        assert not manager.refused
+        assert max(manager.served) == min(9, rows or 9)
+
+
+def test_a_signature_does_not_make_messages_too_large():
+    spec = TensorSpec("x", "FP32", (2,))
+    signature = ModelSignature((spec,), (TensorSpec("y", "FP32", (2,)),), batch_axis=True, max_batch_size=150)
+    manager = Refusing()
+    with ScriptedPeer(manager) as peer, connect(peer, max_message_bytes=1_000) as client:
+        assert np.array_equal(client.model("m", signature=signature).infer_chunked({"x": X})["y"], X)
+    assert len(manager.served) > 2
+
+
+def test_a_single_call_fails_before_it_is_sent_once_the_limit_is_known():
+    manager = Refusing(message=1_000)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        with pytest.raises(MessageTooLargeError, match="1,000"):
+            client.infer("m", {"x": X})
+        assert len(peer.connections) == 1
+        calls = [
+            lambda: client.infer("m", {"x": X}),
+            lambda: client.infer("other", {"x": X}),
+            lambda: client.submit("m", {"x": X}).result(PATIENCE),
+            lambda: client.stream("m", {"x": X}),
+            lambda: client.pipeline([{"model_name": "m", "inputs": {"x": X}}]),
+            lambda: client.info("queue_stats", note="x" * 1_000),
+            lambda: client.model("m").infer_sample({"x": X}),
+            lambda: client.management("create_vm", note="x" * 1_000),
+        ]
+        for call in calls:
+            with pytest.raises(
+                MessageTooLargeError, match=r"the manager, which refused .* at most 1,000"
+            ) as caught:
+                call()
+            assert caught.value.limit == 1_000
+        assert len(manager.refused) == 1
+        assert client.infer("m", {"x": X[:3]})["y"].shape == (3, 2)
+
+
+def test_a_close_without_a_limit_bounds_what_is_sent_from_then_on():
+    manager = Refusing(message=1_000, stated=False)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        for _ in range(3):
+            with pytest.raises(MessageTooLargeError):
+                client.infer("m", {"x": X})
+        assert len(manager.refused) == 1
+
+
+def test_another_manager_may_have_another_limit():
+    manager = Refusing(message=1_000)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        with pytest.raises(MessageTooLargeError):
+            client.infer("m", {"x": X})
+        client._runtime.standing.managers += 1
+        manager.message = None
+        assert np.array_equal(client.infer("m", {"x": X})["y"], X)
+        small = client._settings.max_message_bytes - client._envelope_bytes("inference")
+        assert client._inference_room == small
+
+
+@pytest.mark.parametrize("limit", LIMITED.values(), ids=LIMITED)
+@pytest.mark.parametrize("retry", [{}, {"retry": None}], ids=["repeats", "no repeats"])
+def test_samples_that_are_too_many_together_go_out_in_smaller_batches(limit, retry):
+    manager = Refusing(**limit)
+    with ScriptedPeer(manager) as peer, connect(peer, **retry) as client:
+        model = client.model("m", batch=BatchPolicy(max_size=100, max_wait=PATIENCE))
+        model._batcher._inside.add(None)  # somebody else is in a call: the first batch waits until it is full
+        for _ in range(2):
+            refused = len(manager.refused)
+            with ThreadPoolExecutor(100) as threads:
+                found = list(threads.map(lambda row: model.infer_sample({"x": row})["y"], X[:100]))
+            assert np.array_equal(found, X[:100])
+            model._batcher._inside.clear()
+        assert len(manager.refused) == refused > 0
+        assert sum(manager.served) == 200
+
+
+def test_a_sample_that_is_too_large_fails_alone_and_the_others_of_its_batch_are_served():
+    manager = Refusing(message=1_000)
+    with ScriptedPeer(manager) as peer, connect(peer) as client, ThreadPoolExecutor(3) as threads:
+        model = client.model("m", batch=BatchPolicy(max_size=3, max_wait=PATIENCE))
+        model._batcher._inside.add(object())  # somebody else is in a call
+        texts = ["a", "b" * 2_000, "c"]
+        asked = [threads.submit(model.infer_sample, {"x": np.array([text], object)}) for text in texts]
+        assert type(asked[1].exception(PATIENCE)) is MessageTooLargeError
+        assert [asked[place].result(PATIENCE)["y"].item() for place in (0, 2)] == ["a", "c"]
+
+
+def test_a_refusal_names_the_most_rows():
+    manager = Refusing(rows=9)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        with pytest.raises(InferenceFailedError, match="at most 9 rows") as caught:
+            client.infer("m", {"x": X})
+    assert caught.value.max_batch_size == 9
+
+
+def test_what_is_learned_is_bounded():
+    limits = Limits()
+    for number in range(1_000):
+        error = InferenceFailedError("too many", max_batch_size=8)
+        assert limits.learn((Route("c"), f"m{number}"), error, 64, 4) == 8
+    assert len(limits._rows) <= 256
+    assert limits.rows((Route("c"), "m999"), 4) == 8
