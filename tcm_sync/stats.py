@@ -67,6 +67,8 @@ class ClientStats(Struct, frozen=True):
         Now: how many requests may be under way, where the manager had too much to do a while ago.
     messages_per_second : int or None
         Now: the limit of a socket, stated or learned.
+    tenant_messages_per_second : float or None
+        Now: what the client sends at most, since the manager refused a message over its tenant's limit.
     gates : mapping of str to str
         Now: what is shut, and why.
     """
@@ -106,6 +108,7 @@ class ClientStats(Struct, frozen=True):
     shm_pinned: int = 0
     requests_at_once: int | None = None
     messages_per_second: int | None = None
+    tenant_messages_per_second: float | None = None
     gates: Mapping[str, str] = {}
 
     def since(self, earlier: ClientStats) -> ClientStats:
@@ -157,6 +160,8 @@ class ClientStats(Struct, frozen=True):
         if self.streams:
             lines.append(f"  streams: {self.streams:,} begun, {self.open_streams} open")
         limits = {"requests at once": self.requests_at_once, "messages a second": self.messages_per_second}
+        if self.tenant_messages_per_second is not None:
+            lines.append(f"  at most {self.tenant_messages_per_second:.3g} messages a second of all sockets")
         lines += [f"  at most {limit} {what}" for what, limit in limits.items() if limit is not None]
         lines += [f"  {name} gate {state}" for name, state in self.gates.items()]
         return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in lines) + ">"
@@ -173,6 +178,7 @@ _GAUGES = frozenset(
         "shm_pinned",
         "requests_at_once",
         "messages_per_second",
+        "tenant_messages_per_second",
         "gates",
     )
 )
@@ -212,7 +218,9 @@ class Stats(Caller):
             pools = [pool.read(()) for pool in counts.pools]
         else:
             pools = [runtime.pool.read(), runtime.management.read()]
-            figures["requests_at_once"], figures["messages_per_second"] = runtime.pool.limits()
+            limits = runtime.pool.limits()
+            names = ("requests_at_once", "messages_per_second", "tenant_messages_per_second")
+            figures.update(zip(names, limits, strict=True))
             figures["gates"] = runtime.gates()
         for name in pools[0]:
             figures[name] = pools[0][name] + pools[1][name]

@@ -44,7 +44,7 @@ class Gate:
     refused_within : float, optional
         Seconds in which a refusal comes if it comes: a probe that was not refused by then has passed.
     of : str
-        What it protects, for the log.
+        The manager's address, for the log.
     level : int
         The log level of the line for an open gate that is shut.
     """
@@ -61,7 +61,7 @@ class Gate:
         level: int = logging.INFO,
     ) -> None:
         self.name = name
-        self._title = f"{name} gate of {of}" if of else f"{name} gate"
+        self._where = f" at {of}" if of else ""
         self._level = level
         self._spread = spread
         self._refused_within = refused_within
@@ -102,7 +102,9 @@ class Gate:
             if news:
                 self._shut_at = now
             level = self._level if news else logging.DEBUG
-            self._unlogged.append((level, f"{self._title} shut: {cause}; the next try is in {seconds:.3f} s"))
+            self._unlogged.append(
+                (level, f"{self.name} gate shut{self._where}: {cause}; the next try is in {seconds:.3f} s")
+            )
             # A copy: the error itself holds on to the frames that it was raised in.
             self.cause, self._opens_at, self._prober = again(cause), now + seconds, None
             self._condition.notify_all()
@@ -120,7 +122,7 @@ class Gate:
     def _open(self, *, forgive: bool) -> None:
         if self.cause is not None:
             lasted = monotonic() - self._shut_at
-            text = f"{self._title} open again, it was shut for {lasted:.3f} s: {self.cause}"
+            text = f"{self.name} gate open again{self._where}, it was shut for {lasted:.3f} s: {self.cause}"
             self._unlogged.append((logging.INFO, text))
         self.cause, self._prober = None, None
         if forgive:

@@ -81,6 +81,7 @@ class Growth:
         self._setting = setting
         self._standing = standing
         self.manager_gate, self.auth_gate = standing.manager_gate, standing.auth_gate
+        self._pace = standing.pace
         self._prober = Prober()  # of both gates: an opening
         self._settings = settings
         self._opener = opener
@@ -116,6 +117,8 @@ class Growth:
         if room <= 0 or self._ended is not None:
             return 0
         wanted = min(self._waiters.servable(*self._left()) - self._opening, room)
+        if self._pace.active:  # more sockets would send no more
+            wanted = 0 if self._shelf.idle or self._opening else min(wanted, 1)
         if wanted <= 0:
             return 0
         if (seconds := self.auth_gate.try_pass(self._prober)) > 0.0:
@@ -253,6 +256,9 @@ class Growth:
         while shelf.idle and self._waiters and (waiter := self._waiters.next(*self._left())) is not None:
             connection = shelf.choose()
             if connection is None:
+                break
+            if self._pace.active and (seconds := self._pace.admit()) > 0.0:
+                self.reader.wake_at(monotonic() + seconds)
                 break
             self._waiters.leave(waiter)
             shelf.lend(connection, waiter.lease, streaming=waiter.streaming)

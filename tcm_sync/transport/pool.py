@@ -175,11 +175,26 @@ class Pool(Growth):
                 "the manager limits messages: a socket sends at most %d a second from now on", learned
             )
 
+    def over_tenant_limit(self, connection: Connection, cause: TcmError) -> None:
+        """Send fewer messages a second: the one on `connection` was over the tenant's limit."""
+        with self._lock:
+            sent_at = connection.sent_at[-1]
+            rate = self._pace.refused(sent_at, self._shelf.sent_since(sent_at - 1.0) - 1, cause)
+        if rate is not None:
+            log.warning(
+                "the manager limits a tenant's messages: this client sends %.3g a second from now on: %s",
+                rate,
+                cause,
+            )
+
     def _choose(self) -> Connection | None:
         """Find the connection for a call, unless enough are under way."""
         if self._window.exact is not None and self._window.left(self._under_way()) <= 0:
             return None
-        return self._shelf.choose()
+        connection = self._shelf.choose()
+        if self._pace.active and (connection is None or self._pace.admit() > 0.0):
+            return None
+        return connection
 
     def _wait(self, waiter: Waiter) -> None:
         """Wait until a connection or an error is handed over, or until there is no time left."""
@@ -220,6 +235,8 @@ class Pool(Growth):
             return ConnectFailedError(
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
             )
+        if len(shelf.busy()) < self.size and (refusal := self._pace.cause):
+            return refusal  # it did not wait for a socket
         if not waiter.streaming and len(shelf.busy()) < self.size and (refusal := self._window.cause):
             return refusal  # it did not wait for a socket
         return PoolTimeoutError(
@@ -264,9 +281,9 @@ class Pool(Growth):
         with self._lock:
             return next(iter(self._shelf.all.values()), None)
 
-    def limits(self) -> tuple[int | None, int | None]:
-        """Return how many requests may be under way, and how many messages a second a socket may send."""
-        return self._window.width, self._shelf.limit
+    def limits(self) -> tuple[int | None, int | None, float | None]:
+        """Return how many requests may be under way; and messages a second, of a socket and of the client."""
+        return self._window.width, self._shelf.limit, self._pace.rate
 
     def glance(self) -> tuple[int, int, int]:
         """Count sockets, busy ones and waiting calls without the lock, for a repr: it may be a little off."""

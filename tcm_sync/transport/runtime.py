@@ -33,6 +33,7 @@ from tcm_sync.transport.reader import Reader
 from tcm_sync.transport.replies import Future, Refusal
 from tcm_sync.transport.standing import Standing
 from tcm_sync.wire.encode import encode_message
+from tcm_sync.wire.failures import TENANT_LIMIT
 
 log = logging.getLogger("tcm_sync.pool")
 
@@ -199,7 +200,8 @@ class Runtime:
             lease.discard(f"a reply was outstanding: {type(error).__name__}")
             call.may_have_run = call.may_have_run or future.started
             if isinstance(error, TcmError):
-                error.uuid, error.outcome_unknown = connection.uuid, future.started
+                _name(error, connection, call)
+                error.outcome_unknown = future.started
             raise
         if refusal is not None:
             raise self._refused(lease, call, refusal, gates, prober)
@@ -214,7 +216,7 @@ class Runtime:
         """Return the failure, once the gates and the pool know of it: others wait for the connection."""
         failure, reusable = refusal
         connection = lease.connection
-        failure.uuid = connection.uuid
+        _name(failure, connection, call)
         call.may_have_run = call.may_have_run or failure.outcome_unknown
         try:
             if not isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
@@ -222,6 +224,8 @@ class Runtime:
             if connection.pool is not None:
                 if isinstance(failure, RateLimitedError):
                     connection.pool.learn_limit(connection)
+                elif failure.code == TENANT_LIMIT:
+                    connection.pool.over_tenant_limit(connection, failure)
                 elif isinstance(failure, BackpressureError) and connection.pool is self.pool:
                     connection.pool.refused(connection, failure)  # not of jobs, which take minutes
         finally:  # whatever a log handler does
@@ -254,7 +258,7 @@ class Runtime:
         if isinstance(failure, CircuitOpenError) and target is not None:
             gate = self._circuit(target)
             gate.shut(failure, exactly=failure.retry_after)
-        elif isinstance(failure, (BackpressureError, RateLimitedError)):
+        elif isinstance(failure, (BackpressureError, RateLimitedError)) and failure.code != TENANT_LIMIT:
             gate = self._backpressure
             gate.shut(failure)
         if gate is not None and self.closed.is_set():
@@ -282,7 +286,7 @@ class Runtime:
             for other in [other for other, gate in self._circuits.items() if gate.is_past()]:
                 del self._circuits[other]
             if target not in self._circuits:
-                where = f"{target[0].container_id} at {self.opener.endpoint.authority}"
+                where = f"{self.opener.endpoint.authority}, container {target[0].container_id}"
                 name = f"circuit of {target[1]!r}"
                 self._circuits[target] = Gate(name, 1.0, 60.0, of=where, level=logging.WARNING)
             return self._circuits[target]
@@ -331,6 +335,13 @@ class Runtime:
         self.management.abandon()
         self._connector.opening.abandon()
         self.reader.abandon()
+
+
+def _name(error: TcmError, connection: Connection, call: Call) -> None:
+    """Note of a failure on which socket it came and which call it is of, for the log too."""
+    error.uuid = connection.uuid
+    if call.target is not None:
+        error.route, error.model_name = call.target
 
 
 def _late(error: TcmError, future: Future) -> TcmError:

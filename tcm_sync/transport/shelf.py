@@ -35,6 +35,7 @@ class Shelf:
         self.all: dict[str, Connection] = {}  # by uuid
         self.idle: deque[Connection] = deque()  # the most recently used last
         self.with_streams: set[Connection] = set()  # those that are lent to streams
+        self._sent_before: deque[deque[float]] = deque(maxlen=16)  # when the latest that are gone sent
         self.limit = self.stated_limit()  # messages a second of one socket, where there is a limit
 
     def add(self, connection: Connection) -> None:
@@ -51,6 +52,7 @@ class Shelf:
         """Drop a connection from the books; whether it was in them."""
         if self.all.pop(connection.uuid, None) is None:
             return False
+        self._sent_before.append(connection.sent_at)
         if connection in self.idle:
             self.idle.remove(connection)
         self.with_streams.discard(connection)
@@ -116,6 +118,11 @@ class Shelf:
             return None
         self.limit = learned
         return learned
+
+    def sent_since(self, moment: float) -> int:
+        """Count the messages that were sent after a moment, also on connections that are gone."""
+        sent = [*(connection.sent_at for connection in self.all.values()), *self._sent_before]
+        return sum(at > moment for times in sent for at in times)
 
     def next_budget(self) -> float:
         """When the first idle connection may send again under the limit."""

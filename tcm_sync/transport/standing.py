@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from tcm_sync.transport.gate import Gate
+from tcm_sync.transport.pace import Pace
 
 # A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
 # calls wait ask at most 64 times a second, evenly. Without calls nobody asks.
@@ -25,6 +26,8 @@ class Standing:
         Shut while the manager cannot be reached, or drains.
     auth_gate : Gate
         Shut while it refuses the token.
+    pace : Pace
+        How many messages a second it takes of our tenant.
     reached : bool
         Whether it ever let us in. It is only ever set, so it needs no lock.
     epoch : int
@@ -40,6 +43,7 @@ class Standing:
             "manager", _FIRST_PAUSE, _LONGEST_PAUSE, spread=_SPREAD, of=where, level=logging.WARNING
         )
         self.auth_gate = Gate("authentication", 1.0, 60.0, of=where, level=logging.WARNING)
+        self.pace = Pace()
         self.reached = False
         self.epoch = 0
         self.managers = 0

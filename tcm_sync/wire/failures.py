@@ -28,6 +28,9 @@ from tcm_sync.wire.quote import quote
 #: Advice that answers nothing: the request is only delayed, its reply still comes.
 ADVISORY = "BACKPRESSURE_INSUFFICIENT_BUDGET"
 
+#: A message over what the manager takes of one tenant; its socket is closed.
+TENANT_LIMIT = "BACKPRESSURE_TENANT_LIMIT_REACHED"
+
 _PAYLOAD_TOO_LARGE = re.compile(
     r"413 Payload Too Large(?:.*?estimated_bytes=(\d+))?(?:.*?limit_bytes=(\d+))?", re.S
 )

@@ -117,7 +117,7 @@ def test_a_port_that_refuses_is_one_warning_while_a_call_waits_and_a_line_when_i
     warning, opened = (text for level, text in told if "gate" in text)
     assert [level for level, text in told if text == warning] == ["WARNING"]
     for text in (warning, opened):
-        assert f"manager gate of 127.0.0.1:{peer.port} " in text
+        assert f"at 127.0.0.1:{peer.port}" in text
         assert "refused" in text
 
 

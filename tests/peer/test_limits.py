@@ -18,8 +18,10 @@ from tcm_sync import (
     ClientClosedError,
     PoolTimeoutError,
     RateLimitedError,
+    TcmClient,
     TcmError,
 )
+from tcm_sync.local import LocalManager
 from tcm_sync.transport import growth, window
 
 from .connection import PATIENCE
@@ -202,6 +204,23 @@ def test_a_dropped_request_is_sent_again_on_the_same_socket_and_is_no_attempt(co
     assert len(peer.connections) == 1
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_lines_about_a_call_name_the_model(caplog, lost):
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        if lost:
+            connection.drop()
+        connection.error("Request dropped.", "BACKPRESSURE_QUEUE_FULL", dropped_type="inference")
+        echo_once(connection)
+
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        ask(client)
+    told = [text for text in caplog.messages if "repeating" in text or "requests at a time" in text]
+    assert len(told) == (1 if lost else 2)
+    assert all("model 'm'" in text for text in told)
+
+
 def test_a_tenants_limit_costs_the_socket_and_no_attempt():
     def script(connection):
         connection.welcome()
@@ -214,6 +233,41 @@ def test_a_tenants_limit_costs_the_socket_and_no_attempt():
     assert result["y"].item() == 2.0
     assert result.attempts == 1
     assert len(peer.connections) == 2
+
+
+def test_a_tenants_limit_is_learned_for_all_sockets_and_costs_few_of_them(caplog):
+    with LocalManager(
+        {"echo": lambda inputs: {"y": inputs["x"]}}, tick=0, tenant_messages_per_second=50
+    ) as manager:
+        with TcmClient(manager.uri, route=manager.route, timeout=PATIENCE) as client:
+            with ThreadPoolExecutor(8) as threads:
+                values = [float(value) for value in range(150)]
+                answers = threads.map(lambda value: client.infer("echo", {"x": [value]})["y"].item(), values)
+                assert list(answers) == values
+            stats = client.stats()
+    assert 1 <= stats.repeats["BACKPRESSURE_TENANT_LIMIT_REACHED"] <= 16
+    assert stats.uuids <= 20
+    assert 10 < stats.tenant_messages_per_second < 100
+    assert "messages a second of all sockets" in repr(stats)
+    assert stats.requests_at_once is None  # it is not the number at a time that was too large
+    assert any("limits a tenant's messages" in text for text in caplog.messages)
+
+
+def test_who_cannot_wait_for_a_tenants_limit_gets_the_refusal():
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.error("Tenant quota exceeded (messages per second).", "BACKPRESSURE_TENANT_LIMIT_REACHED")
+        connection.close(1008)
+
+    with ScriptedPeer(script, echo) as peer, connect(peer, retry=None) as client:
+        with failing(BackpressureError, "quota"):
+            ask(client)
+        client.open()  # the only message of this second
+        with failing(BackpressureError, "quota") as caught:
+            ask(client, timeout=0.05)
+        assert caught.value.attempts == 0
+    assert peer.requests == 1
 
 
 # --- a pool that is too small, and its turns ---

@@ -408,10 +408,10 @@ def test_an_outage_is_one_warning_and_one_line_at_its_end_with_address_and_cause
     gate.forgive()
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     warnings = [text for level, text in told if level == "WARNING"]
-    assert warnings == ["manager gate of 10.0.0.1:8000 shut: nobody there; the next try is in 1.000 s"]
+    assert warnings == ["manager gate shut at 10.0.0.1:8000: nobody there; the next try is in 1.000 s"]
     assert told[-1] == (
         "INFO",
-        "manager gate of 10.0.0.1:8000 open again, it was shut for 31.000 s: nobody there",
+        "manager gate open again at 10.0.0.1:8000, it was shut for 31.000 s: nobody there",
     )
     gate.shut(CAUSE)  # another outage
     assert caplog.records[-1].levelname == "WARNING"
