@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from tcm_sync.config import Route, Unset
@@ -72,7 +72,7 @@ class Caller(Lifecycle):
     def _route(self, vm_ip: str | None, container_id: str | None, vm_id: str | None) -> Route:
         route = self._settings.route
         if container_id is not None:
-            return Route(container_id, vm_ip, vm_id)
+            return _route_of(container_id, vm_ip, vm_id)
         if route is None:
             raise InputError(
                 "nothing says where to run: give the client a route=Route(container_id), or the call a "
@@ -80,11 +80,23 @@ class Caller(Lifecycle):
             )
         if vm_ip is None and vm_id is None:
             return route
-        return Route(
+        return _route_of(
             route.container_id,
             route.vm_ip if vm_ip is None else vm_ip,
             route.vm_id if vm_id is None else vm_id,
         )
+
+
+def _route_of(container_id: str, vm_ip: str | None, vm_id: str | None) -> Route:
+    """Return a route, which is checked when it is named for the first time."""
+    try:
+        return _known_route(container_id, vm_ip, vm_id)
+    except TypeError:  # what cannot be hashed is no text, and the error of a route names the argument
+        return Route(container_id, vm_ip, vm_id)
+
+
+#: Typed, since subclasses of str are equal to what they hold.
+_known_route = lru_cache(maxsize=256, typed=True)(Route)
 
 
 def checked_model_name(model_name: object) -> str:

@@ -39,6 +39,7 @@ def client(monkeypatch):
         ({"inputs": {"x": 1.0}}, 'input "x": '),
         ({"container_id": ""}, "route.container_id must be a text"),
         ({"container_id": 7}, "route.container_id must be a text"),
+        ({"container_id": ["c"]}, "route.container_id must be a text"),
         ({"vm_ip": 7}, "route.vm_ip must be a text"),
         ({"vm_id": b"vm"}, "route.vm_id must be a text"),
         ({"timeout": 0}, "timeout must be a positive, finite number"),
@@ -80,6 +81,22 @@ def test_a_call_needs_a_route_from_somewhere():
 def test_naming_a_container_leaves_the_clients_machine_out(client, arguments, route):
     given = {"container_id": None, "vm_ip": None, "vm_id": None, **arguments}
     assert client._route(given["vm_ip"], given["container_id"], given["vm_id"]) == route
+
+
+@pytest.mark.parametrize(
+    "arguments", [("10.0.0.2", "d", "vm-2"), (None, "d", None), ("10.0.0.2", None, None)]
+)
+def test_a_route_that_is_named_again_is_not_made_again(client, arguments):
+    """Making and checking one costs a call 2 microseconds."""
+    assert client._route(*arguments) is client._route(*arguments)
+
+
+def test_routes_of_equal_texts_of_different_types_are_not_mixed_up(client):
+    class Text(str):
+        __slots__ = ()
+
+    for text in (Text("d"), "d"):
+        assert type(client._route(None, text, None).container_id) is type(text)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, True, "5", float("nan"), float("inf")])
