@@ -23,7 +23,14 @@ from tcm_sync.numeric import as_number, shown
 from tcm_sync.process import watch
 from tcm_sync.request import InferenceCall, Plan, encode_request, is_readable
 from tcm_sync.results import InferResult
-from tcm_sync.tensors import Tensor, check_call, decode_outputs, encode_data, encode_described
+from tcm_sync.tensors import (
+    Tensor,
+    check_call,
+    decode_outputs,
+    encode_data,
+    encode_described,
+    minimum_json_bytes,
+)
 from tcm_sync.wire.encode import Pieces, check_size, size_of
 from tcm_sync.wire.quote import quote
 
@@ -138,7 +145,9 @@ class Batcher:
 
     def run(self, inputs: object, deadline: Deadline) -> InferResult:
         """Run the model on one sample, together with those of other callers."""
-        sample = Sample(check_call(inputs, sample=True, infinities=True), deadline)
+        tensors = check_call(inputs, sample=True, infinities=True)
+        check_size(minimum_json_bytes(tensors), self._client._settings.max_message_bytes, at_least=True)  # noqa: SLF001
+        sample = Sample(tensors, deadline)
         room = self._room(sample)
         try:
             self._join(sample, room)
@@ -337,7 +346,7 @@ class Batcher:
     def _text(self, tensors: tuple[Tensor, ...], rows: list[list[bytes]], size: int) -> Pieces:
         plan = self._plan
         inputs = [
-            (each.name, each.datatype, (size, *each.shape), b"[%b]" % b",".join(texts))
+            (each.name, each.datatype, (size, *each.shape), (b"[%b]" % b",".join(texts),))
             for each, texts in zip(tensors, rows, strict=True)
         ]
         return encode_request(plan, encode_described(inputs))

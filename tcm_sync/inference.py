@@ -97,7 +97,7 @@ class Inference(Caller):
         plan = self._plan(
             model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry, transport
         )
-        return self._infer(plan, self._encode(plan, inputs), deadline)
+        return self._infer(plan, self._encode(plan, inputs, deadline=deadline), deadline)
 
     def _plan(
         self,
@@ -127,13 +127,17 @@ class Inference(Caller):
             transport,
         )
 
-    def _encode(self, plan: Plan, inputs: object, *, later: bool = False) -> Pieces | Shareable:
+    def _encode(
+        self, plan: Plan, inputs: object, *, later: bool = False, deadline: Deadline | None = None
+    ) -> Pieces | Shareable:
         """Check the inputs, and write their text unless shared memory is to have them.
 
         Parameters
         ----------
         later : bool
             Whether the caller goes on, and may change his arrays, before they are sent.
+        deadline : Deadline, optional
+            The call's, if its time has begun.
         """
         if type(inputs) is not dict and (references := as_references(inputs)) is not None:
             return self._refer(plan, references)
@@ -151,7 +155,7 @@ class Inference(Caller):
                 raise InputError(f"transport='shm' cannot be: {why}")
             self._counts.declined(why)
         try:
-            return self._as_json(plan, tensors)
+            return self._as_json(plan, tensors, deadline)
         except (MessageTooLargeError, InputError) as error:
             if plan.transport == "json":
                 raise
@@ -160,12 +164,13 @@ class Inference(Caller):
                 return Shareable(copied(tensors) if later else tensors)
             raise also(error, why) from None
 
-    def _as_json(self, plan: Plan, tensors: tuple[Tensor, ...]) -> Pieces:
+    def _as_json(self, plan: Plan, tensors: tuple[Tensor, ...], deadline: Deadline | None = None) -> Pieces:
         return encode_tensors(
             plan,
             tensors,
             limit=self._message_limit(),
             envelope_bytes=self._envelope_bytes("inference"),
+            deadline=deadline,
         )
 
     def _refer(self, plan: Plan, references: tuple[SharedTensor, ...]) -> Pieces:
@@ -189,7 +194,7 @@ class Inference(Caller):
                 self._sharing,
                 self._counts,
                 by_reference=partial(self._refer, plan),
-                by_value=partial(self._as_json, plan, tensors),
+                by_value=partial(self._as_json, plan, tensors, deadline),
             )
             try:
                 attempts = self._perform(call, plan.policy)

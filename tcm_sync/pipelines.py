@@ -27,6 +27,7 @@ from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
     from tcm_sync.config import Route
+    from tcm_sync.deadline import Deadline
     from tcm_sync.retry import RetryPolicy
 
 Result = TypeVar("Result")
@@ -105,7 +106,9 @@ class Pipelines(Caller):
         policy = self._policy(retry)
         checked = _checked_steps(steps)
         dtypes = [_of_step(step, check_output_dtypes, step.output_dtypes) for step in checked]
-        payload = _encode_pipeline(checked, route, self._message_limit(), self._envelope_bytes("inference"))
+        payload = _encode_pipeline(
+            checked, route, self._message_limit(), self._envelope_bytes("inference"), deadline
+        )
         names = ", ".join(step.key for step in checked)
         target = (route, f"pipeline of {names}")
         call = InferenceCall(payload, deadline, patient=policy is not None, target=target)
@@ -178,13 +181,15 @@ def _of_step(step: PipelineStep, work: Callable[..., Result], *arguments: Any) -
         raise
 
 
-def _encode_pipeline(steps: list[PipelineStep], route: Route, limit: int, envelope_bytes: int) -> Pieces:
+def _encode_pipeline(
+    steps: list[PipelineStep], route: Route, limit: int, envelope_bytes: int, deadline: Deadline
+) -> Pieces:
     tensors = [_of_step(step, check_inputs, step.inputs) for step in steps]
     check_size(sum(map(minimum_json_bytes, tensors)) + envelope_bytes, limit, at_least=True)
     requests = tuple(
         StepRequest(
             model_name=step.model_name,
-            inputs=Raw(b"[%b]" % b"".join(encode_inputs(inputs))),
+            inputs=Raw(b"[%b]" % b"".join(encode_inputs(inputs, deadline))),
             name=LEFT_OUT if step.name is None else step.name,
         )
         for step, inputs in zip(steps, tensors, strict=True)

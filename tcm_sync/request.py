@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tcm_sync.config import Route, Unset
+    from tcm_sync.deadline import Deadline
     from tcm_sync.retry import RetryPolicy
     from tcm_sync.sharing import Transport
     from tcm_sync.tensors import OutputDtypes, Tensor
@@ -53,6 +54,7 @@ def encode_tensors(
     limit: int,
     envelope_bytes: int,
     stream_of: str | None = None,
+    deadline: Deadline | None = None,
 ) -> Pieces:
     """Write a request with its tensors as JSON: the same text for every attempt, on whatever socket.
 
@@ -68,17 +70,21 @@ def encode_tensors(
         What of them its envelope takes.
     stream_of : str, optional
         The output to be streamed, if it is to be.
+    deadline : Deadline, optional
+        The call's, if its time has begun.
 
     Raises
     ------
     InputError
         A tensor holds an infinity.
+    CallTimeoutError
+        The deadline passed meanwhile.
     MessageTooLargeError
         The text would be too long.
     """
     if (bound := minimum_json_bytes(tensors) + envelope_bytes) > limit:
         check_size(bound, limit, at_least=True)
-    payload = encode_request(plan, encode_inputs(tensors), stream_of)
+    payload = encode_request(plan, encode_inputs(tensors, deadline), stream_of)
     if (size := size_of(payload) + envelope_bytes) > limit:
         check_size(size, limit)
     return payload

@@ -121,6 +121,7 @@ class Streams(Inference):
             limit=self._message_limit(),
             envelope_bytes=self._envelope_bytes("inference"),
             stream_of=output_name,
+            deadline=deadline,
         )
         call = StreamCall(
             payload,

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 from msgspec import Raw
 
+from tcm_sync.errors import CallTimeoutError
 from tcm_sync.tensors.datatypes import DATATYPES
 from tcm_sync.tensors.inputs import Tensor, check_finite, datatype_if_ready
 from tcm_sync.wire.encode import encode_part
 from tcm_sync.wire.messages import InputTensor
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from tcm_sync.deadline import Deadline
+
 # Elements up to which looking for null in their text is faster than asking numpy. A message with so few in
 # all is never worth shared memory.
 _FEW = 256
 
+# Elements that are written between two looks at the deadline, which takes some 10 ms.
+_PIECE = 2**18
 
-def encode_inputs(tensors: Iterable[Tensor]) -> list[bytes]:
+
+def encode_inputs(tensors: Iterable[Tensor], deadline: Deadline | None = None) -> list[bytes]:
     """Write tensors as the inputs of a request, as `encode_described` does.
 
     Raises
     ------
     InputError
         A tensor holds an infinity.
+    CallTimeoutError
+        The deadline passed meanwhile.
     """
     return encode_described(
-        [(tensor.name, tensor.datatype, tensor.shape, encode_data(tensor)) for tensor in tensors]
+        [(each.name, each.datatype, each.shape, _encode_pieces(each, deadline)) for each in tensors]
     )
 
 
@@ -65,17 +77,17 @@ def encode_small(inputs: object) -> list[bytes] | None:
     return pieces or None
 
 
-def encode_described(inputs: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> list[bytes]:
+def encode_described(inputs: Iterable[tuple[str, str, tuple[int, ...], Sequence[bytes]]]) -> list[bytes]:
     """Write inputs as the elements of a JSON list, in pieces, so that large texts are not copied.
 
     Parameters
     ----------
     inputs : iterable of (name, datatype, shape, data)
-        What is known of each, and its text.
+        What is known of each, and its text in pieces.
     """
     pieces: list[bytes] = []
     for name, datatype, shape, data in inputs:
-        pieces += (_head(name, datatype, shape), data, b"},")
+        pieces += (_head(name, datatype, shape), *data, b"},")
     pieces[-1] = b"}"
     return pieces
 
@@ -98,15 +110,66 @@ def encode_data(tensor: Tensor) -> bytes:
         It holds an infinity, which has no form in JSON.
     """
     array = tensor.array
-    if tensor.datatype == "BYTES":
-        return orjson.dumps(array.tolist())
+    if not array.size:
+        return _empty(array.shape)
     if array.size > _FEW:
         check_finite((tensor,))
-        return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
-    text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+        return _text_of(array)
+    text = _text_of(array)
     if b"null" in text:  # infinities are written so too
         check_finite((tensor,))
     return text
+
+
+def _encode_pieces(tensor: Tensor, deadline: Deadline | None) -> Sequence[bytes]:
+    """Write the elements of a tensor as `encode_data` does, in pieces if there are many."""
+    if tensor.array.size <= _PIECE:
+        return (encode_data(tensor),)
+    check_finite((tensor,))
+    pieces = []
+    for piece in _pieces_of(tensor.array):
+        if deadline is not None and deadline.expired():
+            raise CallTimeoutError(
+                "the deadline passed while the request was being written; nothing was sent",
+                elapsed=deadline.elapsed(),
+            )
+        pieces.append(piece)
+    return pieces
+
+
+def _pieces_of(array: npt.NDArray[Any]) -> Iterator[bytes]:
+    """Write an array, some rows at a time; rows that are too long themselves are cut as well."""
+    each = array.size // len(array)
+    rows = max(1, _PIECE // each)
+    for start in range(0, len(array), rows):
+        yield b"," if start else b"["
+        if each > _PIECE:
+            yield from _pieces_of(array[start])
+        else:
+            yield _text_of(array[start : start + rows])[1:-1]
+    yield b"]"
+
+
+def _text_of(array: npt.NDArray[Any]) -> bytes:
+    if array.dtype.kind == "O":
+        return orjson.dumps(array.tolist())
+    return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _empty(shape: tuple[int, ...]) -> bytes:
+    """Write an array without elements, the last size of whose shape is 0; orjson takes long for many rows."""
+    text = b"[]"
+    for size in reversed(shape[:-1]):
+        text = b"[%b%b]" % ((text + b",") * (size - 1), text)
+    return text
+
+
+def _empty_bytes(shape: tuple[int, ...]) -> int:
+    """Count the bytes of that text."""
+    count = 2
+    for size in reversed(shape[:-1]):
+        count = 2 + size * count + size - 1
+    return count
 
 
 def minimum_json_bytes(tensors: Iterable[Tensor]) -> int:
@@ -116,6 +179,9 @@ def minimum_json_bytes(tensors: Iterable[Tensor]) -> int:
     """
     total = 0
     for tensor in tensors:
+        if not tensor.array.size:
+            total += _empty_bytes(tensor.shape)
+            continue
         total += tensor.array.size * DATATYPES[tensor.datatype].json_bytes
         if tensor.datatype == "BYTES":
             total += sum(map(len, tensor.array.ravel().tolist()))

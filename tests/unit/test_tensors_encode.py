@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tcm_sync import Route
-from tcm_sync.errors import InputError
+from tcm_sync.deadline import Deadline
+from tcm_sync.errors import CallTimeoutError, InputError
 from tcm_sync.request import Plan, _around, encode_request
 from tcm_sync.tensors import (
     DATATYPES,
@@ -103,6 +104,65 @@ def test_the_lower_bound_counts_text_and_adds_tensors_up() -> None:
     assert 1500 <= minimum_json_bytes(one) <= len(bytes(encoded_inputs(one)[0].data))
     two = check_inputs({"x": ["a" * 1000, "é" * 500], "y": np.zeros(100)})
     assert minimum_json_bytes(two) == minimum_json_bytes(one) + minimum_json_bytes(two[1:])
+
+
+@pytest.mark.parametrize("shape", [(0,), (1, 0), (3, 0), (2, 3, 0), (3, 1, 2, 0)])
+@pytest.mark.parametrize("datatype", ["FP32", "BOOL", "BYTES"])
+def test_rows_without_elements_are_counted_to_the_byte(shape: tuple[int, ...], datatype: str) -> None:
+    tensors = check_inputs([InferenceInput("x", shape, datatype, [])])
+    data = bytes(encoded_inputs(tensors)[0].data)
+    assert json.loads(data) == np.zeros(shape).tolist()
+    assert minimum_json_bytes(tensors) == len(data)
+
+
+def test_any_number_of_rows_without_elements_is_counted_at_once() -> None:
+    tensors = check_inputs([InferenceInput("x", (1000, 10**9, 0), "FP32", [])])
+    assert minimum_json_bytes(tensors) > 3 * 10**12
+
+
+@pytest.mark.parametrize("shape", [(41,), (1, 41), (3, 1, 17), (7, 5), (1, 2, 3, 11), (40, 1)])
+@pytest.mark.parametrize("datatype", ["FP32", "INT64", "BYTES"])
+def test_what_is_written_in_pieces_is_the_text_of_the_whole(
+    shape: tuple[int, ...], datatype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    array = data.astype(str).astype(object) if datatype == "BYTES" else data.astype(DATATYPES[datatype].dtype)
+    tensors = check_inputs({"x": array})
+    whole = encode_inputs(tensors)
+    monkeypatch.setattr(encode, "_PIECE", 10)
+    pieces = encode_inputs(tensors)
+    assert b"".join(pieces) == b"".join(whole)
+    assert len(pieces) > len(whole)
+    assert max(map(len, pieces[1:-1])) <= 100
+
+
+class Counted(Deadline):
+    """A deadline that passes after so many looks at it."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__(None)
+        self.looks = looks
+
+    def expired(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_long_text_is_given_up_when_the_deadline_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_PIECE", 10)
+    tensors = check_inputs({"x": np.zeros((100, 5)), "y": np.zeros(5)})
+    deadline = Counted(20)
+    with pytest.raises(CallTimeoutError, match="being written; nothing was sent") as caught:
+        encode_inputs(tensors, deadline)
+    assert not caught.value.outcome_unknown
+    assert deadline.looks == -1
+    assert encode_inputs(tensors, Counted(1000)) == encode_inputs(tensors)
+
+
+def test_a_short_text_is_written_without_a_look_at_the_deadline() -> None:
+    deadline = Counted(0)
+    encode_inputs(check_inputs({"x": np.zeros((100, 5))}), deadline)
+    assert deadline.looks == 0
 
 
 def test_what_is_remembered_of_requests_is_bounded() -> None:
