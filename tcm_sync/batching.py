@@ -146,7 +146,7 @@ class Batcher:
     def run(self, inputs: object, deadline: Deadline) -> InferResult:
         """Run the model on one sample, together with those of other callers."""
         tensors = check_call(inputs, sample=True, infinities=True)
-        check_size(minimum_json_bytes(tensors), self._client._settings.max_message_bytes, at_least=True)  # noqa: SLF001
+        check_size(minimum_json_bytes(tensors), self._client._message_limit(), at_least=True)  # noqa: SLF001
         sample = Sample(tensors, deadline)
         room = self._room(sample)
         try:
