@@ -7,6 +7,7 @@ import operator
 import numpy as np
 
 from tcm_sync.errors import ConfigError, InputError
+from tcm_sync.handlers import is_of_handler
 
 _NO_NUMBERS = (bool, str, bytes, bytearray, complex)
 
@@ -19,7 +20,9 @@ def as_whole(value: object) -> int | None:
         return None
     try:
         return operator.index(value)  # type: ignore[arg-type]  # it says whether it has one
-    except Exception:  # noqa: BLE001 - a tensor of a framework raises what it likes
+    except Exception as error:  # a tensor of a framework raises what it likes
+        if is_of_handler(error):
+            raise
         return None
 
 
@@ -34,7 +37,9 @@ def as_number(value: object) -> int | float | None:
         return None
     try:
         return float(value)  # type: ignore[arg-type]  # it has __float__
-    except Exception:  # noqa: BLE001 - as above
+    except Exception as error:  # as above
+        if is_of_handler(error):
+            raise
         return None
 
 
@@ -49,7 +54,9 @@ def shown(value: object) -> str:
     """Return how a message shows a value that was refused, whatever its repr does."""
     try:
         return f"{value!r:.80}"
-    except Exception:  # noqa: BLE001 - an int of 5,000 digits has no repr, nor has what a user broke
+    except Exception as error:  # an int of 5,000 digits has no repr, nor has what a user broke
+        if is_of_handler(error):
+            raise
         return f"a {type(value).__name__}"
 
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from tcm_sync.errors import ModelFileError
+from tcm_sync.handlers import is_of_handler
 from tcm_sync.models.batch import FirstAxis, guess_first_axis
 from tcm_sync.models.config import config_pbtxt
 from tcm_sync.models.elements import read_value, text
@@ -161,6 +162,8 @@ def _skimmed_file(path: str) -> tuple[bytes, int]:
     except ModelFileError:
         raise
     except (OSError, ValueError) as error:
+        if is_of_handler(error):
+            raise
         raise ModelFileError(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -170,6 +173,8 @@ def _parsed(slim: bytes) -> ModelProto:
     try:
         return cast("ModelProto", ModelProto.FromString(slim))
     except Exception as error:  # protobuf's own class, and what it is called depends on its version
+        if is_of_handler(error):
+            raise
         raise ModelFileError(f"it is damaged, or no ONNX model, or nested too deep: {error}") from error
 
 

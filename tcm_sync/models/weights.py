@@ -10,6 +10,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from tcm_sync.errors import ModelFileError
+from tcm_sync.handlers import is_of_handler
 from tcm_sync.models.elements import MOST_DIMS, bits_of, element_name, text
 from tcm_sync.wire.quote import quote
 
@@ -130,6 +131,8 @@ def _size_of(file: str, location: str, needed: int) -> int:
     try:
         found = os.stat(path)
     except OSError as error:
+        if is_of_handler(error):
+            raise
         raise ModelFileError(
             f"the external weights {quote(location)!r} are not beside it: {error.strerror}"
         ) from None

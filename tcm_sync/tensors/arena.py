@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcm_sync.handlers import is_of_handler
 from tcm_sync.tensors.segment import DIRECTORY, Segment, room, segment_of, sweep
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ class Arena:
                 self._check_open()
                 return segment
         except OSError as error:
+            if is_of_handler(error):
+                raise
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise DeclinedError(
                     f"no room: {DIRECTORY} has none for {byte_size:,} bytes ({room()[1]:,} are free)"

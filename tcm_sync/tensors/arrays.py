@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcm_sync.handlers import is_of_callee
 from tcm_sync.tensors.datatypes import Unfit
 from tcm_sync.tensors.foreign import check_kept
 
@@ -53,7 +54,7 @@ def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
     ------
     Unfit
         It is none of these, ragged, mixed, masked, or has elements that no datatype carries; or the library
-        that it is from made an array of other numbers.
+        that it is from made an array of other numbers. What its ``__array__`` raises goes up as it is.
     """
     if isinstance(data, (list, tuple)):
         return _from_lists(data)
@@ -86,6 +87,8 @@ def _through_protocol(data: Any) -> npt.NDArray[Any]:
     try:
         array = np.asarray(data) if _is_known_to_numpy(kind) else np.from_dlpack(data)
     except Exception as error:
+        if is_of_callee(error):
+            raise  # it is of the user's own code, or of the library that the array is from
         raise Unfit(f"{kind.__name__} did not become a numpy array: {error}") from error
     if array.dtype == object and array.ndim == 0:
         raise Unfit(f"{kind.__name__} did not become a numpy array")

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from tcm_sync.errors import InputError, ProtocolError
+from tcm_sync.handlers import is_of_handler
 from tcm_sync.tensors.arrays import MAX_DIMENSIONS
 from tcm_sync.tensors.casts import cast
 from tcm_sync.tensors.datatypes import DATATYPES, Unfit, datatype_of
@@ -116,6 +117,8 @@ def _checked_dtype(wanted: Any, where: str) -> np.dtype[Any]:
             return dtype
         datatype_of(dtype)
     except Exception as error:
+        if is_of_handler(error):
+            raise
         raise InputError(f"{where}: {wanted!r:.80} is no dtype of an output: {error}") from error
     return dtype
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from tcm_sync.handlers import is_of_handler
 from tcm_sync.tensors.datatypes import Unfit
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def read_in_pieces(
         array = np.empty((1,) * (depth - axes) + shape, parts[0].dtype)
         np.concatenate(parts, out=array.reshape(shape))
         return array
-    except (Unfit, ValueError, msgspec.DecodeError):  # ValueError: of different shapes
+    except (Unfit, ValueError, msgspec.DecodeError) as error:  # ValueError: of different shapes
+        if is_of_handler(error):
+            raise
         return None
 
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcm_sync.handlers import is_of_handler
+
 if TYPE_CHECKING:
     from tcm_sync.config import Route
 
@@ -115,7 +117,9 @@ class Segment(mmap.mmap):
         """Whether the file still is: a manager that ends unlinks what it had attached."""
         try:
             return os.stat(self.path).st_ino == self._inode
-        except OSError:
+        except OSError as error:
+            if is_of_handler(error):
+                raise
             return False
 
     def unlink(self) -> None:

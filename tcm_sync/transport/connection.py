@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import CallTimeoutError, ConnectionLostError, TcmError
+from tcm_sync.handlers import is_of_handler
 from tcm_sync.transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
 from tcm_sync.transport.sockets import WOULD_BLOCK, is_local, send_flags, shut_down, wait_ready
 
@@ -232,6 +233,8 @@ class Connection:
                 future.started = begun
                 return 0, True
             except OSError as error:
+                if is_of_handler(error):
+                    raise
                 future.started = begun
                 raise ConnectionLostError(
                     f"the connection was lost while sending: {error}", outcome_unknown=begun

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ConnectFailedError, ProtocolError
+from tcm_sync.handlers import is_of_handler
 from tcm_sync.transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync.wire.quote import quote
 
@@ -55,11 +56,14 @@ def probe(opener: Opener, name: str, deadline: Deadline, opening: OpeningSockets
         with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]
             response.begin()
             return response.status, response.read(_MOST_BYTES)  # no length that it announces is believed
-    except TimeoutError as error:
-        raise ConnectFailedError(f"{endpoint.authority} did not answer /{name} in time") from error
     except OSError as error:
-        raise ConnectFailedError(f"{endpoint.authority} did not answer /{name}: {error}") from error
+        if is_of_handler(error):
+            raise
+        why = " in time" if isinstance(error, TimeoutError) else f": {error}"
+        raise ConnectFailedError(f"{endpoint.authority} did not answer /{name}{why}") from error
     except (http.client.HTTPException, ValueError) as error:
+        if is_of_handler(error):
+            raise
         raise ProtocolError(
             f"{endpoint.authority} answered /{name} with what is not HTTP: {quote(repr(error))}"
         ) from error

@@ -12,6 +12,7 @@ import threading
 from tcm_sync.config import Endpoint
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ConnectFailedError
+from tcm_sync.handlers import is_of_handler
 
 #: What a non-blocking socket raises when it has to wait; SSLWantRead and SSLWantWrite are its TLS forms.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -99,6 +100,8 @@ def _connect(endpoint: Endpoint, deadline: Deadline, opening: OpeningSockets) ->
     try:
         addresses = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
+        if is_of_handler(error):
+            raise
         temporary = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
         raise ConnectFailedError(
             f"the name {endpoint.host!r} cannot be resolved: {error}", retriable=temporary
@@ -110,6 +113,8 @@ def _connect(endpoint: Endpoint, deadline: Deadline, opening: OpeningSockets) ->
         try:
             sock = socket.socket(family, kind, protocol)
         except OSError as error:
+            if is_of_handler(error):
+                raise
             failure = error
             continue
         try:
@@ -119,6 +124,8 @@ def _connect(endpoint: Endpoint, deadline: Deadline, opening: OpeningSockets) ->
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             opening.close(sock)
+            if is_of_handler(error):
+                raise
             failure = error
         except BaseException:
             opening.close(sock)
@@ -140,6 +147,8 @@ def _start_tls(
         secured = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
     except (OSError, ValueError) as error:
         opening.close(sock)
+        if is_of_handler(error):
+            raise
         raise ConnectFailedError(f"TLS with {hostname} failed: {error}", retriable=False) from error
     opening.remove(sock)
     try:
@@ -155,6 +164,8 @@ def _start_tls(
         ) from error
     except OSError as error:
         opening.close(secured)
+        if is_of_handler(error):
+            raise
         raise ConnectFailedError(f"TLS with {hostname} failed: {error or 'timed out'}") from error
     except BaseException:
         opening.close(secured)
@@ -209,16 +220,21 @@ def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> No
         poller.register(number, select.POLLOUT if write else select.POLLIN)
         poller.poll(None if timeout is None else min(timeout, _LONGEST_WAIT) * 1000)
         return
-    with contextlib.suppress(ValueError, OSError):  # Windows
-        both = ([], [number], [number]) if write else ([number], [], [number])
+    both = ([], [number], [number]) if write else ([number], [], [number])
+    try:
         select.select(*both, timeout)
+    except (ValueError, OSError) as error:  # Windows
+        if is_of_handler(error):
+            raise
 
 
 def is_local(sock: socket.socket) -> bool:
     """Whether the other end of a connection is this machine, as far as its address tells."""
     try:
         peer, own = sock.getpeername(), sock.getsockname()
-    except OSError:
+    except OSError as error:
+        if is_of_handler(error):
+            raise
         return False
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
@@ -233,7 +249,9 @@ def is_own_address(address: str) -> bool:
         family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))  # which only an address of ours can be; nothing is sent
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if is_of_handler(error):
+            raise
         return False
     return True
 

@@ -30,7 +30,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: The floors of the house, from the ground up: a module imports only from the floors below its own, or
 #: from its own subpackage.
 FLOORS = (
-    {"errors", "deadline"},
+    {"errors", "deadline", "handlers"},
     {"numeric", "process"},
     {"retry", "wire", "workers"},
     {"attempts", "config"},
