@@ -1,0 +1,81 @@
+"""Checks that are run by hand: `pipx run nox` runs those of .ci/run, `nox --list` shows the others.
+
+All but `newest` and `oldest` install what constraints.txt has locked.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False  # its last lines say which Python was not there
+nox.options.sessions = ["tests", "newest", "lint", "types", "docs"]
+
+LOCK = {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
+
+
+def install(session: nox.Session, extras: str) -> None:
+    session.install("--editable", f".[{extras}]", env=LOCK)
+
+
+@nox.session(python=["3.10", "3.11", "3.12", "3.13", "3.14"])
+def tests(session: nox.Session) -> None:
+    """Run the tests with each Python that is there."""
+    install(session, "bench,test")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Run unit, wire and peer tests with the newest release of everything."""
+    session.run(".ci/newest.py", "python", external=True)
+
+
+@nox.session(python="3.10")
+def oldest(session: nox.Session) -> None:
+    """Run the tests with the oldest releases that setup.cfg allows."""
+    session.install("--editable", ".[test]", "--constraint", "tests/lowest.txt")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Look for mistakes and for another layout than ruff's."""
+    install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types."""
+    install(session, "lint,test")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    install(session, "cli,docs,local")
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure; positional arguments are those of `python -m benchmarks`."""
+    install(session, "bench,test")
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look up the locked releases in the databases of known vulnerabilities."""
+    session.install("pip-audit")
+    session.run("pip-audit", "--requirement", "constraints.txt", "--no-deps", "--disable-pip")
+
+
+@nox.session
+def bandit(session: nox.Session) -> None:
+    """Look for insecure code."""
+    session.install("bandit")
+    session.run("bandit", "--quiet", "--recursive", "tcm_sync")
