@@ -207,6 +207,7 @@ SETUPS = {
     "auth.duplicate_uuid": Setup(before=c1_is_held),
     "auth.strict.ok": Setup(STRICT),
     "auth.strict.missing": Setup(STRICT),
+    "auth.strict.claims": Setup(with_claims("auth.strict.claims")),
     "auth.jwks_outage": with_key_server(auth_failures_per_minute=2),
     "auth.jwks_asked_each_time": with_key_server(),
     "auth.jwks_hangs": with_key_server("timed out"),
@@ -324,16 +325,11 @@ PLAIN = """
     sdk.run_inference auth.capability shm.no_such_key shm.transient_second_use shm.registered_three_uses
     shm.one_segment_two_inputs shm.unlinked_and_remade.transient shm.file_after_manager_killed shm.lru_256
 """.split()  # noqa: SIM905 - one name a line would be sixty lines
-#: Recorded, but `LocalManager` is not tested against these yet.
-NOT_YET = """
-    auth.strict.claims
-""".split()  # noqa: SIM905 - one name a line, so that each can be taken out alone
 PLAYED = {**{name: Setup() for name in PLAIN}, **SETUPS}
 PLAYED_OVER_HTTP = ["http/health", "http/ready", "http.ready_ok"]
 
 COUNTED = "counts, no exchange; "
 NOT_PLAYED = {
-    **dict.fromkeys(NOT_YET, "LocalManager is not tested against it yet"),
     "auth.strict.expired": "its tokens do not expire",
     "backpressure.insufficient_budget": "its quantum pays for at least one inference a tick",
     "limit.tenant.budget": COUNTED + "test_limits.py has the rule",
