@@ -17,6 +17,7 @@ from tcm_sync.limits import Limits
 from tcm_sync.numeric import as_number, shown
 from tcm_sync.process import notice_fork, refuse_green_threads, watch
 from tcm_sync.sharing import Sharing
+from tcm_sync.transport.connector import Connector
 from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.opening import fresh_uuid
 from tcm_sync.transport.runtime import Runtime
@@ -45,6 +46,7 @@ class Lifecycle:
             importlib.import_module(name)
         self._settings = settings
         self._counts = Counts()
+        self._prober = Connector()  # of /health and /ready: two threads at most, whatever hangs there
         self._sharing = Sharing(settings)
         self._lock = threading.Lock()  # guards the five below
         self._counted_from: ClientStats | None = None  # when the counters were last reset
@@ -233,6 +235,7 @@ class Lifecycle:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""
         self._lock = threading.Lock()
         self._counts.lock = threading.Lock()  # the parent's streams go on counting with them
+        self._prober = Connector()
         self._counts, self._counted_from = Counts(), None
         self._sharing = Sharing(self._settings)  # the segments are the parent's
         self._workers, self._crews = None, weakref.WeakSet()

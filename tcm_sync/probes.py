@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
+
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import CallTimeoutError, TcmError
 from tcm_sync.lifecycle import Lifecycle
@@ -10,6 +15,7 @@ from tcm_sync.transport.opening import Opener
 from tcm_sync.transport.sockets import OpeningSockets
 from tcm_sync.wire.readiness import Readiness
 
+_SLACK = 0.1  # seconds: the failure of the look itself says more than that it took too long
 _ONE_LOOK = 5.0  # seconds that one look may take
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks, doubled each time
 
@@ -92,8 +98,28 @@ class Probes(Lifecycle):
             opener = runtime.opener
         else:
             opener = Opener(self._settings, OpeningSockets(), self._counts)
+        # On a thread of its own: the resolution of a name knows no deadline.
+        answer: Future[tuple[int, bytes]] = Future()
         try:
-            status, body = probe(opener, name, deadline, opening)
+            self._prober.submit(partial(_look, answer, partial(probe, opener, name, deadline, opening)))
+            left = deadline.remaining()
+            wait([answer], None if left is None else min(left + _SLACK, threading.TIMEOUT_MAX))
+            if not answer.done():
+                detail = f"no answer of {opener.endpoint.authority} within {deadline.elapsed():.3g} s"
+                return Readiness(ok=False, status="unreachable", detail=detail)
+            return Readiness.read(*answer.result())
         except TcmError as error:
             return Readiness(ok=False, status="unreachable", detail=error.message)
-        return Readiness.read(status, body)
+        except RuntimeError as error:
+            return Readiness(ok=False, status="unreachable", detail=f"no thread to ask with: {error}")
+        finally:
+            answer.cancel()  # a look that still waits for its turn
+
+
+def _look(answer: Future[tuple[int, bytes]], look: Callable[[], tuple[int, bytes]]) -> None:
+    if not answer.set_running_or_notify_cancel():
+        return
+    try:
+        answer.set_result(look())
+    except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+        answer.set_exception(error)
