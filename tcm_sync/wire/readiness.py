@@ -30,6 +30,9 @@ class Readiness:
         Why not, in more of them.
     error_id : str or None
         What an operator finds in the manager's log.
+    triton : mapping of str to int
+        How many Triton servers are ``registered`` with the manager, and how many are ``healthy``. Empty if it
+        did not say.
     raw : mapping
         The whole answer, where it was a JSON object.
     """
@@ -39,6 +42,7 @@ class Readiness:
     reason: str | None = None
     detail: str | None = None
     error_id: str | None = None
+    triton: Mapping[str, int] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -53,12 +57,17 @@ class Readiness:
             return cls(ok, "ready" if ok else "not_ready", detail=f"HTTP {status}: {quote(body)}")
         texts = {key: answer.get(key) for key in ("reason", "detail", "error_id")}
         known = {key: quote(value) for key, value in texts.items() if isinstance(value, str)}
-        return cls(ok, str(answer.get("status", status)), **known, raw=answer)
+        told = answer.get("triton")
+        counts = told.items() if isinstance(told, dict) else ()
+        triton = {quote(name): count for name, count in counts if type(count) is int}
+        return cls(ok, str(answer.get("status", status)), **known, triton=triton, raw=answer)
 
     @property
     def explanation(self) -> str:
         """What it said, in a line."""
         said = [f"{self.status}"] + [str(text) for text in (self.reason, self.detail) if text]
+        if self.triton:
+            said.append("Triton servers: " + ", ".join(f"{n} {name}" for name, n in self.triton.items()))
         return ", ".join(said) + (f" (error_id {self.error_id})" if self.error_id else "")
 
     def __bool__(self) -> bool:

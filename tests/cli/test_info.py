@@ -12,6 +12,8 @@ from tcm_sync import QueueStats
 from ..peer.scripted import ScriptedPeer
 from ..peer.scripts import echo as answer
 
+READY = "ready, Triton servers: 1 registered, 1 healthy, 1 healthy_http, 0 healthy_grpc\n"
+
 
 def test_queue_stats_is_a_table(cli, manager):
     done = cli("queue-stats")
@@ -65,8 +67,8 @@ def test_a_manager_that_is_not_there(cli, manager):
 
 
 def test_a_ready_manager(cli, manager):
-    assert cli("ready").out == "ready\n"
-    assert cli("ready", "--wait", "5").out == "ready\n"
+    assert cli("ready").out == READY
+    assert cli("ready", "--wait", "5").out == READY
 
 
 @pytest.mark.usefixtures("pauses_take_no_time")
@@ -86,6 +88,7 @@ def test_a_manager_that_is_not_ready(cli):
                 "reason": "no_cloud",
                 "detail": None,
                 "error_id": "e-7",
+                "triton": {},
             }
 
 
