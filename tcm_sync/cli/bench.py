@@ -95,7 +95,13 @@ def bench(
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code == FAILED:
-        raise CommandError("every request failed", code)
+        failed = sum(report["errors"].values())
+        which = (
+            f"{failed:,} of {failed + report['answered']:,} requests"
+            if report["answered"]
+            else "every request"
+        )
+        raise CommandError(f"{which} failed", code)
     return code
 
 
@@ -127,7 +133,7 @@ def _measure(
     call()  # what is wrong with the request, or cannot be reached, is told at once
     start = time.monotonic()
     since, end = start + warm_up, start + warm_up + duration
-    load = Load(call, threads, ClosedLoop(end) if rate is None else OpenLoop(start, end, rate), since)
+    load = Load(call, threads, ClosedLoop(end) if rate is None else OpenLoop(start, end, rate, since), since)
     watch = _Watch(client, since)
     try:
         with working(f"{duration:g} s, after {warm_up:g} s of warming up"):
@@ -151,7 +157,7 @@ def _measure(
         "bytes_received": stats.bytes_received,
         "bytes_shared": stats.shm_sent_bytes,
     }
-    return report, watch.code or (0 if total.answered else FAILED)
+    return report, watch.code or (FAILED if total.errors or not total.answered else 0)
 
 
 class _Watch:

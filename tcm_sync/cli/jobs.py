@@ -59,7 +59,11 @@ def management(
     """Have the manager do a job, such as create_vm, and wait for it to be done."""
     action = action or peer_action or ("creation" if peer_file is not None else None)
     if action is None:
-        raise click.UsageError("no ACTION: creation, deletion, create_vm, ...")
+        from typing import get_args
+
+        from tcm_sync.management import Action
+
+        raise click.UsageError(f"no ACTION: it is one of {', '.join(get_args(Action))}")
     body = read_body(session, file or peer_file, fields, reserved=_RESERVED)
     _show(session, _job(session, "management", action, action, **body))
 

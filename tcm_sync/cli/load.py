@@ -69,18 +69,22 @@ class OpenLoop:
         On the monotonic clock.
     rate : float
         Requests a second.
+    since : float
+        When the counting begins: what was due before, and had no turn by then, is left out, so that it does
+        not take the time of those that count.
     """
 
-    def __init__(self, start: float, end: float, rate: float) -> None:
+    def __init__(self, start: float, end: float, rate: float, since: float = 0.0) -> None:
         self._end = end
+        self._since = since
         self._due = (start + number / rate for number in itertools.count())
         self._lock = threading.Lock()
 
     def wait(self, stop: threading.Event) -> Turn | None:
         """Wait until the next request is due. Where all threads were busy it was due a while ago."""
         with self._lock:
-            due = next(self._due)
-        now = time.monotonic()
+            now = time.monotonic()
+            due = next(due for due in self._due if due >= self._since or now < self._since)
         if due >= self._end or stop.is_set():
             return None
         if now >= self._end:

@@ -21,6 +21,9 @@ from tcm_sync.cli.options import LocalCommand, Session
     help="The port; 0 is any free one.",
 )
 @click.option(
+    "--container-id", default="local", show_default=True, help="The id of the container where the models run."
+)
+@click.option(
     "--token", "tokens", multiple=True, help="A token that clients may use; left out, nobody needs one."
 )
 @click.option(
@@ -50,6 +53,7 @@ def serve(
     models: tuple[str, ...],
     host: str,
     port: int,
+    container_id: str,
     tokens: tuple[str, ...],
     tick: float,
     workers: int,
@@ -74,6 +78,7 @@ def serve(
         as_json=session.as_json,
         host=host,
         port=port,
+        container_id=container_id,
         tokens=tokens or None,
         tick=tick,
         workers=workers,

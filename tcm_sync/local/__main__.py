@@ -47,6 +47,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--port", type=int, default=8000, help="port; 0 is any free one (default: %(default)s)"
     )
     parser.add_argument(
+        "--container-id",
+        default="local",
+        help="the id of the container where the models run (default: %(default)s)",
+    )
+    parser.add_argument(
         "--token",
         action="append",
         help="a token that clients may use (may be repeated; default: nobody needs one)",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import signal
 import threading
 import time
@@ -93,7 +95,9 @@ def test_failures_are_counted_by_code(cli):
 
     with LocalManager({"moody": moody}, tick=0) as manager:
         where = ("--uri", manager.uri, "--container-id", manager.route.container_id)
-        found = measured(cli("bench", "moody", *INPUT, *where, *SHORT, "--threads", 1, "--json"))
+        done = cli("bench", "moody", *INPUT, *where, *SHORT, "--threads", 1, "--json")
+    assert done.code == 1
+    found = json.loads(done.out)
     assert abs(found["errors"].get("TRITON_SHAPE_MISMATCH", 0) - found["answered"]) <= 1
 
 
@@ -306,3 +310,28 @@ def test_latencies_beyond_all_bounds_are_kept_at_them():
         tally.record(seconds)
     assert tally.latencies.get_total_count() == 3
     assert tally.milliseconds()["max"] == pytest.approx(3.6e6, rel=0.01)
+
+
+def test_a_load_of_which_some_requests_failed_ends_with_1(cli, monkeypatch):
+    calls = itertools.count()
+
+    def moody(arrays):
+        if next(calls) % 2:
+            raise ModelFailure("TRITON_INFERENCE_FAILED", "unlucky")
+        return arrays
+
+    with LocalManager({"moody": moody}, tick=0) as manager:
+        monkeypatch.setenv("TCM_WS_URI", manager.uri)
+        monkeypatch.setenv("TCM_CONTAINER_ID", manager.route.container_id)
+        done = cli(
+            "bench", "moody", "--input", "x=[1]", "--duration", "0.3", "--warm-up", "0", "--threads", "1"
+        )
+    assert done.code == 1
+    assert re.search(r"tcm-sync: [\d,]+ of [\d,]+ requests failed", done.err)
+
+
+def test_what_was_due_in_the_warm_up_and_had_no_turn_is_left_out():
+    now = time.monotonic()
+    pace = load.OpenLoop(now - 10.0, now + 60.0, 100.0, now - 1.0)
+    turn = pace.wait(threading.Event())
+    assert now - 1.0 <= turn.due < now - 0.9

@@ -111,7 +111,7 @@ def test_a_job_that_fails(cli, manager):
 @pytest.mark.parametrize(
     ("arguments", "stdin", "said"),
     [
-        ((), b"", "no ACTION"),
+        ((), b"", "no ACTION: it is one of creation, deletion, create_vm"),
         (("create_vm", "--file", "/no/such"), b"", "cannot be read"),
         (("create_vm", "--file", "-"), b"a: [", "neither YAML nor JSON"),
         (("create_vm", "--file", "-"), b"[1]", "holds no object"),

@@ -47,7 +47,7 @@ def test_the_options_reach_the_manager(cli, monkeypatch):
     asked = []
     monkeypatch.setattr(foreground, "serve", lambda models, out, **settings: asked.append((models, settings)))
     where = "--host 127.0.0.2 --port 7 --token t --no-shm"
-    how = "--tick 0 --workers 2 --stream-timeout 3 --step-seconds 4"
+    how = "--container-id c --tick 0 --workers 2 --stream-timeout 3 --step-seconds 4"
     assert cli("serve", "a/b.onnx", "c=d.onnx", *where.split(), *how.split()).code == 0
     ((models, settings),) = asked
     assert models == {"b": "a/b.onnx", "c": "d.onnx"}
@@ -55,6 +55,7 @@ def test_the_options_reach_the_manager(cli, monkeypatch):
         "as_json": False,
         "host": "127.0.0.2",
         "port": 7,
+        "container_id": "c",
         "tokens": ("t",),
         "tick": 0.0,
         "workers": 2,
@@ -70,7 +71,7 @@ def test_the_options_reach_the_manager(cli, monkeypatch):
         (("/no/such.onnx",), 1, "/no/such.onnx"),
         (("a=x", "a=y"), 2, "its name is taken"),
         (("=x",), 2, "is not [NAME=]FILE"),
-        (("--tick", "-1"), 2, "tick must be at least 0"),
+        (("--tick", "-1"), 2, "tick must be a number of at least 0"),
         (("--port", "70000"), 2, "--port"),
     ],
 )
