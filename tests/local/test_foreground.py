@@ -93,7 +93,7 @@ def test_a_token_is_asked_for_when_one_is_given(launch):
     [
         (["--model", "m=/no/such/file.onnx"], "ModelFileError: model 'm': /no/such/file.onnx"),
         (["--model", "m"], "'m' is not NAME=FILE"),
-        (["--tick", "-1"], "ConfigError: tick must be at least 0"),
+        (["--tick", "-1"], "ConfigError: tick must be a number of at least 0"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_a_line(arguments, message):
