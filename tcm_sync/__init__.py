@@ -6,6 +6,7 @@ from tcm_sync.config import UNSET, AuthContext, Route, TlsSettings
 from tcm_sync.deployment import Deployment
 from tcm_sync.errors import (
     ERROR_CODES,
+    KNOWN_FAULTS,
     AuthenticationError,
     BackpressureError,
     CallTimeoutError,
@@ -19,6 +20,7 @@ from tcm_sync.errors import (
     InferenceError,
     InferenceFailedError,
     InputError,
+    KnownFaultError,
     ManagementError,
     MessageTooLargeError,
     MissingArgumentError,
@@ -38,6 +40,7 @@ from tcm_sync.errors import (
     SharedMemoryRegistrationError,
     SharedMemoryUnavailableError,
     ShuttingDownError,
+    StreamBusyError,
     StreamTimeoutError,
     TcmError,
     TritonAuthError,
@@ -57,6 +60,7 @@ from tcm_sync.wire.readiness import Readiness
 
 __all__ = [
     "ERROR_CODES",
+    "KNOWN_FAULTS",
     "UNSET",
     "AuthContext",
     "AuthenticationError",
@@ -78,6 +82,7 @@ __all__ = [
     "InferenceFailedError",
     "InferenceInput",
     "InputError",
+    "KnownFaultError",
     "ManagementError",
     "ManagementResult",
     "MessageTooLargeError",
@@ -106,6 +111,7 @@ __all__ = [
     "SharedMemoryRegistrationError",
     "SharedMemoryUnavailableError",
     "ShuttingDownError",
+    "StreamBusyError",
     "StreamTimeoutError",
     "TcmClient",
     "TcmError",

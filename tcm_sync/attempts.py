@@ -12,7 +12,7 @@ import tenacity
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
-from tcm_sync.errors import ConnectionLostError, TcmError
+from tcm_sync.errors import ConnectionLostError, KnownFaultError, TcmError
 from tcm_sync.retry import RetryPolicy, Verdict
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tcm_sync.retry")
 
+_WITHOUT_GATE = (ConnectionLostError, KnownFaultError)
 _LONGEST_HISTORY = 50  # failures that an error remembers
 
 Result = TypeVar("Result")
@@ -186,9 +187,9 @@ class _wait_as_told(wait_base):  # noqa: N801
             return error.retry_after
         repeats = self.attempts.counted
         if policy.verdict(error) is Verdict.FREE:
-            # What waits at a gate waits there. Sockets that die before they are used know no gate.
-            repeats = sum(isinstance(past, ConnectionLostError) for past in self.attempts.history) - 1
-            if repeats <= 0 or not isinstance(error, ConnectionLostError):
+            # What waits at a gate waits there. Sockets that die unused, and known faults, have none.
+            repeats = sum(isinstance(past, _WITHOUT_GATE) for past in self.attempts.history) - 1
+            if repeats <= 0 or not isinstance(error, _WITHOUT_GATE):
                 return 0.0
         ceiling = min(policy.maximum, policy.initial * 2.0 ** min(repeats - 1, 60))
         return random.uniform(0.0, ceiling)  # noqa: S311 - spreads load, guards no secret

@@ -32,6 +32,8 @@ class Caller(Lifecycle):
         """
         runtime = self._running()
         counts = self._counts
+        if policy is not None and policy.attempt_timeout is not None and not once:
+            call.attempt_timeout = policy.attempt_timeout
         try:
             try:
                 call.attempt(runtime)

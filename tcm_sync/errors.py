@@ -23,9 +23,12 @@
     └── InferenceError                            the inference failed behind the manager
         ├── TritonTimeoutError, TritonNetworkError, TritonOverloadedError, CircuitOpenError,
         │   ServerNotReadyError, ModelNotReadyError, ConfigDownloadError         (retriable)
-        ├── InferenceFailedError, ShapeMismatchError, ModelMissingError, TritonAuthError,
+        ├── ShapeMismatchError, ModelMissingError, TritonAuthError,
         │   ModelLoadError, SharedMemoryUnavailableError, SharedMemoryRegistrationError,
         │   ServerCreationError, MissingArgumentError, MissingInstanceError, TritonError   (fatal)
+        ├── InferenceFailedError
+        │   └── KnownFaultError                   a fault of the manager that passes: sent again
+        │       └── StreamBusyError               the server runs one stream at a time
         ├── PayloadTooLargeError                  413: over the manager's payload budget
         └── StreamTimeoutError                    a stream ran into the manager's limit
 
@@ -172,6 +175,7 @@ class PoolTimeoutError(TcmError, TimeoutError):
 class ShuttingDownError(TcmError):
     """The manager is draining. Without ``dropped_type`` the request may have run all the same."""
 
+    code = "SYSTEM_SHUTDOWN"
     retriable = True
 
 
@@ -247,42 +251,49 @@ class InferenceError(TcmError):
 class TritonTimeoutError(InferenceError):
     """Triton did not answer the manager in time."""
 
+    code = "TRITON_TIMEOUT"
     retriable = True
 
 
 class TritonNetworkError(InferenceError):
     """The manager could not reach Triton."""
 
+    code = "TRITON_NETWORK"
     retriable = True
 
 
 class TritonOverloadedError(InferenceError):
     """Triton has more work than it takes."""
 
+    code = "TRITON_OVERLOADED"
     retriable = True
 
 
 class CircuitOpenError(InferenceError):
     """The manager has stopped asking this Triton for a while, after repeated failures."""
 
+    code = "TRITON_CIRCUIT_OPEN"
     retriable = True
 
 
 class ServerNotReadyError(InferenceError):
     """The Triton server is not ready yet."""
 
+    code = "TRITON_SERVER_NOT_READY"
     retriable = True
 
 
 class ModelNotReadyError(InferenceError):
     """The model is not ready yet."""
 
+    code = "TRITON_MODEL_NOT_READY"
     retriable = True
 
 
 class ConfigDownloadError(InferenceError):
     """The manager could not fetch the model's configuration."""
 
+    code = "TRITON_CONFIG_DOWNLOAD_FAILED"
     retriable = True
 
 
@@ -295,47 +306,78 @@ class InferenceFailedError(InferenceError):
         The most rows that the model takes, where it refused more.
     """
 
+    code = "TRITON_INFERENCE_FAILED"
     max_batch_size: int | None = None
+
+
+class KnownFaultError(InferenceFailedError):
+    """A fault of the manager that passes, although the manager says that it does not: see `KNOWN_FAULTS`."""
+
+    retriable = True
+
+
+class StreamBusyError(KnownFaultError):
+    """The server of the container runs one stream at a time, and another one is running."""
 
 
 class ShapeMismatchError(InferenceError):
     """A tensor's data is not nested as its shape says, or the shape is not the model's."""
 
+    code = "TRITON_SHAPE_MISMATCH"
+
 
 class ModelMissingError(InferenceError):
     """There is no such model on the server."""
+
+    code = "TRITON_MODEL_MISSING"
 
 
 class TritonAuthError(InferenceError):
     """Triton refused the manager's credentials."""
 
+    code = "TRITON_AUTH_FAILED"
+
 
 class ModelLoadError(InferenceError):
     """Triton could not load the model."""
+
+    code = "TRITON_MODEL_LOAD_FAILED"
 
 
 class SharedMemoryUnavailableError(InferenceError):
     """The manager found no shared memory under the key."""
 
+    code = "TRITON_SHM_UNAVAILABLE"
+
 
 class SharedMemoryRegistrationError(InferenceError):
     """Triton could not register the shared memory."""
+
+    code = "TRITON_SHM_REGISTRATION_FAILED"
 
 
 class ServerCreationError(InferenceError):
     """The Triton server could not be created."""
 
+    code = "TRITON_SERVER_CREATION_FAILED"
+
 
 class MissingArgumentError(InferenceError):
     """The request lacks an argument."""
+
+    code = "TRITON_MISSING_ARGUMENT"
 
 
 class MissingInstanceError(InferenceError):
     """The manager has no such instance."""
 
+    code = "TRITON_MISSING_INSTANCE"
+
 
 class TritonError(InferenceError):
     """A failure that Triton does not explain further."""
+
+    code = "TRITON_ERROR"
 
 
 class PayloadTooLargeError(InferenceError):
@@ -349,12 +391,15 @@ class PayloadTooLargeError(InferenceError):
         Its budget for one request.
     """
 
+    code = "TRITON_INFERENCE_FAILED"
     estimated_bytes: int | None = None
     limit_bytes: int | None = None
 
 
 class StreamTimeoutError(InferenceError):
     """A stream ran into the manager's limit on the whole stream."""
+
+    code = "TRITON_INFERENCE_FAILED"
 
 
 class CodeRule(NamedTuple):
@@ -390,4 +435,42 @@ ERROR_CODES: Mapping[str, CodeRule] = MappingProxyType(
         "TRITON_MISSING_INSTANCE": CodeRule(MissingInstanceError, retriable=False),
         "TRITON_ERROR": CodeRule(TritonError, retriable=False),
     }
+)
+
+
+class KnownFault(NamedTuple):
+    """A failure that the manager calls fatal, known by its text, which passes.
+
+    Attributes
+    ----------
+    text : str
+        What the message holds.
+    error : type of KnownFaultError
+        The class to raise.
+    recording : str
+        The recording of a real manager that shows it (tests/wire/transcripts.jsonl).
+    meaning : str
+        What is behind it.
+    """
+
+    text: str
+    error: type[KnownFaultError]
+    recording: str
+    meaning: str
+
+
+#: Faults of manager 2.0.0 after which the same request is sent again (docs/manager.rst).
+KNOWN_FAULTS: tuple[KnownFault, ...] = (
+    KnownFault(
+        "Cannot switch to a different thread",
+        KnownFaultError,
+        "inference.registered_http_workers",
+        "the manager's one HTTP client of the server was used by another worker the last time",
+    ),
+    KnownFault(
+        "cannot start another stream with one already running",
+        StreamBusyError,
+        "stream.registered_two_at_once",
+        "the manager's one gRPC client of the server runs one stream at a time",
+    ),
 )

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from tcm_sync.errors import (
     BackpressureError,
+    CallTimeoutError,
     ConfigError,
     ConnectionLostError,
+    KnownFaultError,
     MessageTooLargeError,
     PayloadTooLargeError,
     RateLimitedError,
@@ -47,6 +49,13 @@ class RetryPolicy:
     resend_lost : bool
         Whether an inference that may have run is sent again when its reply was lost, or the manager, which
         is shutting down, did not say that it dropped it. It may then run twice.
+    known_faults : bool
+        Whether an inference that failed by a fault in `tcm_sync.errors.KNOWN_FAULTS` is sent again. The
+        fault counts as no attempt, since it may hit every second request: only the deadline bounds it.
+    attempt_timeout : float, optional
+        Seconds for a reply, after which the attempt is given up and sent once more on another socket, at
+        most once a call: each request that hangs costs the manager a worker. It counts as no attempt. It
+        may then run twice, so that it needs ``resend_lost``. Streams have their own ``idle_timeout``.
     """
 
     attempts: int = 4
@@ -55,6 +64,8 @@ class RetryPolicy:
     retriable: Collection[str] = frozenset()
     fatal: Collection[str] = frozenset()
     resend_lost: bool = True
+    known_faults: bool = True
+    attempt_timeout: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attempts", check_whole("retry.attempts", self.attempts))
@@ -64,6 +75,20 @@ class RetryPolicy:
             if number is None or not 0 <= number < 86_400:
                 raise ConfigError(f"retry.{name} must be a number of seconds below a day, not {shown(value)}")
             object.__setattr__(self, name, number)
+        if not isinstance(self.known_faults, bool):
+            raise ConfigError(f"retry.known_faults must be True or False, not {shown(self.known_faults)}")
+        if self.attempt_timeout is not None:
+            seconds = as_number(self.attempt_timeout)
+            if seconds is None or not 0 < seconds < 86_400:
+                raise ConfigError(
+                    "retry.attempt_timeout must be a positive number of seconds below a day, not "
+                    f"{shown(self.attempt_timeout)}"
+                )
+            if not self.resend_lost:
+                raise ConfigError(
+                    "retry.attempt_timeout sends a request twice, which resend_lost=False forbids"
+                )
+            object.__setattr__(self, "attempt_timeout", seconds)
         for name in ("retriable", "fatal"):
             codes = getattr(self, name)
             listed = isinstance(codes, Collection) and not isinstance(codes, str)
@@ -81,6 +106,10 @@ class RetryPolicy:
             return Verdict.FATAL
         if isinstance(error, (BackpressureError, RateLimitedError, ShuttingDownError)):
             return Verdict.FREE
+        if isinstance(error, KnownFaultError) and error.code not in self.retriable:
+            return Verdict.FREE if self.known_faults else Verdict.FATAL
+        if isinstance(error, CallTimeoutError):  # retriable: after `attempt_timeout`
+            return Verdict.FREE if error.retriable else Verdict.FATAL
         if isinstance(error, ConnectionLostError):
             return Verdict.COUNTED if error.outcome_unknown else Verdict.FREE
         return Verdict.COUNTED if error.retriable or error.code in self.retriable else Verdict.FATAL

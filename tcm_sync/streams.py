@@ -19,6 +19,7 @@ from tcm_sync.errors import (
     InferenceError,
     InputError,
     ProtocolError,
+    StreamBusyError,
     TcmError,
 )
 from tcm_sync.inference import Inference
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tcm_sync.transport.counts import Counts
     from tcm_sync.transport.lease import Lease
     from tcm_sync.transport.replies import Future, PendingReplies
+    from tcm_sync.transport.runtime import Runtime
     from tcm_sync.wire.encode import Pieces
 
 _BUFFER_BYTES = 256 * 1024  # of chunks that wait to be taken before TCP holds the manager up
@@ -82,7 +84,8 @@ class Streams(Inference):
         vm_ip, container_id, vm_id : str, optional
             The route, as for `infer`.
         allow_transient : bool
-            Whether the manager may use a server that is not registered with it. One that is does not stream.
+            Whether the manager may use a server that is not registered with it. One that is registered runs
+            one stream at a time: further ones wait here, without a socket, for their turn.
         output_name : str
             The output that holds the text.
         idle_timeout : float, optional
@@ -180,6 +183,23 @@ class StreamCall(Call):
         self.ended: Literal["completed", "idle"] | None = None
 
     # --- of one attempt ---
+
+    def _leave(self) -> None:
+        """Let the next stream of the container begin."""
+        self._turns.leave(self.target[0].container_id, self)
+
+    def attempt(self, runtime: Runtime) -> None:
+        """Make one attempt, once the other streams of a server that runs one at a time have ended."""
+        container_id = self.target[0].container_id
+        self._turns = runtime.turns
+        try:
+            runtime.turns.enter(container_id, self)
+            runtime.attempt(self)
+        except BaseException as error:
+            self._leave()
+            if isinstance(error, StreamBusyError) and error.uuid is not None:
+                runtime.turns.refused(container_id, error)
+            raise
 
     def future(self) -> Future:
         """Make what the reader fills, anew for each attempt."""
@@ -286,6 +306,7 @@ class StreamCall(Call):
         notice_fork()
         if self.connection.inherited or sys.is_finalizing():  # no lock is to be trusted then
             return
+        self._leave()
         whole = self.ended == "completed" or reusable
         if whole and not self._more_came():
             self._lease.release()
@@ -297,6 +318,7 @@ class StreamCall(Call):
     def give_up(self) -> None:
         """Give back the connection of an interrupted caller, if there is one."""
         if hasattr(self, "_lease"):
+            self._leave()
             self._lease.let_go()
             self._pending.claim(self.connection.uuid)
 

@@ -35,6 +35,7 @@ class Call:
 
     kind: ClassVar[str] = "inference"
     streaming: ClassVar[bool] = False
+    attempt_timeout: float | None = None  # seconds for the reply of the first attempt that is too slow
     may_have_run = False  # whether an attempt may have run whose answer did not come
 
     def __init__(
@@ -82,6 +83,14 @@ class Call:
         assert isinstance(future, ReplyFuture)
         if not self.wait(future) and pending.claim(connection.uuid) is not None:
             waited = monotonic() - connection.last_sent
+            if self.attempt_timeout is not None and not self.deadline.expired():
+                self.attempt_timeout = None  # once a call: each costs the manager a worker
+                raise CallTimeoutError(
+                    f"no reply within {waited:.3g} s of sending (attempt_timeout); the request may still run",
+                    retriable=True,
+                    outcome_unknown=True,
+                    advisories=future.advisories,
+                )
             raise CallTimeoutError(
                 f"no reply within {waited:.3g} s of sending; the request may still run",
                 outcome_unknown=True,
@@ -97,8 +106,11 @@ class Call:
         return None if failure is None else Refusal(failure, reusable=True)
 
     def wait(self, future: ReplyFuture) -> bool:
-        """Wait for the outcome until the deadline; whether there is one."""
-        return future.wait(self.deadline.remaining())
+        """Wait for the outcome until the deadline, or that of the attempt; whether there is one."""
+        left = self.deadline.remaining()
+        if self.attempt_timeout is not None:
+            left = self.attempt_timeout if left is None else min(left, self.attempt_timeout)
+        return future.wait(left)
 
     def read(self, connection: Connection, message: bytes) -> TcmError | None:
         """Read the whole reply while its connection is held: the failure that it tells of, or None.

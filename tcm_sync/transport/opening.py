@@ -279,6 +279,6 @@ class _AuthExchange:
         if payload.code is None and payload.message.endswith("is already connected"):
             raise _UuidTakenError(f"the manager refused the authentication: {text}")
         error = failure_of_error(payload, self._token)
-        if isinstance(error, ShuttingDownError) or payload.code is not None:
+        if isinstance(error, (ConnectFailedError, ShuttingDownError)) or payload.code is not None:
             raise error
         raise AuthenticationError(f"the manager refused the authentication: {text}")

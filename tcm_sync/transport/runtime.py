@@ -32,6 +32,7 @@ from tcm_sync.transport.pool import SERVED_A_TICK, Pool
 from tcm_sync.transport.reader import Reader
 from tcm_sync.transport.replies import Future, Refusal
 from tcm_sync.transport.standing import Standing
+from tcm_sync.transport.turns import Turns
 from tcm_sync.wire.encode import encode_message
 from tcm_sync.wire.failures import TENANT_LIMIT
 
@@ -67,6 +68,7 @@ class Runtime:
         self.standing = Standing(self.opener.endpoint.authority)
         self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
         self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])
+        self.turns = Turns()
         self._backpressure = Gate(
             "backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN, of=self.opener.endpoint.authority
         )
@@ -322,6 +324,7 @@ class Runtime:
         for pool in (self.pool, self.management):
             pool.close(ClientClosedError("the client was closed while the call waited for a socket"))
         self._backpressure.open()
+        self.turns.close()
         with self._circuits_lock:
             circuits = list(self._circuits.values())
         for gate in circuits:

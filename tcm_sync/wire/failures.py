@@ -6,9 +6,11 @@ import re
 
 from tcm_sync.errors import (
     ERROR_CODES,
+    KNOWN_FAULTS,
     AuthenticationError,
     BackpressureError,
     CodeRule,
+    ConnectFailedError,
     ContractError,
     InferenceError,
     InferenceFailedError,
@@ -37,7 +39,25 @@ _PAYLOAD_TOO_LARGE = re.compile(
 _TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
 _BATCH_OVER_MAX = re.compile(r"inference request batch-size must be <= (\d{1,9}) ")
 _STREAM_TIMEOUT = "Stream timed out after"
-_NO_STREAMS = "has no attribute 'start_stream'"  # a registered server, whose client is an HTTP one
+# What the manager's one client of a registered server cannot do, and what to do then.
+_ADVICE = {
+    "has no attribute 'start_stream'": (
+        "the manager has an HTTP client for this registered server, which does not stream: streams need a "
+        "decoupled model, or a container without a registered server and allow_transient=True"
+    ),
+    "Expected a message object, but got": (
+        "the manager has a gRPC client for this registered server, which streams and does nothing else: use "
+        "stream()"
+    ),
+}
+
+# How a manager refuses a good token whose key server cannot be asked, answers with an error, with no JSON, or
+# with no keys (docs/wire.rst, "Authentication").
+_KEY_SERVER = (
+    "Fail to fetch data from the url",
+    "The JWK Set did not contain any keys",
+    "Expecting value: line ",
+)
 
 # Refusals of a message that the manager did not act on (docs/wire.rst, "Errors").
 _NOT_RUN = ("Invalid JSON", "Invalid type", "Missing required field", "Field ", "UUID ", "First message")
@@ -77,8 +97,12 @@ def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmEr
             "idle_timeout= ends a stream that has fallen silent",
             code=code,
         )
-    if _NO_STREAMS in failure.message:
-        text += ": a server that is registered with the manager does not stream; pass allow_transient=True"
+    for fault in KNOWN_FAULTS:
+        if fault.text in failure.message:
+            return fault.error(f"{text}: {fault.meaning}", code=code)
+    for words, advice in _ADVICE.items():
+        if words in failure.message:
+            text += f": {advice}"
     if found := _BATCH_OVER_MAX.search(failure.message):
         return InferenceFailedError(
             f"{text}: send at most {found[1]} rows a call (infer_chunked cuts a batch)",
@@ -128,6 +152,11 @@ def _failure_without_code(message: str, text: str) -> TcmError:
             f"the manager's limit is {limit:,} bytes a message: send fewer rows a call, and set "
             f"max_message_bytes={limit}",
             limit=limit,
+        )
+    if message.startswith("Invalid token") and any(words in message for words in _KEY_SERVER):
+        return ConnectFailedError(
+            f"the manager could not check the token, its key server has failed: {text}; it passes, or the "
+            "manager's operator has to look",
         )
     if message.startswith(("Invalid token", "Too many failed auth attempts")):
         return AuthenticationError(f"the manager refused the authentication: {text}")

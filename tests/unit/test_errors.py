@@ -73,7 +73,12 @@ def test_an_os_error_among_the_parents_does_not_eat_the_message():
 def test_fields_that_are_not_given_are_those_of_the_class():
     error = TritonTimeoutError("x")
     assert vars(error) == {}
-    assert (error.code, error.retriable, error.retry_after, error.attempts) == (None, True, None, 0)
+    assert (error.code, error.retriable, error.retry_after, error.attempts) == (
+        "TRITON_TIMEOUT",
+        True,
+        None,
+        0,
+    )
     assert (error.history, error.outcome_unknown, error.model_name) == ((), False, None)
     assert (error.route, error.uuid, error.elapsed) == (None, None, None)
     assert TritonTimeoutError("x", retriable=False).retriable is False

@@ -1,0 +1,223 @@
+"""Faults of managers that pass: what is sent again, what waits its turn, and what a class alone says."""
+
+# ruff: noqa: SIM117 - the peer and its client are one thing, what is expected of a call is another
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import tcm_sync
+from tcm_sync import (
+    ERROR_CODES,
+    KNOWN_FAULTS,
+    AuthContext,
+    CallTimeoutError,
+    ConfigError,
+    ConnectFailedError,
+    KnownFaultError,
+    RetryPolicy,
+    StreamBusyError,
+    TcmError,
+)
+
+from .connection import PATIENCE
+from .scripted import ScriptedPeer
+from .scripts import BRISK, ask, connect, echo, echo_once, failing, wait_until
+
+FAULT = "Cannot switch to a different thread\n\tCurrent: <greenlet.greenlet object>"
+BUSY = "cannot start another stream with one already running. 'InferenceServerClient' supports only one."
+RECORDINGS = Path(__file__).parents[1] / "wire" / "transcripts.jsonl"
+
+
+def faulty(times):
+    """Fail so many requests by the known fault, and then echo."""
+
+    def script(connection):
+        connection.welcome()
+        for _ in range(times):
+            connection.recv_request()
+            connection.fail("TRITON_INFERENCE_FAILED", FAULT)
+        while True:
+            echo_once(connection)
+
+    return script
+
+
+@pytest.mark.parametrize("fault", KNOWN_FAULTS, ids=lambda fault: fault.recording)
+def test_each_known_fault_is_in_its_recording(fault):
+    cases = [json.loads(line) for line in RECORDINGS.read_text().splitlines()]
+    assert fault.text in json.dumps([case for case in cases if case["case"] == fault.recording])
+
+
+def test_a_known_fault_is_sent_again_and_counts_as_no_attempt():
+    with ScriptedPeer(faulty(6)) as peer, connect(peer, retry=replace(BRISK, attempts=1)) as client:
+        assert ask(client) == 1.0
+        assert peer.requests == 7
+        assert len(peer.connections) == 1
+
+
+@pytest.mark.parametrize(
+    "retry", [None, replace(BRISK, known_faults=False), replace(BRISK, fatal={"TRITON_INFERENCE_FAILED"})]
+)
+def test_a_known_fault_is_raised_where_that_is_wanted(retry):
+    with ScriptedPeer(faulty(1)) as peer, connect(peer, retry=retry) as client:
+        with failing(KnownFaultError, "Cannot switch to a different thread"):
+            ask(client)
+        assert peer.requests == 1
+
+
+def silent(connection):
+    connection.welcome()
+    connection.recv_request()
+    connection.wait_eof()
+
+
+def test_an_attempt_that_hangs_is_sent_once_more_on_another_socket():
+    with ScriptedPeer(silent, echo) as peer:
+        with connect(peer, retry=replace(BRISK, attempts=1, attempt_timeout=0.05)) as client:
+            assert ask(client) == 1.0
+        assert len(peer.uuids) == 2
+
+
+def test_an_attempt_is_given_up_once_a_call():
+    with ScriptedPeer(silent) as peer:
+        with connect(peer, retry=replace(BRISK, attempt_timeout=0.05)) as client:
+            with failing(CallTimeoutError) as caught:
+                ask(client, timeout=0.5)
+        assert peer.requests == 2
+    assert caught.value.outcome_unknown
+    assert [type(error) for error in caught.value.history] == [CallTimeoutError]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"attempt_timeout": 0}, {"attempt_timeout": 5.0, "resend_lost": False}, {"known_faults": 1}]
+)
+def test_a_policy_that_cannot_work_is_refused(wrong):
+    with pytest.raises(ConfigError):
+        RetryPolicy(**wrong)
+
+
+class OneAtATime:
+    """A manager in front of a server that runs one stream at a time; a stream ends when it is told to."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.running = self.refused = self.begun = 0
+        self.end = threading.Semaphore(0)
+
+    def __call__(self, connection):
+        connection.welcome()
+        while True:
+            connection.recv_request()
+            connection.send_text(connection.inference(None, "START"))
+            with self.lock:
+                busy = self.running > 0
+                self.refused += busy
+                self.running += not busy
+                self.begun += not busy
+            if busy:
+                connection.fail("TRITON_INFERENCE_FAILED", BUSY)
+                continue
+            connection.send_text(connection.inference("a", "ONGOING"))
+            assert self.end.acquire(timeout=PATIENCE)
+            with self.lock:
+                self.running -= 1
+            connection.send_text(connection.inference(None, "COMPLETED"))
+
+
+def test_streams_of_a_server_that_runs_one_wait_for_one_another_without_a_socket():
+    manager = OneAtATime()
+    with ScriptedPeer(manager) as peer, connect(peer) as client, ThreadPoolExecutor(6) as threads:
+        streams = [threads.submit(lambda: list(client.stream("m", {"x": [1.0]}))) for _ in range(6)]
+        turns = client._running().turns
+        for served in itertools.count(1):
+            wait_until(lambda served=served: manager.begun == served)
+            if served == 6:
+                break
+            # All others wait in line, or pause before they do, without a socket.
+            wait_until(lambda served=served: len(turns._lines.get("c1", ())) == 6 - served)
+            wait_until(lambda: client.stats().open_streams == 1)
+            if served == 1:
+                refused = manager.refused
+            manager.end.release()
+        manager.end.release()
+        assert [each.result(PATIENCE) for each in streams] == [["a"]] * 6
+        assert manager.refused == refused, "no more were refused than before it was known"
+        assert not turns._running
+        assert not turns._lines
+
+
+def test_a_stream_waits_for_its_turn_within_its_deadline():
+    manager = OneAtATime()
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        with client.stream("m", {"x": [1.0]}) as first:
+            with failing(StreamBusyError, "already running"):
+                client.stream("m", {"x": [1.0]}, timeout=0.2)
+            assert manager.refused == 1
+            manager.end.release()
+            assert list(first) == ["a"]
+        manager.end.release()
+        assert list(client.stream("m", {"x": [1.0]})) == ["a"]
+
+
+# --- what a class says by itself ---
+
+
+def test_what_is_fixed_is_on_the_class():
+    """Task backends rebuild an error from the name of its class and its arguments alone."""
+    for code, rule in ERROR_CODES.items():
+        alone = [other for other, others in ERROR_CODES.items() if others.error is rule.error] == [code]
+        rebuilt = getattr(tcm_sync, rule.error.__name__)(*rule.error("said").args)
+        assert rebuilt.code == (code if alone else None)
+        assert rebuilt.retriable is rule.retriable
+    for kind in (KnownFaultError, StreamBusyError):
+        assert (kind("said").code, kind("said").retriable) == ("TRITON_INFERENCE_FAILED", True)
+
+
+# --- the key server of a manager ---
+
+OUTAGES = [
+    'Invalid token: Invalid token: Fail to fetch data from the url, err: "<urlopen error>"',
+    "Invalid token: Invalid token: Expecting value: line 1 column 1 (char 0)",
+    "Invalid token: Invalid token: The JWK Set did not contain any keys",
+]
+
+
+@pytest.mark.parametrize("text", OUTAGES)
+def test_an_outage_of_the_key_server_passes(text):
+    asked = []
+
+    def refuse(connection):
+        connection.accept()
+        connection.read_auth()
+        connection.error(text)
+        connection.close(1008)
+
+    def token():
+        asked.append(1)
+        return "t" * 20
+
+    with ScriptedPeer(refuse, refuse, echo) as peer, connect(peer, auth=AuthContext(token=token)) as client:
+        assert ask(client) == 1.0
+        assert len(asked) == 3, "once a socket: no other token was wanted"
+
+
+def test_an_outage_that_lasts_is_a_failure_to_connect():
+    def refuse(connection):
+        connection.accept()
+        connection.read_auth()
+        connection.error(OUTAGES[0])
+        connection.close(1008)
+
+    with ScriptedPeer(refuse) as peer, connect(peer, retry=None) as client:
+        with failing(ConnectFailedError, "key server") as caught:
+            ask(client)
+    assert isinstance(caught.value, TcmError)
+    assert not caught.value.outcome_unknown
