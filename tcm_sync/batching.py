@@ -21,6 +21,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.numeric import as_number, shown
 from tcm_sync.process import watch
+from tcm_sync.reentry import entrance
 from tcm_sync.request import InferenceCall, Plan, encode_request, is_readable
 from tcm_sync.results import InferResult
 from tcm_sync.tensors import (
@@ -129,12 +130,13 @@ class Batcher:
         self._client = client
         self._plan = plan
         self._policy = policy
+        self._callers = client._callers  # noqa: SLF001
         self.after_fork()
         watch(self)
 
     def after_fork(self) -> None:
         """Begin anew: the samples of a parent process are its own."""
-        self._lock = threading.Lock()  # guards what is below, and all batches and samples
+        self._lock = threading.RLock()  # guards what is below, and all batches and samples
         self._changed = threading.Condition(self._lock)  # told when a batch may leave
         self._open: dict[Hashable, Batch] = {}
         self._inside: set[Sample] = set()  # of all callers that are here
@@ -148,7 +150,10 @@ class Batcher:
         tensors = check_call(inputs, sample=True, infinities=True)
         check_size(minimum_json_bytes(tensors), self._client._message_limit(), at_least=True)  # noqa: SLF001
         sample = Sample(tensors, deadline)
-        room = self._room(sample)
+        return self._run(sample, self._room(sample))
+
+    @entrance
+    def _run(self, sample: Sample, room: int) -> InferResult:
         try:
             self._join(sample, room)
             while sample.outcome is None:
@@ -255,7 +260,7 @@ class Batcher:
         try:
             try:
                 self._check_repeat(batch)
-                attempts = self._client._perform(call, policy)  # noqa: SLF001
+                attempts = self._client._perform_inside(call, policy)  # noqa: SLF001
             except BaseException:
                 batch.sendings += call.may_have_run
                 raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tcm_sync.config import Route, Unset
 from tcm_sync.errors import InputError, MessageTooLargeError, TcmError
 from tcm_sync.lifecycle import Lifecycle
+from tcm_sync.reentry import entrance
 from tcm_sync.retry import RetryPolicy
 from tcm_sync.wire.encode import size_of
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 class Caller(Lifecycle):
     """Resolves what a call left out, and performs it."""
 
+    @entrance
     def _perform(self, call: Call, policy: RetryPolicy | None, *, once: bool = False) -> int:
+        """Send a call as `_perform_inside` does, unless this thread is in one already."""
+        return self._perform_inside(call, policy, once=once)
+
+    def _perform_inside(self, call: Call, policy: RetryPolicy | None, *, once: bool = False) -> int:
         """Send a call until it is answered or its failure is final; return how many attempts counted.
 
         Parameters

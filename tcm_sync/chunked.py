@@ -117,7 +117,7 @@ class Chunked(Many):
         tensors = check_inputs(inputs)
         job = _Job(plan, tensors, _common_rows(tensors), rows, most)
         shown = Progress(model_name, shown=progress, counted=True, total=job.length)
-        self._running()
+        self._begin()
         joined = _Joined(job.length)
         threads = self._settings.pool_size
         try:

@@ -20,6 +20,7 @@
     ├── ModelFileError (ValueError)               a model file that cannot be read
     ├── ManagementError                           a management job failed
     ├── ClientClosedError                         the client was closed
+    ├── ReentrantCallError (RuntimeError)         a call inside another one of the same thread
     └── InferenceError                            the inference failed behind the manager
         ├── TritonTimeoutError, TritonNetworkError, TritonOverloadedError, CircuitOpenError,
         │   ServerNotReadyError, ModelNotReadyError, ConfigDownloadError         (retriable)
@@ -242,6 +243,10 @@ class ManagementError(TcmError):
 
 class ClientClosedError(TcmError):
     """The client was closed, before the call or while it waited."""
+
+
+class ReentrantCallError(TcmError, RuntimeError):
+    """The thread is inside another call of the same client, as in a signal handler; nothing was sent."""
 
 
 class InferenceError(TcmError):

@@ -16,6 +16,7 @@ from tcm_sync.errors import ClientClosedError, ConfigError, InputError
 from tcm_sync.limits import Limits
 from tcm_sync.numeric import as_number, shown
 from tcm_sync.process import notice_fork, refuse_green_threads, watch
+from tcm_sync.reentry import Callers, entrance
 from tcm_sync.sharing import Sharing
 from tcm_sync.transport.connector import Connector
 from tcm_sync.transport.counts import Counts
@@ -46,9 +47,10 @@ class Lifecycle:
             importlib.import_module(name)
         self._settings = settings
         self._counts = Counts()
-        self._prober = Connector()  # of /health and /ready: two threads at most, whatever hangs there
         self._sharing = Sharing(settings)
-        self._lock = threading.Lock()  # guards the five below
+        self._callers = Callers()
+        self._prober = Connector(self._callers)  # of /health and /ready: two threads, whatever hangs there
+        self._lock = threading.RLock()  # guards the five below
         self._counted_from: ClientStats | None = None  # when the counters were last reset
         self._runtime: Runtime | None = None
         self._closed = False
@@ -104,7 +106,11 @@ class Lifecycle:
         PoolTimeoutError
             All sockets are busy.
         """
-        deadline = self._deadline(timeout)
+        self._open(self._deadline(timeout), wait=wait)
+        return self
+
+    @entrance
+    def _open(self, deadline: Deadline, *, wait: bool) -> None:
         runtime = self._running()
         if wait:
             lease = runtime.pool.lease(deadline, eager=True)
@@ -115,13 +121,12 @@ class Lifecycle:
                 raise
         else:
             runtime.pool.warm()
-        return self
 
     def close(self, timeout: float = 0.0) -> None:
         """Close for good. Calls under way end with `ClientClosedError`.
 
-        It may be called from any thread, again, and after an interruption; not inside a signal handler, which
-        may have come while this very thread held a lock: raise from there, and close outside.
+        It may be called from any thread, again, after an interruption, and anywhere: where this thread is
+        inside a call, as in a signal handler, that call is ended too, and the closing is not waited for.
 
         Parameters
         ----------
@@ -132,8 +137,15 @@ class Lifecycle:
         if seconds is None or not seconds >= 0:
             raise ConfigError(f"timeout must be a number of seconds, 0.0 or more, not {shown(timeout)}")
         notice_fork()
+        self._closed = True  # whatever this thread is in the middle of
+        if not self._callers.have():
+            self._close(timeout)
+        elif (runtime := self._runtime) is not None:
+            runtime.reader.do(self._end)  # which waits for the locks that this thread may hold
+
+    @entrance
+    def _close(self, timeout: float) -> None:
         with self._lock:
-            self._closed = True
             runtime = self._runtime
             crews = list(self._crews)
         for crew in crews:
@@ -144,8 +156,19 @@ class Lifecycle:
             crew.join(1.0)
         self._sharing.close()
 
+    def _end(self) -> None:
+        """Have everything end, without waiting for it."""
+        with self._lock:
+            runtime = self._runtime
+            crews = list(self._crews)
+        for crew in crews:
+            crew.close()
+        if runtime is not None:
+            runtime.stop()
+        self._sharing.close()
+
     def __enter__(self) -> Self:
-        self._running()
+        self._begin()
         return self
 
     def __exit__(
@@ -166,28 +189,44 @@ class Lifecycle:
                 f"unclosed {self!r}: close() it, or use it as a context manager", ResourceWarning, 2, self
             )
 
+    @entrance
+    def _begin(self) -> Runtime:
+        """Return what calls run on, started if need be."""
+        return self._running()
+
     def _running(self) -> Runtime:
+        """Do what `_begin` does, inside an entrance."""
         notice_fork()
         runtime = self._runtime
         if runtime is not None and not runtime.reader.stopping and not self._closed:
             return runtime
         with self._lock:
-            if self._closed:
-                raise ClientClosedError(
-                    "the client is closed, and a closed client stays closed: make another"
-                )
+            self._check_open()
             if self._runtime is not None and not self._runtime.reader.stopping:
                 return self._runtime
             refuse_green_threads()
             if self._runtime is not None:
                 self._runtime.stop()
-            self._runtime = Runtime(self._settings, self._counts)
-            return self._runtime
+            runtime = self._runtime = Runtime(self._settings, self._counts, self._callers)
+            try:
+                self._check_open()
+            except ClientClosedError:  # by a signal handler
+                runtime.stop()
+                raise
+            return runtime
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosedError("the client is closed, and a closed client stays closed: make another")
+
+    @entrance
     def _crew(self, most: int) -> Workers:
         """Make threads for calls, which end when the client is closed."""
+        return self._new_crew(most)
+
+    def _new_crew(self, most: int) -> Workers:
         notice_fork()
-        crew = Workers(most)
+        crew = Workers(most, self._callers)
         with self._lock:
             if self._closed:
                 crew.close()
@@ -233,9 +272,10 @@ class Lifecycle:
 
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""
-        self._lock = threading.Lock()
-        self._counts.lock = threading.Lock()  # the parent's streams go on counting with them
-        self._prober = Connector()
+        self._lock = threading.RLock()
+        self._callers.clear()
+        self._counts.lock = threading.RLock()  # the parent's streams go on counting with them
+        self._prober = Connector(self._callers)
         self._counts, self._counted_from = Counts(), None
         self._sharing = Sharing(self._settings)  # the segments are the parent's
         self._workers, self._crews = None, weakref.WeakSet()

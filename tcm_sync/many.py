@@ -15,6 +15,7 @@ from tcm_sync.errors import InputError, TcmError
 from tcm_sync.inference import Inference
 from tcm_sync.numeric import check_whole
 from tcm_sync.progress import Progress
+from tcm_sync.reentry import entrance
 from tcm_sync.request import Plan
 from tcm_sync.results import InferResult
 
@@ -144,19 +145,20 @@ class Many(Inference):
         most = check_whole("concurrency", most, kind=InputError)
         total = len(many_inputs) if isinstance(many_inputs, Sized) else None
         shown = Progress(model_name, shown=progress, counted=True, total=total)
-        self._running()
+        self._begin()
         tasks = (self._task_or_failure(plan, inputs) for inputs in many_inputs)
         how = in_order if ordered else as_they_come
         return _yielded(
             how(tasks, self._crew(most), most), shown, ordered=ordered, raising=on_error == "raise"
         )
 
+    @entrance
     def _background(self) -> Workers:
         """Return the threads of `submit`."""
         self._running()
         workers = self._workers
         if workers is None:
-            workers = self._crew(self._settings.pool_size)
+            workers = self._new_crew(self._settings.pool_size)
             with self._lock:
                 workers = self._workers = self._workers or workers
         return workers

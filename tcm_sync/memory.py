@@ -11,6 +11,7 @@ import numpy as np
 from tcm_sync.errors import InputError, MessageTooLargeError
 from tcm_sync.inference import Inference
 from tcm_sync.process import notice_fork
+from tcm_sync.reentry import entrance
 from tcm_sync.sharing import Transport, is_worth_sharing
 from tcm_sync.tensors import DATATYPES, as_references, check_call
 from tcm_sync.tensors.arena import DeclinedError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from tcm_sync.request import Plan
     from tcm_sync.tensors import Tensor
+    from tcm_sync.tensors.segment import Segment
 
 _SHAREABLE = frozenset(each.dtype for each in DATATYPES.values() if each.itemsize is not None)
 
@@ -67,12 +69,16 @@ class Memory(Inference):
             raise InputError(f"shape must be a size or a sequence of sizes, not {shape!r:.80}") from None
         if not sizes or min(sizes) < 1:
             raise InputError(f"shape must have at least one dimension, and each at least 1, not {sizes}")
-        self._running()
         try:
-            segment = self._sharing.arena().empty(math.prod(sizes) * wanted.itemsize)
+            segment = self._new_segment(math.prod(sizes) * wanted.itemsize)
         except DeclinedError as declined:
             raise InputError(f"no shared memory: {declined}") from None
         return segment.array(wanted, sizes)
+
+    @entrance
+    def _new_segment(self, byte_size: int) -> Segment:
+        self._running()
+        return self._sharing.arena().empty(byte_size)
 
     def explain(
         self,
@@ -114,6 +120,7 @@ class Memory(Inference):
             return f"not at all: {why}; {fits}" if text is None else f"not at all: {why}"
         return f"as JSON: {fits}, and {why or f'{size:,} bytes of tensors are too few to be worth sharing'}"
 
+    @entrance
     def _obstacle_now(self, plan: Plan, tensors: tuple[Tensor, ...]) -> str | None:
         """Say what is in the way, with the sockets and the memory that there are now."""
         why = self._sharing.obstacle(plan, tensors)

@@ -134,7 +134,7 @@ class Model:
         """
         client = self._client
         deadline = client._deadline(timeout)  # noqa: SLF001
-        client._running()  # noqa: SLF001
+        client._begin()  # noqa: SLF001
         return self._batcher.run(self._held(inputs), deadline)
 
     def infer(self, inputs: object, **options: Any) -> InferResult:

@@ -72,13 +72,13 @@ class Probes(Lifecycle):
         deadline = self._deadline(timeout)
         pause, answer = _FIRST_PAUSE, None
         while True:
-            runtime = self._running()
+            runtime = self._begin()
             readiness = self._ask("ready", deadline.at_most(_ONE_LOOK), runtime.opener.opening)
             if readiness.ok:
                 return readiness
             if answer is None or not (readiness.status == "unreachable" and deadline.expired()):
                 answer = readiness  # the last look may have had no time
-            self._running()  # it was not ready because the client was closed
+            self._begin()  # it was not ready because the client was closed
             left = deadline.remaining()
             if left == 0.0:
                 raise CallTimeoutError(

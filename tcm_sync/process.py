@@ -26,12 +26,12 @@ class Watched(Protocol):
 
 
 _watched: weakref.WeakSet[Watched] = weakref.WeakSet()
-_starting = threading.Lock()  # guards _exiting, and each start of a thread against it
+_starting = threading.RLock()  # guards _exiting, and each start of a thread against it
 _exiting = False
 _pid = os.getpid()  # of the process that the objects of this one belong to
 _noticing = (
     threading.RLock()
-)  # guards _pid: threads of a child wait for the one that leaves the parent behind
+)  # guards _pid: of a child's threads one leaves the parent behind, the others wait
 
 
 def watch(what: Watched) -> None:
@@ -67,7 +67,7 @@ def notice_fork() -> None:
 
 def _after_fork_in_child() -> None:
     global _starting, _pid
-    _starting = threading.Lock()
+    _starting = threading.RLock()
     for what in list(_watched):
         what.after_fork()
     _pid = os.getpid()

@@ -64,7 +64,7 @@ class Sharing:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.Lock()  # guards changes of the three below
+        self._lock = threading.RLock()  # guards changes of the three below
         self._arena: Arena | None = None
         self._unable: dict[Route, Unable] = {}
         self._closed = False

@@ -24,6 +24,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.inference import Inference
 from tcm_sync.process import notice_fork
+from tcm_sync.reentry import entrance
 from tcm_sync.request import encode_tensors
 from tcm_sync.tensors import check_call
 from tcm_sync.transport.call import Call, blamed
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from tcm_sync.config import Route
+    from tcm_sync.reentry import Callers
     from tcm_sync.retry import RetryPolicy
     from tcm_sync.transport.connection import Connection
     from tcm_sync.transport.counts import Counts
@@ -137,7 +139,7 @@ class Streams(Inference):
         try:
             attempts = self._perform(call, plan.policy)
             self._counts.begun_stream()
-            return InferStream(call, attempts, self._counts)
+            return InferStream(call, attempts, self._counts, self._callers)
         except BaseException:
             call.give_up()
             raise
@@ -322,6 +324,12 @@ class StreamCall(Call):
             self._lease.let_go()
             self._pending.claim(self.connection.uuid)
 
+    def let_go(self) -> None:
+        """Have the reader close the connection, and end what waits on it."""
+        notice_fork()
+        if not self.connection.inherited:
+            self._lease.let_go()
+
     def _more_came(self) -> bool:
         """Wait for nothing more; whether anything came behind the end."""
         self._pending.claim(self.connection.uuid)
@@ -343,7 +351,8 @@ class InferStream(Iterator[str]):
         error was raised; it was left early. None while it goes on.
     """
 
-    def __init__(self, call: StreamCall, attempts: int, counts: Counts) -> None:
+    def __init__(self, call: StreamCall, attempts: int, counts: Counts, callers: Callers) -> None:
+        self._callers = callers
         self._call = call
         self._counts = counts
         self._attempts = attempts
@@ -370,6 +379,7 @@ class InferStream(Iterator[str]):
         self._chunks.append(chunk)
         return chunk
 
+    @entrance
     def _advance(self) -> str | None:
         call = self._call
         try:
@@ -413,6 +423,15 @@ class InferStream(Iterator[str]):
     def close(self) -> None:
         """Leave it. The model is not stopped by that."""
         self._next = None
+        if not self._callers.have():
+            self._close()
+        elif self._going_on:  # inside a call, as in a signal handler: this waits for no lock
+            self._going_on.clear()
+            self.ended_by = "closed"
+            self._call.let_go()
+
+    @entrance
+    def _close(self) -> None:
         self._end("closed")
 
     def __enter__(self) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from tcm_sync.errors import ClientClosedError, ConnectFailedError, ConnectionLostError
 from tcm_sync.process import start_thread
+from tcm_sync.reentry import Callers, entrance
 
 Result = TypeVar("Result")
 
@@ -25,10 +26,13 @@ class Workers:
     ----------
     most : int
         How many tasks are done at a time.
+    callers : Callers
+        The client's.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, callers: Callers) -> None:
         self._most = most
+        self._callers = callers
         self._pid = os.getpid()
         # Guards everything below. It is re-entrant: a `map` that was dropped may be collected inside it.
         self._lock = threading.RLock()
@@ -50,6 +54,7 @@ class Workers:
                 outcome_unknown=True,
             )
 
+    @entrance
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
         """Have a task done, and return the future of what it returns or raises.
 

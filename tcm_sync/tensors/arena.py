@@ -43,7 +43,7 @@ class Arena:
     def __init__(self, max_pinned: int, group: int | None = None) -> None:
         self.max_pinned = max_pinned
         self._group = group
-        self._lock = threading.Lock()  # guards everything below, and what segments say of themselves
+        self._lock = threading.RLock()  # guards everything below, and what segments say of themselves
         self._idle: list[Segment] = []  # the most recently used last
         self._made = threading.Condition(self._lock)
         self._making = 0  # segments that are being made at the moment

@@ -120,7 +120,7 @@ class Connection:
         self.is_local = is_local(sock)  # whether the other end is this machine
         self._sock = sock
         # Guards closed, loss, the three below them, and each single call on the socket, which never blocks.
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
         self.receive_into: Callable[[memoryview], int] = (
             partial(receive_secured, sock, self.lock) if self.secured else sock.recv_into
@@ -311,7 +311,7 @@ class Connection:
         self._sock.close()
 
 
-def receive_secured(sock: socket.socket, lock: threading.Lock, buffer: memoryview) -> int:
+def receive_secured(sock: socket.socket, lock: threading.RLock, buffer: memoryview) -> int:
     """Read a TLS object, which must not be read and written at once: under the lock of its connection."""
     if not lock.acquire(timeout=0.001):  # its holder never blocks, so this is short
         raise BlockingIOError

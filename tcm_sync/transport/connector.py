@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from tcm_sync.process import start_thread
+from tcm_sync.reentry import Callers, is_entrance
 from tcm_sync.transport.sockets import OpeningSockets
 
 _MOST_THREADS = 2
@@ -15,12 +16,14 @@ _MOST_THREADS = 2
 class Connector:
     """Runs jobs that open sockets on at most two daemon threads, started when there is work.
 
+    They are always inside the client: the socket that a call would wait for may be the one that they open.
     Name resolution and a token callable know no deadline. Here they hold up nobody but the next job.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
         self.opening = OpeningSockets()
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.RLock()  # guards the three below
         self._jobs: deque[Callable[[], None]] = deque()
         self._threads: set[threading.Thread] = set()
         self._stopped = False
@@ -79,7 +82,15 @@ class Connector:
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(timeout)
 
+    @is_entrance
     def _run(self) -> None:
+        try:
+            self._callers.add(threading.get_ident())
+            self._work()
+        finally:
+            self._callers.discard(threading.get_ident())
+
+    def _work(self) -> None:
         while True:
             with self._lock:
                 if not self._jobs:

@@ -55,7 +55,7 @@ class Counts:
     def __init__(self) -> None:
         self._began = monotonic()
         self.pools = (PoolCounts(), PoolCounts())
-        self.lock = threading.Lock()  # guards what follows, to the reader's own
+        self.lock = threading.RLock()  # guards what follows, to the reader's own
         self.calls = 0
         self.failures: Counter[str] = Counter()  # by code, or by class
         self.repeats: Counter[str] = Counter()  # by the same of what was repeated

@@ -67,7 +67,7 @@ class Gate:
         self._refused_within = refused_within
         self._initial = initial
         self._maximum = maximum
-        self._condition = threading.Condition(threading.Lock())  # guards everything below
+        self._condition = threading.Condition()  # guards everything below
         self._pause = 0.0  # of the last shutting; 0.0 once that is forgiven
         self._opens_at = 0.0
         self._prober: weakref.ref[Prober] | None = None  # who passed as the probe, until its outcome is known

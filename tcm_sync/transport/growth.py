@@ -86,7 +86,7 @@ class Growth:
         self._settings = settings
         self._opener = opener
         self._connector = connector
-        self._lock = threading.Lock()  # guards everything below, and each connection's bookkeeping
+        self._lock = threading.RLock()  # guards everything below, and each connection's bookkeeping
         self._calm = threading.Condition(self._lock)  # told when a lease ends while the pool drains
         self._shelf = Shelf(settings, size)
         self._counts = counts

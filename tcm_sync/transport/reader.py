@@ -23,6 +23,7 @@ from tcm_sync.errors import (
     TcmError,
 )
 from tcm_sync.process import start_thread
+from tcm_sync.reentry import Callers, is_entrance
 from tcm_sync.transport import frames
 from tcm_sync.transport.notices import Notices
 from tcm_sync.transport.poller import READ, WRITE, make_poller
@@ -64,9 +65,12 @@ class Reader:
         Seconds of quiet after which a socket is pinged; one that stays quiet as long again is dead.
     counts : Counts
         Where it counts what comes in.
+    callers : Callers
+        The threads that are inside the client. This one always is: a call would wait for itself.
     """
 
-    def __init__(self, ping_interval: float, counts: Counts) -> None:
+    def __init__(self, ping_interval: float, counts: Counts, callers: Callers) -> None:
+        self.callers = callers
         self.pending = PendingReplies()
         self._counts = counts
         self._notices = Notices(counts)
@@ -123,6 +127,10 @@ class Reader:
         """Read `connection` again, whose stream was taken."""
         self._command(lambda: self._resume(connection))
 
+    def do(self, command: Callable[[], None]) -> None:
+        """Have the reader's thread run `command`. It waits for nothing."""
+        self._command(command)
+
     def wake_at(self, when: float) -> None:
         """Tend the pools at `when`, a time of `time.monotonic`, or sooner."""
         if when < self._due:
@@ -171,8 +179,10 @@ class Reader:
 
     # --- the thread ---
 
+    @is_entrance
     def _run(self) -> None:
         try:
+            self.callers.add(threading.get_ident())
             while not self.stopping:
                 self._turn()
         except BaseException as error:
@@ -180,7 +190,10 @@ class Reader:
             log.exception("the reader failed; its calls end with an error, the next call starts another")
         finally:
             self.stopping = True
-            self._end()
+            try:
+                self._end()
+            finally:
+                self.callers.discard(threading.get_ident())
 
     def _turn(self) -> None:
         left = self._due - monotonic()

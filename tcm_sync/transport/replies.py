@@ -73,7 +73,7 @@ class StreamReplies:
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.RLock()  # guards the three below
         self._items: list[bytes | Refusal] = []
         self.size = 0  # bytes of them
         self._waiting = False  # whether the caller waits for the next one

@@ -21,6 +21,7 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
+from tcm_sync.reentry import Callers
 from tcm_sync.transport.call import Call
 from tcm_sync.transport.connection import Connection
 from tcm_sync.transport.connector import Connector
@@ -56,15 +57,17 @@ class Runtime:
         The client's.
     counts : Counts
         Where it counts.
+    callers : Callers
+        The threads that are inside the client.
     """
 
-    def __init__(self, settings: Settings, counts: Counts) -> None:
+    def __init__(self, settings: Settings, counts: Counts, callers: Callers) -> None:
         self.settings = settings
         self._counts = counts
         self.closed = threading.Event()
-        self._connector = Connector()
+        self._connector = Connector(callers)
         self.opener = Opener(settings, self._connector.opening, counts)
-        self.reader = Reader(settings.ping_interval, counts)
+        self.reader = Reader(settings.ping_interval, counts, callers)
         self.standing = Standing(self.opener.endpoint.authority)
         self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
         self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])
@@ -72,7 +75,7 @@ class Runtime:
         self._backpressure = Gate(
             "backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN, of=self.opener.endpoint.authority
         )
-        self._circuits_lock = threading.Lock()  # guards the dict, not the gates in it
+        self._circuits_lock = threading.RLock()  # guards the dict, not the gates in it
         self._circuits: dict[Target, Gate] = {}
         try:
             self.reader.start()

@@ -27,7 +27,7 @@ class OpeningSockets:
     """The sockets that are being opened, so that they can be shut down from elsewhere."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the set, and the closing of what is in it
+        self._lock = threading.RLock()  # guards the set, and the closing of what is in it
         self._sockets: set[socket.socket] = set()
         self._aborted = False
 

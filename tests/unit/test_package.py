@@ -31,7 +31,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: from its own subpackage.
 FLOORS = (
     {"errors", "deadline", "handlers"},
-    {"numeric", "process"},
+    {"numeric", "process", "reentry"},
     {"retry", "wire", "workers"},
     {"attempts", "config"},
     {"tensors", "transport"},

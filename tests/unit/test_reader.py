@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from tcm_sync.reentry import Callers
 from tcm_sync.transport.counts import Counts
 from tcm_sync.transport.reader import Reader
 
 
 @pytest.fixture
 def reader():
-    reader = Reader(10.0, Counts())
+    reader = Reader(10.0, Counts(), Callers())
     yield reader
     reader.abandon()
 
