@@ -139,7 +139,7 @@ class Lifecycle:
         notice_fork()
         self._closed = True  # whatever this thread is in the middle of
         if not self._callers.have():
-            self._close(timeout)
+            self._close(seconds)
         elif (runtime := self._runtime) is not None:
             runtime.reader.do(self._end)  # which waits for the locks that this thread may hold
 
@@ -151,7 +151,7 @@ class Lifecycle:
         for crew in crews:
             crew.close()
         if runtime is not None:
-            runtime.close(seconds)
+            runtime.close(timeout)
         for crew in crews:
             crew.join(1.0)
         self._sharing.close()

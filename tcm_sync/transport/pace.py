@@ -31,7 +31,7 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards everything below; a pool's lock may be held around it
+        self._lock = threading.RLock()  # guards everything below; a pool's lock may be held around it
         self.active = False
         self._lowered_to = 0.0  # messages a second
         self._lowered_at = 0.0
