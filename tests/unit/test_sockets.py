@@ -14,6 +14,7 @@ import pytest
 from tcm_sync import ConnectFailedError
 from tcm_sync.config import Endpoint
 from tcm_sync.deadline import Deadline
+from tcm_sync.reentry import Callers
 from tcm_sync.transport import sockets
 from tcm_sync.transport.connector import Connector
 from tcm_sync.transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
@@ -333,7 +334,7 @@ def test_a_socket_that_is_closed_is_not_waited_for():
 
 
 def test_jobs_run_on_two_threads_that_end_when_there_are_none():
-    connector = Connector()
+    connector = Connector(Callers())
     meeting = threading.Barrier(3)
     done = threading.Semaphore(0)
 
@@ -355,7 +356,7 @@ def test_jobs_run_on_two_threads_that_end_when_there_are_none():
 
 
 def test_a_connector_that_was_stopped_forgets_its_jobs():
-    connector = Connector()
+    connector = Connector(Callers())
     ran = []
     go_on = threading.Event()
     started = threading.Semaphore(0)
@@ -377,7 +378,7 @@ def test_a_connector_that_was_stopped_forgets_its_jobs():
 
 
 def test_a_connector_does_not_wait_for_its_own_thread():
-    connector = Connector()
+    connector = Connector(Callers())
     joined = threading.Event()
 
     def job():
@@ -393,7 +394,7 @@ def test_a_process_without_threads_to_spare_says_so(monkeypatch):
     def fail(thread):
         raise RuntimeError("can't start new thread")
 
-    connector = Connector()
+    connector = Connector(Callers())
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(RuntimeError, match="can't start new thread"):
@@ -405,7 +406,7 @@ def test_a_process_without_threads_to_spare_says_so(monkeypatch):
 
 
 def test_one_thread_is_enough_if_there_is_no_second(monkeypatch):
-    connector = Connector()
+    connector = Connector(Callers())
     go_on, ran = threading.Event(), threading.Event()
     connector.submit(lambda: go_on.wait(PATIENCE))
 
