@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
+from tcm_sync.arguments import check_text
 from tcm_sync.config import Route, Unset
 from tcm_sync.errors import InputError, MessageTooLargeError, TcmError
 from tcm_sync.lifecycle import Lifecycle
@@ -99,7 +100,7 @@ def _route_of(container_id: str, vm_ip: str | None, vm_id: str | None) -> Route:
     """Return a route, which is checked when it is named for the first time."""
     try:
         return _known_route(container_id, vm_ip, vm_id)
-    except TypeError:  # what cannot be hashed is no text, and the error of a route names the argument
+    except (TypeError, ValueError):  # no text: the error of a route names the argument
         return Route(container_id, vm_ip, vm_id)
 
 
@@ -109,6 +110,6 @@ _known_route = lru_cache(maxsize=256, typed=True)(Route)
 
 def checked_model_name(model_name: object) -> str:
     """Return the name of a model, unless it is none."""
-    if not isinstance(model_name, str) or not model_name:
-        raise InputError(f"model_name must be a text that is not empty, not {model_name!r}")
-    return model_name
+    if type(model_name) is str and model_name and model_name.isascii():
+        return model_name
+    return check_text("model_name", model_name, InputError)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import enum
-import math
 import os
 import pickle
 import ssl
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
+from tcm_sync.arguments import check_choice, check_text, check_texts, is_unicode
 from tcm_sync.errors import ConfigError, InputError
 from tcm_sync.numeric import as_number, check_whole, shown
 from tcm_sync.retry import RetryPolicy
+
+try:  # here: later there may be no descriptor left to load it with
+    import grp
+except ImportError:  # Windows
+    grp = None  # type: ignore[assignment]
 
 
 class Unset(enum.Enum):
@@ -55,21 +61,19 @@ class AuthContext:
     roles: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        _text("auth.uuid", self.uuid)
+        _set_text(self, "auth", "uuid", ConfigError)
         for name in ("sub", "tenant_id"):
             if getattr(self, name) is not None:
-                _text(f"auth.{name}", getattr(self, name))
+                _set_text(self, "auth", name, ConfigError)
         if self.token is not None and not callable(self.token) and not isinstance(self.token, str):
             raise ConfigError(
                 f"auth.token must be a str or a callable returning one, not {type(self.token).__name__}"
             )
         if isinstance(self.token, str) and not is_unicode(self.token):
             raise ConfigError("auth.token holds half a surrogate pair, which UTF-8 cannot carry")
-        if isinstance(self.roles, str) or not isinstance(self.roles, Collection):
-            raise ConfigError(f"auth.roles must be a collection of roles; did you mean ({self.roles!r},)?")
-        roles = tuple(self.roles)
-        for role in roles:
-            _text("auth.roles", role)
+        if isinstance(self.token, str):
+            object.__setattr__(self, "token", str.__str__(self.token))  # a subclass has no form in JSON
+        roles = check_texts("auth.roles", self.roles, "('inference',)")
         object.__setattr__(self, "roles", roles)
 
 
@@ -96,7 +100,7 @@ class Route:
         for name in ("container_id", "vm_ip", "vm_id"):
             value = getattr(self, name)
             if name == "container_id" or value is not None:
-                _text(f"route.{name}", value, InputError)
+                _set_text(self, "route", name, InputError)
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,15 @@ class TlsSettings:
     server_hostname: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("ca_file", "cert_file", "key_file"):
+            if not isinstance(getattr(self, name), (str, bytes, os.PathLike, type(None))):
+                raise ConfigError(f"tls.{name} must be the path of a file, not {shown(getattr(self, name))}")
+        if not isinstance(self.key_password, (str, bytes, type(None))):
+            raise ConfigError(f"tls.key_password must be a text, not {type(self.key_password).__name__}")
         if self.key_file is not None and self.cert_file is None:
             raise ConfigError("tls.key_file needs tls.cert_file beside it")
         if self.server_hostname is not None:
-            _text("tls.server_hostname", self.server_hostname)
+            _set_text(self, "tls", "server_hostname", ConfigError)
             try:
                 self.server_hostname.encode("idna")
             except UnicodeError as error:
@@ -264,13 +273,12 @@ class Settings:
                 self._keep(name, check_seconds)
         if self.messages_per_second is not None and self.messages_per_second < 1:
             raise ConfigError("messages_per_second must be at least 1")
-        if self.shm not in ("auto", "off"):
-            raise ConfigError(f"shm must be 'auto' or 'off', not {self.shm!r:.80}")
+        check_choice("shm", self.shm, ("auto", "off"), ConfigError)
         if self.shm_max_pinned is not None:
             self._keep("shm_max_pinned", check_count)
         if self.shm_group is not None:
-            _check_group(self.shm_group)
-        object.__setattr__(self, "headers", _checked_headers(self.headers or {}))
+            group_id(self.shm_group)
+        object.__setattr__(self, "headers", _checked_headers({} if self.headers is None else self.headers))
 
     def _keep(self, name: str, check: Callable[[str, object], float]) -> None:
         """Check a number, and keep it as a plain int or float."""
@@ -350,7 +358,7 @@ def check_seconds(name: str, value: object) -> float:
         It is something else.
     """
     number = as_number(value)
-    if number is None or not 0 < number < math.inf:
+    if number is None or not 0 < number <= sys.float_info.max:
         raise ConfigError(f"{name} must be a positive, finite number, not {shown(value)}")
     return number
 
@@ -363,32 +371,34 @@ def check_count(name: str, value: object) -> int:
     ConfigError
         It is something else.
     """
-    return check_whole(name, value)
+    number = check_whole(name, value)
+    if number > sys.maxsize:
+        raise ConfigError(f"{name} must be at most {sys.maxsize:,}, not {shown(value)}")
+    return number
 
 
-def _check_group(name: str) -> None:
+def group_id(name: object) -> int:
+    """Return the number of a group of this machine.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name, or it cannot be looked up now.
+    """
+    name = check_text("shm_group", name)
     try:
-        import grp  # not on Windows
-
-        grp.getgrnam(name)
-    except (ImportError, KeyError, TypeError):
-        raise ConfigError(f"shm_group must be the name of a group here, not {name!r:.80}") from None
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be sent: bytes that were no UTF-8 in a variable become lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        if grp is not None:
+            return grp.getgrnam(name).gr_gid
+    except OSError as error:
+        raise ConfigError(f"shm_group: {name!r:.80} cannot be looked up: {error}") from error
+    except (KeyError, ValueError):
+        pass
+    raise ConfigError(f"shm_group must be the name of a group here, not {name!r:.80}")
 
 
-def _text(name: str, value: object, kind: type[ConfigError | InputError] = ConfigError) -> None:
-    if not isinstance(value, str) or not value:
-        raise kind(f"{name} must be a text that is not empty, not {value!r}")
-    if not is_unicode(value):
-        raise kind(f"{name} holds half a surrogate pair, which UTF-8 cannot carry")
+def _set_text(of: object, prefix: str, name: str, kind: type[ConfigError | InputError]) -> None:
+    """Check a field of a frozen object that is a text, and keep it as a plain str."""
+    object.__setattr__(of, name, check_text(f"{prefix}.{name}", getattr(of, name), kind))
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:

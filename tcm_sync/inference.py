@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from tcm_sync.arguments import check_choice, check_flag
 from tcm_sync.caller import Caller, checked_model_name
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError, MessageTooLargeError, TcmError
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from tcm_sync.retry import RetryPolicy
     from tcm_sync.tensors import Tensor
     from tcm_sync.wire.messages import SharedTensor
+
+
+_TRANSPORTS = ("auto", "json", "shm")
 
 
 class Inference(Caller):
@@ -112,8 +116,9 @@ class Inference(Caller):
         transport: Transport = "json",
     ) -> Plan:
         """Check what `infer` takes, but for the inputs."""
-        if transport not in ("auto", "json", "shm"):
-            raise InputError(f"transport must be 'auto', 'json' or 'shm', not {transport!r:.80}")
+        check_choice("transport", transport, _TRANSPORTS)
+        if allow_transient is not False:
+            allow_transient = check_flag("allow_transient", allow_transient)
         route = self._settings.route
         if route is None or not (vm_ip is container_id is vm_id is None):
             route = self._route(vm_ip, container_id, vm_id)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tcm_sync.arguments import check_text
 from tcm_sync.caller import Caller
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import ContractError, InputError, ProtocolError, TcmError
+from tcm_sync.numeric import shown
 from tcm_sync.results import QueueStats
 from tcm_sync.transport.call import Call
 from tcm_sync.wire.decode import decode_info, decode_value
@@ -51,11 +53,10 @@ class Info(Caller):
         TcmError
             Any other of its subclasses: `tcm_sync.errors` draws the tree.
         """
-        if not isinstance(action, str) or not action:
-            raise InputError(f"action must be a text that is not empty, not {action!r}")
+        action = check_text("action", action, InputError)
         job_id = payload.setdefault("job_id", secrets.token_hex(8))
         if not isinstance(job_id, str):
-            raise InputError(f"job_id must be a text, not {job_id!r:.80}")
+            raise InputError(f"job_id must be a text, not {shown(job_id)}")
         text = plain_json({"action": action, **payload})
         check_size(len(text) + self._envelope_bytes("info"), self._message_limit())
         policy = self._settings.retry

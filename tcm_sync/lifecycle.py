@@ -10,6 +10,7 @@ import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tcm_sync.arguments import check_flag
 from tcm_sync.config import UNSET, AuthContext, Settings, Unset, check_seconds
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import ClientClosedError, ConfigError, InputError
@@ -43,8 +44,11 @@ class Lifecycle:
 
     def _start_with(self, settings: Settings) -> None:
         refuse_green_threads()
-        for name in _NEEDED_LATER:
-            importlib.import_module(name)
+        try:
+            for name in _NEEDED_LATER:
+                importlib.import_module(name)
+        except (OSError, ImportError) as error:
+            raise ConfigError(f"a module that clients need cannot be loaded: {error}") from error
         self._settings = settings
         self._counts = Counts()
         self._sharing = Sharing(settings)
@@ -106,7 +110,7 @@ class Lifecycle:
         PoolTimeoutError
             All sockets are busy.
         """
-        self._open(self._deadline(timeout), wait=wait)
+        self._open(self._deadline(timeout), wait=check_flag("wait", wait))
         return self
 
     @entrance
@@ -151,7 +155,7 @@ class Lifecycle:
         for crew in crews:
             crew.close()
         if runtime is not None:
-            runtime.close(timeout)
+            runtime.close(min(timeout, threading.TIMEOUT_MAX))
         for crew in crews:
             crew.join(1.0)
         self._sharing.close()

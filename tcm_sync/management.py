@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
+from tcm_sync.arguments import check_flag, check_text
 from tcm_sync.caller import Caller
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.deployment import BoundClient, Deployment
@@ -22,6 +23,7 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
+from tcm_sync.numeric import shown
 from tcm_sync.progress import Progress
 from tcm_sync.results import ManagementResult
 from tcm_sync.transport.call import Call
@@ -151,8 +153,7 @@ class Management(Caller):
         TcmError
             Any other of its subclasses: `tcm_sync.errors` draws the tree.
         """
-        if not isinstance(action, str) or not action:
-            raise InputError(f"action must be a text that is not empty, not {action!r}")
+        action = check_text("action", action, InputError)
         blocks = {"openstack": openstack, "docker": docker, "minio": minio, "triton": triton}
         for name, block in blocks.items():
             if block is not None and not isinstance(block, Mapping):
@@ -269,10 +270,11 @@ class Management(Caller):
             As `management` raises it. A deletion whose outcome is unknown may be repeated with
             ``missing_ok``.
         """
+        missing_ok = check_flag("missing_ok", missing_ok)
         openstack = _with(openstack, "openstack", "vm_id", vm_id)
         docker = _with(docker, "docker", "container_id", container_id)
         if vm_ip is not None:
-            body["vm_ip"] = _text("vm_ip", vm_ip)
+            body["vm_ip"] = check_text("vm_ip", vm_ip, InputError)
         try:
             return self.management(
                 "deletion", openstack=openstack, docker=docker, timeout=timeout, progress=progress, **body
@@ -302,18 +304,12 @@ def _with(
     """Put a field into a block, unless it is not given."""
     if value is None:
         return block
-    _text(name, value)
+    value = check_text(name, value, InputError)
     if block is not None and block.get(name, value) != value:
         raise InputError(
-            f"{name} is {value!r}, and {where}[{name!r}] is {block[name]!r:.80}: which is meant?"
+            f"{name} is {value!r}, and {where}[{name!r}] is {shown(block[name])}: which is meant?"
         )
     return {**(block or {}), name: value}
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{name} must be a text that is not empty, not {value!r:.80}")
-    return value
 
 
 class ManagementCall(Call):

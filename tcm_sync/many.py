@@ -10,6 +10,7 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from tcm_sync.arguments import check_choice, check_flag, is_iterable
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.inference import Inference
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tcm_sync.sharing import Transport
     from tcm_sync.workers import Workers
 
+_MOST_AT_ONCE = 2**31  # which no number of threads reaches, and islice takes
 _AHEAD = 3  # inputs that are read ahead for each call under way
 
 OnError = Literal["raise", "return"]
@@ -137,9 +139,9 @@ class Many(Inference):
             model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry, transport
         )
         self._deadline(timeout)  # checks it
-        if on_error not in ("raise", "return"):
-            raise InputError(f"on_error must be 'raise' or 'return', not {on_error!r}")
-        if isinstance(many_inputs, (str, bytes, Mapping)) or not isinstance(many_inputs, Iterable):
+        check_choice("on_error", on_error, ("raise", "return"))
+        ordered = check_flag("ordered", ordered)
+        if not is_iterable(many_inputs):
             raise InputError(f"many_inputs must be an iterable of inputs, not {type(many_inputs).__name__}")
         most = self._settings.pool_size if concurrency is None else concurrency
         most = check_whole("concurrency", most, kind=InputError)
@@ -181,7 +183,7 @@ def in_order(tasks: Iterator[Task], crew: Workers, most: int) -> Generator[tuple
     try:
         for index in itertools.count():
             crew.check_process()
-            waiting.extend(_begun(tasks, crew, most * _AHEAD - len(waiting)))
+            waiting.extend(_begun(tasks, crew, min(most, _MOST_AT_ONCE) * _AHEAD - len(waiting)))
             if not waiting:
                 return
             yield index, _outcome(waiting.popleft())
@@ -196,7 +198,7 @@ def as_they_come(tasks: Iterator[Task], crew: Workers, most: int) -> Generator[t
     try:
         while True:
             crew.check_process()
-            for future in _begun(tasks, crew, most * _AHEAD - len(waiting)):
+            for future in _begun(tasks, crew, min(most, _MOST_AT_ONCE) * _AHEAD - len(waiting)):
                 waiting[future] = next(counter)
             if not waiting:
                 return

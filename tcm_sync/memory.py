@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tcm_sync.errors import InputError, MessageTooLargeError
+from tcm_sync.handlers import is_of_handler
 from tcm_sync.inference import Inference
+from tcm_sync.numeric import shown
 from tcm_sync.process import notice_fork
 from tcm_sync.reentry import entrance
 from tcm_sync.sharing import Transport, is_worth_sharing
@@ -60,17 +63,25 @@ class Memory(Inference):
         InputError
             The shape or the dtype cannot be, or there is no shared memory, or no room in it.
         """
-        wanted = np.dtype(dtype)
+        try:
+            wanted = np.dtype(dtype)
+        except Exception as error:
+            if is_of_handler(error):
+                raise
+            raise InputError(f"dtype: {shown(dtype)} is no dtype of an array: {error}") from error
         if wanted not in _SHAREABLE or not wanted.isnative:
             raise InputError(f"dtype must be of numbers or bool in native byte order, not {wanted}")
         try:
             sizes = tuple(map(operator.index, [shape] if isinstance(shape, (int, np.integer)) else shape))
-        except TypeError:
-            raise InputError(f"shape must be a size or a sequence of sizes, not {shape!r:.80}") from None
+        except (TypeError, ValueError):  # a memoryview that was released
+            raise InputError(f"shape must be a size or a sequence of sizes, not {shown(shape)}") from None
         if not sizes or min(sizes) < 1:
             raise InputError(f"shape must have at least one dimension, and each at least 1, not {sizes}")
+        byte_size = math.prod(sizes) * wanted.itemsize
+        if byte_size > sys.maxsize:
+            raise InputError("shape: no machine has so much memory")
         try:
-            segment = self._new_segment(math.prod(sizes) * wanted.itemsize)
+            segment = self._new_segment(byte_size)
         except DeclinedError as declined:
             raise InputError(f"no shared memory: {declined}") from None
         return segment.array(wanted, sizes)

@@ -9,7 +9,7 @@ import numpy as np
 from tcm_sync.errors import ConfigError, InputError
 from tcm_sync.handlers import is_of_handler
 
-_NO_NUMBERS = (bool, str, bytes, bytearray, complex)
+_NO_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex)
 
 
 def as_whole(value: object) -> int | None:

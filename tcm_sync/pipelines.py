@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import UNSET as LEFT_OUT
 from msgspec import Raw, Struct
 
+from tcm_sync.arguments import check_text, is_iterable
 from tcm_sync.caller import Caller
 from tcm_sync.config import UNSET, Unset
 from tcm_sync.errors import InferenceError, InputError, ProtocolError, TcmError
+from tcm_sync.numeric import shown
 from tcm_sync.request import InferenceCall, is_readable
 from tcm_sync.results import InferResult
 from tcm_sync.tensors import (
@@ -139,7 +141,7 @@ class Pipelines(Caller):
 
 def _checked_steps(steps: object) -> list[PipelineStep]:
     """Check everything about the steps but their tensors."""
-    if isinstance(steps, (str, bytes, Mapping, PipelineStep)) or not isinstance(steps, Iterable):
+    if isinstance(steps, PipelineStep) or not is_iterable(steps):
         raise InputError(f"steps must be a sequence of PipelineStep or of dicts, not {type(steps).__name__}")
     checked = [_checked_step(step, place) for place, step in enumerate(steps)]
     if not checked:
@@ -155,21 +157,22 @@ def _checked_steps(steps: object) -> list[PipelineStep]:
 def _checked_step(step: object, place: int) -> PipelineStep:
     if isinstance(step, Mapping):
         if step.get("protocol", "http") != "http":
-            raise InputError(f"step {place}: a pipeline runs over http alone, not {step['protocol']!r:.80}")
+            raise InputError(f"step {place}: a pipeline runs over http alone, not {shown(step['protocol'])}")
         fields = {key: value for key, value in step.items() if key != "protocol"}
-        unknown = [f"has the unknown key {key!r:.80}" for key in fields if key not in _KEYS]
+        unknown = [f"has the unknown key {shown(key)}" for key in fields if key not in _KEYS]
         missing = [f"lacks {key!r}" for key in _KEYS[:2] if key not in fields]
         if unknown or missing:
             raise InputError(f"step {place}: {', '.join(missing + unknown)}; the keys are {', '.join(_KEYS)}")
         step = PipelineStep(**fields)
     if not isinstance(step, PipelineStep):
         raise InputError(f"step {place} must be a PipelineStep or a dict, not {type(step).__name__}")
-    for name in ("model_name", "key"):
-        value = getattr(step, name)
-        if not isinstance(value, str) or not value:
-            field = "name" if name == "key" else name
-            raise InputError(f"step {place}: its {field} must be a text that is not empty, not {value!r:.80}")
-    return step
+    name = step.name
+    return PipelineStep(
+        check_text(f"step {place}: its model_name", step.model_name, InputError),
+        step.inputs,
+        None if name is None else check_text(f"step {place}: its name", name, InputError),
+        step.output_dtypes,
+    )
 
 
 def _of_step(step: PipelineStep, work: Callable[..., Result], *arguments: Any) -> Result:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tcm_sync.arguments import check_flag
 from tcm_sync.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ class Progress:
     """
 
     def __init__(self, title: str, *, shown: bool, counted: bool = False, total: int | None = None) -> None:
-        self.shown = shown
+        self.shown = check_flag("progress", shown)
         self._bar: Any = None
         self._make: Callable[[], Any] = lambda: None
-        if shown:
+        if self.shown:
             try:
                 from tqdm.auto import tqdm
             except ImportError:

@@ -99,7 +99,7 @@ def encode_request(plan: Plan, inputs: Iterable[bytes], stream_of: str | None = 
     """Write a request whose inputs are written already, one after the other, however long it gets."""
     route = plan.route
     before, behind = _around(
-        route.container_id, route.vm_ip, route.vm_id, plan.model_name, bool(plan.allow_transient), stream_of
+        route.container_id, route.vm_ip, route.vm_id, plan.model_name, plan.allow_transient, stream_of
     )
     return (before, *inputs, behind)
 

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from tcm_sync.arguments import check_flag, check_texts
 from tcm_sync.errors import (
     BackpressureError,
     CallTimeoutError,
@@ -90,11 +91,11 @@ class RetryPolicy:
                 )
             object.__setattr__(self, "attempt_timeout", seconds)
         for name in ("retriable", "fatal"):
-            codes = getattr(self, name)
-            listed = isinstance(codes, Collection) and not isinstance(codes, str)
-            if not listed or not all(isinstance(code, str) for code in codes):
-                raise ConfigError(f"retry.{name} must be a collection of codes such as {{'TRITON_ERROR'}}")
+            codes = check_texts(f"retry.{name}", getattr(self, name), "{'TRITON_ERROR'}")
             object.__setattr__(self, name, frozenset(codes))
+        object.__setattr__(
+            self, "resend_lost", check_flag("retry.resend_lost", self.resend_lost, ConfigError)
+        )
         if both := set(self.retriable) & set(self.fatal):
             raise ConfigError(f"retry: {', '.join(sorted(both))} cannot be both retriable and fatal")
 

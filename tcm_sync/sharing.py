@@ -10,6 +10,8 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from tcm_sync.config import group_id
+from tcm_sync.errors import ConfigError
 from tcm_sync.tensors.arena import Arena, DeclinedError
 from tcm_sync.tensors.segment import room, unsupported
 from tcm_sync.transport.sockets import is_own_address
@@ -135,9 +137,10 @@ class Sharing:
             raise DeclinedError(why)
         settings = self._settings
         most = settings.shm_max_pinned
-        import grp  # not on Windows
-
-        group = None if settings.shm_group is None else grp.getgrnam(settings.shm_group).gr_gid
+        try:
+            group = None if settings.shm_group is None else group_id(settings.shm_group)
+        except ConfigError as error:
+            raise DeclinedError(error.message) from None
         return Arena(room()[0] // 4 if most is None else most, group)
 
     def refused(self, route: Route, why: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from tcm_sync.arguments import check_flag
 from tcm_sync.caller import Caller
 from tcm_sync.process import notice_fork
 
@@ -203,6 +204,7 @@ class Stats(Caller):
             A copy, which changes no more.
         """
         notice_fork()
+        reset = check_flag("reset", reset)
         with self._lock:
             now = ClientStats(**self._read(self._runtime))
             earlier = self._counted_from

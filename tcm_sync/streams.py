@@ -9,6 +9,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tcm_sync.arguments import check_choice, check_text
 from tcm_sync.config import UNSET, Unset, check_seconds
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import (
@@ -117,8 +118,7 @@ class Streams(Inference):
         """
         deadline = self._deadline(timeout)
         plan = self._plan(model_name, vm_ip, container_id, vm_id, allow_transient, retry=retry)
-        if not isinstance(output_name, str) or not output_name:
-            raise InputError(f"output_name must be a text that is not empty, not {output_name!r}")
+        output_name = check_text("output_name", output_name, InputError)
         idle_timeout = _checked_idle(idle_timeout, on_idle)
         payload = encode_tensors(
             plan,
@@ -448,8 +448,7 @@ class InferStream(Iterator[str]):
 
 
 def _checked_idle(idle_timeout: float | None, on_idle: str) -> float | None:
-    if on_idle not in ("raise", "end"):
-        raise InputError(f"on_idle must be 'raise' or 'end', not {on_idle!r}")
+    check_choice("on_idle", on_idle, ("raise", "end"))
     if idle_timeout is None:
         if on_idle == "end":
             raise InputError("on_idle='end' needs an idle_timeout, in seconds, that says what silence is")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tcm_sync.arguments import check_text
 from tcm_sync.config import Route
 from tcm_sync.errors import ConfigError
 from tcm_sync.local.cloud import Cloud, Container
@@ -13,11 +15,11 @@ from tcm_sync.local.regions import Regions
 from tcm_sync.local.settings import Settings, Tokens
 from tcm_sync.local.shared_memory import MappedMemory
 from tcm_sync.local.stats import Counters, LocalStats
-from tcm_sync.numeric import check_whole
+from tcm_sync.numeric import check_whole, shown
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -206,17 +208,16 @@ class LocalManager:
             linger=linger,
             shm=shm,
             triton_shm=triton_shm,
-            info=info or {},
+            info={} if info is None else info,
             readiness=readiness,
             forget_after=forget_after,
             known_faults=known_faults,
             on_cloud_step=on_cloud_step,
             ssl_context=ssl_context,
         )
-        most = _checked_batch_sizes(max_batch_sizes or {}, models or {})
-        self._models = {
-            name: load_model(name, model, most.get(name)) for name, model in (models or {}).items()
-        }
+        models = _checked_models({} if models is None else models)
+        most = _checked_batch_sizes({} if max_batch_sizes is None else max_batch_sizes, models)
+        self._models = {name: load_model(name, model, most.get(name)) for name, model in models.items()}
         self._cloud = Cloud(
             [
                 Container(container_id, vm_ip, registered=True),
@@ -293,8 +294,8 @@ class LocalManager:
         ------
         RuntimeError
             If it runs already.
-        OSError
-            If the port cannot be had.
+        ConfigError
+            It cannot listen there: the port is taken, or the host is not of this machine.
         """
         from tcm_sync.local.server import Server
 
@@ -302,10 +303,13 @@ class LocalManager:
             if self._server is not None:
                 raise RuntimeError("the manager runs already: stop it before starting it again")
             self._counters = Counters()
-            server = Server(
-                self._settings, self._port, self._models, self._cloud, self._regions, self._counters
-            )
-            self._port = server.start()
+            try:
+                server = Server(
+                    self._settings, self._port, self._models, self._cloud, self._regions, self._counters
+                )
+                self._port = server.start()
+            except OSError as error:  # no descriptors, no shared memory
+                raise ConfigError(f"the manager cannot start: {error}") from error
             self._server = server
 
     def stop(self) -> None:
@@ -349,8 +353,18 @@ class LocalManager:
         return self._counters.snapshot(None if server is None else server.core)
 
 
-def _checked_batch_sizes(most: Mapping[str, int], models: Mapping[str, Model]) -> Mapping[str, int]:
+def _checked_models(models: object) -> dict[str, Model]:
+    if not isinstance(models, Mapping):
+        raise ConfigError(f"models must map names to models, not {type(models).__name__}")
+    return {check_text("models: a name", name): model for name, model in models.items()}
+
+
+def _checked_batch_sizes(most: object, models: Mapping[str, Model]) -> dict[str, int]:
+    if not isinstance(most, Mapping):
+        raise ConfigError(f"max_batch_sizes must map names of models to sizes, not {type(most).__name__}")
     for name in most:
         if name not in models:
-            raise ConfigError(f"max_batch_sizes names {name!r}, which is none of the models {sorted(models)}")
+            raise ConfigError(
+                f"max_batch_sizes names {shown(name)}, which is none of the models {sorted(models)}"
+            )
     return {name: check_whole(f"max_batch_sizes: that of {name!r}", size, 0) for name, size in most.items()}

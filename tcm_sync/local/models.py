@@ -48,7 +48,9 @@ class ModelFailure(Exception):
     ) -> None:
         super().__init__(message)
         if not isinstance(code, str) or not code:
-            raise ConfigError(f"the code of a ModelFailure must be a text that is not empty, not {code!r}")
+            raise ConfigError(
+                f"the code of a ModelFailure must be a text that is not empty, not {shown(code)}"
+            )
         self.code = code
         if retriable is None:
             retriable = code in ERROR_CODES and ERROR_CODES[code].retriable

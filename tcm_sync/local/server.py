@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.server import ServerConnection, serve
 
+from tcm_sync.errors import ConfigError
 from tcm_sync.local import probes
 from tcm_sync.local.core import Core
 from tcm_sync.local.mapping import is_usable
@@ -79,8 +80,8 @@ class Server:
 
         Raises
         ------
-        OSError
-            If the port cannot be had.
+        ConfigError
+            It cannot listen there: the port is taken, or the host is not of this machine.
         """
         self._thread.start()
         try:
@@ -169,18 +170,22 @@ class Server:
                 transports.discard(self.transport)
                 super().connection_lost(exc)
 
-        return await serve(
-            self._talk,
-            self._settings.host,
-            self._wanted_port,
-            ssl=self._settings.ssl_context,
-            process_request=self._answer_http,
-            create_connection=Connection,
-            compression=None,
-            max_size=max(_LIBRARY_LIMIT, 4 * self._settings.max_message_bytes),
-            close_timeout=CLOSE_PATIENCE,
-            logger=logging.getLogger("tcm_sync.local.websockets"),
-        )
+        try:
+            return await serve(
+                self._talk,
+                self._settings.host,
+                self._wanted_port,
+                ssl=self._settings.ssl_context,
+                process_request=self._answer_http,
+                create_connection=Connection,
+                compression=None,
+                max_size=max(_LIBRARY_LIMIT, 4 * self._settings.max_message_bytes),
+                close_timeout=CLOSE_PATIENCE,
+                logger=logging.getLogger("tcm_sync.local.websockets"),
+            )
+        except (OSError, ValueError) as error:  # a name that IDNA cannot write is a ValueError
+            where = f"host {self._settings.host!r:.80}, port {self._wanted_port}"
+            raise ConfigError(f"the manager cannot listen on {where}: {error}") from error
 
     def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer what is no WebSocket, and let ``/ws`` through to its handshake."""

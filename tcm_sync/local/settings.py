@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
+import ssl
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tcm_sync.arguments import check_flag, check_text, check_texts
 from tcm_sync.errors import ConfigError
-from tcm_sync.numeric import as_number, as_whole, shown
+from tcm_sync.numeric import as_number, check_whole, shown
 
 if TYPE_CHECKING:
-    import ssl
-
     from tcm_sync.local.cloud import OnStep
 
 Claims = Mapping[str, object]
 Tokens = Mapping[str, Collection[str] | Claims] | Collection[str] | Callable[[str], Claims] | None
 
-_AT_LEAST = {
-    "port": 0,
-    "tick": 0,
-    "quantum": 1,
-    "workers": 1,
-    "queue_size": 1,
-    "executor_queue_size": 1,
-    "management_workers": 1,
-    "management_queue_size": 1,
-    "management_executor_queue_size": 1,
-    "stream_timeout": 0,
-    "max_message_bytes": 1,
-    "max_payload_bytes": 1,
-    "messages_per_second": 1,
-    "tenant_messages_per_second": 1,
-    "auth_failures_per_minute": 1,
-    "advise_after": 1,
-    "linger": 0,
-    "forget_after": 0,
+_MOST_THREADS = 10_000
+_LONGEST = 1e9  # seconds, which every wait takes
+
+#: The least and the most of each whole number.
+_WHOLE: dict[str, tuple[int, int]] = {
+    "port": (0, 65_535),
+    "quantum": (1, sys.maxsize),
+    "workers": (1, _MOST_THREADS),
+    "queue_size": (1, sys.maxsize),
+    "executor_queue_size": (1, sys.maxsize),
+    "management_workers": (1, _MOST_THREADS),
+    "management_queue_size": (1, sys.maxsize),
+    "management_executor_queue_size": (1, sys.maxsize),
+    "max_message_bytes": (1, sys.maxsize),
+    "max_payload_bytes": (1, sys.maxsize),
+    "messages_per_second": (1, sys.maxsize),
+    "tenant_messages_per_second": (1, sys.maxsize),
+    "auth_failures_per_minute": (1, sys.maxsize),
+    "advise_after": (1, sys.maxsize),
 }
-_SECONDS = ("tick", "stream_timeout", "linger", "forget_after")
-_MAY_BE_NONE = (
-    "max_payload_bytes",
-    "messages_per_second",
-    "tenant_messages_per_second",
-    "auth_failures_per_minute",
-    "advise_after",
+_MAY_BE_NONE = frozenset(
+    {
+        "max_payload_bytes",
+        "messages_per_second",
+        "tenant_messages_per_second",
+        "auth_failures_per_minute",
+        "advise_after",
+    }
 )
-_HIGHEST_PORT = 65_535
+_SECONDS = ("tick", "stream_timeout", "linger", "forget_after")
+_TEXTS = ("host", "container_id", "transient_container_id", "vm_ip")
+_FLAGS = ("shm", "triton_shm", "known_faults")
 
 
 @dataclass(frozen=True)
@@ -84,22 +88,55 @@ class Settings:
     ssl_context: ssl.SSLContext | None
 
     def __post_init__(self) -> None:
-        if isinstance(self.tokens, str):
-            raise ConfigError(
-                f"tokens must be a collection of tokens, not one str; did you mean [{'...'!r}]?"
-            )
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is None and name in _MAY_BE_NONE:
-                continue
-            number = as_number(value) if name in _SECONDS else as_whole(value)
-            if number is None or not number >= least:
-                what = "number" if name in _SECONDS else "whole number"
-                raise ConfigError(f"{name} must be a {what} of at least {least}, not {shown(value)}")
-            object.__setattr__(self, name, number)
-        if self.port > _HIGHEST_PORT:
-            raise ConfigError(f"port must be {_HIGHEST_PORT} at most, not {self.port}")
+        for name in _TEXTS:
+            self._keep(name, check_text(name, getattr(self, name)))
+        for name in _FLAGS:
+            self._keep(name, check_flag(name, getattr(self, name), ConfigError))
+        for name, (least, most) in _WHOLE.items():
+            if getattr(self, name) is not None or name not in _MAY_BE_NONE:
+                self._keep(name, _whole(name, getattr(self, name), least, most))
+        for name in _SECONDS:
+            self._keep(name, _seconds(name, getattr(self, name)))
+        for name in ("readiness", "on_cloud_step"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ConfigError(f"{name} must be callable, not {shown(getattr(self, name))}")
+        if not isinstance(self.info, Mapping) or not all(map(callable, self.info.values())):
+            raise ConfigError("info must map the names of actions to callables")
+        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
+            raise ConfigError(f"ssl_context must be an ssl.SSLContext, not {type(self.ssl_context).__name__}")
+        _check_tokens(self.tokens)
         if self.container_id == self.transient_container_id:
             raise ConfigError(
                 f"container_id and transient_container_id must differ; both are {self.container_id!r}"
             )
+
+    def _keep(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # it is frozen
+
+
+def _whole(name: str, value: object, least: int, most: int) -> int:
+    number = check_whole(name, value, least)
+    if number > most:
+        raise ConfigError(f"{name} must be at most {most:,}, not {shown(value)}")
+    return number
+
+
+def _seconds(name: str, value: object) -> float:
+    number = as_number(value)
+    if number is None or not 0 <= number <= _LONGEST:
+        raise ConfigError(f"{name} must be a number of at least 0 seconds, at most 1e9, not {shown(value)}")
+    return number
+
+
+def _check_tokens(tokens: object) -> None:
+    if isinstance(tokens, str):
+        raise ConfigError(f"tokens must be a collection of tokens, not one str; did you mean [{'...'!r}]?")
+    if tokens is None or callable(tokens):
+        return
+    if not isinstance(tokens, Mapping):
+        check_texts("tokens", tokens, "['...']")
+        return
+    for token, roles in tokens.items():
+        check_text("tokens", token)
+        if not isinstance(roles, Mapping):  # these are claims
+            check_texts("the roles of a token", roles, "['inference']")

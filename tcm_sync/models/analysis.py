@@ -116,7 +116,10 @@ def analyze(model: str | os.PathLike[str] | bytes | ModelProto) -> ModelAnalysis
         source = os.fsdecode(model)
         return _told_of(source, lambda: _of_file(source))
     if isinstance(model, (bytes, bytearray, memoryview)):
-        data = bytes(model)
+        try:
+            data = bytes(model)
+        except ValueError as error:
+            raise ModelFileError(f"the memory given cannot be read: {error}") from error
         return _told_of("the bytes given", lambda: _analysis(_of_bytes(data), "bytes", len(data), None))
     if getattr(getattr(model, "DESCRIPTOR", None), "name", None) == "ModelProto":
         return _told_of("the ModelProto given", lambda: _analysis(model, "ModelProto", None, None))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from tcm_sync.arguments import check_choice, check_flag, check_text, is_iterable
 from tcm_sync.errors import ConfigError, ModelFileError
 from tcm_sync.models.batch import has_first_size_again
 from tcm_sync.numeric import as_number, check_whole, shown
@@ -72,6 +73,14 @@ def config_pbtxt(
     ConfigError
         The arguments contradict each other or the model.
     """
+    if not hasattr(analysis, "first_axis"):
+        raise ConfigError(f"analysis must be what analyze returned, not {type(analysis).__name__}")
+    overridable = check_flag("overridable", overridable, ConfigError)
+    dynamic_batching = check_flag("dynamic_batching", dynamic_batching, ConfigError)
+    check_choice("kind", kind, ("auto", "cpu", "gpu"), ConfigError)
+    for what, numbers in (("gpus", gpus), ("preferred_batch_sizes", preferred_batch_sizes)):
+        if not isinstance(numbers, Sequence) or not is_iterable(numbers):
+            raise ConfigError(f"{what} must be a sequence of whole numbers, not {shown(numbers)}")
     inputs = [*analysis.inputs, *(analysis.overridable if overridable else ())]
     if max_batch_size is None:
         axis = analysis.first_axis
@@ -94,9 +103,7 @@ def config_pbtxt(
 
 
 def _checked_name(name: str) -> str:
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"name must be a text that is not empty, not {name!r}")
-    return name
+    return check_text("name", name)
 
 
 def _check_count(what: str, count: object, *, least: int = 1) -> int:
@@ -141,8 +148,6 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
 
 
 def _instance_group(instances: int | None, kind: str, gpus: Sequence[int]) -> dict[str, Any]:
-    if kind not in ("auto", "cpu", "gpu"):
-        raise ConfigError(f"kind must be 'auto', 'cpu' or 'gpu', not {kind!r}")
     if gpus and kind == "cpu":
         raise ConfigError("gpus are of no use with kind='cpu'")
     group: dict[str, Any] = {}

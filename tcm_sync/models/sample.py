@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync.errors import InputError
-from tcm_sync.numeric import check_whole
+from tcm_sync.numeric import check_whole, shown
 from tcm_sync.tensors import DATATYPES, ModelSignature, TensorSpec
 from tcm_sync.wire.quote import quote
 
@@ -50,10 +50,12 @@ def sample_inputs(
     InputError
         An argument is wrong, the model has no batch, or no request can carry what it takes.
     """
+    if not isinstance(signature, ModelSignature):
+        raise InputError(f"signature must be a ModelSignature, not {type(signature).__name__}")
     batch = check_whole("batch", batch, kind=InputError)
-    known = _sizes(signature, batch, sizes or {})
+    known = _sizes(signature, batch, {} if sizes is None else sizes)
     if signature.max_batch_size is not None and batch > signature.max_batch_size:
-        raise InputError(f"batch: the model takes {signature.max_batch_size} at most, not {batch}")
+        raise InputError(f"batch: the model takes {signature.max_batch_size} at most, not {shown(batch)}")
     random = np.random.default_rng(check_whole("seed", seed, 0, InputError))
     arrays = {}
     open_somewhere = False
@@ -64,9 +66,16 @@ def sample_inputs(
             raise InputError(f'input "{quote(spec.name)}": no request can carry {spec.datatype}')
         shape, is_open = _shape(spec, batch, known, before=signature.batch_axis is not False)
         open_somewhere |= is_open
-        arrays[spec.name] = _values(random, spec.datatype, shape)
+        try:
+            arrays[spec.name] = _values(random, spec.datatype, shape)
+        except (MemoryError, ValueError) as error:
+            raise InputError(
+                f'input "{quote(spec.name)}": no array of shape {shown(shape)}: {error}'
+            ) from error
     if batch > 1 and not open_somewhere:
-        raise InputError(f"batch: no input has an open first dimension, so that there is none of {batch}")
+        raise InputError(
+            f"batch: no input has an open first dimension, so that there is none of {shown(batch)}"
+        )
     return arrays
 
 

@@ -175,6 +175,8 @@ class Arena:
             }
 
     def _make(self, byte_size: int) -> Segment:
+        if byte_size > (free := room()[1]):  # filling the directory up to find out takes seconds
+            raise _no_room(byte_size, free)
         with self._lock:
             self._check_open()
             self._making += 1
@@ -189,9 +191,7 @@ class Arena:
             if is_of_handler(error):
                 raise
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
-                raise DeclinedError(
-                    f"no room: {DIRECTORY} has none for {byte_size:,} bytes ({room()[1]:,} are free)"
-                ) from None
+                raise _no_room(byte_size, room()[1]) from None
             raise DeclinedError(f"not made: no segment in {DIRECTORY}: {error}") from None
         finally:
             with self._lock:
@@ -251,3 +251,7 @@ def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:
         and array.flags.c_contiguous
         and np.may_share_memory(array, np.frombuffer(segment, np.uint8, 1))  # it has the first byte
     )
+
+
+def _no_room(byte_size: int, free: int) -> DeclinedError:
+    return DeclinedError(f"no room: {DIRECTORY} has none for {byte_size:,} bytes ({free:,} are free)")

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tcm_sync.numeric import shown
+
 
 class Unfit(Exception):
     """Why something cannot be a tensor. Whoever knows the tensor's name raises the error that users see."""
@@ -81,7 +83,7 @@ def datatype_named(name: object) -> Datatype:
             return DATATYPES[plain]
         if plain == "BF16":
             raise Unfit("BF16 has no form in JSON; the widest that is exact for it is FP32")
-    raise Unfit(f"{name!r:.80} is not a datatype; there are {_NAMES}")
+    raise Unfit(f"{shown(name)} is not a datatype; there are {_NAMES}")
 
 
 def datatype_of(dtype: np.dtype[Any]) -> Datatype:
@@ -106,9 +108,9 @@ def _advice(dtype: np.dtype[Any]) -> str:
     if dtype.kind in "mM":
         return f"{dtype} has no datatype; send integers, .astype('int64') of a stated unit"
     if dtype.names is not None:
-        return f"{dtype!r:.200} is structured; send each field as a tensor of its own"
+        return f"{shown(dtype)} is structured; send each field as a tensor of its own"
     if dtype.kind == "f" and dtype.itemsize > 8:
         return f"{dtype} (longdouble) has no datatype; send .astype('float64')"
     if dtype.name == "bfloat16":
         return "bfloat16 (BF16) has no form in JSON; send .astype('float32'), as FP32"
-    return f"{dtype!r:.200} has no datatype; send an array that .astype() made bool, int, float or str"
+    return f"{shown(dtype)} has no datatype; send an array that .astype() made bool, int, float or str"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from msgspec import UNSET, Struct
 
 from tcm_sync.errors import InputError
+from tcm_sync.numeric import shown
 from tcm_sync.tensors.arrays import MAX_DIMENSIONS, as_array
 from tcm_sync.tensors.casts import cast
 from tcm_sync.tensors.datatypes import NATIVE_NUMBERS, Datatype, Unfit, datatype_named, datatype_of
@@ -144,6 +145,15 @@ def datatype_if_ready(name: Any, data: Any) -> str | None:
     return datatype.name if 0 < len(shape) <= MAX_DIMENSIONS and 0 not in shape else None
 
 
+def _is_described(inputs: object) -> TypeGuard[Sequence[Any]]:
+    """Whether inputs are a sequence of described ones, or an empty one; a memoryview may be released."""
+    return (
+        isinstance(inputs, Sequence)
+        and not isinstance(inputs, memoryview)
+        and (not inputs or isinstance(inputs[0], (InferenceInput, Mapping)))
+    )
+
+
 def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Yield name, shape, datatype and data of each input; UNSET is what the user did not state."""
     if isinstance(inputs, Mapping):
@@ -153,7 +163,7 @@ def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
             yield name, UNSET, UNSET, data
     elif isinstance(inputs, InferenceInput):
         raise InputError("one InferenceInput: put it in a list")
-    elif isinstance(inputs, Sequence) and (not inputs or isinstance(inputs[0], (InferenceInput, Mapping))):
+    elif _is_described(inputs):
         for place, item in enumerate(inputs):
             if isinstance(item, InferenceInput):
                 yield item.name, item.shape, item.datatype, item.data
@@ -173,7 +183,7 @@ def _from_dict(item: Mapping[Any, Any], place: int) -> tuple[Any, Any, Any, Any]
     if keys != set(form):
         which = f'input "{quote(item["name"])}"' if isinstance(item.get("name"), str) else f"input {place}"
         wrong = [f"lacks {key!r}" for key in form if key not in keys]
-        wrong += [f"has the unknown key {key!r:.80}" for key in item if key not in form]
+        wrong += [f"has the unknown key {shown(key)}" for key in item if key not in form]
         raise InputError(f"{which}: {', '.join(wrong)}; the keys are {', '.join(form)}")
     name, shape, datatype, data = (item[key] for key in form)
     return name, shape, datatype, data
@@ -182,12 +192,12 @@ def _from_dict(item: Mapping[Any, Any], place: int) -> tuple[Any, Any, Any, Any]
 def checked_name(name: object, place: int) -> str:
     """Return the name of a tensor, unless it is none."""
     if not isinstance(name, str) or not name:
-        raise InputError(f"input {place}: a tensor's name is a str that is not empty, not {name!r:.80}")
+        raise InputError(f"input {place}: a tensor's name is a str that is not empty, not {shown(name)}")
     if not name.isascii():
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise InputError(f"input {place}: the name {name!r:.80} has a lone surrogate") from None
+            raise InputError(f"input {place}: the name {shown(name)} has a lone surrogate") from None
     return name if type(name) is str else str.__str__(name)
 
 
@@ -242,10 +252,10 @@ def checked_shape(shape: Iterable[Any], *, scalars: bool = False) -> tuple[int, 
     """Return a stated shape, unless it is none."""
     try:
         sizes = tuple(-1 if isinstance(size, bool) else operator.index(size) for size in shape)
-    except TypeError:
+    except (TypeError, ValueError):  # a memoryview that was released
         sizes = (-1,)
     if min(sizes, default=0) < 0:
-        raise Unfit(f"a shape is a sequence of sizes, each 0 or more, not {shape!r:.80}")
+        raise Unfit(f"a shape is a sequence of sizes, each 0 or more, not {shown(shape)}")
     if not sizes and not scalars:
         raise Unfit("the shape [] is 0-d, which the wire cannot carry; [1] is the nearest")
     if len(sizes) > MAX_DIMENSIONS:

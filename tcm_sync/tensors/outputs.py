@@ -18,6 +18,7 @@ import numpy as np
 
 from tcm_sync.errors import InputError, ProtocolError
 from tcm_sync.handlers import is_of_handler
+from tcm_sync.numeric import shown
 from tcm_sync.tensors.arrays import MAX_DIMENSIONS
 from tcm_sync.tensors.casts import cast
 from tcm_sync.tensors.datatypes import DATATYPES, Unfit, datatype_of
@@ -90,7 +91,7 @@ def check_output_dtypes(output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLi
         return OutputDtypes(_checked_dtype(output_dtypes, "output_dtypes"), {})
     for name in output_dtypes:
         if not isinstance(name, str):
-            raise InputError(f"output_dtypes: the name of an output is a str, not {name!r:.80}")
+            raise InputError(f"output_dtypes: the name of an output is a str, not {shown(name)}")
     return OutputDtypes(
         None,
         {
@@ -119,7 +120,7 @@ def _checked_dtype(wanted: Any, where: str) -> np.dtype[Any]:
     except Exception as error:
         if is_of_handler(error):
             raise
-        raise InputError(f"{where}: {wanted!r:.80} is no dtype of an output: {error}") from error
+        raise InputError(f"{where}: {shown(wanted)} is no dtype of an output: {error}") from error
     return dtype
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from msgspec import Struct
 
 from tcm_sync.errors import InputError
+from tcm_sync.numeric import as_whole, shown
 from tcm_sync.tensors.check import Held
 from tcm_sync.tensors.datatypes import Unfit, datatype_named
 from tcm_sync.tensors.inputs import checked_name, checked_shape
@@ -82,11 +82,12 @@ def _checked(reference: SHMReference, name: str) -> SharedTensor:
         raise Unfit("BYTES has no fixed size, so it cannot be passed by reference")
     shape = checked_shape(reference.shape)
     wanted = math.prod(shape) * datatype.itemsize
-    size: Any = reference.byte_size
-    if isinstance(size, bool) or size != wanted or not wanted:
-        raise Unfit(f"byte_size is {size!r}, and {datatype.name}{list(shape)} takes {wanted}, at least 1")
+    size = as_whole(reference.byte_size)
+    if size != wanted or not wanted:
+        needs = f"{datatype.name}{list(shape)} takes {wanted}, at least 1"
+        raise Unfit(f"byte_size is {shown(reference.byte_size)}, and {needs}")
     key = reference.shm_key
     file = key.removeprefix("/") if isinstance(key, str) else ""
     if not file or "/" in file or "\0" in file or file in (".", "..") or not file.isprintable():
-        raise Unfit(f"shm_key must be the name of a file in /dev/shm, not {key!r:.80}")
+        raise Unfit(f"shm_key must be the name of a file in /dev/shm, not {shown(key)}")
     return SharedTensor(name, f"/{file}", 0, wanted, shape, datatype.name)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
+from tcm_sync.arguments import check_flag, is_iterable
 from tcm_sync.errors import InputError, ProtocolError
 from tcm_sync.numeric import as_whole, check_whole, shown
 from tcm_sync.tensors.datatypes import DATATYPES
@@ -46,8 +47,14 @@ class TensorSpec(Struct, frozen=True, omit_defaults=True):
     optional: bool = False
 
     def __post_init__(self) -> None:
+        for what, text in (("name", self.name), ("datatype", self.datatype)):
+            if not isinstance(text, str):
+                raise InputError(f"the {what} of a TensorSpec must be a text, not {shown(text)}")
         if self.dims is not None:
             force_setattr(self, "dims", _checked_dims(self.name, self.dims))
+        if not _all_of(self.dim_names, (str, type(None))):
+            raise InputError(f"{self.name!r}: dim_names must be texts or None, not {shown(self.dim_names)}")
+        check_flag(f"{self.name!r}: optional", self.optional)
         count = len(self.dims or ())
         if self.dim_names and len(self.dim_names) != count:
             raise InputError(f"{self.name!r} has {count} dims and {len(self.dim_names)} dim_names")
@@ -62,6 +69,11 @@ class TensorSpec(Struct, frozen=True, omit_defaults=True):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.datatype}{self.shape}"
+
+
+def _all_of(values: object, kind: type | tuple[type, ...]) -> bool:
+    """Whether these are a tuple or list with elements of a kind alone."""
+    return isinstance(values, (tuple, list)) and all(isinstance(value, kind) for value in values)
 
 
 class Described(Protocol):
@@ -95,6 +107,10 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
     batch_axis: bool | None = None
 
     def __post_init__(self) -> None:
+        for what, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not _all_of(specs, TensorSpec):
+                raise InputError(f"{what} must be a tuple of TensorSpec, not {shown(specs)}")
+        check_flag("batch_axis", self.batch_axis)
         if self.max_batch_size is not None:
             most = check_whole("max_batch_size", self.max_batch_size, kind=InputError)
             force_setattr(self, "max_batch_size", most)
@@ -202,7 +218,7 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
 
 def _checked_dims(name: str, dims: Sequence[int]) -> tuple[int, ...]:
     """Return dims as a tuple of int."""
-    sizes = [as_whole(size) for size in dims]
+    sizes = [as_whole(size) for size in dims] if is_iterable(dims) else [None]
     if None in sizes:
         raise InputError(f"the dims of {shown(name)} must be whole numbers, -1 for any, not {shown(dims)}")
     return tuple(size for size in sizes if size is not None)

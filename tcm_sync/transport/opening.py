@@ -8,7 +8,8 @@ import socket
 import ssl
 from collections import deque
 
-from tcm_sync.config import AuthContext, Endpoint, Settings, is_unicode
+from tcm_sync.arguments import is_unicode
+from tcm_sync.config import AuthContext, Endpoint, Settings
 from tcm_sync.deadline import Deadline
 from tcm_sync.errors import (
     AuthenticationError,
@@ -157,7 +158,7 @@ class Opener:
             raise ConfigError(f"the token callable returned {type(value).__name__}, not a str")
         if not is_unicode(value):
             raise ConfigError("the token callable returned half a surrogate pair, which UTF-8 cannot carry")
-        return value
+        return str.__str__(value)
 
 
 def fresh_uuid(prefix: str) -> str:

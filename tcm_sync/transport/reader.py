@@ -76,7 +76,11 @@ class Reader:
         self._notices = Notices(counts)
         self._ping_interval = ping_interval
         self._poller = make_poller()
-        self._wakeup, self._waker = socket.socketpair()
+        try:
+            self._wakeup, self._waker = socket.socketpair()
+        except OSError:
+            self._poller.close()
+            raise
         self._wakeup.setblocking(False)
         self._waker.setblocking(False)
         self._poller.register(self._wakeup.fileno(), READ)

@@ -67,7 +67,10 @@ class Runtime:
         self.closed = threading.Event()
         self._connector = Connector(callers)
         self.opener = Opener(settings, self._connector.opening, counts)
-        self.reader = Reader(settings.ping_interval, counts, callers)
+        try:
+            self.reader = Reader(settings.ping_interval, counts, callers)
+        except OSError as error:
+            raise ConnectFailedError(f"no descriptors to read sockets with: {error}") from error
         self.standing = Standing(self.opener.endpoint.authority)
         self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
         self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])

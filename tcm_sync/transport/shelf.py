@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import weakref
 from collections import deque
 from math import inf
@@ -104,7 +105,7 @@ class Shelf:
     def stated_limit(self) -> int | None:
         """Messages that a socket may send in a second: one fewer than the manager's limit, to be safe."""
         limit = self._settings.messages_per_second
-        return None if limit is None else max(1, int(limit) - 1)
+        return None if limit is None else max(1, int(min(limit, sys.maxsize)) - 1)
 
     def learn_limit(self, connection: Connection) -> int | None:
         """Learn a limit from a refusal, and return it if it is news.

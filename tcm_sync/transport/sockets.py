@@ -109,7 +109,7 @@ def _connect(endpoint: Endpoint, deadline: Deadline, opening: OpeningSockets) ->
     failure: OSError | None = None
     for index, (family, kind, protocol, _, address) in enumerate(addresses):
         left = deadline.remaining()
-        share = None if left is None else max(left / (len(addresses) - index), 0.001)
+        share = None if left is None else min(max(left / (len(addresses) - index), 0.001), _LONGEST_WAIT)
         try:
             sock = socket.socket(family, kind, protocol)
         except OSError as error:

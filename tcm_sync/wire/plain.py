@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tcm_sync.errors import InputError
-from tcm_sync.numeric import as_number
+from tcm_sync.numeric import as_number, shown
 
 _DEEPEST = 100
 _BITS = 64
@@ -53,7 +53,7 @@ def _check(value: object, path: str, depth: int) -> None:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InputError(f"{path or 'the request'}: the key {key!r:.80} is no str")
+                raise InputError(f"{path or 'the request'}: the key {shown(key)} is no str")
             _check(key, f"{path}: the key", depth)
             _check(item, f"{path}.{key}" if path else key, depth + 1)
     elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):

@@ -45,10 +45,10 @@ def test_starting_twice_is_a_mistake():
         manager.start()
 
 
-def test_a_port_that_is_taken_is_an_error_of_the_system():
+def test_a_port_that_is_taken_is_named():
     with LocalManager() as first:
         second = LocalManager(port=first.port)
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(ConfigError, match=f"cannot listen on host '127.0.0.1', port {first.port}: "):
             second.start()
         second.stop()
 

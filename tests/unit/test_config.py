@@ -29,7 +29,11 @@ URI = "ws://localhost:8000/ws"
         ("tenant_id", b"t", "auth.tenant_id must be a text"),
         ("token", b"secret", "auth.token must be a str or a callable returning one, not bytes"),
         ("token", 7, "auth.token must be a str"),
-        ("roles", "inference", "auth.roles must be a collection of roles; did you mean ('inference',)?"),
+        (
+            "roles",
+            "inference",
+            "auth.roles must be a collection of texts such as ('inference',), not 'inference'",
+        ),
         ("roles", 7, "auth.roles must be a collection"),
         ("roles", iter(["inference"]), "auth.roles must be a collection"),
         ("roles", [""], "auth.roles must be a text that is not empty"),

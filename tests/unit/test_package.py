@@ -32,6 +32,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     {"errors", "deadline", "handlers"},
     {"numeric", "process", "reentry"},
+    {"arguments"},
     {"retry", "wire", "workers"},
     {"attempts", "config"},
     {"tensors", "transport"},
