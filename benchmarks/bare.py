@@ -18,7 +18,7 @@ import websocket
 from server import OUTPUT
 
 from tcm_sync import AuthContext, Route, TcmClient
-from tcm_sync.transport.frames import PING, PONG, TEXT, FrameDecoder, encode_frame
+from tcm_sync._transport.frames import PING, PONG, TEXT, FrameDecoder, encode_frame
 
 Infer = Callable[[np.ndarray], np.ndarray]
 

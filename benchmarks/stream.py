@@ -11,7 +11,7 @@ import websocket
 from runner import Plan, Row, Tally, Work, alternate, each_took, instant_server, ratios
 from server import CHUNK
 
-from tcm_sync.transport.frames import TEXT
+from tcm_sync._transport.frames import TEXT
 
 
 def rows(plan: Plan) -> Iterator[Row]:

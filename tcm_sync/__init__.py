@@ -1,9 +1,15 @@
 """Blocking, thread-safe client of the Triton Client Manager."""
 
-from tcm_sync.batching import BatchPolicy
+from tcm_sync._calls.batching import BatchPolicy
+from tcm_sync._calls.bound_model import Model
+from tcm_sync._calls.deployment import Deployment
+from tcm_sync._calls.pipelines import PipelineStep
+from tcm_sync._calls.stats import ClientStats
+from tcm_sync._calls.streams import InferStream
+from tcm_sync._shm.references import SHMReference
+from tcm_sync._tensors import InferenceInput, ModelSignature, TensorSpec
+from tcm_sync._wire.readiness import Readiness
 from tcm_sync.client import TcmClient
-from tcm_sync.config import UNSET, AuthContext, Route, TlsSettings
-from tcm_sync.deployment import Deployment
 from tcm_sync.errors import (
     ERROR_CODES,
     KNOWN_FAULTS,
@@ -50,14 +56,9 @@ from tcm_sync.errors import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
-from tcm_sync.model import Model
-from tcm_sync.pipelines import PipelineStep
 from tcm_sync.results import InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
-from tcm_sync.stats import ClientStats
-from tcm_sync.streams import InferStream
-from tcm_sync.tensors import InferenceInput, ModelSignature, SHMReference, TensorSpec
-from tcm_sync.wire.readiness import Readiness
+from tcm_sync.settings import UNSET, AuthContext, Route, TlsSettings
 
 __all__ = [
     "ERROR_CODES",

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from tcm_sync.config import AuthContext, Route, Settings, TlsSettings, settings_from_env
-from tcm_sync.info import Info
-from tcm_sync.management import Management
-from tcm_sync.memory import Memory
-from tcm_sync.model import Models
-from tcm_sync.pipelines import Pipelines
-from tcm_sync.probes import Probes
+from tcm_sync._calls.bound_model import Models
+from tcm_sync._calls.info import Info
+from tcm_sync._calls.management import Management
+from tcm_sync._calls.pipelines import Pipelines
+from tcm_sync._calls.probes import Probes
+from tcm_sync._calls.shared_arrays import Memory
+from tcm_sync._calls.stats import Stats
 from tcm_sync.retry import RetryPolicy
-from tcm_sync.stats import Stats
+from tcm_sync.settings import AuthContext, Route, Settings, TlsSettings, settings_from_env
 
 if TYPE_CHECKING:
     from typing import Self

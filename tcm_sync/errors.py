@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tcm_sync.config import Route
+    from tcm_sync.settings import Route
 
 
 class TcmError(Exception):

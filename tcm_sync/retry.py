@@ -1,4 +1,4 @@
-"""Whether a failed call is sent again, by the error-code table; `tcm_sync.attempts` does so."""
+"""Whether a failed call is sent again, by the error-code table; `tcm_sync._calls.retrying` does so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from tcm_sync.arguments import check_flag, check_texts
+from tcm_sync._arguments import check_flag, check_texts
+from tcm_sync._numbers import as_number, check_whole, shown
 from tcm_sync.errors import (
     BackpressureError,
     CallTimeoutError,
@@ -19,7 +20,6 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
-from tcm_sync.numeric import as_number, check_whole, shown
 
 
 class Verdict(enum.Enum):

@@ -11,7 +11,7 @@ import click
 import msgspec
 import numpy as np
 
-from tcm_sync.tensors import InferenceInput, check_inputs
+from tcm_sync._tensors import InferenceInput, check_inputs
 
 if TYPE_CHECKING:
     from tcm_sync.cli.options import Session
@@ -110,7 +110,7 @@ def _array(name: str, value: Any, datatype: str | None, samples: bool) -> np.nda
 
 def output_dtypes(given: Sequence[str]) -> Any:
     """Read what ``--output-dtype`` says: dtypes by name, or one for all."""
-    from tcm_sync.tensors import DATATYPES
+    from tcm_sync._tensors import DATATYPES
 
     found: dict[str, Any] = {}
     for text in given:

@@ -20,15 +20,15 @@ from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket
+from tcm_sync._wire.quote import quote
 from tcm_sync.cli.dialogue import ask_capability
 from tcm_sync.cli.failures import DENIED, UNREACHABLE, USAGE, code_of
 from tcm_sync.client import TcmClient
-from tcm_sync.config import Endpoint, Settings
-from tcm_sync.deadline import Deadline
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
-from tcm_sync.transport.sockets import OpeningSockets, is_local, open_socket
-from tcm_sync.transport.websocket import shake_hands
-from tcm_sync.wire.quote import quote
+from tcm_sync.settings import Endpoint, Settings
 
 if TYPE_CHECKING:
     from tcm_sync.cli.options import Session

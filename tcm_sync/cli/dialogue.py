@@ -5,17 +5,17 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-from tcm_sync.config import AuthContext, Settings
-from tcm_sync.deadline import Deadline
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport import frames
+from tcm_sync._transport.authentication import CAPABILITY, fresh_uuid
+from tcm_sync._transport.sockets import receive, send_all
+from tcm_sync._wire.decode import decode_message
+from tcm_sync._wire.encode import encode_message, encode_payload
+from tcm_sync._wire.failures import ADVISORY, failure_of_error
+from tcm_sync._wire.messages import AuthOk, AuthRequest, ClientIdentity, ErrorReply
+from tcm_sync._wire.quote import quote
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
-from tcm_sync.transport import frames
-from tcm_sync.transport.opening import CAPABILITY, fresh_uuid
-from tcm_sync.transport.sockets import receive, send_all
-from tcm_sync.wire.decode import decode_message
-from tcm_sync.wire.encode import encode_message, encode_payload
-from tcm_sync.wire.failures import ADVISORY, failure_of_error
-from tcm_sync.wire.messages import AuthOk, AuthRequest, ClientIdentity, ErrorReply
-from tcm_sync.wire.quote import quote
+from tcm_sync.settings import AuthContext, Settings
 
 
 def ask_capability(

@@ -14,7 +14,7 @@ from tcm_sync.cli.options import Command, Session
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from tcm_sync.deployment import Deployment
+    from tcm_sync._calls.deployment import Deployment
     from tcm_sync.results import ManagementResult
 
 _RESERVED = ("self", "action", "timeout", "progress")
@@ -36,7 +36,7 @@ def _actions(_context: click.Context, _parameter: click.Parameter, begun: str) -
 
     from click.shell_completion import CompletionItem
 
-    from tcm_sync.management import Action
+    from tcm_sync._calls.management import Action
 
     return [CompletionItem(action) for action in get_args(Action) if action.startswith(begun)]
 
@@ -61,7 +61,7 @@ def management(
     if action is None:
         from typing import get_args
 
-        from tcm_sync.management import Action
+        from tcm_sync._calls.management import Action
 
         raise click.UsageError(f"no ACTION: it is one of {', '.join(get_args(Action))}")
     body = read_body(session, file or peer_file, fields, reserved=_RESERVED)
@@ -140,7 +140,7 @@ def _confirm(session: Session, vm_id: str | None, container_id: str | None, body
 def _job(session: Session, call: str, title: str, *arguments: Any, **body: Any) -> Any:
     """Call a method of the client that takes minutes, and show that time passes."""
     from tcm_sync.cli.output import working
-    from tcm_sync.config import UNSET
+    from tcm_sync.settings import UNSET
 
     with session.client() as client, working(title):
         timeout = UNSET if session.timeout is None else session.timeout  # TCM_TIMEOUT is about other calls

@@ -9,10 +9,10 @@ import click
 import msgspec
 import numpy as np
 
+from tcm_sync._tensors import DATATYPES, TensorSpec
 from tcm_sync.cli.failures import CommandError
 from tcm_sync.cli.infer import TRANSIENT
 from tcm_sync.cli.options import Command, Group, LocalCommand, Session
-from tcm_sync.tensors import DATATYPES, TensorSpec
 
 if TYPE_CHECKING:
     from tcm_sync.models import ModelAnalysis

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tcm_sync.client import TcmClient
-from tcm_sync.config import settings_from_env
+from tcm_sync.settings import settings_from_env
 
 if TYPE_CHECKING:
     from tcm_sync.cli.output import Output

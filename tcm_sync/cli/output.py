@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from tcm_sync.tensors import TensorSpec
+    from tcm_sync._tensors import TensorSpec
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
+from tcm_sync._calls.streams import InferStream
 from tcm_sync.cli.bodies import read_inputs
 from tcm_sync.cli.infer import DTYPE, INPUT, TRANSIENT
 from tcm_sync.cli.options import Command, Session
-from tcm_sync.streams import InferStream
 
 _TIMEOUT = 150.0  # seconds: the manager's own limit is 120 s
 

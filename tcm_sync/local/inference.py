@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcm_sync._tensors.arrays import as_array
+from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._tensors.foreign import check_kept
 from tcm_sync.local.failures import StepFailure, failed_reply
 from tcm_sync.local.requests import has_pipeline, read_pipeline, read_request
 from tcm_sync.local.tensors import to_json
 from tcm_sync.local.triton import NOT_OVER_HTTP, require_session
-from tcm_sync.tensors.arrays import as_array
-from tcm_sync.tensors.datatypes import Unfit
-from tcm_sync.tensors.foreign import check_kept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tcm_sync.arguments import check_text
-from tcm_sync.config import Route
+from tcm_sync._arguments import check_text
+from tcm_sync._numbers import check_whole, shown
 from tcm_sync.errors import ConfigError
 from tcm_sync.local.cloud import Cloud, Container
 from tcm_sync.local.models import Model, load_model
@@ -15,7 +15,7 @@ from tcm_sync.local.regions import Regions
 from tcm_sync.local.settings import Settings, Tokens
 from tcm_sync.local.shared_memory import MappedMemory
 from tcm_sync.local.stats import Counters, LocalStats
-from tcm_sync.numeric import check_whole, shown
+from tcm_sync.settings import Route
 
 if TYPE_CHECKING:
     import ssl

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tcm_sync._numbers import as_number, shown
 from tcm_sync.errors import ERROR_CODES, ConfigError
-from tcm_sync.numeric import as_number, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tcm_sync import process
+from tcm_sync import _process as process
 from tcm_sync.local import janitor
 from tcm_sync.local.mapping import DIRECTORY, look_up
 from tcm_sync.local.models import ModelFailure

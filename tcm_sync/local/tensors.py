@@ -1,7 +1,7 @@
 """Tensors in JSON, and back (docs/wire.rst, "What cannot be carried").
 
-They are read and written here anew, not with `tcm_sync.tensors`, so that a mistake there is not hidden by its
-twin.
+They are read and written here without `tcm_sync._tensors`, so that a mistake there is not hidden by the
+same mistake here.
 """
 
 from __future__ import annotations

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 from msgspec import Struct
 
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._tensors import ModelSignature, TensorSpec
+from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ModelFileError
-from tcm_sync.handlers import is_of_handler
 from tcm_sync.models.batch import FirstAxis, guess_first_axis
 from tcm_sync.models.config import config_pbtxt
 from tcm_sync.models.elements import read_value, text
 from tcm_sync.models.skim import skim
 from tcm_sync.models.weights import weigh
-from tcm_sync.tensors import ModelSignature, TensorSpec
-from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from tcm_sync.tensors import TensorSpec
+from tcm_sync._tensors import TensorSpec
 
 _BATCH = re.compile(r"(?i)n|bs?|(?:.*[^a-z])?batch(?:[^a-z].*|size)?|.*[a-z]Batch(?:[^a-z].*|Size)?|samples?")
 _OTHER = re.compile(r"(?i).*(?:seq|time|len|step|token|height|width|channel|past|class).*")

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tcm_sync.arguments import check_choice, check_flag, check_text, is_iterable
+from tcm_sync._arguments import check_choice, check_flag, check_text, is_iterable
+from tcm_sync._numbers import as_number, check_whole, shown
+from tcm_sync._tensors import DATATYPES, TensorSpec
+from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConfigError, ModelFileError
 from tcm_sync.models.batch import has_first_size_again
-from tcm_sync.numeric import as_number, check_whole, shown
-from tcm_sync.tensors import DATATYPES, TensorSpec
-from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
     from tcm_sync.models.analysis import ModelAnalysis

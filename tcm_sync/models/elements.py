@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tcm_sync._tensors import DATATYPES, TensorSpec
 from tcm_sync.errors import ModelFileError
-from tcm_sync.tensors import DATATYPES, TensorSpec
 
 #: Triton's datatypes by ONNX's names of element types. Triton has none for the others.
 TRITON_DATATYPES = {

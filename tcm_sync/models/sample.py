@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcm_sync._numbers import check_whole, shown
+from tcm_sync._tensors import DATATYPES, ModelSignature, TensorSpec
+from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError
-from tcm_sync.numeric import check_whole, shown
-from tcm_sync.tensors import DATATYPES, ModelSignature, TensorSpec
-from tcm_sync.wire.quote import quote
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ModelFileError
-from tcm_sync.handlers import is_of_handler
 from tcm_sync.models.elements import MOST_DIMS, bits_of, element_name, text
-from tcm_sync.wire.quote import quote
 
 
 class Weights(NamedTuple):

@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import trustme
 
+from tcm_sync._pool.call import Call
 from tcm_sync.cli import checks, dialogue
 from tcm_sync.local import LocalManager
-from tcm_sync.transport.call import Call
 
 from ..peer.scripted import ScriptedPeer
 

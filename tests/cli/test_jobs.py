@@ -136,7 +136,7 @@ def test_a_body_that_is_none(cli, manager, arguments, stdin, said):
 def test_the_timeout_of_a_job_is_the_option_and_not_the_variable(cli, manager, monkeypatch):
     asked = []
     from tcm_sync import TcmClient
-    from tcm_sync.config import UNSET
+    from tcm_sync.settings import UNSET
 
     monkeypatch.setenv("TCM_TIMEOUT", "20")
     monkeypatch.setattr(TcmClient, "management", lambda *_, timeout, **__: asked.append(timeout) or 1 / 0)

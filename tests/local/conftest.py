@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 
 from tcm_sync import TcmClient
+from tcm_sync._pool.runtime import Runtime
 from tcm_sync.local import LocalManager, core, server, session
 from tcm_sync.local.limits import SlidingWindow, TokenBucket
-from tcm_sync.transport.runtime import Runtime
 
 from ..peer.conftest import clock as clock
 from .raw import GUARD, Gated, Raw, Steps, Talker, echo

@@ -27,10 +27,10 @@ from tcm_sync import (
     TcmClient,
     TcmError,
 )
-from tcm_sync.batching import Batcher
+from tcm_sync._calls.batching import Batcher
+from tcm_sync._pool.pool import Pool
+from tcm_sync._tensors import DATATYPES
 from tcm_sync.local import ModelFailure
-from tcm_sync.tensors import DATATYPES
-from tcm_sync.transport.pool import Pool
 
 from ..peer.scripts import timing_out
 from .raw import GUARD, wait_until

@@ -29,9 +29,9 @@ from tcm_sync import (
     Route,
     TcmClient,
 )
+from tcm_sync._transport import reader
+from tcm_sync._transport.poller import SelectorPoller
 from tcm_sync.local import ModelFailure
-from tcm_sync.transport import reader
-from tcm_sync.transport.poller import SelectorPoller
 
 from ..peer.scripts import timing_out
 from .raw import GUARD, wait_until

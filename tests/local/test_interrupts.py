@@ -21,7 +21,7 @@ import pytest
 
 import tcm_sync
 from tcm_sync import ConnectFailedError, TcmClient
-from tcm_sync.transport import growth
+from tcm_sync._pool import growth
 
 from .raw import GUARD, wait_until
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tcm_sync import BatchPolicy, CallTimeoutError, InferenceInput, MessageTooLargeError, PipelineStep
-from tcm_sync.tensors import encode
+from tcm_sync._tensors import encode
 
 from .raw import GUARD
 

@@ -14,7 +14,7 @@ import pytest
 
 import tcm_sync
 from tcm_sync import BatchPolicy, ClientClosedError, ReentrantCallError
-from tcm_sync.stats import ClientStats
+from tcm_sync._calls.stats import ClientStats
 
 from .raw import GUARD
 

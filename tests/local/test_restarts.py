@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, RetryPolicy, ShuttingDownError, TcmClient
-from tcm_sync.transport import growth, opening, pool
+from tcm_sync._pool import growth, pool
+from tcm_sync._transport import authentication as opening
 
 from ..peer.scripted import ScriptedPeer
 from ..peer.scripts import ask, background, connect, echo, failing

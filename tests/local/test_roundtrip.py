@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tcm_sync import InferenceInput, TcmClient
+from tcm_sync._tensors import DATATYPES
 from tcm_sync.local import LocalManager
-from tcm_sync.tensors import DATATYPES
 
 from .raw import GUARD, echo
 

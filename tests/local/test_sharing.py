@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, ConnectionLostError, InferenceError, RetryPolicy
+from tcm_sync._shm import arena as arenas
 from tcm_sync.local import ModelFailure
 from tcm_sync.local.mapping import is_usable
-from tcm_sync.tensors import arena as arenas
 
 from ..peer.scripts import timing_out
 from .raw import GUARD, wait_until
@@ -270,7 +270,7 @@ def test_a_repeat_after_a_failed_reply_has_a_segment_of_its_own(connect, serve, 
 
 def test_after_a_keyboard_interrupt(client, manager, gated, ours, monkeypatch):
     """As it comes in the main thread while it waits."""
-    from tcm_sync.transport.call import Call
+    from tcm_sync._pool.call import Call
 
     def interrupted(call, future):
         in_flight(manager)

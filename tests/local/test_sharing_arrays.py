@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, InferenceError, InferenceInput, InputError
+from tcm_sync._shm.segment import segment_of
 from tcm_sync.local.mapping import is_usable
-from tcm_sync.tensors.segment import segment_of
 
 from ..peer.scripts import timing_out
 from .raw import GUARD, end, wait_until

@@ -20,9 +20,9 @@ from tcm_sync import (
     SharedMemoryUnavailableError,
     SHMReference,
 )
-from tcm_sync import sharing as module
+from tcm_sync._shm import policy as module
+from tcm_sync._shm.policy import WORTH_SHARING
 from tcm_sync.local.mapping import is_usable
-from tcm_sync.sharing import WORTH_SHARING
 
 from .raw import end
 from .segments import total
@@ -154,7 +154,7 @@ def test_an_address_of_another_machine_is_not_here(client_of, serve):
 
 
 def test_a_manager_on_another_machine_is_not_here(client_of, manager, monkeypatch):
-    monkeypatch.setattr("tcm_sync.transport.connection.is_local", lambda sock: False)
+    monkeypatch.setattr("tcm_sync._transport.connection.is_local", lambda sock: False)
     client = client_of(manager)
     assert way(client) == "elsewhere"
     assert "and elsewhere: the manager is not on this machine" in client.explain({"x": WORTH})
@@ -353,7 +353,7 @@ def test_of_two_inputs_the_first_is_given_back_when_there_is_none_for_the_second
 
 def test_a_quarter_of_the_directory_may_be_pinned_unless_told(client, client_of, manager, monkeypatch):
     way(client)
-    from tcm_sync.tensors.segment import room
+    from tcm_sync._shm.segment import room
 
     assert client._sharing._arena.max_pinned == room()[0] // 4
 
@@ -371,7 +371,7 @@ def test_a_full_directory_is_a_reason(client, monkeypatch):
 
 
 def test_a_directory_that_is_nearly_full_is_told(client, monkeypatch):
-    monkeypatch.setattr("tcm_sync.tensors.arena.room", lambda: (2**30, 5))
+    monkeypatch.setattr("tcm_sync._shm.arena.room", lambda: (2**30, 5))
     assert "and no room: 5 bytes are free in /dev/shm" in client.explain({"x": WORTH})
 
 

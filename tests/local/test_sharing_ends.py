@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from tcm_sync import TcmClient
+from tcm_sync._pool import growth
 from tcm_sync.local.mapping import is_usable
-from tcm_sync.transport import growth
 
 from .raw import GUARD, wait_until
 from .segments import total

@@ -20,7 +20,7 @@ from tcm_sync import (
     StreamTimeoutError,
     TcmClient,
 )
-from tcm_sync.transport import growth
+from tcm_sync._pool import growth
 
 from .raw import GUARD, wait_until
 

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from tcm_sync import InputError, ModelFileError, TensorSpec
+from tcm_sync._tensors import DATATYPES
 from tcm_sync.models import analyze
 from tcm_sync.models.elements import TRITON_DATATYPES, bits_of
-from tcm_sync.tensors import DATATYPES
 
 from .build import double, model, outside, value, weight
 

@@ -11,9 +11,9 @@ import pytest
 from onnx import helper
 
 from tcm_sync import BatchPolicy, InputError, ModelSignature, TcmClient, TensorSpec
+from tcm_sync._tensors import DATATYPES
 from tcm_sync.local import LocalManager
 from tcm_sync.models import analyze, sample_inputs
-from tcm_sync.tensors import DATATYPES
 
 from .build import double, model, value
 

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
 from tcm_sync import ConfigError, ModelFileError
+from tcm_sync._tensors import DATATYPES
 from tcm_sync.models import analyze, config_pbtxt
-from tcm_sync.tensors import DATATYPES
 
 from .build import model, value, weight
 from .test_onnxruntime import MODELS

@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto
 
 from tcm_sync import InputError, ModelSignature, TensorSpec
+from tcm_sync._tensors import DATATYPES, fit_inputs
 from tcm_sync.models import analyze, sample_inputs
-from tcm_sync.tensors import DATATYPES, fit_inputs
 
 from .build import double, model, value
 

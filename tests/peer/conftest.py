@@ -9,9 +9,9 @@ import time
 import pytest
 import trustme
 
-from tcm_sync import deadline
-from tcm_sync.transport.connection import Connection
-from tcm_sync.transport.pool import Pool
+from tcm_sync import _deadline as deadline
+from tcm_sync._pool.pool import Pool
+from tcm_sync._transport.connection import Connection
 
 from .scripts import TOKEN, wait_until
 

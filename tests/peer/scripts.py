@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tcm_sync import AuthContext, RetryPolicy, Route, TcmClient
-from tcm_sync.deadline import Deadline
-from tcm_sync.transport.call import Call
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool.call import Call
 
 from .connection import PATIENCE
 

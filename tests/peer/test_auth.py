@@ -10,8 +10,8 @@ import time
 import pytest
 
 from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError, ShuttingDownError
+from tcm_sync._pool import gate
 from tcm_sync.errors import TcmError
-from tcm_sync.transport import gate
 
 from .scripted import ScriptedPeer
 from .scripts import TOKEN, ask, background, connect, echo, echo_once, failing, wait_for, wait_until

@@ -17,7 +17,7 @@ from tcm_sync import (
     MessageTooLargeError,
     RetryPolicy,
 )
-from tcm_sync.transport import growth, runtime
+from tcm_sync._pool import growth, runtime
 
 from .connection import CLOSE, PATIENCE, TEXT
 from .scripted import ScriptedPeer

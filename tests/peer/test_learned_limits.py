@@ -18,8 +18,8 @@ from tcm_sync import (
     PayloadTooLargeError,
     Route,
 )
-from tcm_sync.limits import Limits
-from tcm_sync.tensors import ModelSignature, TensorSpec
+from tcm_sync._calls.learned_limits import Limits
+from tcm_sync._tensors import ModelSignature, TensorSpec
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer

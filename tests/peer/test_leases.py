@@ -9,11 +9,12 @@ import weakref
 import pytest
 
 from tcm_sync import BackpressureError, CircuitOpenError, Route, ShuttingDownError
-from tcm_sync.deadline import Deadline
-from tcm_sync.transport import growth, opening
-from tcm_sync.transport.connection import Connection
-from tcm_sync.transport.gate import Prober
-from tcm_sync.transport.replies import Refusal
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool import growth
+from tcm_sync._pool.gate import Prober
+from tcm_sync._transport import authentication as opening
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.replies import Refusal
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer

@@ -21,8 +21,9 @@ from tcm_sync import (
     TcmClient,
     TcmError,
 )
+from tcm_sync._pool import concurrency_limit as window
+from tcm_sync._pool import growth
 from tcm_sync.local import LocalManager
-from tcm_sync.transport import growth, window
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer

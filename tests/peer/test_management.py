@@ -33,11 +33,11 @@ from tcm_sync import (
     TcmError,
     TensorSpec,
 )
-from tcm_sync.progress import Progress
-from tcm_sync.transport import window
-from tcm_sync.transport.connection import Connection
-from tcm_sync.transport.replies import ReplyFuture
-from tcm_sync.transport.runtime import _late
+from tcm_sync._calls.progress import Progress
+from tcm_sync._pool import concurrency_limit as window
+from tcm_sync._pool.runtime import _late
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.replies import ReplyFuture
 
 from .connection import PING
 from .scripted import ScriptedPeer

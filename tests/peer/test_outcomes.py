@@ -24,9 +24,9 @@ from tcm_sync import (
     StreamTimeoutError,
     TcmError,
 )
-from tcm_sync.transport.call import Call
-from tcm_sync.transport.pool import Pool
-from tcm_sync.transport.runtime import Runtime
+from tcm_sync._pool.call import Call
+from tcm_sync._pool.pool import Pool
+from tcm_sync._pool.runtime import Runtime
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer

@@ -24,8 +24,8 @@ from tcm_sync import (
     RetryPolicy,
     TritonNetworkError,
 )
-from tcm_sync.transport.pool import Pool
-from tcm_sync.transport.runtime import Runtime
+from tcm_sync._pool.pool import Pool
+from tcm_sync._pool.runtime import Runtime
 
 from .connection import PATIENCE
 from .scripted import ScriptedPeer

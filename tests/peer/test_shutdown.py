@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tcm_sync import ShuttingDownError
-from tcm_sync.transport import growth, pool
+from tcm_sync._pool import growth, pool
 
 from .connection import CLOSE, PATIENCE
 from .scripted import ScriptedPeer

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tcm_sync import BatchPolicy, CallTimeoutError, ClientStats, ProtocolError, TcmError
-from tcm_sync.transport import notices
-from tcm_sync.transport.counts import Counts
-from tcm_sync.transport.replies import ReplyFuture
-from tcm_sync.wire.messages import Alert
+from tcm_sync._transport import unsolicited as notices
+from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.replies import ReplyFuture
+from tcm_sync._wire.messages import Alert
 
 from .scripted import ScriptedPeer
 from .scripts import ask, background, connect, echo, timing_out, wait_for, wait_until

@@ -25,8 +25,8 @@ from tcm_sync import (
     ShuttingDownError,
     StreamTimeoutError,
 )
-from tcm_sync.deadline import Deadline
-from tcm_sync.streams import StreamCall
+from tcm_sync._calls.streams import StreamCall
+from tcm_sync._deadline import Deadline
 
 from .connection import PATIENCE, PING, PONG
 from .scripted import ScriptedPeer
@@ -211,7 +211,7 @@ def test_what_has_come_is_taken_however_late_the_caller_is():
 
 
 def test_the_timeout_is_for_the_whole_stream(clock, monkeypatch):
-    monkeypatch.setattr("tcm_sync.transport.replies.monotonic", clock)
+    monkeypatch.setattr("tcm_sync._transport.replies.monotonic", clock)
 
     def chatter(connection):
         begin(connection)

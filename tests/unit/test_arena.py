@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tcm_sync import Route
-from tcm_sync.tensors import arena as module
-from tcm_sync.tensors.arena import Arena, DeclinedError
-from tcm_sync.tensors.segment import Segment, room
+from tcm_sync._shm import arena as module
+from tcm_sync._shm.arena import Arena, DeclinedError
+from tcm_sync._shm.segment import Segment, room
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
 

@@ -11,10 +11,10 @@ import threading
 import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, ConnectionLostError
-from tcm_sync.deadline import Deadline
-from tcm_sync.transport.connection import Connection, receive_secured
-from tcm_sync.transport.frames import CLOSE, FRAGMENT_BYTES, PING, PONG, TEXT, FrameDecoder, encode_close
-from tcm_sync.transport.replies import PendingReplies, Refusal, ReplyFuture, StreamReplies
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport.connection import Connection, receive_secured
+from tcm_sync._transport.frames import CLOSE, FRAGMENT_BYTES, PING, PONG, TEXT, FrameDecoder, encode_close
+from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture, StreamReplies
 
 from ..peer.connection import unmasked
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tcm_sync.tensors.datatypes import DATATYPES, Unfit, datatype_named, datatype_of
+from tcm_sync._tensors.datatypes import DATATYPES, Unfit, datatype_named, datatype_of
 
 # Triton's own sizes, written out so that the table is not compared with itself.
 SIZES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tcm_sync.deadline import Deadline
+from tcm_sync._deadline import Deadline
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def clock(monkeypatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr("tcm_sync.deadline.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("tcm_sync._deadline.monotonic", lambda: Clock.now)
     return Clock
 
 

@@ -14,9 +14,9 @@ import pytest
 
 import tcm_sync
 from tcm_sync import TcmClient, errors
+from tcm_sync._calls.streams import StreamCall
 from tcm_sync.local import LocalManager
 from tcm_sync.local.digits import model_file
-from tcm_sync.streams import StreamCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +152,7 @@ def test_the_readme_has_every_default_of_the_client() -> None:
 
 
 def test_the_readme_has_every_variable() -> None:
-    from tcm_sync import config
+    from tcm_sync import settings as config
 
     read = set(re.findall(r"TCM_[A-Z_]*[A-Z]", inspect.getsource(config.settings_from_env)))
     read |= {f"TCM_CLIENT_{name}" for name in ("UUID", "TOKEN", "SUB", "TENANT_ID", "ROLES")}

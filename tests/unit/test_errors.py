@@ -24,7 +24,7 @@ from tcm_sync import (
     TcmError,
     TritonTimeoutError,
 )
-from tcm_sync.transport.gate import again
+from tcm_sync._pool.gate import again
 
 
 @pytest.mark.parametrize(

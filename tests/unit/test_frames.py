@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tcm_sync import MessageTooLargeError, ProtocolError
-from tcm_sync.transport import frames
-from tcm_sync.transport.frames import (
+from tcm_sync._transport import frames
+from tcm_sync._transport.frames import (
     CLOSE,
     FRAGMENT_BYTES,
     PING,

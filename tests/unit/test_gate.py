@@ -13,9 +13,9 @@ from collections import Counter
 import pytest
 
 from tcm_sync import BackpressureError, CircuitOpenError, ConnectFailedError, Route
-from tcm_sync.deadline import Deadline
-from tcm_sync.transport.gate import Gate, Prober, again
-from tcm_sync.transport.standing import Standing
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool.gate import Gate, Prober, again
+from tcm_sync._pool.manager_state import Standing
 
 PATIENCE = 30.0
 CAUSE = ConnectFailedError("nobody there")
@@ -24,7 +24,7 @@ CAUSE = ConnectFailedError("nobody there")
 @pytest.fixture(autouse=True)
 def no_spread(monkeypatch):
     """Pauses are spread by a tenth; here they are what they are."""
-    monkeypatch.setattr("tcm_sync.transport.gate.random.uniform", lambda low, high: low)
+    monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda low, high: low)
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def clock(monkeypatch):
         def pass_(cls, seconds):
             cls.now += seconds
 
-    monkeypatch.setattr("tcm_sync.transport.gate.monotonic", lambda: Clock.now)
-    monkeypatch.setattr("tcm_sync.deadline.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("tcm_sync._pool.gate.monotonic", lambda: Clock.now)
+    monkeypatch.setattr("tcm_sync._deadline.monotonic", lambda: Clock.now)
     return Clock
 
 
@@ -146,7 +146,7 @@ def test_a_known_pause_doubles_too_but_not_over_the_longest_of_its_own(gate, clo
 
 def test_pauses_are_spread_by_a_tenth(gate, clock, monkeypatch):
     asked = []
-    monkeypatch.setattr("tcm_sync.transport.gate.random.uniform", lambda *ends: asked.append(ends) or ends[1])
+    monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda *ends: asked.append(ends) or ends[1])
     gate.shut(CAUSE)
     assert gate.try_pass() == pytest.approx(1.1)
     assert asked == [(1.0, 1.1)]
@@ -432,7 +432,7 @@ def test_a_probe_that_passed_by_silence_is_logged_too(clock, caplog):
 
 @pytest.mark.parametrize("spread", [min, max])
 def test_a_manager_is_probed_within_a_second_however_long_it_was_away(clock, monkeypatch, spread):
-    monkeypatch.setattr("tcm_sync.transport.gate.random.uniform", lambda low, high: spread(low, high))
+    monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda low, high: spread(low, high))
     gate = Standing("10.0.0.1:8000").manager_gate
     pauses = []
     for _ in range(50):
@@ -444,7 +444,7 @@ def test_a_manager_is_probed_within_a_second_however_long_it_was_away(clock, mon
 
 def test_sixty_four_processes_knock_seldom_and_not_together(clock, monkeypatch):
     chance = random.Random(4711)
-    monkeypatch.setattr("tcm_sync.transport.gate.random.uniform", chance.uniform)
+    monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", chance.uniform)
     began = clock.now
     gates = [Standing("10.0.0.1:8000").manager_gate for _ in range(64)]
     for gate in gates:  # all lose the manager at once
@@ -464,7 +464,7 @@ def test_sixty_four_processes_knock_seldom_and_not_together(clock, monkeypatch):
 
 def test_a_probe_that_is_abandoned_is_told_to_those_who_wait(gate, monkeypatch):
     """At once, and not when they happen to look again."""
-    monkeypatch.setattr("tcm_sync.transport.gate._LOOK_INTERVAL", 3600.0)
+    monkeypatch.setattr("tcm_sync._pool.gate._LOOK_INTERVAL", 3600.0)
     gate.shut(CAUSE, exactly=0.0)
     assert gate.try_pass() == 0.0
     passed = []

@@ -11,8 +11,8 @@ import threading
 import pytest
 
 from tcm_sync import TcmClient
-from tcm_sync.handlers import is_of_handler
-from tcm_sync.tensors.arrays import as_array
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._tensors.arrays import as_array
 
 from ..peer.scripted import ScriptedPeer
 from ..peer.scripts import connect

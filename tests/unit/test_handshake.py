@@ -8,10 +8,10 @@ import socket
 import pytest
 
 from tcm_sync import AuthenticationError, ConnectFailedError
-from tcm_sync.config import Endpoint
-from tcm_sync.deadline import Deadline
-from tcm_sync.transport.sockets import shut_down
-from tcm_sync.transport.websocket import HEAD_BYTES, shake_hands
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport.handshake import HEAD_BYTES, shake_hands
+from tcm_sync._transport.sockets import shut_down
+from tcm_sync.settings import Endpoint
 
 from ..peer.scripted import ScriptedPeer
 

@@ -8,12 +8,12 @@ import threading
 import pytest
 
 from tcm_sync import ConnectFailedError, ProtocolError, TcmClient, TlsSettings
-from tcm_sync.config import Settings
-from tcm_sync.deadline import Deadline
-from tcm_sync.transport.counts import Counts
-from tcm_sync.transport.http import probe
-from tcm_sync.transport.opening import Opener
-from tcm_sync.transport.sockets import OpeningSockets
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport.authentication import Opener
+from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.http import probe
+from tcm_sync._transport.sockets import OpeningSockets
+from tcm_sync.settings import Settings
 
 from ..peer.conftest import authority, ca_file, server_tls  # noqa: F401 - fixtures
 from ..peer.scripted import ScriptedPeer

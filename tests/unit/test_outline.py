@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tcm_sync import ProtocolError
-from tcm_sync.tensors import check_output_dtypes, decode_outputs
-from tcm_sync.wire import outline as module
-from tcm_sync.wire.decode import decode_failure, decode_inference
-from tcm_sync.wire.outline import Outline, outline
+from tcm_sync._tensors import check_output_dtypes, decode_outputs
+from tcm_sync._wire import outline as module
+from tcm_sync._wire.decode import decode_failure, decode_inference
+from tcm_sync._wire.outline import Outline, outline
 
 LONG = [[float(row), row + 0.5, -1e-3] for row in range(10_000)]
 

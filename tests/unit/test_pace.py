@@ -8,8 +8,8 @@ import random
 import pytest
 
 from tcm_sync import BackpressureError
+from tcm_sync._pool.pace import Pace
 from tcm_sync.local.limits import TokenBucket
-from tcm_sync.transport.pace import Pace
 
 REFUSAL = BackpressureError("quota", code="BACKPRESSURE_TENANT_LIMIT_REACHED")
 
@@ -23,7 +23,7 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr("tcm_sync.transport.pace.monotonic", clock)
+    monkeypatch.setattr("tcm_sync._pool.pace.monotonic", clock)
     return clock
 
 

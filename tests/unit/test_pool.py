@@ -25,7 +25,7 @@ from tcm_sync import (
     ShuttingDownError,
     TcmClient,
 )
-from tcm_sync.transport import opening
+from tcm_sync._transport import authentication as opening
 
 from ..peer.connection import CLOSE, PING, PONG
 from ..peer.scripted import ScriptedPeer

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tcm_sync.wire.quote import quote
+from tcm_sync._wire.quote import quote
 
 TOKEN = "tok-4711-never-to-be-shown"
 #: Tokens that JSON writes in another way than they are.

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tcm_sync.reentry import Callers
-from tcm_sync.transport.counts import Counts
-from tcm_sync.transport.reader import Reader
+from tcm_sync._reentry import Callers
+from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.reader import Reader
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tcm_sync import InferenceInput, InputError, SHMReference
-from tcm_sync.tensors import DATATYPES, as_references
-from tcm_sync.tensors.check import Held
+from tcm_sync._shm.references import as_references
+from tcm_sync._tensors import DATATYPES
+from tcm_sync._tensors.check import Held
 
 
 def reference(**changes):

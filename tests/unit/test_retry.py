@@ -37,8 +37,8 @@ from tcm_sync import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
-from tcm_sync.attempts import Attempts
-from tcm_sync.deadline import Deadline
+from tcm_sync._calls.retrying import Attempts
+from tcm_sync._deadline import Deadline
 from tcm_sync.retry import Verdict
 
 FATAL, COUNTED, FREE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE
@@ -188,7 +188,7 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 1000.0
         self.pauses = []
-        monkeypatch.setattr("tcm_sync.deadline.monotonic", self)
+        monkeypatch.setattr("tcm_sync._deadline.monotonic", self)
         monkeypatch.setattr(tenacity, "time", SimpleNamespace(monotonic=self, sleep=self.sleep))
 
     def __call__(self):
@@ -208,7 +208,9 @@ def clock(monkeypatch):
 def full_jitter(monkeypatch):
     """Draw the longest pause there is; what is returned has the bounds that were drawn between."""
     bounds = []
-    monkeypatch.setattr("tcm_sync.attempts.random.uniform", lambda *ends: bounds.append(ends) or ends[1])
+    monkeypatch.setattr(
+        "tcm_sync._calls.retrying.random.uniform", lambda *ends: bounds.append(ends) or ends[1]
+    )
     return bounds
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcm_sync.tensors import segment as module
-from tcm_sync.tensors.segment import Segment, room, segment_of, sweep, unsupported
+from tcm_sync._shm import segment as module
+from tcm_sync._shm.segment import Segment, room, segment_of, sweep, unsupported
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tcm_sync import InferenceInput, InputError, ModelSignature, TensorSpec
-from tcm_sync.tensors import DATATYPES, Held, check_call, check_inputs, fit_inputs
+from tcm_sync._tensors import DATATYPES, Held, check_call, check_inputs, fit_inputs
 
 IMAGE = TensorSpec("image", "FP32", (-1, 4), ("batch", None))
 MASK = TensorSpec("mask", "INT64", (-1,), ("batch",))

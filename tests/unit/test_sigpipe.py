@@ -9,11 +9,11 @@ import pytest
 
 PRELUDE = """
 import signal, socket
-from tcm_sync.deadline import Deadline
+from tcm_sync._deadline import Deadline
 from tcm_sync.errors import ConnectionLostError
-from tcm_sync.transport.connection import Connection
-from tcm_sync.transport.frames import FrameDecoder
-from tcm_sync.transport.sockets import send_all
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.frames import FrameDecoder
+from tcm_sync._transport.sockets import send_all
 
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 ours, theirs = socket.socketpair()
@@ -23,7 +23,7 @@ theirs.close()
 """
 SENDS = {
     "a request": """
-from tcm_sync.transport.replies import PendingReplies
+from tcm_sync._transport.replies import PendingReplies
 from concurrent.futures import Future
 class Begun:
     started = False

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import pytest
 
 from tcm_sync import ConnectFailedError
-from tcm_sync.config import Endpoint
-from tcm_sync.deadline import Deadline
-from tcm_sync.reentry import Callers
-from tcm_sync.transport import sockets
-from tcm_sync.transport.connector import Connector
-from tcm_sync.transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool.connector import Connector
+from tcm_sync._reentry import Callers
+from tcm_sync._transport import sockets
+from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
+from tcm_sync.settings import Endpoint
 
 from ..peer.scripts import wait_until
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tcm_sync import ConnectionLostError
-from tcm_sync.transport.replies import Refusal, StreamReplies
+from tcm_sync._transport.replies import Refusal, StreamReplies
 
 GUARD = 30.0
 

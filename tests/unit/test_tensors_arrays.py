@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tcm_sync._tensors import check_inputs
 from tcm_sync.errors import InputError
-from tcm_sync.tensors import check_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tcm_sync._tensors import DATATYPES, InferenceInput, check_inputs
 from tcm_sync.errors import InputError
-from tcm_sync.tensors import DATATYPES, InferenceInput, check_inputs
 
 INTEGERS = ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"]
 FLOATS = {"FP16": 11, "FP32": 24, "FP64": 53}  # the bits of the significand

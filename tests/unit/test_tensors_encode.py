@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tcm_sync import Route
-from tcm_sync.deadline import Deadline
-from tcm_sync.errors import CallTimeoutError, InputError
-from tcm_sync.request import Plan, _around, encode_request
-from tcm_sync.tensors import (
+from tcm_sync._calls.request import Plan, _around, encode_request
+from tcm_sync._deadline import Deadline
+from tcm_sync._tensors import (
     DATATYPES,
     InferenceInput,
     check_inputs,
@@ -29,8 +28,9 @@ from tcm_sync.tensors import (
     encode_small,
     minimum_json_bytes,
 )
-from tcm_sync.tensors.inputs import Tensor
-from tcm_sync.wire.messages import InputTensor
+from tcm_sync._tensors.inputs import Tensor
+from tcm_sync._wire.messages import InputTensor
+from tcm_sync.errors import CallTimeoutError, InputError
 
 TRANSCRIPTS = Path(__file__).parents[1] / "wire" / "transcripts.jsonl"
 

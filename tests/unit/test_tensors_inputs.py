@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tcm_sync._tensors import InferenceInput, check_inputs
 from tcm_sync.errors import InputError
-from tcm_sync.tensors import InferenceInput, check_inputs
 
 ONE = np.array([[1.5, 2.5]], dtype=np.float32)
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tcm_sync._tensors import check_output_dtypes, decode_outputs, outputs
 from tcm_sync.errors import InputError, ProtocolError
-from tcm_sync.tensors import check_output_dtypes, decode_outputs, outputs
 
 MODEST = settings(max_examples=400, database=None)
 

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tcm_sync.errors import InputError
-from tcm_sync.tensors import (
+from tcm_sync._tensors import (
     DATATYPES,
     InferenceInput,
     Tensor,
@@ -23,7 +22,8 @@ from tcm_sync.tensors import (
     decode_outputs,
     encode_inputs,
 )
-from tcm_sync.wire.messages import InputTensor
+from tcm_sync._wire.messages import InputTensor
+from tcm_sync.errors import InputError
 
 MODEST = settings(max_examples=300, database=None)
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tcm_sync import ProtocolError
-from tcm_sync.wire.decode import decode_failure, decode_inference, decode_message, peek
-from tcm_sync.wire.messages import (
+from tcm_sync._wire.decode import decode_failure, decode_inference, decode_message, peek
+from tcm_sync._wire.messages import (
     Alert,
     AuthOk,
     ErrorReply,

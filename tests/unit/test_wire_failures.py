@@ -20,8 +20,8 @@ from tcm_sync import (
     ShuttingDownError,
     TritonError,
 )
-from tcm_sync.wire.failures import failure_of_error, failure_of_reply
-from tcm_sync.wire.messages import ErrorReply, Failure
+from tcm_sync._wire.failures import failure_of_error, failure_of_reply
+from tcm_sync._wire.messages import ErrorReply, Failure
 
 TOKEN = "tok-4711-never-to-be-shown"
 BEHIND_THE_MANAGER = [code for code in ERROR_CODES if code.startswith("TRITON_")]

@@ -31,10 +31,9 @@ from tcm_sync import (
     TritonNetworkError,
     TritonTimeoutError,
 )
-from tcm_sync.config import Endpoint
-from tcm_sync.deadline import Deadline
-from tcm_sync.transport.opening import _AuthExchange, _UuidTakenError
-from tcm_sync.wire.decode import (
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport.authentication import _AuthExchange, _UuidTakenError
+from tcm_sync._wire.decode import (
     decode_failure,
     decode_inference,
     decode_info,
@@ -46,8 +45,8 @@ from tcm_sync.wire.decode import (
     decode_value,
     peek,
 )
-from tcm_sync.wire.failures import ADVISORY, failure_of_error, failure_of_reply
-from tcm_sync.wire.messages import (
+from tcm_sync._wire.failures import ADVISORY, failure_of_error, failure_of_reply
+from tcm_sync._wire.messages import (
     Alert,
     AuthOk,
     ErrorReply,
@@ -56,6 +55,7 @@ from tcm_sync.wire.messages import (
     InfoReply,
     ManagementReply,
 )
+from tcm_sync.settings import Endpoint
 
 from .recordings import is_remark, recorded, text
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tcm_sync import AuthContext, InferenceInput, InputError, PipelineStep, SHMReference, TcmClient
-from tcm_sync.tensors.datatypes import DATATYPES
-from tcm_sync.transport.opening import CAPABILITY, _auth_request
-from tcm_sync.wire.encode import encode_message, encode_payload
+from tcm_sync._tensors.datatypes import DATATYPES
+from tcm_sync._transport.authentication import CAPABILITY, _auth_request
+from tcm_sync._wire.encode import encode_message, encode_payload
 
 from ..peer.scripted import ScriptedPeer
 from .recordings import is_remark, recorded

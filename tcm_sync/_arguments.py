@@ -1,0 +1,87 @@
+"""Texts, choices and flags that callers pass, checked before they are used; numbers are in `numeric`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from tcm_sync._numbers import shown
+from tcm_sync.errors import ConfigError, InputError
+
+Kind = type[ConfigError] | type[InputError]
+
+
+def check_text(name: str, value: object, kind: Kind = ConfigError) -> str:
+    """Return a text that is not empty and that UTF-8 can carry, as a plain str.
+
+    A subclass such as numpy's str has no form in JSON.
+
+    Raises
+    ------
+    ConfigError or InputError
+        It is something else. The message begins with the name.
+    """
+    if not isinstance(value, str) or not value:
+        raise kind(f"{name} must be a text that is not empty, not {shown(value)}")
+    if not is_unicode(value):
+        raise kind(f"{name} holds half a surrogate pair, which UTF-8 cannot carry")
+    return value if type(value) is str else str.__str__(value)
+
+
+def check_texts(name: str, values: object, example: str, kind: Kind = ConfigError) -> tuple[str, ...]:
+    """Return a collection of such texts as a tuple.
+
+    Raises
+    ------
+    ConfigError or InputError
+        It is something else. The message begins with the name.
+    """
+    if not isinstance(values, Collection) or not is_iterable(values):
+        raise kind(f"{name} must be a collection of texts such as {example}, not {shown(values)}")
+    return tuple([check_text(name, value, kind) for value in values])
+
+
+def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value is many, and no text, memory, mapping or array without dimensions."""
+    if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or getattr(value, "shape", None) == ():
+        return False
+    return isinstance(value, Iterable)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...], kind: Kind = InputError) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises
+    ------
+    ConfigError or InputError
+        The message begins with the name.
+    """
+    if not isinstance(value, str) or value not in choices:
+        *others, last = map(repr, choices)
+        raise kind(f"{name} must be {', '.join(others)} or {last}, not {shown(value)}")
+
+
+def check_flag(name: str, value: object, kind: Kind = InputError) -> bool:
+    """Return True or False, given as such, as numpy's or as a number; None is False.
+
+    Raises
+    ------
+    ConfigError or InputError
+        It is something else, such as the text "false". The message begins with the name.
+    """
+    if value is None or isinstance(value, (int, np.bool_)):
+        return bool(value)
+    raise kind(f"{name} must be True or False, not {shown(value)}")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be sent: bytes that were no UTF-8 in a variable become lone surrogates."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

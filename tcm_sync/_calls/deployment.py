@@ -1,0 +1,180 @@
+"""What a creation has made: where it runs, what it takes, and how to call and delete it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tcm_sync._tensors.signature import ModelSignature
+from tcm_sync._wire.quote import quote
+from tcm_sync.errors import InputError, ProtocolError
+from tcm_sync.settings import Route
+
+if TYPE_CHECKING:
+    from tcm_sync._calls.streams import InferStream
+    from tcm_sync.results import InferResult, ManagementResult
+
+
+class BoundClient(Protocol):
+    """What a deployment needs of the client that it is bound to."""
+
+    def infer(self, model_name: str, inputs: object, /, **options: Any) -> InferResult:
+        """Run a model."""
+
+    def stream(self, model_name: str, inputs: object, /, **options: Any) -> InferStream:
+        """Run a model that answers in chunks."""
+
+    def delete(self, /, **options: Any) -> ManagementResult:
+        """Delete a VM with its container."""
+
+
+class Deployment:
+    """A model that `TcmClient.create` has put into service.
+
+    It is no context manager: an exception is not to destroy a VM. It can be pickled, without its client:
+    `bind` gives it another.
+
+    Attributes
+    ----------
+    vm_ip : str
+        Where its VM is.
+    vm_id : str or None
+        The VM's id, where the manager told it, or the request.
+    container_id : str
+        The container.
+    model_name : str
+        The model.
+    signature : ModelSignature
+        What the model takes and returns.
+    """
+
+    def __init__(
+        self,
+        vm_ip: str,
+        container_id: str,
+        model_name: str,
+        signature: ModelSignature,
+        *,
+        vm_id: str | None = None,
+        client: BoundClient | None = None,
+    ) -> None:
+        self.vm_ip = vm_ip
+        self.vm_id = vm_id
+        self.container_id = container_id
+        self.model_name = model_name
+        self.signature = signature
+        self._client = client
+
+    @classmethod
+    def read(cls, data: object, *, vm_id: str | None = None, secret: str | None = None) -> Deployment:
+        """Read the data of a creation's answer.
+
+        Parameters
+        ----------
+        data : object
+            ``{vm_ip, container_id, model_name, inputs, outputs}``, maybe with ``vm_id``.
+        vm_id : str, optional
+            What the request said, for an answer that says nothing.
+        secret : str, optional
+            The token, to be kept out of what an error quotes.
+
+        Raises
+        ------
+        ProtocolError
+            It has another form. The message quotes it: what was created exists.
+        """
+        try:
+            if not isinstance(data, Mapping):
+                raise ProtocolError("it is no object")
+            texts = {name: data.get(name) for name in ("vm_ip", "container_id", "model_name")}
+            for name, text in texts.items():
+                if not isinstance(text, str):
+                    raise ProtocolError(f"its {name} is no text")
+            told = data.get("vm_id")
+            return cls(
+                **texts,  # type: ignore[arg-type]
+                signature=ModelSignature.from_management(data),
+                vm_id=told if isinstance(told, str) else vm_id,
+            )
+        except ProtocolError as error:
+            raise ProtocolError(
+                f"the creation succeeded, and its answer cannot be read: {error.message}: "
+                f"{quote(str(data), secret)}"
+            ) from None
+
+    @property
+    def route(self) -> Route:
+        """Where it runs, for calls on a client of their own."""
+        return Route(self.container_id, self.vm_ip, self.vm_id)
+
+    def bind(self, client: BoundClient) -> Deployment:
+        """Return the same deployment with another client."""
+        return Deployment(
+            self.vm_ip, self.container_id, self.model_name, self.signature, vm_id=self.vm_id, client=client
+        )
+
+    def infer(self, inputs: object, **options: Any) -> InferResult:
+        """Run the model: `TcmClient.infer` without its model and route.
+
+        Parameters
+        ----------
+        inputs : mapping, sequence or array-like
+            As `TcmClient.infer` takes them.
+        **options
+            What else it takes. Left out, ``output_dtypes`` are those of the signature, so that the outputs
+            are exact.
+        """
+        if options.get("output_dtypes") is None:
+            options["output_dtypes"] = self.signature.output_dtypes or None
+        return self._bound().infer(self.model_name, inputs, **self._routed(options))
+
+    def stream(self, inputs: object, **options: Any) -> InferStream:
+        """Run the model as a stream: `TcmClient.stream` without its model and route."""
+        return self._bound().stream(self.model_name, inputs, **self._routed(options))
+
+    def delete(self, *, vm_id: str | None = None, **options: Any) -> ManagementResult:
+        """Delete the VM and the container: `TcmClient.delete` with what is known of them.
+
+        Where the VM's id is not known its address is sent, and the manager takes the one VM that has it. Do
+        that once only, and soon: the address may be given to another VM after a deletion.
+
+        Parameters
+        ----------
+        vm_id : str, optional
+            The VM's id, if it is not known here.
+        **options
+            What else `TcmClient.delete` takes.
+        """
+        vm_id = vm_id or self.vm_id
+        vm = {"vm_ip": self.vm_ip} if vm_id is None else {"vm_id": vm_id}
+        return self._bound().delete(**{**vm, "container_id": self.container_id, **options})
+
+    def _bound(self) -> BoundClient:
+        if self._client is None:
+            raise InputError("the deployment has no client, as after unpickling: bind(client) gives it one")
+        return self._client
+
+    def _routed(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"vm_ip": self.vm_ip, "container_id": self.container_id, "vm_id": self.vm_id, **options}
+
+    def __repr__(self) -> str:
+        where = f"container {self.container_id!r} at {self.vm_ip}"
+        return f"<Deployment {self.model_name!r} in {where} {self.signature}>"
+
+    def __eq__(self, other: object) -> bool:
+        return self._facts() == other._facts() if isinstance(other, Deployment) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._facts())
+
+    def _facts(self) -> tuple[Any, ...]:
+        return self.vm_ip, self.container_id, self.model_name, self.signature, self.vm_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _deployment, self._facts()
+
+
+def _deployment(
+    vm_ip: str, container_id: str, model_name: str, signature: ModelSignature, vm_id: str | None
+) -> Deployment:
+    return Deployment(vm_ip, container_id, model_name, signature, vm_id=vm_id)

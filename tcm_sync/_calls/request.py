@@ -1,0 +1,163 @@
+"""One inference as a request: what it is without its inputs, its JSON text, and its reply."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET as LEFT_OUT
+from msgspec import Struct
+
+from tcm_sync._pool.call import Call
+from tcm_sync._tensors import decode_outputs, encode_inputs, minimum_json_bytes
+from tcm_sync._wire.decode import decode_failure, decode_inference
+from tcm_sync._wire.encode import Pieces, check_size, encode_part, size_of
+from tcm_sync._wire.failures import failure_of_reply
+from tcm_sync._wire.messages import (
+    InferencePayload,
+    InferenceReply,
+    InferenceRequest,
+    SharedTensor,
+)
+from tcm_sync.errors import ProtocolError, TcmError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tcm_sync._deadline import Deadline
+    from tcm_sync._shm.policy import Transport
+    from tcm_sync._tensors import OutputDtypes, Tensor
+    from tcm_sync._transport.connection import Connection
+    from tcm_sync.retry import RetryPolicy
+    from tcm_sync.settings import Route, Unset
+
+
+_NO_INPUTS = b'"inputs":[]'
+
+
+class Plan(Struct, frozen=True, eq=False):
+    """An inference but for its inputs, checked."""
+
+    model_name: str
+    route: Route
+    allow_transient: bool
+    dtypes: OutputDtypes
+    timeout: float | Unset | None
+    policy: RetryPolicy | None
+    transport: Transport = "json"
+
+
+def encode_tensors(
+    plan: Plan,
+    tensors: tuple[Tensor, ...],
+    *,
+    limit: int,
+    envelope_bytes: int,
+    stream_of: str | None = None,
+    deadline: Deadline | None = None,
+) -> Pieces:
+    """Write a request with its tensors as JSON: the same text for every attempt, on whatever socket.
+
+    Parameters
+    ----------
+    plan : Plan
+        The rest of it.
+    tensors : tuple of Tensor
+        Checked, but for infinities.
+    limit : int
+        The most bytes that the message may have.
+    envelope_bytes : int
+        What of them its envelope takes.
+    stream_of : str, optional
+        The output to be streamed, if it is to be.
+    deadline : Deadline, optional
+        The call's, if its time has begun.
+
+    Raises
+    ------
+    InputError
+        A tensor holds an infinity.
+    CallTimeoutError
+        The deadline passed meanwhile.
+    MessageTooLargeError
+        The text would be too long.
+    """
+    if (bound := minimum_json_bytes(tensors) + envelope_bytes) > limit:
+        check_size(bound, limit, at_least=True)
+    payload = encode_request(plan, encode_inputs(tensors, deadline), stream_of)
+    if (size := size_of(payload) + envelope_bytes) > limit:
+        check_size(size, limit)
+    return payload
+
+
+def encode_references(plan: Plan, references: tuple[SharedTensor, ...]) -> Pieces:
+    """Write a request whose tensors lie in shared memory."""
+    return encode_request(plan, (encode_part(references)[1:-1],))
+
+
+def encode_request(plan: Plan, inputs: Iterable[bytes], stream_of: str | None = None) -> Pieces:
+    """Write a request whose inputs are written already, one after the other, however long it gets."""
+    route = plan.route
+    before, behind = _around(
+        route.container_id, route.vm_ip, route.vm_id, plan.model_name, plan.allow_transient, stream_of
+    )
+    return (before, *inputs, behind)
+
+
+@lru_cache(maxsize=256)
+def _around(
+    container_id: str,
+    vm_ip: str | None,
+    vm_id: str | None,
+    model_name: str,
+    allow_transient: bool,
+    stream_of: str | None,
+) -> tuple[bytes, bytes]:
+    """Write a request without its inputs: what is before them, and what is behind."""
+    text = encode_part(
+        InferencePayload(
+            container_id=container_id,
+            vm_ip=LEFT_OUT if vm_ip is None else vm_ip,
+            vm_id=LEFT_OUT if vm_id is None else vm_id,
+            model_name=model_name,
+            request=InferenceRequest(
+                protocol="http" if stream_of is None else "grpc",
+                allow_transient=True if allow_transient else LEFT_OUT,
+                output_name=LEFT_OUT if stream_of is None else stream_of,
+            ),
+        )
+    )
+    before, behind = text.split(_NO_INPUTS)  # once: within a text its quotes would be escaped
+    return before + b'"inputs":[', b"]" + behind
+
+
+class InferenceCall(Call):
+    """One inference on its way, with the reply once it has come."""
+
+    reply: InferenceReply
+    _connection: Connection
+
+    def read(self, connection: Connection, message: bytes) -> TcmError | None:
+        """Take the reply while its connection is still held: the failure that it is, or None."""
+        reply = decode_inference(message, connection.uuid, connection.secret)
+        if reply.status == "FAILED":
+            return failure_of_reply(decode_failure(reply.data, connection.secret), connection.secret)
+        self._connection, self.reply = connection, reply
+        return None
+
+    def blame(self, error: TcmError, *, sound: bool) -> None:
+        """Note where unreadable outputs came from, and give that socket up unless the manager is sound."""
+        error.outcome_unknown = True
+        if isinstance(error, ProtocolError):
+            error.uuid = self._connection.uuid
+            if self._connection.pool is not None and not sound:
+                self._connection.pool.retire(self._connection, "it sent outputs that cannot be read")
+
+
+def is_readable(data: bytes) -> bool:
+    """Whether outputs make arrays of some dtype, if not of the ones asked for."""
+    try:
+        decode_outputs(data)
+    except ProtocolError:
+        return False
+    return True

@@ -1,0 +1,193 @@
+"""An inference whose tensors go through shared memory where they can, attempt by attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec import Struct
+
+from tcm_sync._calls.request import InferenceCall
+from tcm_sync._shm.arena import Arena, DeclinedError
+from tcm_sync._tensors import Tensor
+from tcm_sync._wire.messages import SharedTensor
+from tcm_sync.errors import (
+    BackpressureError,
+    InputError,
+    MessageTooLargeError,
+    RateLimitedError,
+    SharedMemoryRegistrationError,
+    SharedMemoryUnavailableError,
+    TcmError,
+)
+
+if TYPE_CHECKING:
+    from tcm_sync._calls.request import Plan
+    from tcm_sync._deadline import Deadline
+    from tcm_sync._pool.runtime import Runtime
+    from tcm_sync._shm.policy import Sharing
+    from tcm_sync._shm.segment import Segment
+    from tcm_sync._transport.connection import Connection
+    from tcm_sync._transport.counters import Counts
+    from tcm_sync._transport.replies import Future, PendingReplies, Refusal
+    from tcm_sync._wire.encode import Pieces
+    from tcm_sync.settings import Route
+
+_REGISTRATION = (SharedMemoryRegistrationError, SharedMemoryUnavailableError)
+
+
+class Shareable(Struct, frozen=True, eq=False):
+    """The inputs of a call that may go through shared memory."""
+
+    tensors: tuple[Tensor, ...]
+
+
+class SharedCall(InferenceCall):
+    """One inference on its way, whose segments are lent anew for each attempt.
+
+    A segment goes back to the arena after a good reply alone, and after a refusal that says that the request
+    was never run. After anything else it may still be read, so it is quarantined.
+
+    Parameters
+    ----------
+    plan : Plan
+        The call, but for its inputs.
+    tensors : tuple of Tensor
+        The inputs.
+    deadline : Deadline
+        The call's.
+    sharing : Sharing
+        Lends segments, and remembers what works.
+    counts : Counts
+        Where it counts.
+    by_reference : callable
+        Writes the payload that names segments.
+    by_value : callable
+        Writes the payload that has the tensors as JSON; it may be too large.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tensors: tuple[Tensor, ...],
+        deadline: Deadline,
+        sharing: Sharing,
+        counts: Counts,
+        by_reference: Callable[[tuple[SharedTensor, ...]], Pieces],
+        by_value: Callable[[], Pieces],
+    ) -> None:
+        self._route: Route = plan.route
+        super().__init__((), deadline, patient=plan.policy is not None, target=(plan.route, plan.model_name))
+        self._plan = plan
+        self._tensors = tensors
+        self._sharing = sharing
+        self._counts = counts
+        self._by_reference = by_reference
+        self._by_value = by_value
+        self._arena: Arena  # once there is one
+        self._lent: list[Segment] = []  # what the attempt under way names
+        self._shared = False  # whether the last attempt named any
+        self._never_used = plan.allow_transient  # whether segments must be new to the server
+        self._obstacle: str | None = None  # why the tensors go as JSON from now on
+
+    def attempt(self, runtime: Runtime) -> None:
+        """Make one attempt; a segment that cannot be registered is replaced once, then it is JSON's turn."""
+        while True:
+            try:
+                runtime.attempt(self)
+            except _REGISTRATION as error:
+                if not self._shared or error.uuid is None:
+                    raise
+                self._let_go()
+                if not self._never_used:
+                    self._never_used = True
+                    continue
+                self._sharing.refused(self._route, error.message)
+                if self._plan.transport == "shm":
+                    raise
+                self._obstacle = f"refused: {error.message}"
+            else:
+                if self._shared:
+                    self._sharing.worked(self._route)
+                return
+
+    def write(self, connection: Connection) -> Pieces:
+        """Copy the tensors to segments and name them, or write them as JSON if that cannot be."""
+        if self._lent:  # by an attempt before
+            self._let_go()
+        self._shared = False
+        why = self._obstacle or self._sharing.obstacle_on(connection, self._plan.transport)
+        if why is None:
+            try:
+                payload = self._by_reference(self._share(connection))
+            except DeclinedError as declined:
+                why = str(declined)
+            else:
+                self._shared = True
+                self._counts.shared(sum([segment.byte_size for segment in self._lent]))
+                return payload
+        if self._plan.transport == "shm":
+            raise SharedMemoryUnavailableError(f"the tensors cannot go through shared memory: {why}")
+        self._counts.declined(why)
+        if not self.payload:
+            try:
+                self.payload = self._by_value()
+            except (MessageTooLargeError, InputError) as error:
+                raise also(error, why) from None
+        self._sharing.tell(why)
+        return self.payload
+
+    def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:
+        """Wait for the reply; after it nobody reads the segments any more."""
+        refusal = super().receive(connection, pending, future)
+        never_ran = refusal is not None and isinstance(refusal.error, (BackpressureError, RateLimitedError))
+        if (refusal is None or never_ran) and not self._plan.allow_transient:
+            self._give_back()
+        return refusal
+
+    def over(self) -> None:
+        """Let go of what is still lent, whatever became of the call."""
+        if self._lent:
+            self._let_go()
+
+    def _share(self, connection: Connection) -> tuple[SharedTensor, ...]:
+        self._arena = arena = self._sharing.arena()
+        try:
+            return tuple([self._reference(arena, tensor, connection.epoch) for tensor in self._tensors])
+        except DeclinedError:
+            self._give_back()  # those before it: nobody was told of them
+            raise
+
+    def _reference(self, arena: Arena, tensor: Tensor, epoch: int) -> SharedTensor:
+        """Have one tensor in a segment: its own, if it is the whole of one, or a copy."""
+        array = tensor.array
+        segment = None if self._never_used else arena.borrow(array, self._route, epoch)
+        if segment is not None:
+            self._lent.append(segment)
+        else:
+            segment = arena.lend(self._route, array.nbytes, epoch, never_used=self._never_used)
+            self._lent.append(segment)
+            np.copyto(segment.array(array.dtype, array.shape), array)
+        return SharedTensor(
+            tensor.name, f"/{segment.name}", 0, segment.byte_size, tensor.shape, tensor.datatype
+        )
+
+    def _give_back(self) -> None:
+        while self._lent:
+            self._arena.give_back(self._lent.pop())
+
+    def _let_go(self) -> None:
+        while self._lent:
+            self._arena.quarantine(self._lent.pop())
+
+
+def also(error: TcmError, why: str) -> TcmError:
+    """Say in an error why shared memory was not the way either."""
+    error.args = (f"{error.message}; and shared memory is no way either, {why}",)
+    return error
+
+
+def copied(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return tensors whose arrays nobody else has."""
+    return tuple([Tensor(each.name, each.datatype, each.shape, each.array.copy()) for each in tensors])

@@ -1,0 +1,134 @@
+"""One call as it travels: what is sent in each attempt, and how its answer is waited for and read."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, ClassVar
+
+from tcm_sync._transport.replies import Future, Refusal, ReplyFuture
+from tcm_sync.errors import CallTimeoutError, ClientClosedError, ConnectionLostError, TcmError
+
+if TYPE_CHECKING:
+    from tcm_sync._deadline import Deadline
+    from tcm_sync._pool.lease import Lease
+    from tcm_sync._pool.runtime import Runtime
+    from tcm_sync._transport.connection import Connection
+    from tcm_sync._transport.replies import PendingReplies
+    from tcm_sync._wire.encode import Pieces
+    from tcm_sync.settings import Route
+
+
+class Call:
+    """A request that has one reply. Used by one thread, the caller's.
+
+    Parameters
+    ----------
+    payload : tuple of bytes
+        JSON text of the request, without its envelope, in pieces.
+    deadline : Deadline
+        Of the whole call.
+    patient : bool
+        Whether to wait for a manager that cannot be reached.
+    target : (Route, str), optional
+        Where an inference runs, and which model: the manager may have opened a circuit there.
+    """
+
+    kind: ClassVar[str] = "inference"
+    streaming: ClassVar[bool] = False
+    attempt_timeout: float | None = None  # seconds for the reply of the first attempt that is too slow
+    may_have_run = False  # whether an attempt may have run whose answer did not come
+
+    def __init__(
+        self, payload: Pieces, deadline: Deadline, *, patient: bool, target: tuple[Route, str] | None = None
+    ) -> None:
+        self.payload = payload
+        self.deadline = deadline
+        self.patient = patient
+        self.target = target
+
+    def attempt(self, runtime: Runtime) -> None:
+        """Make one attempt, behind the gates.
+
+        Raises
+        ------
+        TcmError
+            What came in place of a good answer.
+        """
+        runtime.attempt(self)
+
+    def write(self, connection: Connection) -> Pieces:  # noqa: ARG002
+        """Return the payload to be sent on `connection`, which is there and held.
+
+        Raises
+        ------
+        TcmError
+            There is none: nothing is sent, and the connection is for others to use.
+        """
+        return self.payload
+
+    def future(self) -> Future:
+        """Make what the reader resolves, anew for each attempt."""
+        return ReplyFuture()
+
+    def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:
+        """Wait for the reply to what was sent, and read it: None if it is good.
+
+        Raises
+        ------
+        CallTimeoutError
+            None came in time.
+        ProtocolError
+            It cannot be read.
+        """
+        assert isinstance(future, ReplyFuture)
+        if not self.wait(future) and pending.claim(connection.uuid) is not None:
+            waited = monotonic() - connection.last_sent
+            if self.attempt_timeout is not None and not self.deadline.expired():
+                self.attempt_timeout = None  # once a call: each costs the manager a worker
+                raise CallTimeoutError(
+                    f"no reply within {waited:.3g} s of sending (attempt_timeout); the request may still run",
+                    retriable=True,
+                    outcome_unknown=True,
+                    advisories=future.advisories,
+                )
+            raise CallTimeoutError(
+                f"no reply within {waited:.3g} s of sending; the request may still run",
+                outcome_unknown=True,
+                advisories=future.advisories,
+            )
+        if future.outcome is None:
+            future.wait(None)  # somebody has claimed it, so the outcome is a moment away
+        outcome = future.outcome
+        if isinstance(outcome, Refusal):
+            return blamed(outcome, future)
+        assert outcome is not None
+        failure = self.read(connection, outcome)
+        return None if failure is None else Refusal(failure, reusable=True)
+
+    def wait(self, future: ReplyFuture) -> bool:
+        """Wait for the outcome until the deadline, or that of the attempt; whether there is one."""
+        left = self.deadline.remaining()
+        if self.attempt_timeout is not None:
+            left = self.attempt_timeout if left is None else min(left, self.attempt_timeout)
+        return future.wait(left)
+
+    def read(self, connection: Connection, message: bytes) -> TcmError | None:
+        """Read the whole reply while its connection is held: the failure that it tells of, or None.
+
+        Raises
+        ------
+        ProtocolError
+            It is not the reply that was waited for.
+        """
+        raise NotImplementedError
+
+    def accept(self, lease: Lease) -> None:
+        """Do with the connection what is to be done after a good reply."""
+        lease.release()
+
+
+def blamed(refusal: Refusal, future: Future) -> Refusal:
+    """Note on a failure that came in place of a reply whether the request may have run."""
+    if isinstance(refusal.error, (ConnectionLostError, ClientClosedError)):
+        refusal.error.outcome_unknown = future.started
+    return refusal

@@ -1,0 +1,245 @@
+"""A gate: shut for a while after a failure, longer each time, and then tried by one probe."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import weakref
+from math import inf
+from time import monotonic
+
+from tcm_sync._deadline import Deadline
+from tcm_sync.errors import TcmError
+
+log = logging.getLogger("tcm_sync.pool")
+
+_LOOK_INTERVAL = 1.0  # seconds between two looks whether a prober is still there
+
+
+class Prober:
+    """Who passes a shut gate to try it."""
+
+    __slots__ = ("__weakref__",)
+
+
+_ANYBODY = Prober()
+
+
+class Gate:
+    """Holds callers back together, so that a failing manager is asked by one of them at a time.
+
+    Open, it lets everybody pass. `shut` closes it for a pause that doubles each time; when the pause is
+    over one caller passes as the probe, and its outcome decides: `open`, `shut` again, or `abandon` (no
+    outcome: the next one probes).
+
+    Parameters
+    ----------
+    name : str
+        What the log and the statistics call it.
+    initial, maximum : float
+        Seconds of the first pause and of the longest, before they are spread.
+    spread : float
+        The largest random share by which a pause is longer, so that processes do not probe together.
+    refused_within : float, optional
+        Seconds in which a refusal comes if it comes: a probe that was not refused by then has passed.
+    of : str
+        The manager's address, for the log.
+    level : int
+        The log level of the line for an open gate that is shut.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        initial: float,
+        maximum: float,
+        *,
+        spread: float = 0.1,
+        refused_within: float | None = None,
+        of: str = "",
+        level: int = logging.INFO,
+    ) -> None:
+        self.name = name
+        self._where = f" at {of}" if of else ""
+        self._level = level
+        self._spread = spread
+        self._refused_within = refused_within
+        self._initial = initial
+        self._maximum = maximum
+        self._condition = threading.Condition()  # guards everything below
+        self._pause = 0.0  # of the last shutting; 0.0 once that is forgiven
+        self._opens_at = 0.0
+        self._prober: weakref.ref[Prober] | None = None  # who passed as the probe, until its outcome is known
+        self._probe_ends = inf  # when the probe is over, whatever became of it
+        self._shut_at = 0.0  # when it was shut after it had been open
+        self._unlogged: list[tuple[int, str]] = []  # lines for the log, which is not written under a lock
+        self.cause: TcmError | None = None  # why it is shut; None is open
+
+    def shut(
+        self,
+        cause: TcmError,
+        pause: float | None = None,
+        *,
+        exactly: float | None = None,
+        tell: bool = True,
+    ) -> bool:
+        """Shut, because of `cause`; whether it was not shut anyway.
+
+        `pause` is the least pause, in seconds, if somebody knows it; `exactly` is the pause to make, since
+        the manager said so. An outage is one line at the gate's level: until it is forgiven, shutting the
+        gate again is logged at DEBUG.
+        """
+        with self._condition:
+            now = monotonic()
+            if self.cause is not None and self._prober is None and now < self._opens_at:
+                return False  # others of the same burst have failed before
+            news = self.cause is None and self._pause == 0.0  # not a manager that fails whatever passes
+            doubled = min(max(self._initial, self._pause * 2), self._maximum)
+            self._pause = exactly if exactly is not None else max(pause or 0.0, doubled)
+            longest = 1.0 + self._spread
+            seconds = self._pause * random.uniform(1.0, longest)  # noqa: S311 - spreads load, guards no secret
+            if news:
+                self._shut_at = now
+            level = self._level if news else logging.DEBUG
+            self._unlogged.append(
+                (level, f"{self.name} gate shut{self._where}: {cause}; the next try is in {seconds:.3f} s")
+            )
+            # A copy: the error itself holds on to the frames that it was raised in.
+            self.cause, self._opens_at, self._prober = again(cause), now + seconds, None
+            self._condition.notify_all()
+        if tell:
+            self.tell()
+        return True
+
+    def open(self, *, forgive: bool = True, tell: bool = True) -> None:
+        """Open. Unless forgiven, the next shutting is longer than the last one all the same."""
+        with self._condition:
+            self._open(forgive=forgive)
+        if tell:
+            self.tell()
+
+    def _open(self, *, forgive: bool) -> None:
+        if self.cause is not None:
+            lasted = monotonic() - self._shut_at
+            text = f"{self.name} gate open again{self._where}, it was shut for {lasted:.3f} s: {self.cause}"
+            self._unlogged.append((logging.INFO, text))
+        self.cause, self._prober = None, None
+        if forgive:
+            self._pause = 0.0
+        self._condition.notify_all()
+
+    def tell(self) -> None:
+        """Log what changed: apart from its change for those who change it under a lock."""
+        while self._unlogged:
+            try:
+                level, text = self._unlogged.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            log.log(level, text)
+
+    def describe(self) -> str | None:
+        """Say why it is shut, and for how long, or None."""
+        cause, seconds = self.cause, self._opens_at - monotonic()
+        if cause is None:
+            return None
+        return f"shut for {seconds:.1f} s: {cause}" if seconds > 0.0 else f"being tried: {cause}"
+
+    def forgive(self) -> None:
+        """Forget the pauses of the past: all is well again."""
+        if self._pause and self.cause is None:
+            with self._condition:
+                if self.cause is None:
+                    self._pause = 0.0
+
+    def is_past(self) -> bool:
+        """Whether nothing is left of it: it is open, or would have opened long ago."""
+        return self.cause is None or monotonic() > self._opens_at + self._maximum
+
+    def abandon(self, prober: Prober | None = None) -> None:
+        """Give up the probe of `prober`, or of anybody, which had no outcome."""
+        with self._condition:
+            if prober is None or self.is_probed_by(prober):
+                self._prober = None
+                self._condition.notify_all()
+
+    def is_probed_by(self, prober: Prober) -> bool:
+        """Whether `prober` has passed as the probe, and its outcome is not known."""
+        return self._prober is not None and self._prober() is prober
+
+    def try_pass(self, prober: Prober = _ANYBODY) -> float:
+        """Return 0.0 if the caller may pass (as the probe if the gate is not open), else how long to wait.
+
+        It is `math.inf` while a probe is under way.
+        """
+        if self.cause is None:
+            return 0.0
+        with self._condition:
+            return self._try_pass(prober, inf)
+
+    def _try_pass(self, prober: Prober, lasting: float) -> float:
+        if self.cause is None:
+            return 0.0
+        now = monotonic()
+        if self._prober is not None and self._prober() is not None:
+            if now < self._probe_ends:
+                return inf
+            if self._refused_within is not None:
+                self._open(forgive=True)
+                return 0.0
+        if now < self._opens_at:
+            return self._opens_at - now
+        self._prober = weakref.ref(prober)
+        self._probe_ends = now + (lasting if self._refused_within is None else self._refused_within)
+        return 0.0
+
+    def wait(self, deadline: Deadline, prober: Prober = _ANYBODY) -> bool:
+        """Wait until the caller may pass; whether it does so as the probe.
+
+        Parameters
+        ----------
+        deadline : Deadline
+            The call's. A probe is over when it has passed.
+        prober : Prober
+            Who is asking. Once it is collected its probe is over, however it was lost.
+
+        Raises
+        ------
+        TcmError
+            The cause of the shutting: the gate stays shut for longer than `deadline` allows.
+        """
+        if self.cause is None:
+            return False
+        try:
+            return self._wait(deadline, prober)
+        finally:
+            self.tell()
+
+    def _wait(self, deadline: Deadline, prober: Prober) -> bool:
+        with self._condition:
+            while True:
+                left = deadline.remaining()
+                seconds = self._try_pass(prober, inf if left is None else left)
+                cause = self.cause
+                if seconds <= 0.0:
+                    return cause is not None
+                assert cause is not None
+                if left is not None and (left <= 0.0 or inf > seconds > left):
+                    raise again(cause)
+                if seconds == inf:
+                    seconds = min(self._probe_ends - monotonic(), _LOOK_INTERVAL)
+                self._condition.wait(_sooner(max(seconds, 0.0), left))
+
+
+def again(error: TcmError) -> TcmError:
+    """Return a copy of an error that another call has met, to be raised by this one."""
+    copy = type(error)(error.message)
+    vars(copy).update({name: value for name, value in vars(error).items() if name != "__notes__"})
+    copy.history, copy.attempts, copy.outcome_unknown = (), 0, False
+    copy.uuid = copy.elapsed = copy.model_name = copy.route = None
+    return copy
+
+
+def _sooner(seconds: float, left: float | None) -> float | None:
+    bound = seconds if left is None else min(seconds, left)
+    return None if bound == inf else min(bound, threading.TIMEOUT_MAX)

@@ -1,0 +1,163 @@
+"""The connections of a pool: which are idle, worn out, or within their budget of messages."""
+
+from __future__ import annotations
+
+import random
+import sys
+import weakref
+from collections import deque
+from math import inf
+from time import monotonic
+
+from tcm_sync._pool.lease import Lease
+from tcm_sync._transport.connection import Connection
+from tcm_sync.settings import Settings
+
+_SPREAD = 0.2  # by how much limits differ between sockets, so that they do not turn over together
+_WINDOW = 1.02  # seconds in which a manager counts messages, and a little
+
+
+class Shelf:
+    """Every live connection, and the idle ones in the order of their last use.
+
+    It knows no lock: the pool's guards it, and the bookkeeping fields of its connections.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's limits.
+    size : int
+        The most connections.
+    """
+
+    def __init__(self, settings: Settings, size: int) -> None:
+        self._settings = settings
+        self._size = size
+        self.all: dict[str, Connection] = {}  # by uuid
+        self.idle: deque[Connection] = deque()  # the most recently used last
+        self.with_streams: set[Connection] = set()  # those that are lent to streams
+        self._sent_before: deque[deque[float]] = deque(maxlen=16)  # when the latest that are gone sent
+        self.limit = self.stated_limit()  # messages a second of one socket, where there is a limit
+
+    def add(self, connection: Connection) -> None:
+        """Take in a fresh connection, idle, with limits of its own."""
+        connection.spread = random.uniform(1.0 - _SPREAD, 1.0)  # noqa: S311 - guards no secret
+        connection.most_requests = max(1, round(self._settings.max_requests * connection.spread))
+        connection.old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
+        if self.limit is not None and self.limit > (connection.sent_at.maxlen or 0):
+            connection.sent_at = deque(maxlen=self.limit)
+        self.all[connection.uuid] = connection
+        self.idle.append(connection)
+
+    def forget(self, connection: Connection) -> bool:
+        """Drop a connection from the books; whether it was in them."""
+        if self.all.pop(connection.uuid, None) is None:
+            return False
+        self._sent_before.append(connection.sent_at)
+        if connection in self.idle:
+            self.idle.remove(connection)
+        self.with_streams.discard(connection)
+        connection.leased_at = connection.lease = connection.when_lost = None
+        return True
+
+    def lost_leases(self, before: float) -> list[Connection]:
+        """Return the connections lent before a moment to somebody who is gone."""
+        return [
+            c
+            for c in self.all.values()
+            if c not in self.idle
+            and (c.leased_at is None or c.leased_at < before)
+            and (c.lease is None or c.lease() is None)
+        ]
+
+    def choose(self) -> Connection | None:
+        """Find the connection for the next caller; it stays idle until it is lent."""
+        if self.limit is None:
+            return self.idle[-1] if self.idle else None
+        now = monotonic()  # in turn, the longest idle first, and within its budget
+        return next((c for c in self.idle if self._budget_at(c) <= now), None)
+
+    def lend(self, connection: Connection, lease: Lease, *, streaming: bool = False) -> None:
+        """Take an idle connection out of line, for the holder of `lease`."""
+        lease.connection = connection  # first: an interrupted caller gives back what it has
+        if self.idle[-1] is connection:  # nearly always
+            self.idle.pop()
+        else:
+            self.idle.remove(connection)
+        if streaming:
+            self.with_streams.add(connection)
+        connection.leased_at = monotonic()
+        connection.lease = weakref.ref(lease, connection.when_lost)
+
+    def put_back(self, connection: Connection, now: float) -> None:
+        """Put a connection back in line."""
+        self.with_streams.discard(connection)
+        connection.leased_at = connection.lease = None
+        connection.idle_since = now
+        self.idle.append(connection)
+
+    def busy(self) -> list[float]:
+        """Since when the connections that are lent are lent."""
+        return [c.leased_at for c in self.all.values() if c.leased_at is not None]
+
+    # --- budgets ---
+
+    def stated_limit(self) -> int | None:
+        """Messages that a socket may send in a second: one fewer than the manager's limit, to be safe."""
+        limit = self._settings.messages_per_second
+        return None if limit is None else max(1, int(min(limit, sys.maxsize)) - 1)
+
+    def learn_limit(self, connection: Connection) -> int | None:
+        """Learn a limit from a refusal, and return it if it is news.
+
+        It is what the socket sent in its last second, the refused one not counted, less one.
+        """
+        sent = connection.sent_at
+        counted = sum(1 for at in sent if sent[-1] - at <= 1.0) - 1
+        learned = max(1, counted - 1)
+        if self.limit is not None and learned >= self.limit:
+            return None
+        self.limit = learned
+        return learned
+
+    def sent_since(self, moment: float) -> int:
+        """Count the messages that were sent after a moment, also on connections that are gone."""
+        sent = [*(connection.sent_at for connection in self.all.values()), *self._sent_before]
+        return sum(at > moment for times in sent for at in times)
+
+    def next_budget(self) -> float:
+        """When the first idle connection may send again under the limit."""
+        return min((self._budget_at(c) for c in self.idle), default=inf)
+
+    def _budget_at(self, connection: Connection) -> float:
+        assert self.limit is not None
+        sent = connection.sent_at
+        return sent[-self.limit] + _WINDOW if len(sent) >= self.limit else 0.0
+
+    # --- ages ---
+
+    def replaced(self) -> Connection | None:
+        """Find the connection in whose place another was opened, if it was."""
+        worn = next((c for c in self.all.values() if c.replacing and c.retiring is None), None)
+        if worn is None and len(self.all) > self._size:
+            return next(iter(self.all.values()))  # the oldest
+        return worn
+
+    def expired(self, now: float) -> list[Connection]:
+        """Find the connections that were idle for too long, or are too old and idle."""
+        return [c for c in self.idle if self._expires_at(c) <= now]
+
+    def next_expiry(self, now: float) -> float:
+        """When to look for expired ones again."""
+        longest = self._settings.max_idle
+        return min(
+            (self._expires_at(c) if c.leased_at is None else now + longest for c in self.all.values()),
+            default=inf,
+        )
+
+    def _expires_at(self, connection: Connection) -> float:
+        settings = self._settings
+        return min(
+            connection.idle_since + settings.max_idle * connection.spread,
+            connection.old_at,
+        )

@@ -1,0 +1,49 @@
+"""How a client stands with its manager: what its pools have learned, shared between them."""
+
+from __future__ import annotations
+
+import logging
+
+from tcm_sync._pool.gate import Gate
+from tcm_sync._pool.pace import Pace
+
+# A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
+# calls wait ask at most 64 times a second, evenly. Without calls nobody asks.
+_FIRST_PAUSE, _LONGEST_PAUSE, _SPREAD = 0.1, 2 / 3, 0.5
+
+
+class Standing:
+    """Whether the manager can be reached, and takes our token.
+
+    Parameters
+    ----------
+    where : str
+        Host and port of the manager, for the log.
+
+    Attributes
+    ----------
+    manager_gate : Gate
+        Shut while the manager cannot be reached, or drains.
+    auth_gate : Gate
+        Shut while it refuses the token.
+    pace : Pace
+        How many messages a second it takes of our tenant.
+    reached : bool
+        Whether it ever let us in. It is only ever set, so it needs no lock.
+    epoch : int
+        How often all inference sockets were lost, or the manager said that it ends: what an earlier manager
+        knew of shared memory is void. Guarded by the pool's lock.
+    managers : int
+        How often the manager could not be reached, or said that it ends: the next one may have other limits.
+        Guarded as `epoch` is.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.manager_gate = Gate(
+            "manager", _FIRST_PAUSE, _LONGEST_PAUSE, spread=_SPREAD, of=where, level=logging.WARNING
+        )
+        self.auth_gate = Gate("authentication", 1.0, 60.0, of=where, level=logging.WARNING)
+        self.pace = Pace()
+        self.reached = False
+        self.epoch = 0
+        self.managers = 0

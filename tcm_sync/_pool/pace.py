@@ -1,0 +1,90 @@
+"""How many messages a second a client sends, once the manager has refused one over its tenant's limit."""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tcm_sync._pool.gate import again
+
+if TYPE_CHECKING:
+    from tcm_sync.errors import TcmError
+
+_CUT = 0.8  # what a refusal leaves of the rate
+_REST = 30.0  # seconds after a refusal before the rate grows again
+_GROWTH = 0.01  # what it then grows by in a second, as a share of what the refusal left
+_LEAST_GROWTH = 0.03  # and at least, in messages a second, so that a process that came late gets its share
+_LEAST = 0.1  # messages a second, however many refusals
+
+
+class Pace:
+    """One message after another, never faster than a rate that each refusal lowers.
+
+    The limit is one for all sockets of a tenant, in this process and in others, and each refusal costs a
+    socket. So the rate is lowered until the refusals end, and raised slowly: other processes may have left.
+
+    Attributes
+    ----------
+    active : bool
+        Whether there is a rate. It is only ever set, so that a look at it needs no lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # guards everything below; a pool's lock may be held around it
+        self.active = False
+        self._lowered_to = 0.0  # messages a second
+        self._lowered_at = 0.0
+        self._next_at = 0.0  # when the next message may go
+        self._cause: TcmError | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Messages a second, where that is limited."""
+        with self._lock:
+            return self._rate(monotonic()) if self.active else None
+
+    @property
+    def cause(self) -> TcmError | None:
+        """The latest refusal, for a call that cannot wait, or None where there is no rate."""
+        with self._lock:
+            return None if self._cause is None else again(self._cause)
+
+    def _rate(self, now: float) -> float:
+        rested = max(0.0, now - self._lowered_at - _REST)
+        return self._lowered_to + max(_GROWTH * self._lowered_to, _LEAST_GROWTH) * rested
+
+    def admit(self) -> float:
+        """Return 0.0 if a message may go now, which is counted, else the seconds until one may."""
+        with self._lock:
+            if not self.active:
+                return 0.0
+            now = monotonic()
+            if now < self._next_at:
+                return self._next_at - now
+            gap = 1.0 / self._rate(now)
+            self._next_at = max(self._next_at, now - gap) + gap  # a thread that woke late costs no message
+            return 0.0
+
+    def refused(self, sent_at: float, accepted: int, cause: TcmError) -> float | None:
+        """Lower the rate, and return it, unless the refusal is of the same burst as the one before.
+
+        Parameters
+        ----------
+        sent_at : float
+            When the refused message went out.
+        accepted : int
+            How many others did in the second before, and were not refused.
+        cause : TcmError
+            The refusal.
+        """
+        with self._lock:
+            if self.active and sent_at <= self._lowered_at:
+                return None
+            now = monotonic()
+            rate = min(self._rate(now), accepted + 1) if self.active else max(accepted, 1)
+            self._lowered_to = max(_LEAST, _CUT * rate)
+            self._lowered_at, self._cause = now, again(cause)
+            self._next_at = now + 1.0 / self._lowered_to
+            self.active = True
+            return self._lowered_to

@@ -1,0 +1,369 @@
+"""What a client runs on: its reader, its pool and its gates, from the first call to the closing."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from time import monotonic
+
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool.call import Call
+from tcm_sync._pool.connector import Connector
+from tcm_sync._pool.gate import Gate, Prober, again
+from tcm_sync._pool.lease import Lease
+from tcm_sync._pool.manager_state import Standing
+from tcm_sync._pool.pool import SERVED_A_TICK, Pool
+from tcm_sync._pool.stream_turns import Turns
+from tcm_sync._reentry import Callers
+from tcm_sync._transport.authentication import Opener
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.counters import Counts, PoolCounts
+from tcm_sync._transport.reader import Reader
+from tcm_sync._transport.replies import Future, Refusal
+from tcm_sync._wire.encode import encode_message
+from tcm_sync._wire.failures import TENANT_LIMIT
+from tcm_sync.errors import (
+    BackpressureError,
+    CallTimeoutError,
+    CircuitOpenError,
+    ClientClosedError,
+    ConnectFailedError,
+    ConnectionLostError,
+    MessageTooLargeError,
+    ProtocolError,
+    RateLimitedError,
+    ShuttingDownError,
+    TcmError,
+)
+from tcm_sync.settings import Route, Settings
+
+log = logging.getLogger("tcm_sync.pool")
+
+_EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
+# Why a lease is given back that nothing else gave back. The frames of a kept traceback hold it, so that the
+# collector is not to be waited for.
+_INTERRUPTED = "the call was interrupted"
+_REFUSED_WITHIN = 0.5  # seconds: a full queue is told at once, and not when the model is done
+
+Target = tuple[Route, str]
+
+
+class Runtime:
+    """The moving parts of one client in one process. A fork or a closing ends it; it never starts again.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's.
+    counts : Counts
+        Where it counts.
+    callers : Callers
+        The threads that are inside the client.
+    """
+
+    def __init__(self, settings: Settings, counts: Counts, callers: Callers) -> None:
+        self.settings = settings
+        self._counts = counts
+        self.closed = threading.Event()
+        self._connector = Connector(callers)
+        self.opener = Opener(settings, self._connector.opening, counts)
+        try:
+            self.reader = Reader(settings.ping_interval, counts, callers)
+        except OSError as error:
+            raise ConnectFailedError(f"no descriptors to read sockets with: {error}") from error
+        self.standing = Standing(self.opener.endpoint.authority)
+        self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
+        self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])
+        self.turns = Turns()
+        self._backpressure = Gate(
+            "backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN, of=self.opener.endpoint.authority
+        )
+        self._circuits_lock = threading.RLock()  # guards the dict, not the gates in it
+        self._circuits: dict[Target, Gate] = {}
+        try:
+            self.reader.start()
+        except RuntimeError as error:
+            self.reader.abandon()
+            raise ConnectFailedError(f"no thread to read the sockets with: {error}") from error
+
+    def _new_pool(self, setting: str, size: int, counts: PoolCounts) -> Pool:
+        pool = Pool(
+            self.settings,
+            self.opener,
+            self._connector,
+            self.reader,
+            self.standing,
+            counts,
+            size=size,
+            setting=setting,
+        )
+        self.reader.serve(pool)
+        if size > SERVED_A_TICK:
+            log.warning(
+                "%s=%d: the manager serves %d sockets a tenant at a time, the others wait, the youngest "
+                "longest; a smaller pool whose callers wait here is served evenly",
+                setting,
+                size,
+                SERVED_A_TICK,
+            )
+        return pool
+
+    def sleep(self, seconds: float) -> None:
+        """Pause before a repeat, or until the client is closed."""
+        self.closed.wait(min(seconds, threading.TIMEOUT_MAX))
+
+    def attempt(self, call: Call) -> None:
+        """Send a call once, behind the gates, and have its answer read.
+
+        Raises
+        ------
+        TcmError
+            What came in place of a good answer. Its ``uuid`` tells that it came from a socket.
+        """
+        backpressure = self._backpressure
+        if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
+            lease = self._lease(call)
+            try:
+                if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
+                    self._exchange(lease, call)
+                    return
+                lease.unused()  # it was shut meanwhile
+            except BaseException:
+                lease.discard(_INTERRUPTED)
+                raise
+        self._attempt_gated(call)
+
+    def _attempt_gated(self, call: Call) -> None:
+        """Make an attempt while a gate of its own is shut, perhaps as the probe."""
+        gates = self._gates(call.target)
+        prober = Prober()
+        try:
+            try:
+                lease = self._enter(gates, prober, call)
+                try:
+                    self._exchange(lease, call, gates, prober)
+                except BaseException:
+                    lease.discard(_INTERRUPTED)
+                    raise
+            finally:
+                _abandon(gates, prober)
+        finally:
+            _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
+
+    def _lease(self, call: Call) -> Lease:
+        pool = self.management if call.kind == "management" else self.pool
+        return pool.lease(call.deadline, patient=call.patient, streaming=call.streaming)
+
+    def _gates(self, target: Target | None) -> tuple[Gate, ...]:
+        circuit = self._circuits.get(target) if self._circuits and target is not None else None
+        return (self._backpressure,) if circuit is None else (circuit, self._backpressure)
+
+    def _enter(self, gates: tuple[Gate, ...], prober: Prober, call: Call) -> Lease:
+        """Wait at the gates and for a connection, until both are there at once."""
+        while True:
+            for gate in gates:
+                if gate.cause is not None and not gate.is_probed_by(prober):
+                    began = monotonic()
+                    try:
+                        gate.wait(call.deadline, prober)
+                    finally:
+                        self._counts.waited_at_gate(monotonic() - began)
+            lease = self._lease(call)
+            try:
+                for gate in gates:
+                    if gate.cause is not None and not gate.is_probed_by(prober):
+                        lease.unused()  # it was shut meanwhile
+                        break
+                else:
+                    return lease
+            except BaseException:
+                lease.discard(_INTERRUPTED)
+                raise
+
+    def _exchange(
+        self, lease: Lease, call: Call, gates: tuple[Gate, ...] = (), prober: Prober | None = None
+    ) -> None:
+        """Send on the leased connection and wait for the answer; `prober` has passed `gates` for it."""
+        connection = lease.connection
+        if call.deadline.expired():
+            lease.unused()
+            raise CallTimeoutError("the deadline passed before the request could be sent")
+        try:
+            payload = call.write(connection)
+        except BaseException:
+            lease.unused()
+            raise
+        future = call.future()
+        pending = self.reader.pending
+        try:
+            pending[connection.uuid] = future
+            try:
+                connection.send(encode_message(connection.uuid, call.kind, payload), call.deadline, future)
+            except ConnectionLostError as lost:
+                refusal: Refusal | None = self._explain(lost, connection, call, future)
+            else:
+                refusal = call.receive(connection, pending, future)
+        except BaseException as error:
+            pending.claim(connection.uuid)
+            lease.discard(f"a reply was outstanding: {type(error).__name__}")
+            call.may_have_run = call.may_have_run or future.started
+            if isinstance(error, TcmError):
+                _name(error, connection, call)
+                error.outcome_unknown = future.started
+            raise
+        if refusal is not None:
+            raise self._refused(lease, call, refusal, gates, prober)
+        call.accept(lease)
+        self.standing.manager_gate.forgive()
+        if gates:
+            self._passed(call.target, gates, prober)
+
+    def _refused(
+        self, lease: Lease, call: Call, refusal: Refusal, gates: tuple[Gate, ...], prober: Prober | None
+    ) -> TcmError:
+        """Return the failure, once the gates and the pool know of it: others wait for the connection."""
+        failure, reusable = refusal
+        connection = lease.connection
+        _name(failure, connection, call)
+        call.may_have_run = call.may_have_run or failure.outcome_unknown
+        try:
+            if not isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
+                self._passed(call.target, gates, prober, self._shut(failure, call.target))
+            if connection.pool is not None:
+                if isinstance(failure, RateLimitedError):
+                    connection.pool.learn_limit(connection)
+                elif failure.code == TENANT_LIMIT:
+                    connection.pool.over_tenant_limit(connection, failure)
+                elif isinstance(failure, BackpressureError) and connection.pool is self.pool:
+                    connection.pool.refused(connection, failure)  # not of jobs, which take minutes
+        finally:  # whatever a log handler does
+            if reusable:
+                lease.release()
+            else:
+                lease.discard(f"refused: {failure}")
+        return failure
+
+    def _explain(
+        self, lost: ConnectionLostError, connection: Connection, call: Call, future: Future
+    ) -> Refusal:
+        """Find out why the request could not be sent, or raise `lost`.
+
+        The manager may have said why before it closed, and the reader is about to read it.
+        """
+        if connection.closed and connection.loss and self.reader.pending.claim(connection.uuid):
+            error = again(connection.loss)  # the reader was done with it before the future was there
+            error.outcome_unknown = future.started
+            return Refusal(_late(error, future))
+        left = call.deadline.remaining()
+        refusal = future.refusal(_EXPLANATION if left is None else min(_EXPLANATION, left))
+        if refusal is None:
+            raise lost
+        return Refusal(_late(refusal.error, future), refusal.reusable)
+
+    def _shut(self, failure: TcmError, target: Target | None) -> Gate | None:
+        """Shut the gate that a failure is about, if it is about one; which."""
+        gate: Gate | None = None
+        if isinstance(failure, CircuitOpenError) and target is not None:
+            gate = self._circuit(target)
+            gate.shut(failure, exactly=failure.retry_after)
+        elif isinstance(failure, (BackpressureError, RateLimitedError)) and failure.code != TENANT_LIMIT:
+            gate = self._backpressure
+            gate.shut(failure)
+        if gate is not None and self.closed.is_set():
+            gate.open()  # nobody is to wait there any more
+        return gate
+
+    def _passed(
+        self,
+        target: Target | None,
+        gates: tuple[Gate, ...],
+        prober: Prober | None,
+        shut: Gate | None = None,
+    ) -> None:
+        """Open the gates that `prober` has passed: the manager answered. It may have `shut` one anew."""
+        for gate in gates:
+            if gate.cause is None or prober is None or not gate.is_probed_by(prober):
+                continue
+            if shut is None or gate is self._backpressure:
+                gate.open()  # the manager answered: what shut this gate is over
+                if target is not None:
+                    self._forget_circuit(target)
+
+    def _circuit(self, target: Target) -> Gate:
+        with self._circuits_lock:
+            for other in [other for other, gate in self._circuits.items() if gate.is_past()]:
+                del self._circuits[other]
+            if target not in self._circuits:
+                where = f"{self.opener.endpoint.authority}, container {target[0].container_id}"
+                name = f"circuit of {target[1]!r}"
+                self._circuits[target] = Gate(name, 1.0, 60.0, of=where, level=logging.WARNING)
+            return self._circuits[target]
+
+    def _forget_circuit(self, target: Target) -> None:
+        with self._circuits_lock:
+            gate = self._circuits.get(target)
+            if gate is not None and gate.cause is None:
+                del self._circuits[target]
+
+    def gates(self) -> dict[str, str]:
+        """Say of each gate that is shut why it is; it takes no lock."""
+        circuits = list(self._circuits.values())
+        gates = (self.standing.manager_gate, self.standing.auth_gate, self._backpressure, *circuits)
+        told = ((gate.name, gate.describe()) for gate in gates)
+        return {name: text for name, text in told if text is not None}
+
+    def close(self, timeout: float) -> None:
+        """Drain for up to `timeout` seconds, then end all calls and threads. Each step may be repeated."""
+        if timeout > 0.0:
+            deadline = Deadline(timeout)
+            for pool in (self.pool, self.management):
+                pool.refuse()
+            for pool in (self.pool, self.management):
+                pool.drain(deadline)
+        self.stop()
+        self._connector.join(1.0)
+        self.reader.join(10.0)
+
+    def stop(self) -> None:
+        """Have everything end, without waiting for it."""
+        self.closed.set()
+        for pool in (self.pool, self.management):
+            pool.close(ClientClosedError("the client was closed while the call waited for a socket"))
+        self._backpressure.open()
+        self.turns.close()
+        with self._circuits_lock:
+            circuits = list(self._circuits.values())
+        for gate in circuits:
+            gate.open()
+        self._connector.stop()
+        self.reader.stop()
+
+    def abandon(self) -> None:
+        """Close the descriptors that a forked child inherited, without a lock, and nothing else."""
+        self.pool.abandon()
+        self.management.abandon()
+        self._connector.opening.abandon()
+        self.reader.abandon()
+
+
+def _name(error: TcmError, connection: Connection, call: Call) -> None:
+    """Note of a failure on which socket it came and which call it is of, for the log too."""
+    error.uuid = connection.uuid
+    if call.target is not None:
+        error.route, error.model_name = call.target
+
+
+def _late(error: TcmError, future: Future) -> TcmError:
+    """Return why a connection could not be sent on, for the call that found it so."""
+    if not future.started and isinstance(error, (ProtocolError, MessageTooLargeError)):
+        return ConnectionLostError(f"the connection was lost before anything was sent: {error.message}")
+    if isinstance(error, (ConnectionLostError, ClientClosedError)) or not future.started:
+        error.outcome_unknown = future.started
+    return error
+
+
+def _abandon(gates: tuple[Gate, ...], prober: Prober) -> None:
+    """Give up the probes that had no outcome."""
+    for gate in gates:
+        if gate.cause is not None:
+            gate.abandon(prober)

@@ -1,0 +1,92 @@
+"""The callers that wait for a connection, first come first served."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool.gate import again
+from tcm_sync._pool.lease import Lease
+from tcm_sync.errors import TcmError
+
+if TYPE_CHECKING:
+    from tcm_sync._transport.connection import Connection
+
+
+class Waiter:
+    """A caller in the line. All but the lock is guarded by the pool's lock."""
+
+    __slots__ = (
+        "connection",
+        "deadline",
+        "eager",
+        "error",
+        "handed",
+        "lease",
+        "patient",
+        "since",
+        "streaming",
+    )
+
+    def __init__(
+        self, lease: Lease, deadline: Deadline, *, patient: bool, streaming: bool, eager: bool = False
+    ) -> None:
+        self.lease = lease
+        self.handed = threading.Lock()  # held until there is an outcome; guards nothing
+        self.handed.acquire()
+        self.deadline = deadline
+        self.patient = patient
+        self.eager = eager
+        self.streaming = streaming
+        self.since = monotonic()
+        self.connection: Connection | None = None
+        self.error: TcmError | None = None
+
+    def settle(self, connection: Connection | None, error: TcmError | None = None) -> None:
+        """Hand over a connection, or what came in its place."""
+        self.connection, self.error = connection, error
+        self.handed.release()
+
+
+class Line(deque[Waiter]):
+    """Those who wait. It knows no lock: the pool's guards it.
+
+    A stream waits here too while others hold all the sockets that streams may have; whoever comes after it
+    and wants no stream is then served before it.
+    """
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Take a caller out, wherever it is; whether it was still there."""
+        if waiter not in self:
+            return False
+        self.remove(waiter)
+        return True
+
+    def next(self, streams_left: int, others_left: int) -> Waiter | None:
+        """Return the first who may have a connection, when so many more streams and others may begin."""
+        if streams_left > 0 and others_left > 0:
+            return self[0] if self else None
+        return next((w for w in self if (streams_left if w.streaming else others_left) > 0), None)
+
+    def servable(self, streams_left: int, others_left: int) -> int:
+        """Count those who could have a connection if there were enough."""
+        streams = sum(waiter.streaming for waiter in self)
+        return min(len(self) - streams, others_left) + min(streams, max(0, streams_left))
+
+    def fail_newest(self, count: int, cause: TcmError) -> None:
+        """End the waiting of so many, those who came last."""
+        for _ in range(count):
+            self.pop().settle(None, again(cause))
+
+    def fail_hurried(self, cause: TcmError, seconds: float, *, eager: bool = False) -> None:
+        """End the waiting of those who cannot wait so long, or are eager; with `math.inf`, of all."""
+        for waiter in list(self):
+            left = waiter.deadline.remaining()
+            hurried = not waiter.patient or (eager and waiter.eager)
+            if seconds == inf or hurried or (left is not None and left < seconds):
+                self.remove(waiter)
+                waiter.settle(None, again(cause))

@@ -1,0 +1,93 @@
+"""Tensors that the user has put into shared memory himself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from tcm_sync._numbers import as_whole, shown
+from tcm_sync._tensors.check import Held
+from tcm_sync._tensors.datatypes import Unfit, datatype_named
+from tcm_sync._tensors.inputs import checked_name, checked_shape
+from tcm_sync._wire.messages import SharedTensor
+from tcm_sync._wire.quote import quote
+from tcm_sync.errors import InputError
+
+
+class SHMReference(Struct, frozen=True):
+    """An input that lies in a file of /dev/shm that the caller made, and looks after.
+
+    It is sent as it is, and only beside others of its kind: a request that mixes loses its other inputs. A
+    key may be used with one size, on one route, and with new contents only in place (docs/wire.rst, "Shared
+    memory").
+
+    Parameters
+    ----------
+    name : str
+        The tensor's name in the model.
+    shm_key : str
+        The name of the file, with or without the slash before it.
+    byte_size : int
+        Bytes of the tensor, from the file's beginning.
+    shape : sequence of int
+    dtype : str
+        Triton's name of the datatype: ``"FP32"``; not ``"BYTES"``.
+    """
+
+    name: str
+    shm_key: str
+    byte_size: int
+    shape: Sequence[int]
+    dtype: str
+
+
+def as_references(inputs: object) -> tuple[SharedTensor, ...] | None:
+    """Return the inputs of a call in the form of the wire if they are references, else None.
+
+    Raises
+    ------
+    InputError
+        One of them cannot be sent, or other inputs are among them.
+    """
+    if isinstance(inputs, Held):
+        inputs = inputs.inputs  # a signature says nothing of memory that somebody else looks after
+    if isinstance(inputs, SHMReference):
+        raise InputError("one SHMReference: put it in a list")
+    if not isinstance(inputs, (list, tuple)) or not any(isinstance(each, SHMReference) for each in inputs):
+        return None
+    seen = set()
+    references = []
+    for place, each in enumerate(inputs):
+        if not isinstance(each, SHMReference):
+            raise InputError(
+                f"input {place} is of type {type(each).__name__}, beside an SHMReference: the manager loses "
+                "one or the other, so give all by reference or none"
+            )
+        name = checked_name(each.name, place)
+        if name in seen:
+            raise InputError(f'input "{quote(name)}": given twice')
+        seen.add(name)
+        try:
+            references.append(_checked(each, name))
+        except Unfit as reason:
+            raise InputError(f'input "{quote(name)}": {reason}') from None
+    return tuple(references)
+
+
+def _checked(reference: SHMReference, name: str) -> SharedTensor:
+    datatype = datatype_named(reference.dtype)
+    if datatype.itemsize is None:
+        raise Unfit("BYTES has no fixed size, so it cannot be passed by reference")
+    shape = checked_shape(reference.shape)
+    wanted = math.prod(shape) * datatype.itemsize
+    size = as_whole(reference.byte_size)
+    if size != wanted or not wanted:
+        needs = f"{datatype.name}{list(shape)} takes {wanted}, at least 1"
+        raise Unfit(f"byte_size is {shown(reference.byte_size)}, and {needs}")
+    key = reference.shm_key
+    file = key.removeprefix("/") if isinstance(key, str) else ""
+    if not file or "/" in file or "\0" in file or file in (".", "..") or not file.isprintable():
+        raise Unfit(f"shm_key must be the name of a file in /dev/shm, not {shown(key)}")
+    return SharedTensor(name, f"/{file}", 0, wanted, shape, datatype.name)

@@ -1,0 +1,37 @@
+"""numpy <-> the wire: checking and encoding the inputs of a call, and making arrays of its outputs."""
+
+from tcm_sync._tensors.check import Held, HeldAll, HeldEach, check_call, fit_inputs
+from tcm_sync._tensors.datatypes import DATATYPES, Datatype
+from tcm_sync._tensors.encode import (
+    encode_data,
+    encode_described,
+    encode_inputs,
+    encode_small,
+    minimum_json_bytes,
+)
+from tcm_sync._tensors.inputs import InferenceInput, Tensor, check_inputs
+from tcm_sync._tensors.outputs import OutputDtypes, check_output_dtypes, decode_outputs
+from tcm_sync._tensors.signature import ModelSignature, TensorSpec
+
+__all__ = [
+    "DATATYPES",
+    "Datatype",
+    "Held",
+    "HeldAll",
+    "HeldEach",
+    "InferenceInput",
+    "ModelSignature",
+    "OutputDtypes",
+    "Tensor",
+    "TensorSpec",
+    "check_call",
+    "check_inputs",
+    "check_output_dtypes",
+    "decode_outputs",
+    "encode_data",
+    "encode_described",
+    "encode_inputs",
+    "encode_small",
+    "fit_inputs",
+    "minimum_json_bytes",
+]

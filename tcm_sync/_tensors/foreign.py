@@ -1,0 +1,127 @@
+"""Numbers that another library changes on the way to a numpy array: found, and refused.
+
+pandas, polars and pyarrow make float64 of integers that stand beside floats or missing values, and of int64
+beside uint64; float64 has no integer between 2**53 and 2**53 + 2. What they made is compared with what they
+hold, where it may differ.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._wire.quote import quote
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_AS_LIST = ("to_pylist", "to_list", "tolist")
+_SAME = {"double": "float64", "float": "float32", "halffloat": "float16"}  # names that pyarrow has
+
+
+def check_kept(data: Any, array: npt.NDArray[Any]) -> None:
+    """Refuse an array in which numbers are not those of the data that it was made from.
+
+    Parameters
+    ----------
+    data : object
+        Nested lists, or an array, a column or a table of another library.
+    array : ndarray
+        What numpy and that library made of it.
+
+    Raises
+    ------
+    Unfit
+        An integer became a float that is another number, or bool became numbers. The message names the
+        column, if there are columns.
+    """
+    if array.dtype.kind not in "iuf" or _declared(data) == {array.dtype.name}:
+        return
+    if array.ndim == 2:
+        columns = list(_columns(data))
+        if len(columns) == array.shape[1]:
+            _check_columns(columns, array)
+            return
+    if array.dtype.kind == "f":
+        _check_elements(data, array)
+
+
+def _declared(data: Any) -> set[str]:
+    """Return the dtypes that data have by their own account, as numpy calls them where it knows them."""
+    schema = getattr(data, "schema", None)  # of pyarrow, and of polars
+    for found in (getattr(data, "dtype", None), getattr(data, "type", None)):
+        if found is not None:
+            return {_name_of(found)}
+    several = getattr(data, "dtypes", None)
+    if several is None:
+        several = getattr(schema, "types", None)
+    return set(map(_name_of, several)) if isinstance(several, Iterable) else set()
+
+
+def _name_of(dtype: object) -> str:
+    name = str(dtype).removeprefix("torch.")
+    return _SAME.get(name, name)
+
+
+def _columns(data: Any) -> Iterator[tuple[object, Any]]:
+    """Yield the name and values of each column of a table: of pyarrow, polars, pandas or one like it."""
+    if hasattr(data, "column_names") and hasattr(data, "column"):
+        yield from ((name, data.column(place)) for place, name in enumerate(data.column_names))
+    elif hasattr(data, "columns") and hasattr(data, "get_columns"):
+        yield from zip(data.columns, data.get_columns(), strict=True)
+    elif hasattr(data, "columns") and hasattr(data, "iloc"):
+        yield from ((name, data.iloc[:, place]) for place, name in enumerate(data.columns))
+
+
+def _check_columns(columns: list[tuple[object, Any]], whole: npt.NDArray[Any]) -> None:
+    kinds: dict[str, object] = {}
+    for place, (name, column) in enumerate(columns):
+        array = np.asarray(column)
+        kinds.setdefault("bool" if array.dtype.kind == "b" else "numbers", name)
+        try:
+            check_kept(column, array)
+            if array.dtype.kind in "iu" and whole.dtype.kind == "f":
+                _compare(array.tolist(), whole[:, place])
+        except Unfit as reason:
+            raise Unfit(f'column "{quote(str(name))}": {reason}') from None
+    if len(kinds) > 1:
+        told = " and ".join(f'{kind} in column "{quote(str(name))}"' for kind, name in kinds.items())
+        raise Unfit(f"mixes {told}; send them as inputs of their own")
+
+
+def _check_elements(data: Any, array: npt.NDArray[Any]) -> None:
+    """Compare the elements one by one, unless all floats are small enough to be any integer."""
+    if not _beyond(array).any():
+        return
+    elements: Any = data if isinstance(data, (list, tuple)) else None
+    for name in _AS_LIST:
+        if elements is None and callable(method := getattr(data, name, None)):
+            elements = method()
+    while elements and isinstance(elements, (list, tuple)) and isinstance(elements[0], (list, tuple)):
+        elements = list(chain.from_iterable(elements))
+    if isinstance(elements, (list, tuple)) and len(elements) == array.size:
+        _compare(elements, array)
+
+
+def _compare(elements: list[Any] | tuple[Any, ...], array: npt.NDArray[Any]) -> None:
+    """Refuse an integer among the elements that the array has as another number."""
+    flat = array.reshape(-1)
+    for place in np.flatnonzero(_beyond(flat)):
+        given, made = elements[place], flat[place].item()
+        if isinstance(given, numbers.Integral) and int(given) != made:
+            raise Unfit(
+                f"{int(given)} became {made!r} on the way to {array.dtype}, which cannot hold it; send "
+                "integers without floats or missing values beside them, or make them floats yourself"
+            )
+
+
+def _beyond(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return where floats are so large that there are integers between them, infinities included."""
+    reach = array.dtype.type(2.0 ** (np.finfo(array.dtype).nmant + 1))
+    beyond: npt.NDArray[Any] = (array >= reach) | (array <= -reach)
+    return beyond

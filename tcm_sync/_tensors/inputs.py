@@ -1,0 +1,272 @@
+"""The inputs of a call: what users may pass, checked as a whole before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+from msgspec import UNSET, Struct
+
+from tcm_sync._numbers import shown
+from tcm_sync._tensors.arrays import MAX_DIMENSIONS, as_array
+from tcm_sync._tensors.casts import cast
+from tcm_sync._tensors.datatypes import NATIVE_NUMBERS, Datatype, Unfit, datatype_named, datatype_of
+from tcm_sync._wire.quote import quote
+from tcm_sync.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+#: The name of a tensor that is passed without one, as the manager's other clients have it.
+DEFAULT_NAME = "INPUT__0"
+
+_FORMS = (("name", "shape", "datatype", "data"), ("name", "dims", "type", "value"))
+
+
+class InferenceInput(Struct, frozen=True, eq=False):
+    """An input whose shape and datatype are stated, and the data held to them.
+
+    Parameters
+    ----------
+    name : str
+        The tensor's name in the model.
+    shape : sequence of int
+        The size of each dimension, batch included; none may be -1.
+    datatype : str
+        ``"FP32"``, ``"INT64"``, ``"BYTES"`` ...: Triton's name (docs/wire.rst, "Datatypes").
+    data : array_like
+        Of that shape, or flat with as many elements. Floats are rounded to the nearest of a narrower
+        datatype. Values that would change otherwise are refused: ``1e39`` as FP32, ``300`` as INT8,
+        ``1.5`` as INT32, ``2**24 + 1`` as FP32, bool for numbers, numbers for BYTES.
+    """
+
+    name: str
+    shape: Sequence[int]
+    datatype: str
+    data: Any
+
+
+class Tensor(Struct, frozen=True, eq=False):
+    """An input that was found good.
+
+    Attributes
+    ----------
+    name : str
+    datatype : str
+    shape : tuple of int
+    array : ndarray
+        C-contiguous, aligned, native, of the datatype's dtype; for BYTES an object array of `str`. It may
+        be the caller's own: never write to it.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    array: npt.NDArray[Any]
+
+
+def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = False) -> tuple[Tensor, ...]:
+    """Turn the inputs of a call into tensors that can be sent.
+
+    Parameters
+    ----------
+    inputs : mapping, sequence or array_like
+        - name -> array-like. The datatype is that of the dtype: float64 is FP64. Lists have numpy's
+          dtypes: ``[1.5]`` is FP64, ``[1]`` INT64.
+        - A sequence of `InferenceInput`, or of dicts in either form of the wire: ``name``, ``shape``,
+          ``datatype``, ``data``; or ``name``, ``dims``, ``type`` (``"FP32"`` or ``"TYPE_FP32"``),
+          ``value``.
+        - One array-like alone, which is named ``INPUT__0``.
+    scalars : bool
+        Whether 0-d tensors, and bare numbers and texts, will do: they are to be stacked before they are sent.
+    infinities : bool
+        Whether they may hold infinities: `encode_inputs` refuses those, since they may not go as JSON.
+
+    Returns
+    -------
+    tuple of Tensor
+        In the order given.
+
+    Raises
+    ------
+    InputError
+        A tensor is not what it says, or is something that the wire cannot carry or would change
+        (docs/wire.rst, "What cannot be carried"). The message names it.
+    """
+    if type(inputs) is dict and (ready := _all_ready(inputs)):
+        if not infinities:
+            check_finite(ready)
+        return ready
+    names = set()
+    tensors = []
+    for place, (name, shape, datatype, data) in enumerate(_stated(inputs)):
+        name = checked_name(name, place)
+        if name in names:
+            raise InputError(f'input "{quote(name)}": given twice')
+        names.add(name)
+        try:
+            tensor = _tensor(name, shape, datatype, data, scalars=scalars)
+            if not infinities:
+                _check_finite(tensor.array)
+            tensors.append(tensor)
+        except Unfit as reason:
+            raise InputError(f'input "{quote(name)}": {reason}') from reason.__cause__
+        except RecursionError:
+            raise InputError(f'input "{quote(name)}": arrays that hold arrays, too many deep') from None
+    if not tensors:
+        raise InputError("no inputs: a model needs one at least")
+    return tuple(tensors)
+
+
+def _all_ready(inputs: dict[Any, Any]) -> tuple[Tensor, ...] | None:
+    """Return the tensors of what is nearly always passed: arrays of numbers that can be sent as they are.
+
+    It is None if anything about any of them is unusual, and all of them want a closer look.
+    """
+    tensors = []
+    for name, data in inputs.items():
+        datatype = datatype_if_ready(name, data)
+        if datatype is None:
+            return None
+        tensors.append(Tensor(name, datatype, data.shape, data))
+    return tuple(tensors)
+
+
+def datatype_if_ready(name: Any, data: Any) -> str | None:
+    """Return the datatype of an input that can be sent as it is: an array of numbers, native and in order."""
+    if type(data) is not np.ndarray or type(name) is not str or not name or not name.isascii():
+        return None
+    datatype, shape, flags = NATIVE_NUMBERS.get(data.dtype), data.shape, data.flags
+    if datatype is None or not (flags.c_contiguous and flags.aligned):
+        return None
+    return datatype.name if 0 < len(shape) <= MAX_DIMENSIONS and 0 not in shape else None
+
+
+def _is_described(inputs: object) -> TypeGuard[Sequence[Any]]:
+    """Whether inputs are a sequence of described ones, or an empty one; a memoryview may be released."""
+    return (
+        isinstance(inputs, Sequence)
+        and not isinstance(inputs, memoryview)
+        and (not inputs or isinstance(inputs[0], (InferenceInput, Mapping)))
+    )
+
+
+def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Yield name, shape, datatype and data of each input; UNSET is what the user did not state."""
+    if isinstance(inputs, Mapping):
+        if isinstance(inputs.get("name"), str):
+            raise InputError("one input described by a dict: put it in a list")
+        for name, data in inputs.items():
+            yield name, UNSET, UNSET, data
+    elif isinstance(inputs, InferenceInput):
+        raise InputError("one InferenceInput: put it in a list")
+    elif _is_described(inputs):
+        for place, item in enumerate(inputs):
+            if isinstance(item, InferenceInput):
+                yield item.name, item.shape, item.datatype, item.data
+            elif isinstance(item, Mapping):
+                yield _from_dict(item, place)
+            else:
+                raise InputError(
+                    f"input {place} is of type {type(item).__name__}, beside described ones; describe it too"
+                )
+    else:
+        yield DEFAULT_NAME, UNSET, UNSET, inputs
+
+
+def _from_dict(item: Mapping[Any, Any], place: int) -> tuple[Any, Any, Any, Any]:
+    keys = set(item)
+    form = max(_FORMS, key=lambda form: len(keys.intersection(form)))
+    if keys != set(form):
+        which = f'input "{quote(item["name"])}"' if isinstance(item.get("name"), str) else f"input {place}"
+        wrong = [f"lacks {key!r}" for key in form if key not in keys]
+        wrong += [f"has the unknown key {shown(key)}" for key in item if key not in form]
+        raise InputError(f"{which}: {', '.join(wrong)}; the keys are {', '.join(form)}")
+    name, shape, datatype, data = (item[key] for key in form)
+    return name, shape, datatype, data
+
+
+def checked_name(name: object, place: int) -> str:
+    """Return the name of a tensor, unless it is none."""
+    if not isinstance(name, str) or not name:
+        raise InputError(f"input {place}: a tensor's name is a str that is not empty, not {shown(name)}")
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"input {place}: the name {shown(name)} has a lone surrogate") from None
+    return name if type(name) is str else str.__str__(name)
+
+
+def _tensor(name: str, shape: Any, datatype: Any, data: object, *, scalars: bool) -> Tensor:
+    stated = None if datatype is UNSET else datatype_named(datatype)
+    array = as_array(data, scalars=scalars)
+    found = datatype_of(array.dtype)  # first of all, for its advice
+    target = stated or found
+    array = _normal(cast(array, target.dtype, target.name), target)
+    if array.ndim == 0 and not scalars:
+        raise Unfit("is 0-d, which the wire cannot carry; .reshape(1) it")
+    if array.ndim > MAX_DIMENSIONS:
+        raise Unfit(f"has {array.ndim} dimensions, more than {MAX_DIMENSIONS}")
+    if shape is not UNSET:
+        array = _shaped(array, checked_shape(shape, scalars=scalars))
+    if 0 in array.shape[:-1]:
+        raise Unfit(
+            f"is empty with shape {array.shape}, which the manager refuses: only the last dimension may be 0"
+        )
+    return Tensor(name, target.name, array.shape, array)
+
+
+def check_finite(tensors: Iterable[Tensor]) -> None:
+    """Refuse infinities, which have no form in JSON.
+
+    Raises
+    ------
+    InputError
+        A tensor holds one; it is named.
+    """
+    for tensor in tensors:
+        try:
+            _check_finite(tensor.array)
+        except Unfit as reason:
+            raise InputError(f'input "{quote(tensor.name)}": {reason}') from None
+
+
+def _check_finite(array: npt.NDArray[Any]) -> None:
+    if array.dtype.kind == "f" and np.count_nonzero(np.isinf(array)):
+        raise Unfit("holds an infinity, which has no form in JSON (NaN has); clip it first")
+
+
+def _normal(array: npt.NDArray[Any], datatype: Datatype) -> npt.NDArray[Any]:
+    """Return the array as the encoder needs it: C order, aligned. A cast has made it native already."""
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned:
+        return array
+    return np.array(array, dtype=datatype.dtype, order="C")
+
+
+def checked_shape(shape: Iterable[Any], *, scalars: bool = False) -> tuple[int, ...]:
+    """Return a stated shape, unless it is none."""
+    try:
+        sizes = tuple(-1 if isinstance(size, bool) else operator.index(size) for size in shape)
+    except (TypeError, ValueError):  # a memoryview that was released
+        sizes = (-1,)
+    if min(sizes, default=0) < 0:
+        raise Unfit(f"a shape is a sequence of sizes, each 0 or more, not {shown(shape)}")
+    if not sizes and not scalars:
+        raise Unfit("the shape [] is 0-d, which the wire cannot carry; [1] is the nearest")
+    if len(sizes) > MAX_DIMENSIONS:
+        raise Unfit(f"the shape has {len(sizes)} dimensions, more than {MAX_DIMENSIONS}")
+    return sizes
+
+
+def _shaped(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Hold the array to the stated shape; flat data is what other Triton clients pass."""
+    if array.shape == shape:
+        return array
+    if array.ndim == 1 and array.size == math.prod(shape):
+        return array.reshape(shape)
+    raise Unfit(f"the data has shape {array.shape} and the stated one is {shape}")

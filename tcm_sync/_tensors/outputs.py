@@ -1,0 +1,276 @@
+"""Arrays from the JSON of a reply, which tells neither dtype nor shape (docs/wire.rst, "Inference").
+
+msgspec reads the text, and not orjson, which turns integers over 64 bits into floats. A typed decoder
+refuses mixtures as it goes and costs no more than an untyped one. numpy then makes the array of the nested
+lists in one pass: of all that was measured only this is fast at every size.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import re
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._numbers import shown
+from tcm_sync._tensors.arrays import MAX_DIMENSIONS
+from tcm_sync._tensors.casts import cast
+from tcm_sync._tensors.datatypes import DATATYPES, Unfit, datatype_of
+from tcm_sync._tensors.pieces import LARGE, read_in_pieces
+from tcm_sync._wire.outline import Outline
+from tcm_sync._wire.quote import quote
+from tcm_sync._wire.unreadable import UNREADABLE, why_unreadable
+from tcm_sync.errors import InputError, ProtocolError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+_BRACKETS = re.compile(rb"[\[ \t\r\n]*")
+_ELEMENTS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float | None, "O": str, "U": str, "S": str}
+_READING = {"b": bool, "f": np.float64, "O": object, "U": object, "S": object}
+_ELEMENT_WORDS = {
+    "b": "bools",
+    **dict.fromkeys("iu", "integers that fit int64 or uint64"),
+    "f": "null or numbers in the range of float64",
+    **dict.fromkeys("OUS", "text"),
+}
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+Data = bytes | msgspec.Raw | Outline
+Text = bytes | msgspec.Raw | memoryview
+
+# numpy 2 keeps its error state in a context variable: a context that has it is entered in a tenth of the
+# time that np.errstate takes, which is a third of what a small output costs.
+_STATE_IN_CONTEXT = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
+_OVERFLOW_RAISES = contextvars.Context()
+if _STATE_IN_CONTEXT:
+    _OVERFLOW_RAISES.run(np.seterr, over="raise", under="ignore")
+
+
+class OutputDtypes(msgspec.Struct, frozen=True, eq=False):
+    """The dtypes that a caller wants, checked.
+
+    Attributes
+    ----------
+    every : numpy.dtype or None
+        The dtype of the outputs that `named` does not name; None for numpy's reading of the JSON.
+    named : mapping of str to numpy.dtype
+    """
+
+    every: np.dtype[Any] | None
+    named: Mapping[str, np.dtype[Any]]
+
+
+_UNSTATED = OutputDtypes(None, {})
+
+
+def check_output_dtypes(output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None) -> OutputDtypes:
+    """Check the dtypes that a caller wants, before anything is sent for them.
+
+    Parameters
+    ----------
+    output_dtypes : mapping of str to dtype_like, or dtype_like, or None
+        One dtype for each output named, or one for all: bool, an integer, a float up to 64 bits; for text
+        `str` or `object` (of `str`), or `bytes`.
+
+    Raises
+    ------
+    InputError
+        It is not one that an output can have.
+    """
+    if output_dtypes is None:
+        return _UNSTATED
+    if isinstance(output_dtypes, (type, str, np.dtype)):  # all of them hashable
+        return _for_all(output_dtypes)  # type: ignore[arg-type]
+    if not isinstance(output_dtypes, Mapping):
+        return OutputDtypes(_checked_dtype(output_dtypes, "output_dtypes"), {})
+    for name in output_dtypes:
+        if not isinstance(name, str):
+            raise InputError(f"output_dtypes: the name of an output is a str, not {shown(name)}")
+    return OutputDtypes(
+        None,
+        {
+            name: _checked_dtype(wanted, f'output_dtypes["{quote(name)}"]')
+            for name, wanted in output_dtypes.items()
+        },
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _for_all(wanted: Hashable) -> OutputDtypes:
+    return OutputDtypes(_checked_dtype(wanted, "output_dtypes"), {})
+
+
+def _checked_dtype(wanted: Any, where: str) -> np.dtype[Any]:
+    if isinstance(wanted, str) and wanted in DATATYPES:
+        right = "str" if wanted == "BYTES" else str(DATATYPES[wanted].dtype)
+        raise InputError(f"{where}: {wanted} is a datatype of the wire; the numpy dtype is {right}")
+    if wanted is None:  # which numpy takes for float64
+        raise InputError(f"{where}: None is no dtype; leave the output out for numpy's reading of the JSON")
+    try:
+        dtype: np.dtype[Any] = np.dtype(wanted)
+        if dtype.kind in "US" and dtype.itemsize == 0:
+            return dtype
+        datatype_of(dtype)
+    except Exception as error:
+        if is_of_handler(error):
+            raise
+        raise InputError(f"{where}: {shown(wanted)} is no dtype of an output: {error}") from error
+    return dtype
+
+
+def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, npt.NDArray[Any]]:
+    """Make arrays of the data of a completed inference.
+
+    Parameters
+    ----------
+    data : bytes, msgspec.Raw or Outline
+        JSON: an object of nested lists by the outputs' names. A bare string, number or bool is one
+        element, of shape (1,).
+    dtypes : OutputDtypes
+        What `check_output_dtypes` made of the caller's wishes.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Writable, owning their memory. Of the dtype asked for: decimals are rounded to the nearest float,
+        ``null`` is NaN. Where none was asked for: float64, int64 (uint64 if a value needs it), bool, or
+        an object array of `str`; an empty list is float64.
+
+    Raises
+    ------
+    ProtocolError
+        The JSON is broken, nested too deep, or no object; an output is ragged, mixed or a bare ``null``,
+        or does not fit the dtype asked for. The message names the output.
+    InputError
+        A dtype is asked for an output that is not there.
+    """
+    try:
+        return _arrays(_cut(data) if isinstance(data, Outline) else _object.decode(data), dtypes)
+    except UNREADABLE as error:
+        text = data.text if isinstance(data, Outline) else bytes(data)
+        reason = why_unreadable(error, text, misfit="it is no JSON object")
+        raise ProtocolError(f"the outputs of the inference cannot be read: {reason}") from None
+
+
+def _cut(data: Outline) -> Mapping[str, Text]:
+    """Cut large data into the texts of its outputs."""
+    texts: dict[str, Text] = {}
+    for name, value in _object.decode(data.text).items():
+        array = data.array(text := bytes(value))
+        texts[name] = text if array is None else array
+    if sum(type(text) is memoryview for text in texts.values()) == len(data.arrays):
+        return texts
+    return _object.decode(bytes(data))  # one of them is no output, but part of something else
+
+
+def _arrays(texts: Mapping[str, Text], dtypes: OutputDtypes) -> dict[str, npt.NDArray[Any]]:
+    for name in dtypes.named:
+        if name not in texts:
+            there = ", ".join(f'"{quote(name)}"' for name in list(texts)[:20]) or "none"
+            raise InputError(f'output_dtypes: there is no output "{quote(name)}"; there are: {there}')
+    arrays = {}
+    for name, text in texts.items():
+        try:
+            arrays[name] = _decode(text, dtypes.named.get(name, dtypes.every))
+        except Unfit as reason:
+            raise ProtocolError(f'output "{quote(name)}": {reason}') from None
+    return arrays
+
+
+def _decode(text: Text, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
+    """Make the array of one output."""
+    brackets: bytes = _BRACKETS.match(text).group()  # type: ignore[union-attr]  # maybe empty
+    depth = brackets.count(b"[")
+    if depth > MAX_DIMENSIONS:
+        raise Unfit(f"nested more than {MAX_DIMENSIONS} deep")
+    kind = dtype.kind if dtype is not None else _kind_in(bytes(text), len(brackets))
+    if kind == "f" and dtype is not None and type(text) is memoryview and len(text) >= LARGE:
+        whole = read_in_pieces(
+            text, depth, lambda piece, axes: _floats(_decoder("f", axes).decode(piece), dtype)
+        )
+        if whole is not None:
+            return whole
+    if depth == 0:
+        text = bytes(text)
+        if text == b"null":  # beside other elements it is NaN; alone it may be an output that is missing
+            raise Unfit("null in place of a tensor")
+        text, depth = b"[%b]" % text, 1
+    try:
+        nested = _decoder(kind, depth).decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        misfit = f"it must be lists nested {depth} deep that hold only {_ELEMENT_WORDS[kind]}"
+        raise Unfit(why_unreadable(error, bytes(text), misfit=misfit)) from None
+    array = _floats(nested, dtype) if dtype is not None and kind == "f" else _array(nested, kind, text)
+    if array.ndim != depth:
+        raise Unfit("ragged lists")
+    if kind == "S":
+        return _encoded(array)
+    return array if dtype is None or kind in "fOU" else cast(array, dtype, dtype)
+
+
+def _kind_in(text: bytes, start: int) -> str:
+    """Return the kind of dtype that the first element asks for; the decoder holds the others to it."""
+    first = text[start : start + 1]
+    if first == b'"':
+        return "O"
+    if first in (b"t", b"f"):
+        return "b"
+    if first == b"]" or any(mark in text for mark in (b".", b"e", b"E", b"null")):
+        return "f"
+    return "i"
+
+
+@functools.cache  # a handful of kinds, at most MAX_DIMENSIONS deep
+def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
+    nested = _ELEMENTS[kind]
+    for _ in range(depth):
+        nested = list[nested]  # type: ignore[valid-type]  # made when it runs
+    return msgspec.json.Decoder(nested)
+
+
+def _array(nested: list[Any], kind: str, text: Text) -> npt.NDArray[Any]:
+    """Make an array of lists whose elements are of one kind; of ragged text with too few dimensions."""
+    try:
+        if kind in "iu":
+            return _integers(nested, text)
+        return np.array(nested, dtype=_READING[kind])
+    except ValueError:
+        raise Unfit("ragged lists") from None
+
+
+def _floats(nested: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Make an array of floats of one dtype, each rounded once."""
+    try:
+        if _STATE_IN_CONTEXT:
+            return _OVERFLOW_RAISES.copy().run(np.array, nested, dtype)  # no two threads enter one context
+        with np.errstate(over="raise", under="ignore"):
+            return np.array(nested, dtype=dtype)
+    except FloatingPointError:
+        return cast(np.array(nested, dtype=np.float64), dtype, dtype)  # it says which one is too large
+    except ValueError:
+        raise Unfit("ragged lists") from None
+
+
+def _integers(nested: list[Any], text: Text) -> npt.NDArray[Any]:
+    try:
+        return np.array(nested, dtype=np.int64)
+    except OverflowError:
+        pass
+    if b"-" not in bytes(text):  # numpy 1.26 would wrap it
+        try:
+            return np.array(nested, dtype=np.uint64)
+        except OverflowError:
+            pass
+    raise Unfit("integers that fit neither int64 nor uint64")
+
+
+def _encoded(text: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    encoded = np.empty(text.shape, dtype=object)
+    encoded.reshape(-1)[:] = [element.encode() for element in text.ravel()]
+    return encoded

@@ -1,0 +1,285 @@
+"""One socket, from its TCP connection to ``auth.ok`` (docs/wire.rst, "Authentication")."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import socket
+import ssl
+from collections import deque
+
+from tcm_sync._arguments import is_unicode
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport import frames
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.http import probe
+from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
+from tcm_sync._wire.decode import decode_message
+from tcm_sync._wire.encode import encode_message, encode_payload
+from tcm_sync._wire.failures import ADVISORY, failure_of_error
+from tcm_sync._wire.messages import Alert, AuthOk, AuthRequest, ClientIdentity, ErrorReply, Unknown
+from tcm_sync._wire.quote import quote
+from tcm_sync._wire.readiness import Readiness
+from tcm_sync.errors import (
+    AuthenticationError,
+    ConfigError,
+    ConnectFailedError,
+    MessageTooLargeError,
+    ProtocolError,
+    ShuttingDownError,
+    TcmError,
+)
+from tcm_sync.settings import AuthContext, Endpoint, Settings
+
+#: What this client can use of what a manager may offer.
+CAPABILITY = ("json", "shm")
+
+_FRESH_UUIDS = 3  # how often a uuid that is said to be connected already is replaced
+_GRACE = 0.1  # seconds in which a draining manager's refusal follows its auth.ok
+
+
+class Opener:
+    """Opens authenticated sockets to one manager.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's.
+    opening : OpeningSockets
+        Watches over the sockets until they are handed over.
+    counts : Counts
+        Where it counts the uuids.
+    """
+
+    def __init__(self, settings: Settings, opening: OpeningSockets, counts: Counts) -> None:
+        self._counts = counts
+        self.endpoint = Endpoint.parse(settings.uri)
+        self._settings = settings
+        self.opening = opening
+        self._auth = settings.auth or AuthContext()
+        self._capability = CAPABILITY if settings.shm == "auto" else CAPABILITY[:1]
+        tls = settings.tls
+        self.context: ssl.SSLContext | None = None
+        if self.endpoint.secure:
+            self.context = tls.context() if tls is not None else ssl.create_default_context()
+        self.server_hostname = tls.server_hostname if tls is not None else None
+        self.headers = dict(settings.headers or {})
+
+    def open(self, *, cautious: bool, ask_ready: bool) -> Connection:
+        """Open a socket, authenticate it, and return it; the reader has yet to be told.
+
+        Parameters
+        ----------
+        cautious : bool
+            Whether the manager was draining when last seen. Then the socket is watched for a moment: a
+            draining manager authenticates sockets and refuses them right after.
+        ask_ready : bool
+            Whether /ready is asked first, which may keep the socket from being opened.
+
+        Raises
+        ------
+        ConnectFailedError, AuthenticationError, ShuttingDownError, ProtocolError
+            There is no usable socket.
+        """
+        deadline = Deadline(self._settings.connect_timeout)
+        if ask_ready:
+            self._ask_ready(deadline)
+        fresh_asked = False
+        for attempt in range(1, _FRESH_UUIDS + 1):
+            try:
+                return self._open_once(deadline, cautious)
+            except _UuidTakenError:
+                if attempt == _FRESH_UUIDS:
+                    raise
+            except AuthenticationError:
+                # A callable may have a fresh token by now; it is asked once more.
+                if fresh_asked or not callable(self._auth.token):
+                    raise
+                fresh_asked = True
+        raise AssertionError("the loop returns or raises")
+
+    def _ask_ready(self, deadline: Deadline) -> None:
+        """Refuse to go on if the manager itself says that it is not ready.
+
+        Any other answer, or none, proves nothing: an ingress may pass nothing but /ws. Nor does a 503 with
+        a ``triton`` block: registered servers do not answer, while the manager serves all the rest.
+        """
+        try:
+            status, body = probe(
+                self, "ready", deadline.at_most(self._settings.connect_timeout / 2), self.opening
+            )
+        except TcmError:
+            return
+        readiness = Readiness.read(status, body)
+        if (
+            status == 503
+            and readiness.status == "not_ready"
+            and readiness.raw
+            and "triton" not in readiness.raw
+        ):
+            raise ShuttingDownError(
+                f"the manager was shutting down, and is not ready yet: {quote(body)}",
+                error_id=readiness.error_id,
+            )
+
+    def _open_once(self, deadline: Deadline, cautious: bool) -> Connection:
+        token = self._token()
+        sock = open_socket(self.endpoint, self.context, self.server_hostname, deadline, self.opening)
+        try:
+            rest = shake_hands(sock, self.endpoint, self.headers, deadline)
+            uuid = fresh_uuid(self._auth.uuid)
+            exchange = _AuthExchange(
+                self.endpoint, sock, uuid, token, self._settings.max_reply_bytes, deadline
+            )
+            self._counts.used_uuid()
+            exchange.feed(rest)
+            capability = exchange.run(_auth_request(self._auth, token, self._capability))
+            if cautious:
+                exchange.watch(Deadline(_GRACE))
+            sock.setblocking(False)
+        except BaseException:
+            self.opening.close(sock)
+            raise
+        connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
+        self.opening.remove(sock)
+        return connection
+
+    def _token(self) -> str | None:
+        token = self._auth.token
+        if not callable(token):
+            return token
+        try:
+            value = token()
+        except Exception as error:
+            raise AuthenticationError(f"the token callable raised {type(error).__name__}") from error
+        if not isinstance(value, str):
+            raise ConfigError(f"the token callable returned {type(value).__name__}, not a str")
+        if not is_unicode(value):
+            raise ConfigError("the token callable returned half a surrogate pair, which UTF-8 cannot carry")
+        return str.__str__(value)
+
+
+def fresh_uuid(prefix: str) -> str:
+    """Return a uuid that no socket ever had: the readable prefix, cleaned, and 128 random bits."""
+    readable = re.sub(r"[^A-Za-z0-9._-]", "-", prefix)[:40]
+    return f"{readable}-{secrets.token_hex(16)}"
+
+
+def _auth_request(auth: AuthContext, token: str | None, capability: tuple[str, ...]) -> AuthRequest:
+    identity = ClientIdentity(auth.sub, auth.tenant_id, tuple(auth.roles))
+    return AuthRequest(token, identity if identity != ClientIdentity() else None, capability)
+
+
+class _UuidTakenError(AuthenticationError):
+    """The manager knows the uuid already; another one is tried at once."""
+
+
+class _AuthExchange:
+    """The first messages on a socket, read and written by the thread that opens it."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        sock: socket.socket,
+        uuid: str,
+        token: str | None,
+        max_bytes: int,
+        deadline: Deadline,
+    ) -> None:
+        self._where = endpoint.authority
+        self._sock = sock
+        self._uuid = uuid
+        self._token = token
+        self._deadline = deadline
+        self.decoder = frames.FrameDecoder(max_bytes)
+        self.events: deque[frames.Event] = deque()
+
+    def feed(self, data: bytes) -> None:
+        """Take received bytes."""
+        try:
+            self.events.extend(self.decoder.feed(data))
+        except MessageTooLargeError as error:
+            raise ProtocolError(f"instead of auth.ok: {error.message}") from None
+
+    def run(self, request: AuthRequest) -> frozenset[str]:
+        """Authenticate, and return what the manager granted; bare auth.ok grants JSON alone."""
+        message = encode_message(self._uuid, "auth", encode_payload(request))
+        try:
+            for frame in frames.encode_text(message):
+                send_all(self._sock, frame, self._deadline)
+            while (granted := self._step()) is None:
+                pass
+        except TimeoutError as error:
+            raise ConnectFailedError(f"{self._where} did not answer the authentication in time") from error
+        except OSError as error:
+            if isinstance(error, TcmError):
+                raise
+            raise ConnectFailedError(
+                f"{self._where} ended the connection while authenticating: {error}"
+            ) from error
+        return granted
+
+    def watch(self, deadline: Deadline) -> None:
+        """See whether a refusal follows ``auth.ok``; nobody was given the socket yet, so nothing is lost."""
+        kept: list[frames.Event] = []
+        try:
+            while True:
+                while self.events:
+                    opcode, payload = event = self.events.popleft()
+                    if opcode == frames.TEXT:
+                        decoded = decode_message(payload, self._token)[1]
+                        if isinstance(decoded, ErrorReply) and decoded.code != ADVISORY:
+                            raise failure_of_error(decoded, self._token)
+                    kept.append(event)
+                data = receive(self._sock, 16_384, deadline)
+                if not data:
+                    raise ConnectFailedError(f"{self._where} closed the socket right after auth.ok")
+                self.feed(data)
+        except TimeoutError:
+            self.events.extend(kept)  # silence, as it should be
+        except OSError as error:
+            if isinstance(error, TcmError):
+                raise
+            raise ConnectFailedError(
+                f"{self._where} ended the connection right after auth.ok: {error}"
+            ) from error
+
+    def _step(self) -> frozenset[str] | None:
+        """Read on until the next event; what was granted, once it is."""
+        while not self.events:
+            data = receive(self._sock, 16_384, self._deadline)
+            if not data:
+                raise ConnectFailedError(f"{self._where} closed the socket instead of authenticating it")
+            self.feed(data)
+        opcode, payload = self.events.popleft()
+        if opcode == frames.PING:
+            send_all(self._sock, frames.encode_frame(frames.PONG, payload), self._deadline)
+        elif opcode == frames.CLOSE:
+            code, reason = frames.read_close(payload)
+            said = f" ({quote(reason, self._token)})" if reason else ""
+            raise ConnectFailedError(
+                f"{self._where} closed the socket with code {code}{said} instead of authenticating it"
+            )
+        elif opcode == frames.TEXT:
+            return self._message(payload)
+        return None
+
+    def _message(self, message: bytes) -> frozenset[str] | None:
+        envelope, payload = decode_message(message, self._token)
+        if isinstance(payload, AuthOk):
+            return frozenset(payload.capability) or frozenset(("json",))
+        if isinstance(payload, (Alert, Unknown)):
+            return None
+        if not isinstance(payload, ErrorReply):
+            raise ProtocolError(f"a message of type {envelope.type} instead of auth.ok")
+        if payload.code == ADVISORY:
+            return None
+        text = quote(payload.message, self._token)
+        if payload.code is None and payload.message.endswith("is already connected"):
+            raise _UuidTakenError(f"the manager refused the authentication: {text}")
+        error = failure_of_error(payload, self._token)
+        if isinstance(error, (ConnectFailedError, ShuttingDownError)) or payload.code is not None:
+            raise error
+        raise AuthenticationError(f"the manager refused the authentication: {text}")

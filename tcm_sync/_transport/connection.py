@@ -1,0 +1,321 @@
+"""One authenticated socket, named by its own uuid: what is written to it, and how it is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tcm_sync._deadline import Deadline
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
+from tcm_sync._transport.sockets import WOULD_BLOCK, is_local, send_flags, shut_down, wait_ready
+from tcm_sync.errors import CallTimeoutError, ConnectionLostError, TcmError
+
+if TYPE_CHECKING:
+    from tcm_sync._pool.lease import Lease
+    from tcm_sync._pool.pool import Pool
+    from tcm_sync._transport.replies import Future
+    from tcm_sync._wire.encode import Pieces
+
+_MOST_CONTROLS = 4  # control frames waiting to go out; of pongs only the latest matters (RFC 6455, 5.5.3)
+_MOST_SENT = 1024  # how many times of sending are remembered, to keep a limit of messages a second
+
+
+class Connection:
+    """A socket after its handshake and its auth exchange.
+
+    The caller that leases it writes messages, the reader writes control frames and is the only one to read
+    and to close it. Anybody else who wants it gone shuts it down and tells the reader.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        Connected, shaken hands with, authenticated.
+    uuid : str
+        What the manager knows this socket by.
+    capability : frozenset of str
+        What the manager granted.
+    decoder : FrameDecoder
+        With what was received behind the auth exchange and is not a whole frame yet.
+    early : list of (opcode, payload)
+        What was received behind the auth exchange: the reader begins with it.
+    secret : str or None
+        The token, to be kept out of whatever quotes the manager.
+    """
+
+    # There are too many for a dict that shares its keys: each access would take twice as long.
+    __slots__ = (
+        "_amid_frame",
+        "_control_begun",
+        "_controls",
+        "_flags",
+        "_sock",
+        "bytes_sent",
+        "capability",
+        "closed",
+        "decoder",
+        "doomed",
+        "early",
+        "epoch",
+        "idle_since",
+        "inherited",
+        "is_local",
+        "last_received",
+        "last_sent",
+        "lease",
+        "leased_at",
+        "lock",
+        "loss",
+        "messages_sent",
+        "most_requests",
+        "old_at",
+        "opened_at",
+        "paused",
+        "pinged_at",
+        "pool",
+        "receive_into",
+        "replacing",
+        "reply_prefixes",
+        "requests",
+        "retiring",
+        "secret",
+        "secured",
+        "sending",
+        "sent_at",
+        "spread",
+        "uuid",
+        "when_lost",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        uuid: str,
+        capability: frozenset[str],
+        decoder: FrameDecoder,
+        early: list[Event],
+        secret: str | None,
+    ) -> None:
+        self.uuid = uuid
+        self.capability = capability
+        self.decoder = decoder
+        self.early = early
+        self.secret = secret
+        # How the manager begins the reply to an inference, in its own form of JSON and in the shortest one.
+        self.reply_prefixes = (
+            b'{"type": "inference", "uuid": "%b", "payload": ' % uuid.encode(),
+            b'{"type":"inference","uuid":"%b","payload":' % uuid.encode(),
+        )
+        self.secured = isinstance(sock, ssl.SSLSocket)
+        self._flags = send_flags(sock)
+        self.is_local = is_local(sock)  # whether the other end is this machine
+        self._sock = sock
+        # Guards closed, loss, the three below them, and each single call on the socket, which never blocks.
+        self.lock = threading.RLock()
+        # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
+        self.receive_into: Callable[[memoryview], int] = (
+            partial(receive_secured, sock, self.lock) if self.secured else sock.recv_into
+        )
+        self.closed = False
+        self.inherited = False  # whether this is a child process, and the connection its parent's
+        self.loss: TcmError | None = None  # why it was closed
+        self._controls: deque[memoryview] = deque()  # frames that go out before the next data frame
+        self._control_begun = False  # whether the first of them is partly written
+        self._amid_frame = False  # whether a data frame is partly written
+        self.messages_sent = self.bytes_sent = 0  # frames and all; only the caller changes them
+        self.sending = False  # whether a caller's message is under way; only that caller changes it
+        # The reader's own.
+        self.doomed = False  # whether it is about to be closed
+        self.paused = False  # whether it is not read, since its stream is not taken
+        self.last_received = self.last_sent = monotonic()
+        self.pinged_at: float | None = None
+        # Guarded by the lock of the pool that it belongs to.
+        self.pool: Pool | None = None
+        self.opened_at = self.idle_since = monotonic()
+        self.leased_at: float | None = None
+        self.lease: weakref.ref[Lease] | None = None  # of whoever has it
+        # What is done if that is collected.
+        self.when_lost: Callable[[weakref.ref[Lease]], None] | None = None
+        self.epoch = 0  # how often all sockets had been lost before it was opened
+        self.requests = 0
+        self.most_requests = 0  # after which it is worn
+        self.old_at = inf  # from when on it is, too
+        self.spread = 1.0  # of its limits, against those of others
+        self.retiring: str | None = None  # why it is closed when it comes back
+        self.replacing = False  # whether another one is being opened in its place
+        self.sent_at: deque[float] = deque(maxlen=_MOST_SENT)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.uuid}{' closed' if self.closed else ''}>"
+
+    def fileno(self) -> int:
+        """Return the descriptor's number, for the reader's selector."""
+        return self._sock.fileno()
+
+    # --- the caller's side ---
+
+    def send(self, message: Pieces, deadline: Deadline, future: Future) -> None:
+        """Write a whole text message.
+
+        Parameters
+        ----------
+        message : tuple of bytes
+            JSON text.
+        deadline : Deadline
+            For all of it.
+        future : ReplyFuture
+            Marked as started before the first byte goes out.
+
+        Raises
+        ------
+        ConnectionLostError
+            The socket is closed; `outcome_unknown` if anything was written.
+        CallTimeoutError
+            The manager did not take the message in time.
+        """
+        self.sending = True
+        self.sent_at.append(monotonic())
+        written = 0
+        for frame in encode_text(message):
+            taken, _ = self._write(frame, future)
+            self.bytes_sent += taken
+            if taken < len(frame):
+                self._write_rest(memoryview(frame)[taken:], deadline, future, written + taken)
+            written += len(frame)
+        self.messages_sent += 1
+        self.last_sent = monotonic()
+        self.sending = False
+        if self._controls and self.flush() and self.pool is not None:
+            self.pool.reader.watch_writing(self)  # the reply is not to wait for it
+
+    def _write_rest(self, rest: memoryview, deadline: Deadline, future: Future, written: int) -> None:
+        """Write what the socket did not take at once of a frame, of whose message so much is `written`."""
+        wants_write = True
+        while rest:
+            left = deadline.remaining()
+            if left is not None and left <= 0.0:
+                raise CallTimeoutError(
+                    "the deadline passed while the request was being sent: the manager took no more after "
+                    f"{written:,} bytes",
+                    outcome_unknown=future.started,
+                )
+            # A TLS object that wants to read first is fed by the reader, so do not wait long.
+            longest = 1.0 if wants_write else 0.01  # the number may be closed, and another's, meanwhile
+            wait_ready(self._sock, write=wants_write, timeout=longest if left is None else min(left, longest))
+            taken, wants_write = self._write(rest, future)
+            self.bytes_sent += taken
+            written += taken
+            rest = rest[taken:]
+
+    def _write(self, view: bytes | memoryview, future: Future) -> tuple[int, bool]:
+        """Write what the socket takes: how many bytes, and whether to wait for it to take more."""
+        with self.lock:
+            if self.closed:
+                raise ConnectionLostError("the connection was lost", outcome_unknown=future.started)
+            begun = future.started or self.secured  # a TLS object may have sent part of what it refuses
+            try:
+                if self._controls and not self._amid_frame:
+                    self._write_controls()
+                future.started = self._amid_frame = True
+                taken = self._sock.send(view, self._flags)
+            except ssl.SSLWantReadError:
+                return 0, False
+            except WOULD_BLOCK:
+                future.started = begun
+                return 0, True
+            except OSError as error:
+                if is_of_handler(error):
+                    raise
+                future.started = begun
+                raise ConnectionLostError(
+                    f"the connection was lost while sending: {error}", outcome_unknown=begun
+                ) from error
+            self._amid_frame = taken < len(view)
+            return taken, True
+
+    def shut_down(self) -> None:
+        """End the connection from any thread; the reader sees it and closes the descriptor."""
+        with self.lock:
+            if not self.closed:
+                shut_down(self._sock)
+
+    # --- the reader's side, beside `receive_into` ---
+
+    def queue_control(self, opcode: int, payload: bytes) -> None:
+        """Queue a ping or a pong; it goes out before the next data frame, or with `flush`."""
+        frame = memoryview(encode_frame(opcode, payload))
+        with self.lock:
+            if len(self._controls) >= _MOST_CONTROLS:
+                self._controls.pop()
+            self._controls.append(frame)
+
+    def flush(self) -> bool:
+        """Write queued control frames, unless a message is half out; whether any wait for the socket."""
+        with self.lock:
+            if self.closed or self._amid_frame or not self._controls:
+                return False  # whoever sends writes them before its next frame
+            try:
+                self._write_controls()
+            except WOULD_BLOCK:
+                return True
+            except OSError:
+                return False  # reading finds out
+            return False
+
+    def _write_controls(self) -> None:
+        while self._controls:
+            frame = self._controls[0]
+            self._control_begun = True
+            taken = self._sock.send(frame, self._flags)
+            if taken < len(frame):
+                self._controls[0] = frame[taken:]
+                raise BlockingIOError
+            self._controls.popleft()
+            self._control_begun = False
+
+    def pong(self, payload: bytes) -> bool:
+        """Answer a ping; whether the answer waits for the socket."""
+        self.queue_control(PONG, payload)
+        return self.flush()
+
+    def ping(self, now: float) -> bool:
+        """Ask whether the other side is alive; whether the question waits for the socket."""
+        self.pinged_at = now
+        self.queue_control(PING, b"")
+        return self.flush()
+
+    def close(self, farewell: bytes | None = None, loss: TcmError | None = None) -> None:
+        """Close the descriptor, after a close frame if it can go out at once. The reader's alone."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed, self.loss = True, loss
+            if farewell is not None and not self._amid_frame and not self._control_begun:
+                with contextlib.suppress(OSError):  # it is a courtesy
+                    self._sock.send(farewell, self._flags)
+            shut_down(self._sock)
+            self._sock.close()
+
+    def abandon(self) -> None:
+        """Close the descriptor of a child process, which shares the connection with its parent."""
+        self.closed = self.inherited = True
+        self._sock.close()
+
+
+def receive_secured(sock: socket.socket, lock: threading.RLock, buffer: memoryview) -> int:
+    """Read a TLS object, which must not be read and written at once: under the lock of its connection."""
+    if not lock.acquire(timeout=0.001):  # its holder never blocks, so this is short
+        raise BlockingIOError
+    try:
+        return sock.recv_into(buffer)
+    finally:
+        lock.release()

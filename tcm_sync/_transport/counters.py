@@ -1,0 +1,155 @@
+"""What a client counts, from its making on, through every runtime that it has in one process."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Collection
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tcm_sync._transport.connection import Connection
+
+
+class PoolCounts:
+    """What one pool counts, guarded by its lock."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+        self.closed: Counter[str] = Counter()  # by the kind of the reason
+        self.waits = 0  # calls that waited in line for a socket
+        self.wait_seconds = 0.0
+        # Of connections that are not in the books any more.
+        self.messages_sent = 0
+        self.bytes_sent = 0
+
+    def read(self, live: Collection[Connection]) -> dict[str, Any]:
+        """Return the counters, with what the connections in the books have counted so far."""
+        return {
+            "sockets": len(live),
+            "busy": sum(c.leased_at is not None for c in live),
+            "open_streams": 0,
+            "waiting": 0,
+            "sockets_opened": self.opened,
+            "sockets_closed": Counter(self.closed),
+            "waits": self.waits,
+            "wait_seconds": self.wait_seconds,
+            "messages_sent": self.messages_sent + sum(c.messages_sent for c in live),
+            "bytes_sent": self.bytes_sent + sum(c.bytes_sent for c in live),
+        }
+
+    def waited(self, seconds: float) -> None:
+        """Count a wait in line that has ended."""
+        self.waits += 1
+        self.wait_seconds += seconds
+
+
+class Counts:
+    """Counters that only ever grow; `tcm_sync._calls.stats` says what they mean.
+
+    Each pool counts under its own lock, the reader what it reads without any, since nobody else does, and
+    everybody else under this one's.
+    """
+
+    def __init__(self) -> None:
+        self._began = monotonic()
+        self.pools = (PoolCounts(), PoolCounts())
+        self.lock = threading.RLock()  # guards what follows, to the reader's own
+        self.calls = 0
+        self.failures: Counter[str] = Counter()  # by code, or by class
+        self.repeats: Counter[str] = Counter()  # by the same of what was repeated
+        self.streams = 0
+        self.batch_sizes: Counter[int] = Counter()
+        self.shm_sends = self.shm_sent_bytes = 0
+        self.shm_declined: Counter[str] = Counter()
+        self.uuids = 0
+        self.gate_waits = 0
+        self.gate_wait_seconds = 0.0
+        # The reader's own.
+        self.messages_received = 0
+        self.bytes_received = 0
+        self.late = 0
+        self.unknown = 0
+        self.advisories = 0
+        self.alerts: Counter[str] = Counter()
+
+    def read(self) -> dict[str, Any]:
+        """Return all counters but those of the pools."""
+        with self.lock:
+            figures = {name: getattr(self, name) for name in _OWN}
+            copies = {name: Counter(value) for name, value in figures.items() if isinstance(value, Counter)}
+        return {**figures, **copies, "seconds": monotonic() - self._began}
+
+    def called(self) -> None:
+        """Count a call that has ended, however."""
+        with self.lock:
+            self.calls += 1
+
+    def failed(self, error: BaseException) -> None:
+        """Count the failure of a call."""
+        with self.lock:
+            self.failures[cause_of(error)] += 1
+
+    def repeated(self, error: BaseException) -> None:
+        """Count a call that is sent again, after `error`."""
+        with self.lock:
+            self.repeats[cause_of(error)] += 1
+
+    def begun_stream(self) -> None:
+        """Count a stream that has begun."""
+        with self.lock:
+            self.streams += 1
+
+    def batched(self, size: int) -> None:
+        """Count a batch that goes out."""
+        with self.lock:
+            self.batch_sizes[size] += 1
+
+    def shared(self, size: int) -> None:
+        """Count an attempt whose tensors went through shared memory."""
+        with self.lock:
+            self.shm_sends += 1
+            self.shm_sent_bytes += size
+
+    def declined(self, why: str) -> None:
+        """Count tensors that were large enough for shared memory, and went as JSON."""
+        with self.lock:
+            self.shm_declined[why.partition(":")[0]] += 1
+
+    def used_uuid(self) -> None:
+        """Count a uuid that the manager is about to learn: each slows it (docs/wire.rst, "Timing")."""
+        with self.lock:
+            self.uuids += 1
+
+    def waited_at_gate(self, seconds: float) -> None:
+        """Count a wait for a gate to open."""
+        with self.lock:
+            self.gate_waits += 1
+            self.gate_wait_seconds += seconds
+
+
+_OWN = (
+    "calls",
+    "failures",
+    "repeats",
+    "streams",
+    "batch_sizes",
+    "shm_sends",
+    "shm_sent_bytes",
+    "shm_declined",
+    "uuids",
+    "gate_waits",
+    "gate_wait_seconds",
+    "messages_received",
+    "bytes_received",
+    "late",
+    "unknown",
+    "advisories",
+    "alerts",
+)
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the manager's code of a failure, else the name of its class."""
+    return getattr(error, "code", None) or type(error).__name__

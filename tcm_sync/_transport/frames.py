@@ -1,0 +1,272 @@
+"""WebSocket frames: ours to write masked, the manager's to read (RFC 6455, section 5).
+
+websocket-client's own are not used: its receive buffer is quadratic in small reads, its UTF-8 check
+takes half a second a megabyte, and its sends know no deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from websocket import ABNF
+
+from tcm_sync._wire.encode import Pieces
+from tcm_sync.errors import MessageTooLargeError, ProtocolError
+
+TEXT: int = ABNF.OPCODE_TEXT
+CLOSE: int = ABNF.OPCODE_CLOSE
+PING: int = ABNF.OPCODE_PING
+PONG: int = ABNF.OPCODE_PONG
+_CONTINUATION: int = ABNF.OPCODE_CONT
+_BINARY: int = ABNF.OPCODE_BINARY
+
+#: Bytes of a large message that go out as one frame, so that pongs can go out between two.
+FRAGMENT_BYTES = 128 * 1024
+
+_FINAL = 0x80  # of the first byte: the last frame of its message
+_PACK_SHORT = struct.Struct("!BB").pack
+_PACK_MEDIUM = struct.Struct("!BBH").pack
+_TWO_BYTES = 126  # bytes from which on the size has two bytes of its own (section 5.2)
+_SMALL = 512  # bytes up to which one long integer is masked sooner than an array
+_CONTROL_BYTES = 125  # the most a control frame may carry (section 5.5)
+
+Event = tuple[int, bytes]
+
+
+def encode_frame(opcode: int, payload: bytes) -> bytes:
+    """Write one whole frame, masked with four fresh random bytes as a client must (section 5.3)."""
+    size = len(payload)
+    if size > _SMALL:
+        return bytes(_Scratch(size).frame(opcode | _FINAL, (payload,), size))
+    if size < _TWO_BYTES:
+        header = _PACK_SHORT(opcode | _FINAL, 0x80 | size)
+    else:
+        header = _PACK_MEDIUM(opcode | _FINAL, 0xFE, size)
+    key = os.urandom(4)
+    mask = (key * (size // 4 + 1))[:size]
+    number = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little")
+    return b"".join((header, key, number.to_bytes(size, "little")))
+
+
+def encode_text(pieces: Pieces) -> Iterable[bytes | memoryview]:
+    """Write a text message as one frame, or as several if it is large.
+
+    Each frame is good until the next one is asked for: they may share their memory.
+    """
+    size = sum(map(len, pieces))
+    if size <= _SMALL:
+        return (encode_frame(TEXT, b"".join(pieces)),)
+    if size <= FRAGMENT_BYTES:
+        return (_Scratch(size).frame(TEXT | _FINAL, pieces, size),)
+    return _encode_fragments(pieces, size)
+
+
+def _encode_fragments(pieces: Pieces, size: int) -> Iterator[memoryview]:
+    scratch = _Scratch(FRAGMENT_BYTES)
+    opcode = TEXT
+    for part in _cut(pieces, FRAGMENT_BYTES):
+        length = sum(map(len, part))
+        size -= length
+        yield scratch.frame(opcode if size else opcode | _FINAL, part, length)
+        opcode = _CONTINUATION
+
+
+def _cut(pieces: Pieces, size: int) -> Iterator[list[memoryview]]:
+    """Cut a text into parts of so many bytes, the last one shorter, each of views of its pieces."""
+    part: list[memoryview] = []
+    room = size
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            part.append(view[:room])
+            view = view[len(part[-1]) :]
+            room -= len(part[-1])
+            if not room:
+                yield part
+                part, room = [], size
+    if part:
+        yield part
+
+
+def _header(first: int, size: int) -> bytes:
+    if size < 0x10000:
+        return _PACK_MEDIUM(first, 0xFE, size) if size >= _TWO_BYTES else _PACK_SHORT(first, 0x80 | size)
+    return struct.pack("!BBQ", first, 0xFF, size)
+
+
+class _Scratch:
+    """Memory in which frames are put together and masked, each over the one before it.
+
+    Parameters
+    ----------
+    size : int
+        The most bytes that their payloads may have.
+    """
+
+    _START = 16  # where payloads begin: a header has 14 bytes at most, and whole words are masked
+
+    def __init__(self, size: int) -> None:
+        self._bytes = memoryview(bytearray(self._START + -(-size // 8) * 8))
+        self._words = np.frombuffer(self._bytes, np.uint64, offset=self._START)
+
+    def frame(self, first: int, parts: Iterable[bytes | memoryview], size: int) -> memoryview:
+        """Write a frame whose payload is in parts, `size` bytes in all."""
+        key = os.urandom(4)
+        header = _header(first, size) + key
+        start = self._START - len(header)
+        self._bytes[start : self._START] = header
+        position = self._START
+        for part in parts:
+            end = position + len(part)
+            self._bytes[position:end] = part
+            position = end
+        words = self._words[: -(-size // 8)]
+        np.bitwise_xor(words, np.frombuffer(key * 2, np.uint64)[0], out=words)
+        return self._bytes[start:position]
+
+
+def encode_close(code: int) -> bytes:
+    """Write a close frame."""
+    return encode_frame(CLOSE, struct.pack("!H", code))
+
+
+def read_close(payload: bytes) -> tuple[int, str]:
+    """Read a close frame's code and reason; 1005 stands for no code (section 7.1.5).
+
+    Raises
+    ------
+    ProtocolError
+        The payload is a single byte, or the reason is not UTF-8.
+    """
+    if not payload:
+        return 1005, ""
+    if len(payload) == 1:
+        raise ProtocolError("a close frame with half a code")
+    try:
+        return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("a close frame whose reason is not UTF-8") from None
+
+
+class FrameDecoder:
+    """Cuts what was received into messages and control frames.
+
+    Used by one thread at a time: the one that opens the socket, then the reader.
+
+    Parameters
+    ----------
+    max_bytes : int
+        The most bytes that a message may have, summed over its fragments. It is checked against the
+        header, before the bytes come.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()
+        self._needed = 0  # bytes that the buffer must hold before it is worth looking at
+        self._fragments: list[bytes] | None = None
+        self._fragment_bytes = 0
+
+    def feed(self, data: bytes | memoryview) -> list[Event]:
+        """Take received bytes and return the events that they complete: (opcode, payload) pairs.
+
+        Raises
+        ------
+        ProtocolError
+            A frame that a server must not send.
+        MessageTooLargeError
+            A header that announces more than `max_bytes`.
+        """
+        if not self._buffer and self._fragments is None and len(data) > 2 and data[0] == 0x80 | TEXT:
+            # Nearly every reply is this: one whole unfragmented text frame.
+            size = data[1]
+            start = 2
+            if size == 126 and len(data) > 4:
+                size, start = data[2] << 8 | data[3], 4
+            if (size < 126 or start == 4) and size <= self._max_bytes and len(data) == start + size:
+                return [(TEXT, bytes(data[start:]))]
+        self._buffer += data
+        events: list[Event] = []
+        position = 0
+        while len(self._buffer) - position >= self._needed:
+            end, event = self._next(position)
+            if end is None:
+                break
+            position = end
+            if event is not None:
+                events.append(event)
+        if position:
+            del self._buffer[:position]
+        return events
+
+    def _next(self, position: int) -> tuple[int | None, Event | None]:
+        """Read the frame at `position`: where it ends, or None if it is not whole yet, and its event."""
+        buffer = self._buffer
+        available = len(buffer) - position
+        if available < 2:
+            self._needed = 2
+            return None, None
+        first, second = buffer[position], buffer[position + 1]
+        opcode, final, size = first & 0x0F, bool(first & 0x80), second & 0x7F
+        self._check_header(first, second)
+        start = 2
+        if size >= 126:
+            start = 4 if size == 126 else 10
+            if available < start:
+                self._needed = start
+                return None, None
+            size = int.from_bytes(buffer[position + 2 : position + start], "big")
+            if size >> 63:
+                raise ProtocolError("a frame length with its highest bit set (RFC 6455, section 5.2)")
+        if opcode < CLOSE and self._fragment_bytes + size > self._max_bytes:
+            raise MessageTooLargeError(
+                f"the reply has at least {self._fragment_bytes + size:,} bytes, and "
+                f"max_reply_bytes is {self._max_bytes:,}: ask for fewer rows a call, or raise it",
+                size=self._fragment_bytes + size,
+                limit=self._max_bytes,
+            )
+        if available < start + size:
+            self._needed = start + size
+            return None, None
+        self._needed = 0
+        end = position + start + size
+        with memoryview(buffer) as view:
+            payload = bytes(view[position + start : end])
+        return end, self._take(opcode, final, payload)
+
+    def _check_header(self, first: int, second: int) -> None:
+        opcode = first & 0x0F
+        if first & 0x70:
+            raise ProtocolError("a frame with reserved bits set (RFC 6455, section 5.2)")
+        if second & 0x80:
+            raise ProtocolError("a masked frame from the server (RFC 6455, section 5.1)")
+        if opcode >= CLOSE:
+            if opcode > PONG:
+                raise ProtocolError(f"a frame of unknown opcode {opcode}")
+            if not first & 0x80 or second > _CONTROL_BYTES:
+                raise ProtocolError("a control frame that is fragmented or over 125 bytes")
+        elif opcode == _BINARY:
+            raise ProtocolError("a binary message; the manager speaks text")
+        elif opcode > _BINARY:
+            raise ProtocolError(f"a frame of unknown opcode {opcode}")
+        elif (opcode == _CONTINUATION) != (self._fragments is not None):
+            raise ProtocolError("fragments out of order (RFC 6455, section 5.4)")
+
+    def _take(self, opcode: int, final: bool, payload: bytes) -> Event | None:
+        if opcode >= CLOSE:
+            return opcode, payload
+        if self._fragments is None:
+            if final:
+                return TEXT, payload
+            self._fragments = []
+        if payload:
+            self._fragments.append(payload)
+        self._fragment_bytes += len(payload)
+        if not final:
+            return None
+        message = b"".join(self._fragments)
+        self._fragments, self._fragment_bytes = None, 0
+        return TEXT, message

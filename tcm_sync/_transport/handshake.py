@@ -1,0 +1,170 @@
+"""The opening handshake, by websocket-client, over a socket of ours (RFC 6455, section 4).
+
+websocket-client reads header lines byte by byte without a bound, follows redirects with settings of its
+own, and keeps one cookie jar for the process. So it is given an object in place of a socket, which sends
+its request within the deadline, reads the whole head of the answer under a bound, and lets no cookie through
+that the user did not give.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import socket
+
+from websocket import WebSocket, WebSocketException, WebSocketTimeoutException
+
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport.sockets import receive, send_all
+from tcm_sync._wire.quote import quote
+from tcm_sync._wire.readiness import Readiness
+from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
+from tcm_sync.settings import Endpoint
+
+#: The most bytes that the head of an answer may have.
+HEAD_BYTES = 64 * 1024
+
+# Of these the answer is rid before websocket-client sees it: cookies go to nobody, and the body of a
+# refusal is not waited for.
+_DROPPED = re.compile(rb"^(?:set-cookie2?|content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
+
+_UNASKED = re.compile(rb"^sec-websocket-(?:extensions|protocol)[ \t]*:", re.IGNORECASE)
+
+
+def shake_hands(
+    sock: socket.socket, endpoint: Endpoint, headers: dict[str, str], deadline: Deadline
+) -> bytes:
+    """Turn a connected socket into a WebSocket.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        Connected, and secured if need be.
+    endpoint : Endpoint
+        For the request line and the Host header.
+    headers : dict of str to str
+        Sent beside the handshake's own.
+    deadline : Deadline
+        For all of it.
+
+    Returns
+    -------
+    bytes
+        What came behind the head of the answer: frames already.
+
+    Raises
+    ------
+    ConnectFailedError
+        The server refused, redirected, answered nonsense, or nothing in time. `retriable` is False for
+        a status that waiting does not change.
+    AuthenticationError
+        Status 401 or 403.
+    """
+    target = f"{endpoint.path}?{endpoint.query}" if endpoint.query else endpoint.path
+    cookie = next((value for name, value in headers.items() if name.lower() == "cookie"), None)
+    stand_in = _HandshakeSocket(sock, target, cookie, deadline)
+    sent = [f"{name}: {value}" for name, value in headers.items() if name.lower() != "cookie"]
+    where = endpoint.authority
+    try:
+        WebSocket().connect(  # type: ignore[no-untyped-call]
+            endpoint.url,
+            socket=stand_in,
+            header=sent,
+            host=where,
+            suppress_origin=True,
+            redirect_limit=0,
+        )
+    except WebSocketTimeoutException as error:
+        raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
+    except (WebSocketException, ValueError, LookupError) as error:
+        if stand_in.status is not None and stand_in.status != 101:
+            raise _refused(where, stand_in.status, stand_in.rest) from error
+        raise ConnectFailedError(f"{where} does not speak WebSocket: {quote(str(error))}") from error
+    except TimeoutError as error:
+        raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
+    except OSError as error:
+        if isinstance(error, TcmError):
+            raise
+        raise ConnectFailedError(f"{where} ended the connection in the handshake: {error}") from error
+    if stand_in.status != 101:  # older versions of websocket-client take a redirect for success
+        raise _refused(where, stand_in.status or 0, stand_in.rest)
+    if stand_in.unasked is not None:
+        raise ConnectFailedError(
+            f"{where} answered the handshake with {quote(stand_in.unasked)}, which was not asked for "
+            "(RFC 6455, section 4.1)",
+            retriable=False,
+        )
+    return stand_in.rest
+
+
+def _refused(where: str, status: int, body: bytes) -> TcmError:
+    said = f": {quote(body.strip())}" if body.strip() else ""
+    if status in (401, 403):
+        return AuthenticationError(f"{where} refused the handshake with HTTP {status}{said}")
+    if 300 <= status < 400:
+        said = ", a redirect, which is not followed: use the final address"
+    elif status == 404:
+        said = ", not found: the path is usually /ws"
+    permanent = 300 <= status < 500 and status not in (408, 425, 429)
+    return ConnectFailedError(
+        f"{where} answered the handshake with HTTP {status}{said}",
+        retriable=not permanent,
+        error_id=Readiness.read(status, body).error_id,
+    )
+
+
+class _HandshakeSocket:
+    """What websocket-client takes for a socket while it shakes hands."""
+
+    def __init__(self, sock: socket.socket, target: str, cookie: str | None, deadline: Deadline) -> None:
+        self._sock = sock
+        self._target = target
+        self._cookie = cookie
+        self._deadline = deadline
+        self._head: io.BytesIO | None = None
+        self.status: int | None = None
+        self.rest = b""
+        self.unasked: bytes | None = None  # an extension or a subprotocol
+
+    def gettimeout(self) -> float:
+        return 0.0  # so that websocket-client does not wait by itself
+
+    def settimeout(self, value: float | None) -> None:
+        """Take no timeout: the deadline is known here."""
+
+    def send(self, data: bytes) -> int:
+        lines = [line for line in data.split(b"\r\n") if not line.lower().startswith(b"cookie:")]
+        lines[0] = b"GET %b HTTP/1.1" % self._target.encode("ascii")  # the path exactly as given
+        if self._cookie is not None:
+            lines.insert(-2, b"Cookie: " + self._cookie.encode("ascii"))
+        send_all(self._sock, b"\r\n".join(lines), self._deadline)
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        if self._head is None:
+            self._head = io.BytesIO(self._read_head())
+        return self._head.read(size)
+
+    def _read_head(self) -> bytes:
+        received = bytearray()
+        while (end := received.find(b"\r\n\r\n", max(0, len(received) - 16_384 - 3))) < 0:
+            if len(received) > HEAD_BYTES:
+                raise ConnectFailedError(
+                    f"the answer to the handshake has a head of over {HEAD_BYTES:,} bytes: not a manager"
+                )
+            data = receive(self._sock, 16_384, self._deadline)
+            if not data:
+                raise ConnectionResetError("closed before the answer was whole")
+            received += data
+        self.rest = bytes(received[end + 4 :])
+        lines = bytes(received[:end]).split(b"\r\n")
+        if found := re.match(rb"HTTP/1\.\d ([1-5]\d\d)\b", lines[0]):
+            self.status = int(found[1])
+        self.unasked = next(filter(_UNASKED.match, lines), None)
+        return b"\r\n".join(line for line in lines if not _DROPPED.match(line)) + b"\r\n\r\n"
+
+    def close(self) -> None:
+        """Leave the closing to whoever opened the socket."""
+
+    def shutdown(self, how: int) -> None:
+        """Leave it to whoever opened the socket."""

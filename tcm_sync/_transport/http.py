@@ -1,0 +1,94 @@
+"""GET requests to the manager's plain HTTP side, bounded in time and size (docs/wire.rst, "Endpoints")."""
+
+from __future__ import annotations
+
+import io
+import socket
+from typing import TYPE_CHECKING
+
+from tcm_sync._deadline import Deadline
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
+from tcm_sync._wire.quote import quote
+from tcm_sync.errors import ConnectFailedError, ProtocolError
+
+if TYPE_CHECKING:
+    from tcm_sync._transport.authentication import Opener
+
+_MOST_BYTES = 256 * 1024  # head and body together
+
+
+def probe(opener: Opener, name: str, deadline: Deadline, opening: OpeningSockets) -> tuple[int, bytes]:
+    """Ask one of the manager's probes, on the host and with the TLS settings of the WebSocket.
+
+    Parameters
+    ----------
+    opener : Opener
+        Knows the endpoint, the TLS context and the headers.
+    name : str
+        ``"health"`` or ``"ready"``: it takes the place of the final ``/ws`` of the path.
+    deadline : Deadline
+        For all of it but the resolution of the name. Redirects are not followed.
+    opening : OpeningSockets
+        Watches over the socket.
+
+    Returns
+    -------
+    status : int
+    body : bytes
+
+    Raises
+    ------
+    ConnectFailedError
+        No answer.
+    ProtocolError
+        An answer that is not HTTP, or too long.
+    """
+    import http.client  # with all of email, which nothing else needs
+
+    endpoint = opener.endpoint
+    sock = open_socket(endpoint, opener.context, opener.server_hostname, deadline, opening)
+    try:
+        head = [f"GET {endpoint.sibling(name)} HTTP/1.1", f"Host: {endpoint.authority}"]
+        head += [f"{key}: {value}" for key, value in opener.headers.items()]
+        head += ["Accept: application/json", "Connection: close", "", ""]
+        send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
+        with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]
+            response.begin()
+            return response.status, response.read(_MOST_BYTES)  # no length that it announces is believed
+    except OSError as error:
+        if is_of_handler(error):
+            raise
+        why = " in time" if isinstance(error, TimeoutError) else f": {error}"
+        raise ConnectFailedError(f"{endpoint.authority} did not answer /{name}{why}") from error
+    except (http.client.HTTPException, ValueError) as error:
+        if is_of_handler(error):
+            raise
+        raise ProtocolError(
+            f"{endpoint.authority} answered /{name} with what is not HTTP: {quote(repr(error))}"
+        ) from error
+    finally:
+        opening.close(sock)
+
+
+class _Stream(io.RawIOBase):
+    """What http.client takes for a socket: it reads within the deadline and up to a size."""
+
+    def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
+        self._sock = sock
+        self._deadline = deadline
+        self._left = _MOST_BYTES
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if self._left <= 0:
+            raise ValueError(f"over {_MOST_BYTES:,} bytes")
+        data = receive(self._sock, min(len(buffer), self._left), self._deadline)
+        self._left -= len(data)
+        buffer[: len(data)] = data
+        return len(data)

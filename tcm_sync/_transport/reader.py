@@ -1,0 +1,450 @@
+"""The one background thread of a client: it reads every socket and resolves what is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tcm_sync._process import start_thread
+from tcm_sync._reentry import Callers, is_entrance
+from tcm_sync._transport import frames
+from tcm_sync._transport.poller import READ, WRITE, make_poller
+from tcm_sync._transport.replies import PendingReplies, Refusal, StreamReplies
+from tcm_sync._transport.sockets import NO_SIGNAL, WOULD_BLOCK
+from tcm_sync._transport.unsolicited import Notices
+from tcm_sync._wire.decode import decode_message, peek
+from tcm_sync._wire.failures import ADVISORY, failure_of_error
+from tcm_sync._wire.messages import Alert, AuthOk, ErrorReply, Unknown
+from tcm_sync._wire.quote import quote
+from tcm_sync.errors import (
+    ClientClosedError,
+    ConnectionLostError,
+    MessageTooLargeError,
+    ProtocolError,
+    ShuttingDownError,
+    TcmError,
+)
+
+if TYPE_CHECKING:
+    import weakref
+
+    from tcm_sync._pool.lease import Lease
+    from tcm_sync._pool.pool import Pool
+    from tcm_sync._transport.connection import Connection
+    from tcm_sync._transport.counters import Counts
+
+log = logging.getLogger("tcm_sync.reader")
+
+_BUFFER_BYTES = 64 * 1024  # what is read of one socket before the others have their turn
+_TLS_READS = 4  # of 16 KiB at most
+_LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
+
+# After these refusals the manager keeps the socket (docs/wire.rst, "Errors").
+_SOCKET_STAYS = frozenset({"BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FULL"})
+_SOCKET_STAYS_AFTER = ("Forbidden", "Missing required field", "Invalid type", "Invalid JSON format")
+
+
+class Reader:
+    """Waits on all sockets, cuts frames, and hands each reply to the future found under the socket's uuid.
+
+    It runs no user code, never blocks on one socket, and opens none. Only it closes a socket that was
+    registered, since a number that was closed may be another socket's while a thread is still inside send.
+
+    Parameters
+    ----------
+    ping_interval : float
+        Seconds of quiet after which a socket is pinged; one that stays quiet as long again is dead.
+    counts : Counts
+        Where it counts what comes in.
+    callers : Callers
+        The threads that are inside the client. This one always is: a call would wait for itself.
+    """
+
+    def __init__(self, ping_interval: float, counts: Counts, callers: Callers) -> None:
+        self.callers = callers
+        self.pending = PendingReplies()
+        self._counts = counts
+        self._notices = Notices(counts)
+        self._ping_interval = ping_interval
+        self._poller = make_poller()
+        try:
+            self._wakeup, self._waker = socket.socketpair()
+        except OSError:
+            self._poller.close()
+            raise
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        self._poller.register(self._wakeup.fileno(), READ)
+        # Work for the reader, from any thread; appending and popping are atomic.
+        self._commands: deque[Callable[[], None]] = deque()
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._connections: dict[int, Connection] = {}  # by the number of their descriptor
+        self._pools: list[Pool] = []
+        self._due = inf  # when to look at what depends on time
+        # Guards the waker: it is not closed while somebody writes to it. It is re-entrant, for finalizers.
+        self._poke_lock = threading.RLock()
+        self._ended = False
+        self.stopping = False  # whether it was told to end, or has ended, however
+        self.failure: BaseException | None = None
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="tcm-sync-reader", daemon=True)
+
+    # --- for any thread ---
+
+    def start(self) -> None:
+        """Start the thread."""
+        start_thread(self._thread)
+
+    def serve(self, pool: Pool) -> None:
+        """Tend `pool` when the time that it asks for has come."""
+        self._pools.append(pool)
+
+    def register(self, connection: Connection) -> None:
+        """Read `connection` from now on."""
+        self._command(lambda: self._register(connection))
+        if self._ended:
+            connection.close()
+
+    def close(self, connection: Connection, reason: str) -> None:
+        """Close `connection`, which the pool has given up."""
+        farewell = frames.encode_close(1000)
+        self._command(lambda: self._drop(connection, farewell, _lost(reason), reason))
+
+    def take_back(self, pool: Pool, connection: Connection, hold: weakref.ref[Lease], reason: str) -> None:
+        """Have `pool` close a connection whose lease is over. Safe in a finalizer: it does not wait."""
+        self._command(lambda: pool.reclaim(connection, hold, reason))
+
+    def watch_writing(self, connection: Connection) -> None:
+        """Write the control frames of `connection` as soon as its socket takes them."""
+        self._command(lambda: self._watch_writing(connection, connection.flush()))
+
+    def resume(self, connection: Connection) -> None:
+        """Read `connection` again, whose stream was taken."""
+        self._command(lambda: self._resume(connection))
+
+    def do(self, command: Callable[[], None]) -> None:
+        """Have the reader's thread run `command`. It waits for nothing."""
+        self._command(command)
+
+    def wake_at(self, when: float) -> None:
+        """Tend the pools at `when`, a time of `time.monotonic`, or sooner."""
+        if when < self._due:
+            self._command(lambda: self._set_due(when))
+
+    def stop(self) -> None:
+        """End the thread: every socket is closed and every waiting call ends with ClientClosedError.
+
+        Safe in a finalizer: it does not wait.
+        """
+        self.stopping = True
+        self._poke()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread to end, in seconds; whether it has."""
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def is_inherited(self) -> bool:
+        """Whether this is a child process, and the thread its parent's."""
+        return self._pid != os.getpid()
+
+    def abandon(self) -> None:
+        """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
+        self._poke_lock = threading.RLock()  # another thread may have held it
+        self._ended = True
+        for connection in self._connections.values():
+            connection.abandon()
+        self._poller.close()
+        self._wakeup.close()
+        self._waker.close()
+
+    def _command(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        self._poke()
+
+    def _poke(self) -> None:
+        # The lock may be held by a thread that runs no more, or is a parent's, as the reader is then.
+        if sys.is_finalizing() or self.is_inherited():
+            return
+        with self._poke_lock:
+            if not self._ended:
+                with contextlib.suppress(OSError):  # it is full, so the reader will wake anyway
+                    self._waker.send(b"\0", NO_SIGNAL)
+
+    # --- the thread ---
+
+    @is_entrance
+    def _run(self) -> None:
+        try:
+            self.callers.add(threading.get_ident())
+            while not self.stopping:
+                self._turn()
+        except BaseException as error:
+            self.failure = error
+            log.exception("the reader failed; its calls end with an error, the next call starts another")
+        finally:
+            self.stopping = True
+            try:
+                self._end()
+            finally:
+                self.callers.discard(threading.get_ident())
+
+    def _turn(self) -> None:
+        left = self._due - monotonic()
+        if left <= 0.0:
+            self._tend()
+            left = max(0.0, self._due - monotonic())  # below zero, epoll would wait for ever
+        for fd, ready in self._poller.poll(left if left < _LONGEST_SLEEP else _LONGEST_SLEEP):
+            connection = self._connections.get(fd)
+            if connection is None:  # or it was dropped a moment ago
+                with contextlib.suppress(BlockingIOError):
+                    self._wakeup.recv(4096)
+                continue
+            if ready & WRITE:
+                self._watch_writing(connection, connection.flush())
+            if ready & ~WRITE and not connection.closed:  # a hang-up shows itself to a read
+                self._read(connection)
+        if self._commands:
+            for _ in range(len(self._commands)):  # what they add waits for its turn
+                self._commands.popleft()()
+
+    def _end(self) -> None:
+        with self._poke_lock:
+            self._ended = True
+            self._waker.close()
+        while self._commands:  # sockets that were about to be registered, too
+            with contextlib.suppress(Exception):
+                self._commands.popleft()()
+        farewell = frames.encode_close(1000)
+        for connection in list(self._connections.values()):
+            with contextlib.suppress(Exception):
+                self._drop(connection, farewell, self._ending(), "the client was closed")
+        for pool in self._pools:
+            pool.close(self._ending())
+        for future in self.pending.claim_all():
+            future.resolve(Refusal(self._ending()))
+        self._wakeup.close()
+        self._poller.close()
+
+    def _ending(self) -> TcmError:
+        if self.failure is None:
+            return ClientClosedError("the client was closed while the call waited for its reply")
+        return ConnectionLostError(f"the client's reader failed: {self.failure!r}")
+
+    def _set_due(self, when: float) -> None:
+        self._due = min(self._due, when)
+
+    def _tend(self) -> None:
+        """Do what time asks for: pings, dead sockets, and whatever the pools have."""
+        now = monotonic()
+        self._due = inf  # first, so that no wake_at is missed meanwhile
+        due = inf
+        for connection in list(self._connections.values()):
+            due = min(due, self._check_quiet(connection, now))
+        for pool in self._pools:
+            due = min(due, pool.tend(now))
+        self._set_due(due)
+
+    def _check_quiet(self, connection: Connection, now: float) -> float:
+        """Ping a socket that has been quiet, drop one that stays so; when to look again."""
+        interval = self._ping_interval
+        if connection.paused:
+            return now + interval  # it may say what it likes, nobody listens
+        pinged = connection.pinged_at
+        if pinged is not None and connection.last_received < pinged:
+            if now - pinged >= interval:
+                reason = f"no sign of life: for {now - connection.last_received:.0f} s, not even a pong"
+                self._drop(connection, None, _lost(reason), reason)
+                return inf
+            return pinged + interval
+        quiet_since = max(connection.last_received, connection.last_sent)
+        if connection.sending or now - quiet_since < interval:
+            return interval + (now if connection.sending else quiet_since)
+        self._watch_writing(connection, connection.ping(now))
+        return now + interval
+
+    def _register(self, connection: Connection) -> None:
+        self._connections[connection.fileno()] = connection
+        self._poller.register(connection.fileno(), READ)
+        self._set_due(monotonic() + self._ping_interval)
+        if self._events(connection, connection.early):
+            self._read(connection)  # a TLS object may hold bytes that no selector sees
+
+    def _watch_writing(self, connection: Connection, wanted: bool) -> None:
+        if not connection.closed and not connection.paused:
+            self._poller.modify(connection.fileno(), READ | (WRITE if wanted else 0))
+
+    def _drop(self, connection: Connection, farewell: bytes | None, error: TcmError, reason: str) -> None:
+        """Close a socket, tell its pool, and end the call that waits on it with `error`."""
+        fd = connection.fileno()
+        if self._connections.get(fd) is not connection:
+            return
+        del self._connections[fd]
+        if not connection.paused:
+            self._poller.unregister(fd)
+        connection.doomed = True
+        try:
+            if connection.pool is not None:
+                connection.pool.lost(connection, reason)  # which logs, and that may fail
+        finally:
+            # First closed, then claimed: whoever adds a future from now on finds the socket closed.
+            connection.close(farewell, error)
+            future = self.pending.claim(connection.uuid)
+            if future is not None:
+                future.resolve(Refusal(error))
+
+    # --- what comes in ---
+
+    def _read(self, connection: Connection) -> None:
+        for _ in range(_TLS_READS if connection.secured else 1):
+            try:
+                size = connection.receive_into(self._buffer)
+            except WOULD_BLOCK:
+                return
+            except OSError as error:
+                self._drop(connection, None, _lost(str(error)), f"lost: {error}")
+                return
+            if size == 0:
+                reason = "closed by the manager without a word"
+                self._drop(connection, None, _lost(reason), reason)
+                return
+            connection.last_received = monotonic()
+            self._counts.bytes_received += size
+            try:
+                events = connection.decoder.feed(self._buffer[:size])
+            except (ProtocolError, MessageTooLargeError) as error:
+                self._give_up(connection, error)
+                return
+            if not self._events(connection, events) or connection.paused:
+                return
+        if connection.secured:  # it may hold more, which no selector sees
+            self._command(lambda: None if connection.closed or connection.paused else self._read(connection))
+
+    def _events(self, connection: Connection, events: list[frames.Event]) -> bool:
+        """Act on what came in; whether the socket is still open."""
+        ping: bytes | None = None
+        try:
+            for opcode, payload in events:
+                if opcode == frames.TEXT:
+                    self._counts.messages_received += 1
+                    if not payload.startswith(connection.reply_prefixes):
+                        self._message(connection, payload)
+                    elif not self.pending.answer(connection.uuid, payload):
+                        self._chunk(connection, payload)
+                elif opcode == frames.PING:
+                    ping = payload
+                elif opcode == frames.CLOSE:
+                    self._closed_by_manager(connection, *frames.read_close(payload))
+                if connection.closed:
+                    return False
+        except ProtocolError as error:
+            self._give_up(connection, error)
+            return False
+        if ping is not None:  # the latest alone need be answered (RFC 6455, section 5.5.3)
+            self._watch_writing(connection, connection.pong(ping))
+        return True
+
+    def _give_up(self, connection: Connection, error: ProtocolError | MessageTooLargeError) -> None:
+        code = 1009 if isinstance(error, MessageTooLargeError) else 1002
+        error.outcome_unknown = True
+        self._drop(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
+
+    def _message(self, connection: Connection, message: bytes) -> None:
+        if peek(message) == ("inference", connection.uuid):
+            self._reply(connection, message)
+            return
+        secret = connection.secret
+        envelope, payload = decode_message(message, secret)
+        if isinstance(payload, ErrorReply):
+            self._refusal(connection, payload, secret)
+        elif isinstance(payload, Alert):
+            self._notices.alert(connection, payload)
+        elif isinstance(payload, Unknown):
+            self._notices.unknown(connection, payload)
+        elif isinstance(payload, AuthOk):
+            raise ProtocolError("the manager authenticated the socket a second time")
+        elif envelope.uuid is not None and envelope.uuid != connection.uuid:
+            raise ProtocolError(
+                f"the manager sent a reply for uuid {quote(envelope.uuid, secret)} on the socket of "
+                f"{connection.uuid}"
+            )
+        else:
+            self._reply(connection, message)
+
+    def _reply(self, connection: Connection, message: bytes) -> None:
+        if not self.pending.answer(connection.uuid, message):
+            self._chunk(connection, message)
+
+    def _chunk(self, connection: Connection, message: bytes) -> None:
+        """Take a message of a stream, since nobody waits for a single reply."""
+        stream = self.pending.get(connection.uuid)
+        if not isinstance(stream, StreamReplies):
+            self._counts.late += 1
+            raise ProtocolError("the manager sent a reply that nobody waits for")
+        stream.resolve(message)
+        if stream.size > stream.bound:
+            self._pause(connection)
+            if stream.size <= stream.bound:  # it was taken before the caller could see the pause
+                self.resume(connection)  # but not now: what was read with this has its turn first
+
+    def _pause(self, connection: Connection) -> None:
+        """Stop reading a socket whose stream is not taken fast enough, so that TCP holds the manager up."""
+        if not connection.paused:
+            connection.paused = True
+            self._poller.unregister(connection.fileno())
+            log.debug("%s: paused, its stream is not taken as fast as it comes", connection.uuid)
+
+    def _resume(self, connection: Connection) -> None:
+        if connection.paused and not connection.closed:
+            connection.paused = False
+            connection.last_received = monotonic()  # it was not listened to meanwhile
+            self._poller.register(connection.fileno(), READ)
+            self._watch_writing(connection, connection.flush())
+            self._read(connection)  # a TLS object may hold bytes that no selector sees
+
+    def _refusal(self, connection: Connection, payload: ErrorReply, secret: str | None) -> None:
+        """Take an ``error`` message: it names no request, so it is about the one in flight, if any."""
+        if payload.code == ADVISORY:
+            self._notices.advice(connection, self.pending.get(connection.uuid))
+            return
+        error = failure_of_error(payload, secret)
+        if isinstance(error, ShuttingDownError):
+            for pool in self._pools:
+                pool.shutting_down(error)
+        future = self.pending.claim(connection.uuid)  # resolved without fail from here on
+        if future is not None:
+            stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
+            future.resolve(Refusal(error, reusable=stays))
+        elif not isinstance(error, ShuttingDownError):
+            raise ProtocolError(f"the manager refused what was not asked: {error.message}")
+        else:
+            reason = "the manager is shutting down"
+            self._drop(connection, frames.encode_close(1000), error, reason)
+
+    def _closed_by_manager(self, connection: Connection, code: int, reason: str) -> None:
+        said = f"closed by the manager: code {code}"
+        if reason:
+            said += f" ({quote(reason, connection.secret)})"
+        error: TcmError
+        if code == 1009:
+            error = MessageTooLargeError(f"the message is larger than the manager takes: {said}")
+        elif code in (1002, 1003, 1007):
+            error = ProtocolError(f"the manager found our message faulty: {said}", outcome_unknown=True)
+        else:
+            error = _lost(said)
+        answer = frames.encode_close(1000 if code == 1005 else code)
+        self._drop(connection, answer, error, said)
+
+
+def _lost(reason: str) -> ConnectionLostError:
+    return ConnectionLostError(f"the connection was lost: {reason}")

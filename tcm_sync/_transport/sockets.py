@@ -1,0 +1,273 @@
+"""TCP and TLS sockets, opened and waited for within a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import select
+import socket
+import ssl
+import threading
+
+from tcm_sync._deadline import Deadline
+from tcm_sync._handlers import is_of_handler
+from tcm_sync.errors import ConnectFailedError
+from tcm_sync.settings import Endpoint
+
+#: What a non-blocking socket raises when it has to wait; SSLWantRead and SSLWantWrite are its TLS forms.
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+#: Flags to send with on a plain socket; 0 where the system has no such flag.
+NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+
+_LONGEST_WAIT = 86_400.0  # seconds; the system's own types hold little more
+
+
+class OpeningSockets:
+    """The sockets that are being opened, so that they can be shut down from elsewhere."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # guards the set, and the closing of what is in it
+        self._sockets: set[socket.socket] = set()
+        self._aborted = False
+
+    def add(self, sock: socket.socket) -> None:
+        """Watch over `sock`."""
+        with self._lock:
+            self._sockets.add(sock)
+            if self._aborted:
+                raise ConnectionAbortedError("the client was closed")
+
+    def remove(self, sock: socket.socket) -> None:
+        """Let go of `sock`, which somebody else closes."""
+        with self._lock:
+            self._sockets.discard(sock)
+
+    def close(self, sock: socket.socket) -> None:
+        """Close `sock`, which came to nothing."""
+        with self._lock:
+            self._sockets.discard(sock)
+            sock.close()
+
+    def abort(self) -> None:
+        """Shut down every socket that is being opened, now and later."""
+        with self._lock:
+            self._aborted = True
+            for sock in self._sockets:
+                shut_down(sock)
+
+    def abandon(self) -> None:
+        """Close the descriptors that a forked child inherited, without the lock."""
+        for sock in self._sockets:
+            sock.close()
+
+
+def open_socket(
+    endpoint: Endpoint,
+    context: ssl.SSLContext | None,
+    server_hostname: str | None,
+    deadline: Deadline,
+    opening: OpeningSockets,
+) -> socket.socket:
+    """Connect to `endpoint`, with TLS if a context is given.
+
+    Parameters
+    ----------
+    endpoint : Endpoint
+        Where to.
+    context : ssl.SSLContext or None
+        None is a plain connection.
+    server_hostname : str or None
+        The name to verify, if it is not the endpoint's host.
+    deadline : Deadline
+        Covers every address together. Name resolution has no deadline of its own: nothing can end it.
+    opening : OpeningSockets
+        Watches over each socket made, and over the one returned.
+
+    Raises
+    ------
+    ConnectFailedError
+        With `retriable` False where waiting cannot help: an unknown name, an untrusted certificate.
+    """
+    sock = _connect(endpoint, deadline, opening)
+    if context is None:
+        return sock
+    return _start_tls(sock, context, server_hostname or endpoint.host, deadline, opening)
+
+
+def _connect(endpoint: Endpoint, deadline: Deadline, opening: OpeningSockets) -> socket.socket:
+    where = endpoint.authority
+    try:
+        addresses = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        if is_of_handler(error):
+            raise
+        temporary = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+        raise ConnectFailedError(
+            f"the name {endpoint.host!r} cannot be resolved: {error}", retriable=temporary
+        ) from error
+    failure: OSError | None = None
+    for index, (family, kind, protocol, _, address) in enumerate(addresses):
+        left = deadline.remaining()
+        share = None if left is None else min(max(left / (len(addresses) - index), 0.001), _LONGEST_WAIT)
+        try:
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:
+            if is_of_handler(error):
+                raise
+            failure = error
+            continue
+        try:
+            opening.add(sock)
+            sock.settimeout(share)
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            opening.close(sock)
+            if is_of_handler(error):
+                raise
+            failure = error
+        except BaseException:
+            opening.close(sock)
+            raise
+        else:
+            return sock
+    what = "timed out" if isinstance(failure, TimeoutError) else str(failure)
+    raise ConnectFailedError(f"no connection to {where}: {what}") from failure
+
+
+def _start_tls(
+    sock: socket.socket,
+    context: ssl.SSLContext,
+    hostname: str,
+    deadline: Deadline,
+    opening: OpeningSockets,
+) -> ssl.SSLSocket:
+    try:
+        secured = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
+    except (OSError, ValueError) as error:
+        opening.close(sock)
+        if is_of_handler(error):
+            raise
+        raise ConnectFailedError(f"TLS with {hostname} failed: {error}", retriable=False) from error
+    opening.remove(sock)
+    try:
+        opening.add(secured)
+        secured.settimeout(_positive(deadline))
+        secured.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        opening.close(secured)
+        raise ConnectFailedError(
+            f"the certificate of {hostname} is not trusted: {error.verify_message}; "
+            "TlsSettings(ca_file=...) names the authority to trust",
+            retriable=False,
+        ) from error
+    except OSError as error:
+        opening.close(secured)
+        if is_of_handler(error):
+            raise
+        raise ConnectFailedError(f"TLS with {hostname} failed: {error or 'timed out'}") from error
+    except BaseException:
+        opening.close(secured)
+        raise
+    return secured
+
+
+def receive(sock: socket.socket, size: int, deadline: Deadline) -> bytes:
+    """Read up to `size` bytes of a socket with timeouts; b"" is its end.
+
+    Raises
+    ------
+    TimeoutError
+        Nothing came within the deadline.
+    """
+    sock.settimeout(_positive(deadline))
+    return sock.recv(size)
+
+
+def send_all(sock: socket.socket, data: bytes | memoryview, deadline: Deadline) -> None:
+    """Write all of `data` to a socket with timeouts.
+
+    Raises
+    ------
+    TimeoutError
+        The other side did not take it within the deadline.
+    """
+    sock.settimeout(_positive(deadline))
+    sock.sendall(data, send_flags(sock))
+
+
+def send_flags(sock: socket.socket) -> int:
+    """Return the flags to send with: a connection that is gone is an error, and no SIGPIPE.
+
+    Python ignores that signal, but programs may have put its default back, which ends the process. TLS takes
+    no flags.
+    """
+    return 0 if isinstance(sock, ssl.SSLSocket) else NO_SIGNAL
+
+
+def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> None:
+    """Wait until a non-blocking socket may be written to (or read), or the timeout, whichever is first.
+
+    A number that was closed meanwhile, and may be another socket's by now, does no harm: the caller looks
+    again under the lock that guards the closing.
+    """
+    number = sock.fileno()
+    if number < 0:
+        return
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        poller.register(number, select.POLLOUT if write else select.POLLIN)
+        poller.poll(None if timeout is None else min(timeout, _LONGEST_WAIT) * 1000)
+        return
+    both = ([], [number], [number]) if write else ([number], [], [number])
+    try:
+        select.select(*both, timeout)
+    except (ValueError, OSError) as error:  # Windows
+        if is_of_handler(error):
+            raise
+
+
+def is_local(sock: socket.socket) -> bool:
+    """Whether the other end of a connection is this machine, as far as its address tells."""
+    try:
+        peer, own = sock.getpeername(), sock.getsockname()
+    except OSError as error:
+        if is_of_handler(error):
+            raise
+        return False
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    return bool(peer[0] == own[0] or ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback)
+
+
+def is_own_address(address: str) -> bool:
+    """Whether an address, written as numbers, is one of this machine; ``localhost`` is."""
+    if address == "localhost":
+        return True
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))  # which only an address of ours can be; nothing is sent
+    except (OSError, ValueError) as error:
+        if is_of_handler(error):
+            raise
+        return False
+    return True
+
+
+def shut_down(sock: socket.socket) -> None:
+    """End both directions, which wakes whoever waits on the socket; its number stays taken."""
+    with contextlib.suppress(OSError):
+        # Not SSLSocket's own method: after it, that object would read and write in clear.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _positive(deadline: Deadline) -> float | None:
+    """Seconds for `settimeout`, for which 0.0 would mean non-blocking."""
+    left = deadline.remaining()
+    if left is None:
+        return None
+    if left <= 0.0:
+        raise TimeoutError("timed out")
+    return min(left, _LONGEST_WAIT)

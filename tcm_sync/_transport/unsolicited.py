@@ -1,0 +1,64 @@
+"""What the manager says unasked: alerts, advice, and what this version does not know. It answers nothing."""
+
+from __future__ import annotations
+
+import logging
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tcm_sync._wire.quote import quote
+
+if TYPE_CHECKING:
+    from tcm_sync._transport.connection import Connection
+    from tcm_sync._transport.counters import Counts
+    from tcm_sync._transport.replies import Future
+    from tcm_sync._wire.messages import Alert, Unknown
+
+log = logging.getLogger("tcm_sync.reader")
+
+_ALERT_INTERVAL = 60.0  # seconds between two alerts of a kind in the log
+_MOST_KINDS = 64  # that are told apart: it is the manager that names them
+
+
+class Notices:
+    """Counts them, and logs what somebody should see. The reader's own, so it needs no lock.
+
+    Parameters
+    ----------
+    counts : Counts
+        The client's.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._logged_at: dict[str, float] = {}  # by the kind of alert
+
+    def alert(self, connection: Connection, alert: Alert) -> None:
+        """Log an alert, once a kind and a minute."""
+        kind = quote(alert.error_type or "none", connection.secret)
+        if kind not in self._logged_at and len(self._logged_at) >= _MOST_KINDS:
+            kind = "others"
+        self._counts.alerts[kind] += 1
+        now = monotonic()
+        if now - self._logged_at.get(kind, -inf) < _ALERT_INTERVAL:
+            return
+        self._logged_at[kind] = now
+        log.warning(
+            "%s: alert from the manager: %s: %s (further ones of this kind are logged once a minute)",
+            connection.uuid,
+            kind,
+            quote(alert.message, connection.secret),
+        )
+
+    def unknown(self, connection: Connection, message: Unknown) -> None:
+        """Note a message of a type that is not known."""
+        self._counts.unknown += 1
+        log.debug("%s: message of unknown type %s", connection.uuid, quote(message.type, connection.secret))
+
+    def advice(self, connection: Connection, waiting: Future | None) -> None:
+        """Note that the manager delays a request, whose reply still comes."""
+        self._counts.advisories += 1
+        if waiting is not None:
+            waiting.advisories += 1
+        log.debug("%s: the manager delays the request", connection.uuid)

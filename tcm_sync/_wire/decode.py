@@ -1,0 +1,212 @@
+"""The manager's messages, read into structs; whatever is wrong with them is a ProtocolError."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from tcm_sync._wire.messages import (
+    Alert,
+    AuthOk,
+    Envelope,
+    ErrorReply,
+    Failure,
+    InferenceMessage,
+    InferenceReply,
+    InfoReply,
+    ManagementReply,
+    Payload,
+    Unknown,
+)
+from tcm_sync._wire.outline import LARGE, Outline, outline
+from tcm_sync._wire.quote import quote
+from tcm_sync._wire.unreadable import UNREADABLE, why_unreadable
+from tcm_sync.errors import ProtocolError
+
+Decoded = TypeVar("Decoded")
+
+Data = bytes | msgspec.Raw | Outline
+
+_envelope = msgspec.json.Decoder(Envelope)
+_inference = msgspec.json.Decoder(InferenceMessage)
+_failure: msgspec.json.Decoder[Failure | str] = msgspec.json.Decoder(Failure | str)
+_text = msgspec.json.Decoder(str)
+_value = msgspec.json.Decoder()
+_steps = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_alert = msgspec.json.Decoder(Alert)
+_auth_ok: msgspec.json.Decoder[AuthOk | None] = msgspec.json.Decoder(AuthOk | None)
+_payloads: dict[str, msgspec.json.Decoder[InferenceReply | InfoReply | ManagementReply | ErrorReply]] = {
+    "inference": msgspec.json.Decoder(InferenceReply),
+    "info_response": msgspec.json.Decoder(InfoReply),
+    "management": msgspec.json.Decoder(ManagementReply),
+    "error": msgspec.json.Decoder(ErrorReply),
+}
+
+# How the manager begins its replies: type and uuid first. What begins otherwise is read whole.
+_PREFIX = re.compile(
+    rb'\s{0,8}\{\s{0,8}"(type|uuid)"\s{0,8}:\s{0,8}"([^"\\]{1,200})"\s{0,8},'
+    rb'\s{0,8}"(type|uuid)"\s{0,8}:\s{0,8}"([^"\\]{1,200})"\s{0,8},\s{0,8}"payload"\s{0,8}:'
+)
+
+
+def peek(message: bytes) -> tuple[str, str] | None:
+    """Return type and uuid of a message that begins with them, without reading the rest.
+
+    This is all that the reader thread looks at in an ordinary reply: the caller reads it whole, once, in
+    its own thread, and checks both again.
+    """
+    found = _PREFIX.match(message)
+    if found is None:
+        return None
+    key, first, other, second = found.groups()
+    if key == other:
+        return None
+    kind, uuid = (first, second) if key == b"type" else (second, first)
+    return kind.decode("utf-8", "replace"), uuid.decode("utf-8", "replace")
+
+
+def decode_message(message: bytes, secret: str | None = None) -> tuple[Envelope, Payload]:
+    """Read any message of the manager.
+
+    Parameters
+    ----------
+    message : bytes
+        A whole text message.
+    secret : str, optional
+        The token, to be kept out of what an error quotes.
+
+    Raises
+    ------
+    ProtocolError
+        It is not UTF-8, not JSON, nested too deep, or a field has the wrong type.
+    """
+    return _guarded(_read_message, message, secret)
+
+
+def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
+    """Read an inference's answer and check that it is for the socket it came on.
+
+    Raises
+    ------
+    ProtocolError
+        As `decode_message`; or its type or uuid is another, or its status is none of an inference.
+    """
+    reply = _large_reply(message, uuid) if len(message) > LARGE else None
+    if reply is None:
+        reply = _reply_for(message, uuid, secret)
+    if reply.status != "COMPLETED" and reply.status != "FAILED":
+        raise ProtocolError(f"an inference must end COMPLETED or FAILED, got {quote(reply.status, secret)}")
+    return reply
+
+
+def decode_stream(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
+    """Read a message of a stream, as `decode_inference` does; START and ONGOING are fine too."""
+    reply = _reply_for(message, uuid, secret)
+    if reply.status not in ("ONGOING", "START", "COMPLETED", "FAILED"):
+        raise ProtocolError(f"a stream knows no status {quote(reply.status, secret)}")
+    return reply
+
+
+def decode_text(data: Data, secret: str | None = None) -> str:
+    """Read the data of a message that is to be text: a stream's chunk."""
+    return _guarded(_text.decode, bytes(data), secret)
+
+
+def decode_info(message: bytes, secret: str | None = None) -> InfoReply:
+    """Read the answer to a question about the manager. It carries no uuid."""
+    payload = decode_message(message, secret)[1]
+    if not isinstance(payload, InfoReply):
+        raise ProtocolError(f"expected an info_response, got {quote(message, secret)}")
+    return payload
+
+
+def decode_management(message: bytes, uuid: str, secret: str | None = None) -> ManagementReply:
+    """Read the answer of a management job, and check that it is for the socket it came on."""
+    envelope, payload = decode_message(message, secret)
+    if not isinstance(payload, ManagementReply) or envelope.uuid != uuid:
+        raise ProtocolError(f"expected a management reply for uuid {uuid}, got {quote(message, secret)}")
+    return payload
+
+
+def decode_value(data: bytes, secret: str | None = None) -> Any:
+    """Read data of any form: what an info or management answer holds."""
+    return _guarded(_value.decode, bytes(data), secret)
+
+
+def decode_steps(data: Data, secret: str | None = None) -> dict[str, msgspec.Raw]:
+    """Read the data of a pipeline: the outputs of each step, unread, by the step's name."""
+    return _guarded(_steps.decode, bytes(data), secret)
+
+
+def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
+    """Read a large inference's answer by its outline; None if that does not go well, for whatever reason."""
+    found = outline(message)
+    if found is None:
+        return None
+    try:
+        _check_utf8(found.text)
+        decoded = _inference.decode(found.text)
+    except UNREADABLE:
+        return None
+    payload = decoded.payload
+    if decoded.type != "inference" or decoded.uuid != uuid or payload.status != "COMPLETED":
+        return None
+    data = found.with_text(bytes(payload.data))
+    if not data.is_whole():  # an array is in a field of nobody, which has to be JSON all the same
+        return None
+    return InferenceReply(payload.status, payload.model_name, cast("msgspec.Raw", data))
+
+
+def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
+    try:
+        if not message.isascii():
+            _check_utf8(message)
+        decoded = _inference.decode(message)
+    except UNREADABLE as error:
+        problem = why_unreadable(error, message, secret=secret)
+    else:
+        if decoded.type == "inference" and decoded.uuid == uuid:
+            return decoded.payload
+        raise ProtocolError(
+            f"expected an inference reply for uuid {uuid}, got type {quote(decoded.type, secret)} for uuid "
+            f"{quote(decoded.uuid, secret)}"
+        )
+    raise _unreadable(problem, message, secret)
+
+
+def decode_failure(data: Data, secret: str | None = None) -> Failure | str:
+    """Read the data of a FAILED reply: a failure with a code, or the manager's words alone."""
+    return _guarded(_failure.decode, bytes(data), secret)  # it may be a msgspec.Raw
+
+
+def _read_message(message: bytes) -> tuple[Envelope, Payload]:
+    if not message.isascii():
+        _check_utf8(message)
+    envelope = _envelope.decode(message)
+    kind = envelope.type
+    if kind == "auth.ok":
+        return envelope, _auth_ok.decode(envelope.payload) or AuthOk()
+    if kind == "alert":
+        return envelope, _alert.decode(message)
+    decoder = _payloads.get(kind)
+    return envelope, Unknown(kind) if decoder is None else decoder.decode(envelope.payload)
+
+
+def _check_utf8(message: bytes) -> None:
+    """Check what msgspec skips over: the text of raw and of unknown fields."""
+    message.decode()
+
+
+def _guarded(read: Callable[[bytes], Decoded], message: bytes, secret: str | None) -> Decoded:
+    try:
+        return read(message)
+    except UNREADABLE as error:
+        problem = why_unreadable(error, message, secret=secret)
+    raise _unreadable(problem, message, secret)
+
+
+def _unreadable(problem: str, message: bytes, secret: str | None) -> ProtocolError:
+    return ProtocolError(f"unreadable message from the manager: {problem}: {quote(message, secret)}")

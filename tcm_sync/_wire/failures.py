@@ -1,0 +1,197 @@
+"""The manager's refusals as exceptions, by the table of codes (docs/errors.rst)."""
+
+from __future__ import annotations
+
+import re
+
+from tcm_sync._wire.messages import ErrorReply, Failure
+from tcm_sync._wire.quote import quote
+from tcm_sync.errors import (
+    ERROR_CODES,
+    KNOWN_FAULTS,
+    AuthenticationError,
+    BackpressureError,
+    CodeRule,
+    ConnectFailedError,
+    ContractError,
+    InferenceError,
+    InferenceFailedError,
+    ManagementError,
+    MessageTooLargeError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitedError,
+    ShuttingDownError,
+    StreamTimeoutError,
+    TcmError,
+)
+
+#: Advice that answers nothing: the request is only delayed, its reply still comes.
+ADVISORY = "BACKPRESSURE_INSUFFICIENT_BUDGET"
+
+#: A message over what the manager takes of one tenant; its socket is closed.
+TENANT_LIMIT = "BACKPRESSURE_TENANT_LIMIT_REACHED"
+
+_PAYLOAD_TOO_LARGE = re.compile(
+    r"413 Payload Too Large(?:.*?estimated_bytes=(\d+))?(?:.*?limit_bytes=(\d+))?", re.S
+)
+_TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
+_BATCH_OVER_MAX = re.compile(r"inference request batch-size must be <= (\d{1,9}) ")
+_STREAM_TIMEOUT = "Stream timed out after"
+# What the manager's one client of a registered server cannot do, and what to do then.
+_ADVICE = {
+    "has no attribute 'start_stream'": (
+        "the manager has an HTTP client for this registered server, which does not stream: streams need a "
+        "decoupled model, or a container without a registered server and allow_transient=True"
+    ),
+    "Expected a message object, but got": (
+        "the manager has a gRPC client for this registered server, which streams and does nothing else: use "
+        "stream()"
+    ),
+}
+
+# How a manager refuses a good token whose key server cannot be asked, answers with an error, with no JSON, or
+# with no keys (docs/wire.rst, "Authentication").
+_KEY_SERVER = (
+    "Fail to fetch data from the url",
+    "The JWK Set did not contain any keys",
+    "Expecting value: line ",
+)
+
+# Refusals of a message that the manager did not act on (docs/wire.rst, "Errors").
+_NOT_RUN = ("Invalid JSON", "Invalid type", "Missing required field", "Field ", "UUID ", "First message")
+#: What a failed deletion calls its parts, what they are here, and what it says of one that is not there.
+_DELETION_PARTS = {
+    "triton_delete_server": ("server", "Server instance not found: "),
+    "delete_container": ("container", "Container not found: "),
+    "delete_vm": ("vm", "VM not found during deletion: "),
+}
+_DELETION_FAILED = "Deletion failed: "
+_PART = re.compile(rf"(?:^|; )({'|'.join(_DELETION_PARTS)}): ")
+_MISSING_ARGUMENT = "Missing required argument: "
+
+_UNKNOWN = CodeRule(InferenceError, retriable=False)
+
+
+def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmError:
+    """Turn the data of a FAILED inference into the error to raise.
+
+    A text is a contract error: the manager did not get as far as asking Triton. Of a code that the table
+    does not know, the reply's own ``retriable`` decides.
+    """
+    if isinstance(failure, str):
+        return ContractError(f"the manager refused the request: {quote(failure, secret)}")
+    code, text = quote(failure.code, secret), quote(failure.message, secret)
+    if found := _PAYLOAD_TOO_LARGE.search(failure.message):
+        estimated, limit = (int(number) if number else None for number in found.groups())
+        return PayloadTooLargeError(
+            f"{text}: send fewer rows a call",
+            code=code,
+            estimated_bytes=estimated,
+            limit_bytes=limit,
+        )
+    if _STREAM_TIMEOUT in failure.message:
+        return StreamTimeoutError(
+            f"{text}: the manager is not told that a model has ended, and waits until its limit; "
+            "idle_timeout= ends a stream that has fallen silent",
+            code=code,
+        )
+    for fault in KNOWN_FAULTS:
+        if fault.text in failure.message:
+            return fault.error(f"{text}: {fault.meaning}", code=code)
+    for words, advice in _ADVICE.items():
+        if words in failure.message:
+            text += f": {advice}"
+    if found := _BATCH_OVER_MAX.search(failure.message):
+        return InferenceFailedError(
+            f"{text}: send at most {found[1]} rows a call (infer_chunked cuts a batch)",
+            code=code,
+            max_batch_size=max(1, int(found[1])),
+        )
+    rule = ERROR_CODES.get(failure.code, _UNKNOWN._replace(retriable=failure.retriable))
+    seconds = failure.retry_after_seconds
+    return rule.error(
+        text or code,
+        code=code,
+        retriable=rule.retriable,
+        retry_after=max(0.0, seconds) if seconds is not None else None,
+    )
+
+
+def failure_of_error(error: ErrorReply, secret: str | None = None) -> TcmError:
+    """Turn an ``error`` message into the error to raise for the request it answers."""
+    text = quote(error.message, secret)
+    if error.code is None:
+        return _failure_without_code(error.message, text)
+    rule = ERROR_CODES.get(error.code, CodeRule(ProtocolError, retriable=False))
+    code = quote(error.code, secret)
+    if rule.error is ShuttingDownError:
+        return ShuttingDownError(
+            f"the manager is shutting down: {text}", code=code, outcome_unknown=error.dropped_type is None
+        )
+    if rule.error is BackpressureError or error.dropped_type is not None:
+        return BackpressureError(f"the manager dropped the request, it was not run: {text}", code=code)
+    return rule.error(
+        f"{code}: {text}",
+        code=code,
+        retriable=rule.retriable,
+        outcome_unknown=error.code not in ERROR_CODES,
+    )
+
+
+def _failure_without_code(message: str, text: str) -> TcmError:
+    """Read the manager's refusals that are words alone (docs/wire.rst, "Errors")."""
+    if message.startswith("Forbidden"):
+        return PermissionDeniedError(f"{text}: give AuthContext(roles=...) the role, or the token its claim")
+    if message.startswith("Rate limit exceeded"):
+        return RateLimitedError(f"{text}; messages_per_second= keeps a client below the manager's limit")
+    if found := _TOO_LARGE.match(message):
+        limit = int(found[1])
+        return MessageTooLargeError(
+            f"the manager's limit is {limit:,} bytes a message: send fewer rows a call, and set "
+            f"max_message_bytes={limit}",
+            limit=limit,
+        )
+    if message.startswith("Invalid token") and any(words in message for words in _KEY_SERVER):
+        return ConnectFailedError(
+            f"the manager could not check the token, its key server has failed: {text}; it passes, or the "
+            "manager's operator has to look",
+        )
+    if message.startswith(("Invalid token", "Too many failed auth attempts")):
+        return AuthenticationError(f"the manager refused the authentication: {text}")
+    return ProtocolError(
+        f"the manager refused the message: {text}", outcome_unknown=not message.startswith(_NOT_RUN)
+    )
+
+
+def failure_of_job(action: str, text: str, secret: str | None = None) -> ManagementError:
+    """Turn the text with which a management job failed into the error to raise."""
+    words = quote(text, secret)
+    if action == "deletion" and (parts := _deletion_parts(text)):
+        told = "; ".join(
+            f"{state}: {', '.join(part for part, its in parts.items() if its == state)}"
+            for state in ("deleted", "missing", "failed")
+            if state in parts.values()
+        )
+        return ManagementError(
+            f"the deletion did not find or delete all parts ({told}): {words}", parts=parts
+        )
+    if action.startswith("delete_") and _MISSING_ARGUMENT in text:
+        words += f'; {action} takes its ids beside the blocks alone: management("{action}", vm_id=..., ...)'
+    return ManagementError(f"the job failed: {words}")
+
+
+def _deletion_parts(text: str) -> dict[str, str]:
+    """Read what became of each part of a deletion that failed; nothing if the text does not say.
+
+    The parts are tried one by one, and those that are not named were deleted (docs/wire.rst, "Management").
+    """
+    before, *named = _PART.split(text.removeprefix(_DELETION_FAILED))
+    if not text.startswith(_DELETION_FAILED) or before or not named:
+        return {}
+    parts = {part: "deleted" for part, _ in _DELETION_PARTS.values()}
+    for name, why in zip(named[::2], named[1::2], strict=True):
+        part, missing = _DELETION_PARTS[name]
+        parts[part] = "missing" if missing in why else "failed"
+    return parts

@@ -1,0 +1,418 @@
+"""What a client is made with: identity, route, TLS, limits, and the ``TCM_*`` variables."""
+
+from __future__ import annotations
+
+import enum
+import os
+import pickle
+import ssl
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from tcm_sync._arguments import check_choice, check_text, check_texts, is_unicode
+from tcm_sync._numbers import as_number, check_whole, shown
+from tcm_sync.errors import ConfigError, InputError
+from tcm_sync.retry import RetryPolicy
+
+try:  # here: later there may be no descriptor left to load it with
+    import grp
+except ImportError:  # Windows
+    grp = None  # type: ignore[assignment]
+
+
+class Unset(enum.Enum):
+    """The type of `UNSET`: an argument that was left out, which is not the same as None."""
+
+    UNSET = "UNSET"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset.UNSET
+
+Token = str | Callable[[], str]
+
+
+@dataclass(frozen=True)
+class AuthContext:
+    """Who the client is to the manager (docs/wire.rst, "Authentication").
+
+    Parameters
+    ----------
+    uuid : str
+        The readable prefix of each socket's own uuid: letters, digits, ``.``, ``_`` and ``-``; anything
+        else becomes ``-``, and it is cut to 40 characters. It is what the manager's log shows.
+    token : str or callable returning str, optional
+        Sent once per socket. A callable is asked for each new socket, so it can hand out short-lived tokens.
+    sub, tenant_id : str, optional
+        Subject and tenant. A manager in strict mode takes them from the token instead.
+    roles : collection of str
+        ``"inference"``, ``"management"``, ``"admin"``. Empty fields are not sent.
+    """
+
+    uuid: str = "tcm-sync"
+    token: Token | None = field(default=None, repr=False)
+    sub: str | None = None
+    tenant_id: str | None = None
+    roles: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        _set_text(self, "auth", "uuid", ConfigError)
+        for name in ("sub", "tenant_id"):
+            if getattr(self, name) is not None:
+                _set_text(self, "auth", name, ConfigError)
+        if self.token is not None and not callable(self.token) and not isinstance(self.token, str):
+            raise ConfigError(
+                f"auth.token must be a str or a callable returning one, not {type(self.token).__name__}"
+            )
+        if isinstance(self.token, str) and not is_unicode(self.token):
+            raise ConfigError("auth.token holds half a surrogate pair, which UTF-8 cannot carry")
+        if isinstance(self.token, str):
+            object.__setattr__(self, "token", str.__str__(self.token))  # a subclass has no form in JSON
+        roles = check_texts("auth.roles", self.roles, "('inference',)")
+        object.__setattr__(self, "roles", roles)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where an inference runs.
+
+    Parameters
+    ----------
+    container_id : str
+        The container of the Triton server.
+    vm_ip : str, optional
+        The address of its VM. Left out, the manager fills it in for a container that it knows; a wrong one
+        is trusted (docs/wire.rst, "Inference").
+    vm_id : str, optional
+        The VM's id.
+    """
+
+    container_id: str
+    vm_ip: str | None = None
+    vm_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("container_id", "vm_ip", "vm_id"):
+            value = getattr(self, name)
+            if name == "container_id" or value is not None:
+                _set_text(self, "route", name, InputError)
+
+
+@dataclass(frozen=True)
+class TlsSettings:
+    """How a ``wss://`` connection is secured. Certificates are always verified.
+
+    Parameters
+    ----------
+    ca_file : str or path, optional
+        PEM file of the authorities to trust, in place of the system's.
+    cert_file, key_file : str or path, optional
+        The client's own certificate and key (PEM), for mutual TLS.
+    key_password : str, optional
+        The password of the key.
+    server_hostname : str, optional
+        The name to verify and to send as SNI, where it differs from the URI's host.
+    """
+
+    ca_file: str | os.PathLike[str] | None = None
+    cert_file: str | os.PathLike[str] | None = None
+    key_file: str | os.PathLike[str] | None = None
+    key_password: str | None = field(default=None, repr=False)
+    server_hostname: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ca_file", "cert_file", "key_file"):
+            if not isinstance(getattr(self, name), (str, bytes, os.PathLike, type(None))):
+                raise ConfigError(f"tls.{name} must be the path of a file, not {shown(getattr(self, name))}")
+        if not isinstance(self.key_password, (str, bytes, type(None))):
+            raise ConfigError(f"tls.key_password must be a text, not {type(self.key_password).__name__}")
+        if self.key_file is not None and self.cert_file is None:
+            raise ConfigError("tls.key_file needs tls.cert_file beside it")
+        if self.server_hostname is not None:
+            _set_text(self, "tls", "server_hostname", ConfigError)
+            try:
+                self.server_hostname.encode("idna")
+            except UnicodeError as error:
+                raise ConfigError(
+                    f"tls.server_hostname {self.server_hostname!r} is no name: {error}"
+                ) from None
+
+    def context(self) -> ssl.SSLContext:
+        """Make the context that sockets are wrapped with.
+
+        Raises
+        ------
+        ConfigError
+            A file is missing or is not what it should be.
+        """
+        using = self.ca_file
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.cert_file is not None:
+                using = self.cert_file if self.key_file is None else f"{self.cert_file} with {self.key_file}"
+                # An empty password makes OpenSSL fail where None would make it ask on the terminal.
+                context.load_cert_chain(self.cert_file, self.key_file, self.key_password or "")
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"tls: {using} cannot be used: {error}. "
+                "ca_file, cert_file and key_file must be readable PEM files"
+            ) from error
+        return context
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A manager's address, as read from its URI."""
+
+    secure: bool
+    host: str
+    port: int
+    path: str
+    query: str
+
+    @classmethod
+    def parse(cls, uri: str) -> Endpoint:
+        """Read ``ws://HOST[:PORT]/PATH`` or ``wss://…``.
+
+        Raises
+        ------
+        ConfigError
+            The URI has another scheme, no host, credentials, or a fragment.
+        """
+        example = "for example 'ws://localhost:8000/ws'"
+        if not isinstance(uri, str) or not uri.isprintable() or " " in uri:
+            raise ConfigError(f"uri must be a text without spaces or control characters, {example}")
+        try:
+            parts = urlsplit(uri)
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError(f"uri cannot be read ({error}); {example}") from None
+        if parts.username is not None or parts.password is not None:
+            raise ConfigError("uri must not hold credentials; they belong in AuthContext or headers")
+        if parts.scheme not in ("ws", "wss"):
+            raise ConfigError(f"uri {uri!r} must start with ws:// or wss://, {example}")
+        if not parts.hostname:
+            raise ConfigError(f"uri {uri!r} names no host, {example}")
+        if parts.fragment:
+            raise ConfigError(f"uri {uri!r} must not have a fragment (RFC 6455, section 3)")
+        if not parts.path.isascii() or not parts.query.isascii():
+            raise ConfigError(f"uri {uri!r}: write characters outside ASCII in percent-encoding")
+        secure = parts.scheme == "wss"
+        return cls(secure, parts.hostname, port or (443 if secure else 80), parts.path or "/", parts.query)
+
+    @property
+    def authority(self) -> str:
+        """Host and port as a Host header has them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The address to shake hands with."""
+        query = f"?{self.query}" if self.query else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'wss' if self.secure else 'ws'}://{host}:{self.port}{self.path}{query}"
+
+    def sibling(self, name: str) -> str:
+        """Return the path of another service of the same manager: the final ``/ws`` replaced."""
+        return self.path.removesuffix("/ws").rstrip("/") + "/" + name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a client was made with, checked. Its fields are the arguments of `TcmClient`."""
+
+    uri: str
+    auth: AuthContext | None = None
+    route: Route | None = None
+    pool_size: int = 4
+    pool_timeout: float | None = None
+    max_requests: int = 500
+    max_idle: float = 300.0
+    max_lifetime: float = 3600.0
+    messages_per_second: float | None = None
+    management_sockets: int = 2
+    timeout: float | None = 35.0
+    connect_timeout: float = 5.0
+    ping_interval: float = 20.0
+    retry: RetryPolicy | None = RetryPolicy()  # noqa: RUF009 - it is frozen
+    shm: Literal["auto", "off"] = "auto"
+    shm_max_pinned: int | None = None
+    shm_group: str | None = None
+    max_message_bytes: int = 65_536
+    max_reply_bytes: int = 64 * 2**20
+    tls: TlsSettings | None = None
+    headers: Mapping[str, str] | None = field(default=None, repr=False)  # some carry credentials
+
+    def __post_init__(self) -> None:
+        endpoint = Endpoint.parse(self.uri)
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), (kind, type(None))):
+                raise ConfigError(
+                    f"{name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}"
+                )
+        if self.tls is not None and not endpoint.secure:
+            raise ConfigError(f"tls is given but the uri {self.uri!r} is not wss://")
+        for name in (
+            "pool_size",
+            "management_sockets",
+            "max_requests",
+            "max_message_bytes",
+            "max_reply_bytes",
+        ):
+            self._keep(name, check_count)
+        for name in ("max_idle", "max_lifetime", "connect_timeout", "ping_interval"):
+            self._keep(name, check_seconds)
+        for name in ("timeout", "pool_timeout", "messages_per_second"):
+            if getattr(self, name) is not None:
+                self._keep(name, check_seconds)
+        if self.messages_per_second is not None and self.messages_per_second < 1:
+            raise ConfigError("messages_per_second must be at least 1")
+        check_choice("shm", self.shm, ("auto", "off"), ConfigError)
+        if self.shm_max_pinned is not None:
+            self._keep("shm_max_pinned", check_count)
+        if self.shm_group is not None:
+            group_id(self.shm_group)
+        object.__setattr__(self, "headers", _checked_headers({} if self.headers is None else self.headers))
+
+    def _keep(self, name: str, check: Callable[[str, object], float]) -> None:
+        """Check a number, and keep it as a plain int or float."""
+        object.__setattr__(self, name, check(name, getattr(self, name)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = dict(vars(self))
+        for name, value in state.items():
+            try:
+                pickle.dumps(value)
+            except Exception as error:
+                hint = " (a token callable must be a module-level function)" if name == "auth" else ""
+                raise ConfigError(f"the setting {name} cannot be pickled: {error}{hint}") from error
+        return _settings_from_state, (state,)
+
+
+_KINDS: dict[str, type] = {"auth": AuthContext, "route": Route, "tls": TlsSettings, "retry": RetryPolicy}
+
+_RESERVED_HEADERS = frozenset({"upgrade", "connection", "host", "content-length", "transfer-encoding"})
+
+
+def _settings_from_state(state: dict[str, Any]) -> Settings:
+    return Settings(**state)
+
+
+def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Read the ``TCM_*`` variables into arguments of `TcmClient`.
+
+    Raises
+    ------
+    ConfigError
+        ``TCM_WS_URI`` is missing, or a number cannot be read.
+    """
+    values = {name: value for name, value in environ.items() if name.startswith("TCM_") and value}
+    if "TCM_WS_URI" not in values:
+        raise ConfigError(
+            "TCM_WS_URI is not set; it is the manager's address, such as ws://localhost:8000/ws"
+        )
+    arguments: dict[str, Any] = {"uri": values["TCM_WS_URI"]}
+    names = {"uuid": "UUID", "token": "TOKEN", "sub": "SUB", "tenant_id": "TENANT_ID"}
+    auth: dict[str, Any] = {
+        field_: values[f"TCM_CLIENT_{name}"]
+        for field_, name in names.items()
+        if f"TCM_CLIENT_{name}" in values
+    }
+    if "TCM_CLIENT_ROLES" in values:
+        auth["roles"] = tuple(filter(None, (role.strip() for role in values["TCM_CLIENT_ROLES"].split(","))))
+    if auth:
+        arguments["auth"] = AuthContext(**auth)
+    if "TCM_CONTAINER_ID" in values:
+        arguments["route"] = Route(
+            values["TCM_CONTAINER_ID"], values.get("TCM_VM_IP"), values.get("TCM_VM_ID")
+        )
+    elif "TCM_VM_IP" in values or "TCM_VM_ID" in values:
+        raise ConfigError("TCM_VM_IP and TCM_VM_ID need TCM_CONTAINER_ID beside them")
+    if "TCM_CA_FILE" in values:
+        arguments["tls"] = TlsSettings(ca_file=values["TCM_CA_FILE"])
+    numbers: dict[str, tuple[str, Callable[[str], float]]] = {
+        "TCM_TIMEOUT": ("timeout", float),
+        "TCM_POOL_SIZE": ("pool_size", int),
+    }
+    for variable, (argument, convert) in numbers.items():
+        if variable in values:
+            try:
+                arguments[argument] = convert(values[variable])
+            except ValueError:
+                raise ConfigError(f"{variable} must be a number, not {values[variable]!r}") from None
+    return arguments
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Return a positive, finite number as int or float.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    number = as_number(value)
+    if number is None or not 0 < number <= sys.float_info.max:
+        raise ConfigError(f"{name} must be a positive, finite number, not {shown(value)}")
+    return number
+
+
+def check_count(name: str, value: object) -> int:
+    """Return a whole number of at least 1 as int.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    number = check_whole(name, value)
+    if number > sys.maxsize:
+        raise ConfigError(f"{name} must be at most {sys.maxsize:,}, not {shown(value)}")
+    return number
+
+
+def group_id(name: object) -> int:
+    """Return the number of a group of this machine.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name, or it cannot be looked up now.
+    """
+    name = check_text("shm_group", name)
+    try:
+        if grp is not None:
+            return grp.getgrnam(name).gr_gid
+    except OSError as error:
+        raise ConfigError(f"shm_group: {name!r:.80} cannot be looked up: {error}") from error
+    except (KeyError, ValueError):
+        pass
+    raise ConfigError(f"shm_group must be the name of a group here, not {name!r:.80}")
+
+
+def _set_text(of: object, prefix: str, name: str, kind: type[ConfigError | InputError]) -> None:
+    """Check a field of a frozen object that is a text, and keep it as a plain str."""
+    object.__setattr__(of, name, check_text(f"{prefix}.{name}", getattr(of, name), kind))
+
+
+def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    checked = {}
+    if not isinstance(headers, Mapping):
+        raise ConfigError("headers must map names to values, both str")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigError("headers must map names to values, both str")
+        if not name or not all(c.isascii() and (c.isalnum() or c in "!#$%&'*+-.^_`|~") for c in name):
+            raise ConfigError(f"headers: {name!r} is not a header name (RFC 9110, section 5.6.2)")
+        if name.lower() in _RESERVED_HEADERS or name.lower().startswith("sec-websocket-"):
+            raise ConfigError(f"headers: {name} is the handshake's own")
+        if not value.isascii() or not value.isprintable():
+            raise ConfigError(f"headers: the value of {name} must be printable ASCII")
+        checked[name] = value.strip()
+    return checked
