@@ -7,7 +7,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from tcm_sync._numbers import shown
+from tcm_sync._numbers import as_whole, shown
+from tcm_sync._texts import text_fault
 from tcm_sync.errors import ConfigError, InputError
 
 Kind = type[ConfigError] | type[InputError]
@@ -23,10 +24,8 @@ def check_text(name: str, value: object, kind: Kind = ConfigError) -> str:
     ConfigError or InputError
         It is something else. The message begins with the name.
     """
-    if not isinstance(value, str) or not value:
-        raise kind(f"{name} must be a text that is not empty, not {shown(value)}")
-    if not is_unicode(value):
-        raise kind(f"{name} holds half a surrogate pair, which UTF-8 cannot carry")
+    if fault := text_fault(name, value):
+        raise kind(fault)
     return value if type(value) is str else str.__str__(value)
 
 
@@ -76,12 +75,15 @@ def check_flag(name: str, value: object, kind: Kind = InputError) -> bool:
     raise kind(f"{name} must be True or False, not {shown(value)}")
 
 
-def is_unicode(text: str) -> bool:
-    """Whether a text can be sent: bytes that were no UTF-8 in a variable become lone surrogates."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def check_whole(name: str, value: object, least: int = 1, kind: Kind = ConfigError) -> int:
+    """Return a whole number of at least `least` as int.
+
+    Raises
+    ------
+    ConfigError or InputError
+        It is something else. The message begins with the name.
+    """
+    number = as_whole(value)
+    if number is None or number < least:
+        raise kind(f"{name} must be a whole number of at least {least}, not {shown(value)}")
+    return number

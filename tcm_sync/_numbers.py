@@ -7,7 +7,6 @@ import operator
 import numpy as np
 
 from tcm_sync._handlers import is_of_handler
-from tcm_sync.errors import ConfigError, InputError
 
 _NO_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex)
 
@@ -58,19 +57,3 @@ def shown(value: object) -> str:
         if is_of_handler(error):
             raise
         return f"a {type(value).__name__}"
-
-
-def check_whole(
-    name: str, value: object, least: int = 1, kind: type[ConfigError | InputError] = ConfigError
-) -> int:
-    """Return a whole number of at least `least` as int.
-
-    Raises
-    ------
-    ConfigError or InputError
-        It is something else. The message begins with the name.
-    """
-    number = as_whole(value)
-    if number is None or number < least:
-        raise kind(f"{name} must be a whole number of at least {least}, not {shown(value)}")
-    return number

@@ -39,101 +39,13 @@ Every class survives ``pickle`` with all its fields, so that it can cross a proc
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from tcm_sync._base_error import InputError as InputError
+from tcm_sync._base_error import TcmError as TcmError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from tcm_sync.settings import Route
-
-
-class TcmError(Exception):
-    """What every error of this package is.
-
-    Parameters
-    ----------
-    message : str
-        What happened, and what to do about it.
-    **fields
-        Any of the attributes below.
-
-    Attributes
-    ----------
-    code : str or None
-        The manager's error code, if it gave one.
-    retriable : bool
-        Whether the same request may succeed when it is sent again.
-    retry_after : float or None
-        Seconds that the manager asks to wait before trying again.
-    attempts : int
-        How many attempts the call made that count (see `RetryPolicy`); 0 if nothing was sent.
-    history : tuple of TcmError
-        The failures of the attempts before this one, oldest first.
-    outcome_unknown : bool
-        Whether the request may have run although no result came back, in the last attempt or in one before.
-    model_name : str or None
-        The model that was called.
-    route : Route or None
-        Where the call was to run.
-    uuid : str or None
-        The uuid of the socket that was used: what the manager's log calls the client.
-    elapsed : float or None
-        Seconds from the start of the call to this error.
-    error_id : str or None
-        What ``/ready`` gave to look for in the manager's log, where it was behind the failure.
-    chunks : tuple of str
-        What a stream had brought before it failed.
-    """
-
-    code: str | None = None
-    retriable: bool = False
-    retry_after: float | None = None
-    attempts: int = 0
-    history: tuple[TcmError, ...] = ()
-    outcome_unknown: bool = False
-    model_name: str | None = None
-    route: Route | None = None
-    uuid: str | None = None
-    elapsed: float | None = None
-    error_id: str | None = None
-    chunks: tuple[str, ...] = ()
-
-    def __init__(self, message: str, **fields: Any) -> None:
-        super().__init__(message)
-        for name, value in fields.items():
-            if not hasattr(type(self), name):
-                raise TypeError(f"{type(self).__name__} has no field {name!r}")
-            setattr(self, name, value)
-
-    @property
-    def message(self) -> str:
-        """What happened, without the facts of the call."""
-        return str(self.args[0])
-
-    def __str__(self) -> str:
-        facts = []
-        if self.model_name is not None:
-            facts.append(f"model {self.model_name!r}")
-        if self.route is not None:
-            facts.append(f"container {self.route.container_id!r}")
-        if self.uuid is not None:
-            facts.append(f"uuid {self.uuid}")
-        if self.error_id is not None:
-            facts.append(f"error_id {self.error_id}")
-        if self.attempts > 1:
-            facts.append(f"{self.attempts} attempts")
-        if self.elapsed is not None:
-            facts.append(f"{self.elapsed:.3g} s")
-        return f"{self.message} ({', '.join(facts)})" if facts else self.message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, vars(self))
-
-
-def _rebuild(kind: type[TcmError], message: str, fields: dict[str, Any]) -> TcmError:
-    error = kind(message)
-    vars(error).update(fields)  # notes and what else users have put there, too
-    return error
 
 
 class ConnectionLostError(TcmError, ConnectionError):
@@ -213,10 +125,6 @@ class MessageTooLargeError(TcmError):
 
 class ContractError(TcmError, ValueError):
     """The manager refused the form of the request. Mend the request; repeating it does not help."""
-
-
-class InputError(TcmError, ValueError):
-    """The arguments of a call cannot be sent. Found here, before anything was sent."""
 
 
 class ConfigError(TcmError, ValueError):

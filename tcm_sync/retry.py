@@ -6,8 +6,8 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from tcm_sync._arguments import check_flag, check_texts
-from tcm_sync._numbers import as_number, check_whole, shown
+from tcm_sync._arguments import check_flag, check_texts, check_whole
+from tcm_sync._numbers import as_number, shown
 from tcm_sync.errors import (
     BackpressureError,
     CallTimeoutError,

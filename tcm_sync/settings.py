@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from tcm_sync._arguments import check_choice, check_text, check_texts, is_unicode
-from tcm_sync._numbers import as_number, check_whole, shown
-from tcm_sync.errors import ConfigError, InputError
+from tcm_sync._arguments import check_choice, check_text, check_texts, check_whole
+from tcm_sync._base_error import Route as Route
+from tcm_sync._numbers import as_number, shown
+from tcm_sync._texts import is_unicode
+from tcm_sync.errors import ConfigError
 from tcm_sync.retry import RetryPolicy
 
 try:  # here: later there may be no descriptor left to load it with
@@ -61,10 +63,10 @@ class AuthContext:
     roles: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        _set_text(self, "auth", "uuid", ConfigError)
+        _set_text(self, "auth", "uuid")
         for name in ("sub", "tenant_id"):
             if getattr(self, name) is not None:
-                _set_text(self, "auth", name, ConfigError)
+                _set_text(self, "auth", name)
         if self.token is not None and not callable(self.token) and not isinstance(self.token, str):
             raise ConfigError(
                 f"auth.token must be a str or a callable returning one, not {type(self.token).__name__}"
@@ -75,32 +77,6 @@ class AuthContext:
             object.__setattr__(self, "token", str.__str__(self.token))  # a subclass has no form in JSON
         roles = check_texts("auth.roles", self.roles, "('inference',)")
         object.__setattr__(self, "roles", roles)
-
-
-@dataclass(frozen=True)
-class Route:
-    """Where an inference runs.
-
-    Parameters
-    ----------
-    container_id : str
-        The container of the Triton server.
-    vm_ip : str, optional
-        The address of its VM. Left out, the manager fills it in for a container that it knows; a wrong one
-        is trusted (docs/wire.rst, "Inference").
-    vm_id : str, optional
-        The VM's id.
-    """
-
-    container_id: str
-    vm_ip: str | None = None
-    vm_id: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("container_id", "vm_ip", "vm_id"):
-            value = getattr(self, name)
-            if name == "container_id" or value is not None:
-                _set_text(self, "route", name, InputError)
 
 
 @dataclass(frozen=True)
@@ -134,7 +110,7 @@ class TlsSettings:
         if self.key_file is not None and self.cert_file is None:
             raise ConfigError("tls.key_file needs tls.cert_file beside it")
         if self.server_hostname is not None:
-            _set_text(self, "tls", "server_hostname", ConfigError)
+            _set_text(self, "tls", "server_hostname")
             try:
                 self.server_hostname.encode("idna")
             except UnicodeError as error:
@@ -396,9 +372,9 @@ def group_id(name: object) -> int:
     raise ConfigError(f"shm_group must be the name of a group here, not {name!r:.80}")
 
 
-def _set_text(of: object, prefix: str, name: str, kind: type[ConfigError | InputError]) -> None:
+def _set_text(of: object, prefix: str, name: str) -> None:
     """Check a field of a frozen object that is a text, and keep it as a plain str."""
-    object.__setattr__(of, name, check_text(f"{prefix}.{name}", getattr(of, name), kind))
+    object.__setattr__(of, name, check_text(f"{prefix}.{name}", getattr(of, name)))
 
 
 def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcm_sync._arguments import check_whole
 from tcm_sync._calls.progress import Progress
 from tcm_sync._calls.request import Plan
 from tcm_sync._calls.submit_map import Many, in_order
-from tcm_sync._numbers import check_whole
 from tcm_sync._tensors import Tensor, check_inputs
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import Unfit

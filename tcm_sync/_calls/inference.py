@@ -154,7 +154,9 @@ class Inference(Caller):
         tensors = check_call(inputs, infinities=True)
         why: str | None = None
         if plan.transport == "shm" or (plan.transport == "auto" and is_worth_sharing(tensors)):
-            why = self._sharing.obstacle(plan, tensors)
+            why = self._sharing.obstacle(
+                tensors, plan.route, plan.transport, allow_transient=plan.allow_transient
+            )
             if why is None:
                 return Shareable(copied(tensors) if later else tensors)
             if plan.transport == "shm":
@@ -165,7 +167,9 @@ class Inference(Caller):
         except (MessageTooLargeError, InputError) as error:
             if plan.transport == "json":
                 raise
-            why = why or self._sharing.obstacle(plan, tensors)
+            why = why or self._sharing.obstacle(
+                tensors, plan.route, plan.transport, allow_transient=plan.allow_transient
+            )
             if why is None:
                 return Shareable(copied(tensors) if later else tensors)
             raise also(error, why) from None

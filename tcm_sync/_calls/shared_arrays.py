@@ -135,7 +135,9 @@ class Memory(Inference):
     @entrance
     def _obstacle_now(self, plan: Plan, tensors: tuple[Tensor, ...]) -> str | None:
         """Say what is in the way, with the sockets and the memory that there are now."""
-        why = self._sharing.obstacle(plan, tensors)
+        why = self._sharing.obstacle(
+            tensors, plan.route, plan.transport, allow_transient=plan.allow_transient
+        )
         runtime = self._runtime
         connection = None if runtime is None else runtime.pool.any_open()
         if why is None and connection is not None:

@@ -10,11 +10,10 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from tcm_sync._arguments import check_choice, check_flag, is_iterable
+from tcm_sync._arguments import check_choice, check_flag, check_whole, is_iterable
 from tcm_sync._calls.inference import Inference
 from tcm_sync._calls.progress import Progress
 from tcm_sync._calls.request import Plan
-from tcm_sync._numbers import check_whole
 from tcm_sync._reentry import entrance
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.results import InferResult

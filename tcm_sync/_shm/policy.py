@@ -17,7 +17,6 @@ from tcm_sync.errors import ConfigError
 from tcm_sync.settings import group_id
 
 if TYPE_CHECKING:
-    from tcm_sync._calls.request import Plan
     from tcm_sync._tensors import Tensor
     from tcm_sync._transport.connection import Connection
     from tcm_sync.settings import Route, Settings
@@ -72,10 +71,12 @@ class Sharing:
         self._closed = False
         self._told: dict[str, float] = {}  # when a kind of reason was last logged; guarded by nothing
 
-    def obstacle(self, plan: Plan, tensors: Sequence[Tensor]) -> str | None:
-        """Say why some tensors cannot go through shared memory on any socket, or None.
+    def obstacle(
+        self, tensors: Sequence[Tensor], route: Route, transport: Transport, *, allow_transient: bool
+    ) -> str | None:
+        """Return why some tensors cannot go through shared memory on any socket, or None.
 
-        The kind of the reason is before its colon.
+        The kind of the reason is before its colon. The parameters are those of the call.
         """
         if self._arena is None and (why := self._absent()) is not None:
             return why
@@ -84,11 +85,10 @@ class Sharing:
                 return f'no fixed size: input "{tensor.name}" is BYTES'
             if not tensor.array.nbytes:
                 return f'empty: input "{tensor.name}" has no elements'
-        if plan.transport == "shm":
+        if transport == "shm":
             return None
-        if plan.allow_transient:
+        if allow_transient:
             return "transient: a key works once with allow_transient, so transport='shm' has to ask for it"
-        route = plan.route
         if route.vm_ip is None:
             return "elsewhere: the route names no vm_ip, so it is not known to be this machine"
         if not _is_own(route.vm_ip):

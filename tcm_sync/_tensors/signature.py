@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from tcm_sync._arguments import check_flag, is_iterable
-from tcm_sync._numbers import as_whole, check_whole, shown
+from tcm_sync._arguments import check_flag, check_whole, is_iterable
+from tcm_sync._numbers import as_whole, shown
 from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, ProtocolError

@@ -8,8 +8,8 @@ import socket
 import ssl
 from collections import deque
 
-from tcm_sync._arguments import is_unicode
 from tcm_sync._deadline import Deadline
+from tcm_sync._texts import is_unicode
 from tcm_sync._transport import frames
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import Counts

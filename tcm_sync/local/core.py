@@ -12,7 +12,7 @@ import json
 import math
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tcm_sync.local.auth import Authenticator
 from tcm_sync.local.faults import Faults
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tcm_sync.local.cloud import Cloud
-    from tcm_sync.local.models import LoadedModel
-    from tcm_sync.local.session import Session
+    from tcm_sync.local.loaded_model import LoadedModel
     from tcm_sync.local.settings import Settings
     from tcm_sync.local.shared_memory import SharedMemory
-    from tcm_sync.local.stats import Counters
+    from tcm_sync.local.stats import Counters, LocalStats
 
 #: How long the scheduler of a draining manager still takes what is sent to it (docs/wire.rst, "Draining").
 SCHEDULER_STAYS = 0.5
@@ -53,6 +52,18 @@ def error_message(message: str, code: str | None = None, **more: str) -> dict[st
     """Make a message of type ``error``."""
     payload = {"message": message, **more} if code is None else {"code": code, "message": message, **more}
     return {"type": "error", "payload": payload}
+
+
+class Receiver(Protocol):
+    """What the core sends to: a session."""
+
+    outlet: Outlet
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message, after those before it."""
+
+    def send_text(self, text: str) -> None:
+        """Send a message that is written already."""
 
 
 class Core:
@@ -122,7 +133,7 @@ class Core:
         self._nowhere = Outlet(loop, lambda _: None, in_a_hurry=lambda: True)  # for streams of who is gone
         self._nowhere.close()
         self._loop = loop
-        self._sessions: dict[str, Session] = {}  # by uuid, in the order in which they connected
+        self._sessions: dict[str, Receiver] = {}  # by uuid, in the order in which they connected
         self._tenants: dict[str, TokenBucket] = {}
         self._work = asyncio.Event()  # set while a tick may have something to take
 
@@ -131,7 +142,12 @@ class Core:
         """How many sessions are authenticated now."""
         return len(self._sessions)
 
-    def join(self, uuid: str, session: Session) -> bool:
+    def stats(self) -> LocalStats:
+        """Return what the manager has counted so far."""
+        hung = 0 if self.faults is None else self.faults.hung
+        return self.counters.snapshot(self.scheduler.lanes, connected=self.connected, hung=hung)
+
+    def join(self, uuid: str, session: Receiver) -> bool:
         """Let a session hold a uuid, unless another one does."""
         return self._sessions.setdefault(uuid, session) is session
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tcm_sync.local.cloud import Cloud, Container, OnStep, VirtualMachine
-    from tcm_sync.local.models import LoadedModel, TensorSpec
+    from tcm_sync.local.loaded_model import LoadedModel, TensorSpec
 
 
 _NO_VM = (

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tcm_sync._arguments import check_text
-from tcm_sync._numbers import check_whole, shown
+from tcm_sync._arguments import check_text, check_whole
+from tcm_sync._numbers import shown
 from tcm_sync.errors import ConfigError
 from tcm_sync.local.cloud import Cloud, Container
 from tcm_sync.local.models import Model, load_model
@@ -350,7 +350,7 @@ class LocalManager:
     def stats(self) -> LocalStats:
         """Count what was seen since the last start."""
         server = self._server
-        return self._counters.snapshot(None if server is None else server.core)
+        return self._counters.snapshot() if server is None else server.core.stats()
 
 
 def _checked_models(models: object) -> dict[str, Model]:

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.errors import ModelFileError
-from tcm_sync.local.models import LoadedModel, TensorSpec
+from tcm_sync.local.loaded_model import LoadedModel, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from websockets.http11 import Request, Response
 
     from tcm_sync.local.cloud import Cloud
-    from tcm_sync.local.models import LoadedModel
+    from tcm_sync.local.loaded_model import LoadedModel
     from tcm_sync.local.regions import Regions
     from tcm_sync.local.settings import Settings
     from tcm_sync.local.stats import Counters
@@ -203,7 +203,7 @@ class Server:
     def _answer_metrics(self, connection: ServerConnection, request: Request) -> Response:
         if not probes.may_read_metrics(connection.remote_address[0], request.headers.get("X-Forwarded-For")):
             return _json_response(connection, 403, {"detail": "Forbidden"})
-        response = connection.respond(200, probes.metrics(self._counters.snapshot(self.core)))
+        response = connection.respond(200, probes.metrics(self.core.stats()))
         _set_content_type(response, "text/plain; version=1.0.0; charset=utf-8")
         return response
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tcm_sync._arguments import check_flag, check_text, check_texts
-from tcm_sync._numbers import as_number, check_whole, shown
+from tcm_sync._arguments import check_flag, check_text, check_texts, check_whole
+from tcm_sync._numbers import as_number, shown
 from tcm_sync.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -13,8 +13,6 @@ from tcm_sync.local.scheduler import Lane
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tcm_sync.local.core import Core
-
 
 @dataclass(frozen=True)
 class LocalStats:
@@ -88,14 +86,23 @@ class Counters:
         with self._lock:
             self._nacks[name] += 1
 
-    def snapshot(self, core: Core | None) -> LocalStats:
-        """Freeze the counts, beside those of the manager that runs."""
-        lanes: Mapping[str, Lane] = {} if core is None else core.scheduler.lanes
+    def snapshot(
+        self, lanes: Mapping[str, Lane] = MappingProxyType({}), *, connected: int = 0, hung: int = 0
+    ) -> LocalStats:
+        """Return a copy of the counts, beside those of a manager that runs.
+
+        Parameters
+        ----------
+        lanes : mapping of str to Lane
+            Its queues, by the kind of job.
+        connected, hung : int
+            As in `LocalStats`.
+        """
         inference, management = (lanes.get(kind, Lane(0, 0)) for kind in ("inference", "management"))
         with self._lock:
             return LocalStats(
                 connections=self._counts["connections"],
-                connected=0 if core is None else core.connected,
+                connected=connected,
                 uuids=tuple(self._uuids),
                 messages=self._counts["messages"],
                 executions=MappingProxyType(dict(self._executions)),
@@ -104,6 +111,6 @@ class Counters:
                 running=inference.running,
                 management_waiting=management.waiting,
                 management_running=management.running,
-                hung=0 if core is None or core.faults is None else core.faults.hung,
+                hung=hung,
                 lost_replies=self._counts["lost_replies"],
             )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tcm_sync.local.faults import Faults
-    from tcm_sync.local.models import LoadedModel
+    from tcm_sync.local.loaded_model import LoadedModel
     from tcm_sync.local.requests import Request, Target
     from tcm_sync.local.shared_memory import SharedMemory
     from tcm_sync.local.tensors import Tensor

@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
-from tcm_sync._arguments import check_choice, check_flag, check_text, is_iterable
-from tcm_sync._numbers import as_number, check_whole, shown
+from tcm_sync._arguments import check_choice, check_flag, check_text, check_whole, is_iterable
+from tcm_sync._numbers import as_number, shown
 from tcm_sync._tensors import DATATYPES, TensorSpec
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConfigError, ModelFileError
-from tcm_sync.models.batch import has_first_size_again
-
-if TYPE_CHECKING:
-    from tcm_sync.models.analysis import ModelAnalysis
+from tcm_sync.models.batch import FirstAxis, has_first_size_again
 
 _MAX_BATCH_SIZE = 32  # what a BatchPolicy sends at most, unless it is told otherwise
 _UNSAFE = re.compile(r'["\\\x00-\x1f\x7f]')
 
 
+class Analysis(Protocol):
+    """What a configuration is written from: a `ModelAnalysis`."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model takes."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it returns."""
+
+    @property
+    def overridable(self) -> tuple[TensorSpec, ...]:
+        """Initialisers that a request may override."""
+
+    @property
+    def first_axis(self) -> FirstAxis:
+        """Whether the first dimension is a batch."""
+
+
 def config_pbtxt(
-    analysis: ModelAnalysis,
+    analysis: Analysis,
     *,
     name: str | None = None,
     max_batch_size: int | None = None,

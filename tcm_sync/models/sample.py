@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcm_sync._numbers import check_whole, shown
+from tcm_sync._arguments import check_whole
+from tcm_sync._numbers import shown
 from tcm_sync._tensors import DATATYPES, ModelSignature, TensorSpec
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tcm_sync.errors import ConfigError, ModelFileError
 from tcm_sync.local import LocalManager, ModelFailure
-from tcm_sync.local.models import TensorSpec, load_model
+from tcm_sync.local.loaded_model import TensorSpec
+from tcm_sync.local.models import load_model
 
 from .raw import add_sub_onnx, identity_onnx, onnx_bytes, tensor
 

@@ -24,8 +24,12 @@ graph = _load()
 
 #: From the lowest to the highest: a module imports from lower layers, and from its own package.
 LAYERS = (
-    {"errors", "_deadline", "_handlers"},
-    {"_numbers", "_process", "_reentry"},
+    {"_deadline", "_handlers"},
+    {"_numbers"},
+    {"_texts"},
+    {"_base_error"},
+    {"errors"},
+    {"_process", "_reentry"},
     {"_arguments", "_wire"},
     {"_tensors", "retry"},
     {"models", "settings"},
@@ -40,9 +44,7 @@ LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 
 #: Files that import each other for type checkers alone, or inside a function; to be resolved.
 CYCLES = [
-    ["_arguments", "_numbers", "errors", "retry", "settings"],
     ["_calls.caller", "_calls.lifecycle", "_calls.stats"],
-    ["_calls.request", "_shm.policy"],
     ["_pool.call", "_pool.runtime", "_pool.stream_turns"],
     [
         "_pool.concurrency_limit",
@@ -58,9 +60,6 @@ CYCLES = [
         "_transport.reader",
         "_transport.unsolicited",
     ],
-    ["local.core", "local.session", "local.stats"],
-    ["local.models", "local.onnx_models"],
-    ["models.analysis", "models.config"],
 ]
 
 
