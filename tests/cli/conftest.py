@@ -13,8 +13,8 @@ import pytest
 from tcm_sync.cli import main
 from tcm_sync.local import LocalManager
 
-from ..local.conftest import clock as clock
-from ..local.conftest import pauses_take_no_time as pauses_take_no_time
+from ..helpers.fixtures import clock as clock
+from ..helpers.fixtures import pauses_take_no_time as pauses_take_no_time
 from .models import MODELS
 
 COMMAND = (sys.executable, "-m", "tcm_sync.cli")

@@ -16,7 +16,8 @@ from tcm_sync.cli import bench, load
 from tcm_sync.errors import BackpressureError, ClientClosedError, InferenceError
 from tcm_sync.local import LocalManager, ModelFailure
 
-from ..local.raw import GUARD, Gated, add_sub_onnx, wait_until
+from ..helpers.served_models import Gated, add_sub_onnx
+from ..helpers.waiting import GUARD, wait_until
 
 SHORT = ("--duration", "1", "--warm-up", "0.1")
 INPUT = ("--input", "x=[[1.0, 2.0]]")

@@ -21,7 +21,7 @@ from tcm_sync._pool.call import Call
 from tcm_sync.cli import checks, dialogue
 from tcm_sync.local import LocalManager
 
-from ..peer.scripted import ScriptedPeer
+from ..helpers.scripted_peer import ScriptedPeer
 
 STEPS = [step.name for step in checks.STEPS]
 

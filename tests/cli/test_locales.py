@@ -11,8 +11,8 @@ import pytest
 
 from tcm_sync.cli.output import ascii_json
 
-from ..local.raw import GUARD
-from ..models.build import double
+from ..helpers.onnx_build import double
+from ..helpers.waiting import GUARD
 from .test_stream import TRANSIENT
 
 TEXT = "größe 😀 "

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from tcm_sync.local import LocalManager
 from tcm_sync.models import analyze
 
-from ..local.raw import add_sub_onnx, identity_onnx
+from ..helpers.served_models import add_sub_onnx, identity_onnx
 
 
 @pytest.fixture

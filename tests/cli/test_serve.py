@@ -11,7 +11,8 @@ import pytest
 from tcm_sync import Route, TcmClient
 from tcm_sync.local import __main__ as foreground
 
-from ..local.raw import GUARD, add_sub_onnx
+from ..helpers.served_models import add_sub_onnx
+from ..helpers.waiting import GUARD
 
 ONE = np.array([[1.0]], np.float32)
 

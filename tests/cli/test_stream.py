@@ -8,7 +8,7 @@ import pytest
 
 from tcm_sync.local import LocalManager
 
-from ..local.raw import Talker
+from ..helpers.served_models import Talker
 
 TRANSIENT = ("--allow-transient", "--container-id", "local-transient")
 

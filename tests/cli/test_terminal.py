@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ..local.raw import wait_until
+from ..helpers.waiting import wait_until
 from .conftest import COMMAND
 
 pexpect = pytest.importorskip("pexpect")

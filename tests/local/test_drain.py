@@ -11,7 +11,8 @@ import pytest
 
 from tcm_sync.local import core
 
-from .raw import GUARD, HANDSHAKE, tensor, wait_until
+from ..helpers.raw_connection import HANDSHAKE, tensor
+from ..helpers.waiting import GUARD, wait_until
 
 DROPPED = {
     "type": "error",

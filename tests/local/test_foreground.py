@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from .raw import GUARD, Raw, add_sub_onnx, tensor
+from ..helpers.raw_connection import Raw, tensor
+from ..helpers.served_models import add_sub_onnx
+from ..helpers.waiting import GUARD
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to send")
 

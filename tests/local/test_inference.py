@@ -9,7 +9,7 @@ import pytest
 
 from tcm_sync.local.tensors import to_array, to_json
 
-from .raw import tensor
+from ..helpers.raw_connection import tensor
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from tcm_sync import BatchPolicy, CallTimeoutError, InferenceInput, MessageTooLargeError, PipelineStep
 from tcm_sync._tensors import encode
 
-from .raw import GUARD
+from ..helpers.waiting import GUARD
 
 EMPTY_ROWS = [InferenceInput("x", (20_000_000, 0), "FP32", [])]
 CALLS = {

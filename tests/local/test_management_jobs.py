@@ -7,7 +7,9 @@ from onnx import TensorProto
 
 from tcm_sync.local import CloudJob, CloudStep, Container, RegisteredServer, VirtualMachine
 
-from .raw import add_sub_onnx, identity_onnx, tensor, wait_until
+from ..helpers.raw_connection import tensor
+from ..helpers.served_models import add_sub_onnx, identity_onnx
+from ..helpers.waiting import wait_until
 
 QUEUE_FULL = {
     "type": "error",

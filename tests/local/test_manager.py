@@ -17,8 +17,9 @@ from tcm_sync import Route
 from tcm_sync.errors import ConfigError
 from tcm_sync.local import LocalManager, probes
 
-from .player import http_get
-from .raw import GUARD, HANDSHAKE, tensor, wait_until
+from ..helpers.raw_connection import HANDSHAKE, tensor
+from ..helpers.waiting import GUARD, wait_until
+from .request_player import http_get
 
 
 def test_it_tells_where_it_is():

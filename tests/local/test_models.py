@@ -15,7 +15,8 @@ from tcm_sync.local import LocalManager, ModelFailure
 from tcm_sync.local.loaded_model import TensorSpec
 from tcm_sync.local.models import load_model
 
-from .raw import add_sub_onnx, identity_onnx, onnx_bytes, tensor
+from ..helpers.raw_connection import tensor
+from ..helpers.served_models import add_sub_onnx, identity_onnx, onnx_bytes
 
 
 @pytest.fixture(params=["onnxruntime", "reference"])

@@ -7,7 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from .raw import add_sub_onnx, identity_onnx
+from ..helpers.served_models import add_sub_onnx, identity_onnx
 
 sdk = pytest.importorskip("tcm_client.sdk", reason="tcm-client (the extra bench) is not installed")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .raw import tensor, wait_until
+from ..helpers.raw_connection import tensor
+from ..helpers.waiting import wait_until
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from .raw import tensor, wait_until
+from ..helpers.raw_connection import tensor
+from ..helpers.waiting import wait_until
 
 FORBIDDEN = {"type": "error", "payload": {"message": "Forbidden: missing 'inference' role"}}
 

@@ -17,8 +17,10 @@ from tcm_sync.local import shared_memory
 from tcm_sync.local.janitor import clean_up
 from tcm_sync.local.mapping import is_usable
 
-from .raw import GUARD, Raw, add_sub_onnx, tensor, wait_until
-from .segments import is_invalid_args, maps_of, refused, total, use
+from ..helpers.raw_connection import Raw, tensor
+from ..helpers.segments import is_invalid_args, maps_of, refused, total, use
+from ..helpers.served_models import add_sub_onnx
+from ..helpers.waiting import GUARD, wait_until
 
 pytestmark = pytest.mark.skipif(not is_usable(), reason="there is no /dev/shm here")
 

@@ -10,8 +10,9 @@ import pytest
 from tcm_sync.local import MappedMemory, regions, shared_memory
 from tcm_sync.local.mapping import DIRECTORY, is_usable
 
-from .raw import add_sub_onnx, tensor
-from .segments import SHM, is_invalid_args, maps_of, refused, total, use
+from ..helpers.raw_connection import tensor
+from ..helpers.segments import SHM, is_invalid_args, maps_of, refused, total, use
+from ..helpers.served_models import add_sub_onnx
 
 pytestmark = pytest.mark.skipif(not is_usable(), reason="there is no /dev/shm here")
 

@@ -9,7 +9,9 @@ import pytest
 
 from tcm_sync.local import ModelFailure, outlet
 
-from .raw import GUARD, Talker, identity_onnx, tensor, wait_until
+from ..helpers.raw_connection import tensor
+from ..helpers.served_models import Talker, identity_onnx
+from ..helpers.waiting import GUARD, wait_until
 
 COMPLETED = {"data": None, "status": "COMPLETED", "model_name": "llm"}
 

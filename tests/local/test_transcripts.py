@@ -23,9 +23,10 @@ from onnx import TensorProto
 from tcm_sync.local import ModelFailure, cloud, core
 from tcm_sync.local.limits import TokenBucket
 
-from .player import Player, http_get, use_segment
-from .raw import GUARD, add_sub_onnx, identity, identity_onnx, tensor, wait_until
-from .recorded import (
+from ..helpers.raw_connection import tensor
+from ..helpers.served_models import add_sub_onnx, identity, identity_onnx
+from ..helpers.waiting import GUARD, wait_until
+from .recorded_setups import (
     UNREACHABLE,
     HeldOnce,
     KeyServer,
@@ -34,6 +35,7 @@ from .recorded import (
     the_model_has_ended,
     two_hang_first,
 )
+from .request_player import Player, http_get, use_segment
 
 CASES = {
     case["case"]: case

@@ -14,7 +14,7 @@ from tcm_sync._tensors import DATATYPES
 from tcm_sync.models import analyze
 from tcm_sync.models.elements import TRITON_DATATYPES, bits_of
 
-from .build import double, model, outside, value, weight
+from ..helpers.onnx_build import double, model, outside, value, weight
 
 ELEMENTS = {name: number for name, number in TensorProto.DataType.items() if number != TensorProto.UNDEFINED}
 

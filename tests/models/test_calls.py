@@ -15,7 +15,7 @@ from tcm_sync._tensors import DATATYPES
 from tcm_sync.local import LocalManager
 from tcm_sync.models import analyze, sample_inputs
 
-from .build import double, model, value
+from ..helpers.onnx_build import double, model, value
 
 GUARD = 20.0
 ROW = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)

@@ -12,7 +12,7 @@ from tcm_sync import ConfigError, ModelFileError
 from tcm_sync._tensors import DATATYPES
 from tcm_sync.models import analyze, config_pbtxt
 
-from .build import model, value, weight
+from ..helpers.onnx_build import model, value, weight
 from .test_onnxruntime import MODELS
 
 #: Thirty that a message can carry: no tests of types and shapes that Triton has not.

@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, helper
 from tcm_sync import ModelFileError
 from tcm_sync.models import analyze, skim
 
-from .build import FLOAT, double, model, outside, value, weight
+from ..helpers.onnx_build import FLOAT, double, model, outside, value, weight
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .build import model, outside, value, weight
+from ..helpers.onnx_build import model, outside, value, weight
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 

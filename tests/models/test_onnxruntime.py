@@ -11,7 +11,7 @@ import pytest
 from tcm_sync.models import analyze
 from tcm_sync.models.elements import TRITON_DATATYPES
 
-from .build import model, value, weight
+from ..helpers.onnx_build import model, value, weight
 
 DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 MODELS = sorted(DATA.rglob("*.onnx"))

@@ -11,7 +11,7 @@ from tcm_sync import InputError, ModelSignature, TensorSpec
 from tcm_sync._tensors import DATATYPES, fit_inputs
 from tcm_sync.models import analyze, sample_inputs
 
-from .build import double, model, value
+from ..helpers.onnx_build import double, model, value
 
 
 def signature(*specs: TensorSpec, **how) -> ModelSignature:

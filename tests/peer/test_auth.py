@@ -13,8 +13,9 @@ from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError, Shutt
 from tcm_sync._pool import gate
 from tcm_sync.errors import TcmError
 
-from .scripted import ScriptedPeer
-from .scripts import TOKEN, ask, background, connect, echo, echo_once, failing, wait_for, wait_until
+from ..helpers.peer_scripts import TOKEN, ask, background, connect, echo, echo_once, failing
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
 
 
 def refuse(connection):

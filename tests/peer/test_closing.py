@@ -11,9 +11,10 @@ import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, ConnectionLostError
 
-from .connection import CLOSE, PATIENCE
-from .scripted import ScriptedPeer
-from .scripts import ask, background, connect, echo, failing, timing_out, wait_for, wait_until
+from ..helpers.peer_connection import CLOSE, PATIENCE
+from ..helpers.peer_scripts import ask, background, connect, echo, failing, timing_out
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
 
 LONG = 10 * PATIENCE
 

@@ -13,9 +13,10 @@ import pytest
 
 from tcm_sync import ConnectFailedError, TcmClient
 
-from .connection import PATIENCE
-from .scripted import ScriptedPeer
-from .scripts import ROUTE, ask, ask_many, background, connect, echo, failing, wait_for, wait_until
+from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_scripts import ROUTE, ask, ask_many, background, connect, echo, failing
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
 
 SECONDS = 0.5  # what a test lets a connect take that never comes about
 

@@ -12,9 +12,10 @@ import pytest
 from tcm_sync import ConnectFailedError, ConnectionLostError, MessageTooLargeError, ProtocolError
 from tcm_sync.errors import TcmError
 
-from .connection import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, make_frame
-from .scripted import ScriptedPeer
-from .scripts import TOKEN, ask, connect, echo, echo_once, failing, wait_for
+from ..helpers.peer_connection import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, make_frame
+from ..helpers.peer_scripts import TOKEN, ask, connect, echo, echo_once, failing
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for
 
 REPLY = b'{"type": "inference", "uuid": "%s", "payload": {"data": {"y": [[1]]}, "status": "COMPLETED"}}'
 

@@ -10,8 +10,9 @@ import pytest
 
 from tcm_sync import CallTimeoutError, ContractError, InputError, ProtocolError, QueueStats
 
-from .scripted import ScriptedPeer
-from .scripts import ask, connect, echo, echo_once, failing, timing_out, wait_for
+from ..helpers.peer_scripts import ask, connect, echo, echo_once, failing, timing_out
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for
 
 STATS = {
     "info_users": 1,

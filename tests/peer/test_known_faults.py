@@ -27,9 +27,10 @@ from tcm_sync import (
     TcmError,
 )
 
-from .connection import PATIENCE
-from .scripted import ScriptedPeer
-from .scripts import BRISK, ask, connect, echo, echo_once, failing, wait_until
+from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_scripts import BRISK, ask, connect, echo, echo_once, failing
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_until
 
 FAULT = "Cannot switch to a different thread\n\tCurrent: <greenlet.greenlet object>"
 BUSY = "cannot start another stream with one already running. 'InferenceServerClient' supports only one."

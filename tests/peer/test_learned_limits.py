@@ -21,9 +21,9 @@ from tcm_sync import (
 from tcm_sync._calls.learned_limits import Limits
 from tcm_sync._tensors import ModelSignature, TensorSpec
 
-from .connection import PATIENCE
-from .scripted import ScriptedPeer
-from .scripts import connect
+from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_scripts import connect
+from ..helpers.scripted_peer import ScriptedPeer
 
 X = np.arange(400, dtype=np.float32).reshape(200, 2)
 

@@ -16,9 +16,10 @@ from tcm_sync._transport import authentication as opening
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.replies import Refusal
 
-from .connection import PATIENCE
-from .scripted import ScriptedPeer
-from .scripts import ask, connect, echo, wait_until
+from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_scripts import ask, connect, echo
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_until
 
 
 def test_every_lease_that_is_collected_is_taken_back_at_once(monkeypatch):

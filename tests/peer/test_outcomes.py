@@ -28,9 +28,10 @@ from tcm_sync._pool.call import Call
 from tcm_sync._pool.pool import Pool
 from tcm_sync._pool.runtime import Runtime
 
-from .connection import PATIENCE
-from .scripted import ScriptedPeer
-from .scripts import BRISK, ask, connect, echo, wait_until
+from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_scripts import BRISK, ask, connect, echo
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_until
 
 NEVER_TWICE = [None, replace(BRISK, resend_lost=False)]
 

@@ -9,8 +9,9 @@ import pytest
 
 from tcm_sync import InferenceFailedError, InputError, MessageTooLargeError, PipelineStep, ProtocolError
 
-from .scripted import ScriptedPeer
-from .scripts import ask, connect, echo, failing, wait_for
+from ..helpers.peer_scripts import ask, connect, echo, failing
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for
 
 X = {"x": np.array([[1.5]], np.float32)}
 STEPS = [{"name": "first", "model_name": "a", "inputs": X}, PipelineStep("b", X, output_dtypes=np.float32)]

@@ -6,9 +6,9 @@ import contextlib
 
 import pytest
 
-from .connection import ClientLeft
-from .scripted import ScriptedPeer
-from .scripts import BRISK, ask, connect, echo
+from ..helpers.peer_connection import ClientLeft
+from ..helpers.peer_scripts import BRISK, ask, connect, echo
+from ..helpers.scripted_peer import ScriptedPeer
 
 SECONDS = 0.5  # what a test lets a probe take that is never answered
 

@@ -19,20 +19,10 @@ from tcm_sync import (
     ProtocolError,
 )
 
-from .connection import CONTINUATION, PATIENCE, PING, PONG, TEXT, make_frame
-from .scripted import ScriptedPeer
-from .scripts import (
-    ask,
-    ask_many,
-    background,
-    connect,
-    echo,
-    echo_once,
-    failing,
-    timing_out,
-    wait_for,
-    wait_until,
-)
+from ..helpers.peer_connection import CONTINUATION, PATIENCE, PING, PONG, TEXT, make_frame
+from ..helpers.peer_scripts import ask, ask_many, background, connect, echo, echo_once, failing, timing_out
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
 
 KIB = 1024
 

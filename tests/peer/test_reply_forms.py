@@ -8,9 +8,9 @@ import pytest
 
 from tcm_sync import MessageTooLargeError
 
-from .connection import CONTINUATION, TEXT
-from .scripted import ScriptedPeer
-from .scripts import ask, connect, echo, failing
+from ..helpers.peer_connection import CONTINUATION, TEXT
+from ..helpers.peer_scripts import ask, connect, echo, failing
+from ..helpers.scripted_peer import ScriptedPeer
 
 KIB = 1024
 

@@ -12,9 +12,10 @@ import pytest
 from tcm_sync import ShuttingDownError
 from tcm_sync._pool import growth, pool
 
-from .connection import CLOSE, PATIENCE
-from .scripted import ScriptedPeer
-from .scripts import ask, background, connect, echo, failing, wait_for, wait_until
+from ..helpers.peer_connection import CLOSE, PATIENCE
+from ..helpers.peer_scripts import ask, background, connect, echo, failing
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
 
 
 def drop(connection):

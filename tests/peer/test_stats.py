@@ -15,8 +15,9 @@ from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.replies import ReplyFuture
 from tcm_sync._wire.messages import Alert
 
-from .scripted import ScriptedPeer
-from .scripts import ask, background, connect, echo, timing_out, wait_for, wait_until
+from ..helpers.peer_scripts import ask, background, connect, echo, timing_out
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
 
 
 def welcome_then(*steps):

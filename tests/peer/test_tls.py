@@ -15,10 +15,11 @@ import trustme
 
 from tcm_sync import CallTimeoutError, ConnectFailedError, TcmClient, TlsSettings
 
-from .conftest import server_context
-from .connection import CONTINUATION, PATIENCE, PING, PONG, TEXT
-from .scripted import ScriptedPeer
-from .scripts import ROUTE, ask, ask_many, connect, echo, failing, wait_for, wait_until
+from ..helpers.fixtures import server_context
+from ..helpers.peer_connection import CONTINUATION, PATIENCE, PING, PONG, TEXT
+from ..helpers.peer_scripts import ROUTE, ask, ask_many, connect, echo, failing
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
 
 MEGABYTE = 10**6
 

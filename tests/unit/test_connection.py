@@ -16,7 +16,7 @@ from tcm_sync._transport.connection import Connection, receive_secured
 from tcm_sync._transport.frames import CLOSE, FRAGMENT_BYTES, PING, PONG, TEXT, FrameDecoder, encode_close
 from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture, StreamReplies
 
-from ..peer.connection import unmasked
+from ..helpers.peer_connection import unmasked
 
 PATIENCE = 30.0
 CONTINUATION = 0

@@ -14,8 +14,8 @@ from tcm_sync import TcmClient
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._tensors.arrays import as_array
 
-from ..peer.scripted import ScriptedPeer
-from ..peer.scripts import connect
+from ..helpers.peer_scripts import connect
+from ..helpers.scripted_peer import ScriptedPeer
 
 ERRORS = [
     TimeoutError("alarm"),

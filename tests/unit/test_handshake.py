@@ -13,7 +13,7 @@ from tcm_sync._transport.handshake import HEAD_BYTES, shake_hands
 from tcm_sync._transport.sockets import shut_down
 from tcm_sync.settings import Endpoint
 
-from ..peer.scripted import ScriptedPeer
+from ..helpers.scripted_peer import ScriptedPeer
 
 PATIENCE = 30.0
 SOON = 0.3  # seconds in which nothing more is to come

@@ -17,8 +17,8 @@ import pytest
 import websocket
 
 from ..conftest import NEEDS
-from ..peer.connection import BINARY, CONTINUATION, TEXT, ClientLeft, make_frame, unmasked
-from ..peer.scripted import ScriptedPeer
+from ..helpers.peer_connection import BINARY, CONTINUATION, TEXT, ClientLeft, make_frame, unmasked
+from ..helpers.scripted_peer import ScriptedPeer
 
 ROOT = Path(__file__).parents[2]
 CONFTEST = ROOT / "tests" / "conftest.py"

@@ -15,8 +15,8 @@ from tcm_sync._transport.http import probe
 from tcm_sync._transport.sockets import OpeningSockets
 from tcm_sync.settings import Settings
 
-from ..peer.conftest import authority, ca_file, server_tls  # noqa: F401 - fixtures
-from ..peer.scripted import ScriptedPeer
+from ..helpers.fixtures import authority, ca_file, server_tls  # noqa: F401 - fixtures
+from ..helpers.scripted_peer import ScriptedPeer
 
 PATIENCE = 30.0
 SOON = 0.3  # seconds in which nothing more is to come

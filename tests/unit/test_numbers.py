@@ -28,7 +28,7 @@ from tcm_sync.local import LocalManager
 from tcm_sync.models import analyze, config_pbtxt
 from tcm_sync.settings import Settings
 
-from ..models.build import double
+from ..helpers.onnx_build import double
 
 URI = "ws://localhost:8000/ws"
 

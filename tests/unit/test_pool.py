@@ -27,9 +27,10 @@ from tcm_sync import (
 )
 from tcm_sync._transport import authentication as opening
 
-from ..peer.connection import CLOSE, PING, PONG
-from ..peer.scripted import ScriptedPeer
-from ..peer.scripts import PATIENCE, ask, background, connect, echo, echo_once, wait_for, wait_until
+from ..helpers.peer_connection import CLOSE, PING, PONG
+from ..helpers.peer_scripts import PATIENCE, ask, background, connect, echo, echo_once
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
 
 SECRET = "tok-4711-never-to-be-shown"
 

@@ -19,7 +19,7 @@ from tcm_sync._transport import sockets
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
 from tcm_sync.settings import Endpoint
 
-from ..peer.scripts import wait_until
+from ..helpers.waiting import wait_until
 
 PATIENCE = 30.0
 

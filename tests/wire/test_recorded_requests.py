@@ -12,7 +12,7 @@ from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._transport.authentication import CAPABILITY, _auth_request
 from tcm_sync._wire.encode import encode_message, encode_payload
 
-from ..peer.scripted import ScriptedPeer
+from ..helpers.scripted_peer import ScriptedPeer
 from .recordings import is_remark, recorded
 
 ALL = recorded("client")

@@ -26,9 +26,11 @@ from tcm_sync import (
     TcmError,
 )
 
-from ..peer.scripted import ScriptedPeer
-from ..peer.scripts import BRISK, background, wait_for, wait_until
-from .player import (
+from ..helpers.peer_scripts import BRISK, background
+from ..helpers.scripted_peer import ScriptedPeer
+from ..helpers.waiting import wait_for, wait_until
+from .recordings import CASES, sockets, text
+from .reply_player import (
     answer,
     ask,
     check_result,
@@ -43,7 +45,6 @@ from .player import (
     take_turn,
     turns_of,
 )
-from .recordings import CASES, sockets, text
 from .test_recorded_replies import DROPPED, FAILURES, REFUSED_AUTHS, expected_of, is_outage
 from .test_recorded_requests import LISTED, arrays_of
 

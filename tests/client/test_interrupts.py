@@ -1,0 +1,229 @@
+"""KeyboardInterrupt at every moment at which it can come: nothing is lost for good, and nobody else is hurt.
+
+The interpreter raises it in the main thread only, at the start of a function and after a call of one that is
+written in C. A profile function does the same here, so that each such moment inside the client has its turn.
+Moments inside the standard library are the interpreter's own affair.
+
+Each interrupt is kept, as a notebook keeps the last traceback: the frames in it hold what they held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import tcm_sync
+from tcm_sync import ConnectFailedError, TcmClient
+from tcm_sync._pool import growth
+
+from ..helpers.waiting import GUARD, wait_until
+
+SOCKETS = 2
+_PACKAGE = str(Path(tcm_sync.__file__).parent)
+
+# What is interrupted while it is made is closed by the garbage collector, which says so.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt at one moment of a block, counted from 1.
+
+    Attributes
+    ----------
+    struck : bool
+        Whether the block lasted until that moment.
+    kept : BaseException or None
+        What ended the block, with its traceback.
+    """
+
+    def __init__(self, moment):
+        self.struck = False
+        self.kept = None
+        self._left = moment
+
+    def __enter__(self):
+        sys.setprofile(self._profile)
+
+    def __exit__(self, kind, error, trace):
+        sys.setprofile(None)
+        self.kept = error
+        return self.struck and kind is KeyboardInterrupt
+
+    def _profile(self, frame, event, arg):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
+            self._left -= 1
+            if not self._left:
+                self.struck = True
+                raise KeyboardInterrupt
+
+
+def each_moment(prepare, *, kept=True):
+    """Interrupt at each of its moments what `prepare`, a context manager that checks afterwards, gives."""
+    for moment in itertools.count(1):
+        interrupt = InterruptAt(moment)
+        with prepare() as call:
+            with interrupt:
+                call()
+            if not kept:
+                interrupt.kept = None
+        if not interrupt.struck:
+            assert moment > 20, "there was hardly anything to interrupt"
+            return
+
+
+_numbers = itertools.count(1)
+
+
+def ask(client, model="echo", number=None):
+    number = next(_numbers) if number is None else number
+    result = client.infer(model, {"x": [number]}, timeout=GUARD)
+    assert result["y" if model == "gated" else "x"].tolist() == [number]
+
+
+@pytest.fixture
+def manager(serve, monkeypatch):
+    # Some of what an interrupt loses is found by looking for it, which tests need not wait for so long.
+    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 0.01)
+    meeting = threading.Barrier(SOCKETS)
+
+    def meet(arrays):
+        """Answer once as many requests are under way as there are sockets."""
+        meeting.wait(GUARD)
+        return arrays
+
+    return serve({"meet": meet}, workers=8)
+
+
+def client_of(manager, **settings):
+    return TcmClient(manager.uri, route=manager.route, **{"pool_size": SOCKETS, **settings})
+
+
+def every_socket_is_of_use(client):
+    with ThreadPoolExecutor(SOCKETS) as threads:
+        for future in [threads.submit(ask, client, "meet") for _ in range(SOCKETS)]:
+            future.result()
+
+
+def in_line(client):
+    return len(client._runtime.pool._waiters)
+
+
+def test_the_first_call_of_a_client(manager):
+    @contextlib.contextmanager
+    def prepare():
+        with client_of(manager) as client:
+            yield partial(ask, client)
+            every_socket_is_of_use(client)
+
+    each_moment(prepare)
+
+
+def test_a_call_on_an_open_socket(manager):
+    with client_of(manager) as client:
+
+        @contextlib.contextmanager
+        def prepare():
+            every_socket_is_of_use(client)
+            yield partial(ask, client)
+
+        each_moment(prepare)
+        every_socket_is_of_use(client)
+
+
+def talk(arrays):
+    """Stream words that tell whose they are, and then the end."""
+    yield from (f"{arrays['x'].flat[0]}-{number}" for number in range(3))
+    yield None
+
+
+def begin_talking(client, manager, number=0):
+    route = manager.transient_route
+    return client.stream(
+        "talk",
+        {"x": [number]},
+        container_id=route.container_id,
+        vm_ip=route.vm_ip,
+        allow_transient=True,
+        timeout=GUARD,
+    )
+
+
+def take(client, manager, *, leave=False):
+    """Take a stream, whole or not; its chunks are its own."""
+    number = next(_numbers)
+    with begin_talking(client, manager, number) as chunks:
+        for place, chunk in enumerate(chunks):
+            assert chunk == f"{number}-{place}"
+            if leave:
+                return
+    assert place == 2
+
+
+@pytest.mark.parametrize("leave", [False, True])
+def test_a_stream(serve, manager, leave):
+    streaming = serve({"talk": talk, "meet": manager._models["meet"].run}, workers=8)
+    with client_of(streaming) as client:
+
+        @contextlib.contextmanager
+        def prepare():
+            yield partial(take, client, streaming, leave=leave)
+            take(client, streaming)
+
+        every_socket_is_of_use(client)
+        each_moment(prepare, kept=False)  # the frames of whoever leaves a stream open have the stream itself
+        every_socket_is_of_use(client)
+        futures = client._runtime.reader.pending
+        wait_until(lambda: not futures, "nothing is waited for any more")
+
+
+def test_a_stream_that_is_being_opened(serve, manager):
+    streaming = serve({"talk": talk}, workers=8)
+    with client_of(streaming) as client:
+        opened = []
+
+        def begin():
+            opened.append(begin_talking(client, streaming))
+
+        @contextlib.contextmanager
+        def prepare():
+            yield begin
+            while opened:
+                opened.pop().close()
+            take(client, streaming)
+
+        each_moment(prepare)
+
+
+def test_an_open_that_waits_for_a_socket(manager):
+    with client_of(manager) as client:
+
+        @contextlib.contextmanager
+        def prepare():
+            yield client.open
+            every_socket_is_of_use(client)
+
+        each_moment(prepare)
+
+
+def test_a_call_that_tries_a_gate_which_was_shut(manager):
+    """Whoever is interrupted as the one to try it leaves it to the next."""
+
+    @contextlib.contextmanager
+    def prepare():
+        with client_of(manager) as client:
+            client.open()
+            pool = client._runtime.pool
+            pool.manager_gate.shut(ConnectFailedError("as if"), exactly=0.0)
+            for connection in list(pool._shelf.all.values()):
+                pool.retire(connection, "as if")
+            yield partial(ask, client)
+            ask(client)
+
+    each_moment(prepare)

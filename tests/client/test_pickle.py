@@ -1,0 +1,102 @@
+"""Clients, results and errors cross from one process to another."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+
+import tcm_sync
+from tcm_sync import AuthContext, InferenceFailedError, Route, TcmClient, TcmError
+
+from ..helpers.waiting import GUARD
+
+_numbers = itertools.count(1)
+
+
+def ask(client):
+    number = next(_numbers)
+    assert client.infer("echo", {"x": [number]})["x"].tolist() == [number]
+
+
+@pytest.fixture
+def client_of():
+    """Make clients, which are closed in the end."""
+    clients = []
+
+    def make(manager, **settings):
+        clients.append(TcmClient(manager.uri, route=manager.route, timeout=GUARD, **settings))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def every_error():
+    public = vars(tcm_sync).values()
+    kinds = [kind for kind in public if isinstance(kind, type) and issubclass(kind, TcmError)]
+    facts = {"code": "X", "attempts": 2, "model_name": "m", "route": Route("c"), "elapsed": 1.5}
+    return [kind("it failed", history=(TcmError("before"),), **facts) for kind in kinds]
+
+
+@pytest.mark.parametrize(
+    "method",
+    # The server of "forkserver" would outlive the test.
+    [method for method in multiprocessing.get_all_start_methods() if method != "forkserver"],
+)
+# From Python 3.12 on, forking beside other threads is warned of; that it works all the same is the test.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_multiprocessing_pool_takes_a_client_and_returns_its_results_and_errors(serve, client_of, method):
+    manager = serve()
+    client = client_of(manager)
+    ask(client)
+    infer = functools.partial(client.infer, "echo")
+    errors = every_error()
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = pool.map(infer, [{"x": [number]} for number in range(40)], chunksize=10)
+        assert [result["x"].tolist() for result in results] == [[number] for number in range(40)]
+        with pytest.raises(InferenceFailedError, match="unknown model") as caught:
+            pool.apply(client.infer, ("nobody", {"x": [1]}))
+        assert caught.value.model_name == "nobody"
+        assert caught.value.code == "TRITON_INFERENCE_FAILED"
+        for error in errors:
+            with pytest.raises(TcmError) as caught:
+                pool.apply(exec, (f"import pickle; raise pickle.loads({pickle.dumps(error)})",))
+            assert type(caught.value) is type(error)
+            assert str(caught.value) == str(error)
+            assert {**vars(caught.value), "history": ()} == {**vars(error), "history": ()}
+            assert str(caught.value.history[0]) == "before"
+        pool.close()
+        pool.join()
+    ask(client)
+    assert len(set(manager.stats().uuids)) == len(manager.stats().uuids) > 2
+
+
+def test_a_pickled_client_is_a_client_of_its_own(serve, client_of):
+    manager = serve()
+    client = client_of(manager, pool_size=2, auth=AuthContext(uuid="mine", roles=("inference",)))
+    ask(client)
+    copy = pickle.loads(pickle.dumps(client))
+    ask(copy)
+    client.close()
+    ask(copy)
+    assert pickle.dumps(copy) == pickle.dumps(client)
+    copy.close()
+    with pickle.loads(pickle.dumps(client)) as third:
+        ask(third)  # a client that was closed travels as its settings too
+    assert all(uuid.startswith("mine-") for uuid in manager.stats().uuids)
+
+
+def test_a_result_survives_pickle(serve, client_of):
+    result = client_of(serve()).infer("echo", {"x": np.eye(2), "t": ["a", "b"]}, output_dtypes={"x": "f4"})
+    copy = pickle.loads(pickle.dumps(result))
+    assert list(copy) == list(result)
+    assert all(np.array_equal(copy[name], result[name]) for name in result)
+    assert copy["x"].dtype == np.float32
+    assert (copy.model_name, copy.attempts, copy.elapsed) == ("echo", 1, result.elapsed)
+    assert copy.raw == result.raw

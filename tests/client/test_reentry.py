@@ -1,0 +1,151 @@
+"""Calls inside calls, as signal handlers, finalizers and log handlers make them: refused at once, or good."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tcm_sync
+from tcm_sync import BatchPolicy, ClientClosedError, ReentrantCallError
+from tcm_sync._calls.stats import ClientStats
+
+from ..helpers.waiting import GUARD
+
+_PACKAGE = str(Path(tcm_sync.__file__).parent)
+SHARED = np.arange(8192.0)
+
+
+class AtEveryMoment:
+    """Calls something at each moment of a block at which a signal handler may run inside the package."""
+
+    def __init__(self, handler):
+        self._handler = handler
+        self.moments = 0
+
+    def __enter__(self):
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+
+    def _profile(self, frame, event, arg):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
+            self.moments += 1
+            sys.setprofile(None)
+            try:
+                self._handler()
+            finally:
+                sys.setprofile(self._profile)
+
+
+def refused_or(work):
+    """Return what some work returns, or None where it is refused."""
+    try:
+        return work()
+    except ReentrantCallError:
+        return None
+
+
+def uses(client, model):
+    return {
+        "infer": lambda: client.infer("echo", {"x": [7]})["x"].tolist() == [7],
+        "shared": lambda: np.array_equal(client.infer("echo", {"x": SHARED}, transport="shm")["x"], SHARED),
+        "submit": lambda: client.submit("echo", {"x": [7]}).result(GUARD)["x"].tolist() == [7],
+        "map": lambda: [one["x"].tolist() for one in client.map("echo", [{"x": [7]}])] == [[7]],
+        "infer_sample": lambda: model.infer_sample({"x": [7]})["x"].tolist() == [7],
+        "open": lambda: client.open() is client,
+        "empty_shared": lambda: client.empty_shared(4, "f4").tolist() == [0.0] * 4,
+        "explain": lambda: client.explain({"x": SHARED}, transport="shm").startswith("through shared memory"),
+        "queue_stats": lambda: client.queue_stats() is not None,
+    }
+
+
+@pytest.mark.parametrize(
+    "outer", ["infer", "shared", "submit", "map", "infer_sample", "open", "empty_shared", "queue_stats"]
+)
+def test_a_handler_at_every_moment_of_a_call_is_answered_or_refused_and_the_call_is_good(
+    serve, connect, outer
+):
+    client = connect(serve(workers=8), pool_size=1, timeout=None)  # whoever waits here waits for good
+    model = client.model("echo", container_id="local", batch=BatchPolicy(max_size=4, max_wait=0.0))
+    calls = uses(client, model)
+    inner = itertools.cycle(calls.values())
+    outcomes = []
+
+    def handler():
+        assert isinstance(client.stats(), ClientStats)
+        assert repr(client).startswith("<TcmClient")
+        outcomes.append(refused_or(next(inner)))
+
+    for _ in range(2):  # the first starts what calls run on
+        with AtEveryMoment(handler) as every:
+            assert calls[outer]()
+    assert every.moments > 20
+    assert set(outcomes) == {None, True}
+    assert all(refused_or(call) for call in calls.values())
+
+
+def test_closing_in_a_handler_ends_the_call_that_it_interrupted_at_every_moment(serve, connect):
+    manager = serve(workers=8)
+    for moment in itertools.count(1):
+        client = connect(manager, pool_size=1, timeout=None)
+        left = iter(range(moment))
+
+        def handler(client=client, left=left):
+            if next(left, None) == 0:
+                client.close()
+
+        with AtEveryMoment(handler) as every, contextlib.suppress(ClientClosedError):
+            assert client.infer("echo", {"x": [7]})["x"].tolist() == [7]
+        with pytest.raises(ClientClosedError):
+            client.infer("echo", {"x": [7]})
+        client.close()
+        if every.moments < moment:
+            break
+
+
+def test_thousands_of_signals_while_calls_are_made(serve, connect):
+    client = connect(serve(workers=8), pool_size=1, timeout=None)
+    outcomes = []
+
+    def handler(number, frame):
+        assert client.stats().calls >= 0
+        assert repr(client)
+        outcomes.append(refused_or(lambda: client.infer("echo", {"x": [0]})["x"].tolist() == [0]))
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    over = threading.Event()
+    main = threading.get_ident()
+
+    def send():
+        while not over.is_set():
+            signal.pthread_kill(main, signal.SIGUSR1)
+            over.wait(0.0005)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        number = 0
+        while len(outcomes) < 2000:
+            number += 1
+            assert client.infer("echo", {"x": [number]})["x"].tolist() == [number]
+    finally:
+        over.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert set(outcomes) <= {None, True}
+
+
+def test_a_mark_that_an_interrupt_left_behind_refuses_nobody(serve, connect):
+    client = connect(serve())
+    client._callers.add(threading.get_ident())
+    assert client.infer("echo", {"x": [7]})["x"].tolist() == [7]
+    assert not client._callers & {threading.get_ident()}

@@ -1,0 +1,116 @@
+"""Fixtures that make managers, and connections to them, and take them away again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from functools import partial
+
+import pytest
+
+from tcm_sync import TcmClient
+from tcm_sync.local import LocalManager, core, server, session
+from tcm_sync.local.limits import SlidingWindow, TokenBucket
+
+from .raw_connection import Raw
+from .segments import Segments
+from .served_models import Gated, Steps, Talker, echo
+from .waiting import GUARD
+
+
+@pytest.fixture
+def gated():
+    """A model that the test lets go; let go at the end in any case."""
+    model = Gated()
+    yield model
+    model.open_all()
+
+
+@pytest.fixture
+def talker():
+    """A model that streams, and may be held by the test; let go at the end in any case."""
+    model = Talker()
+    yield model
+    model.go_on()
+
+
+@pytest.fixture
+def steps():
+    """What is told of the steps of management jobs, and may hold them; let go at the end in any case."""
+    told = Steps()
+    yield told
+    told.release()
+
+
+@pytest.fixture
+def serve(gated, talker, steps, monkeypatch):
+    """Start managers with models ``echo``, ``gated`` and ``llm``, with no pauses unless the test says so."""
+    monkeypatch.setattr(server, "CLOSE_PATIENCE", 0.2)  # the raw client answers no close while nobody reads
+    ours = {"echo": echo, "gated": gated, "llm": talker}
+    managers = []
+
+    def start(models=None, **settings):
+        settings = {"tick": 0, "on_cloud_step": steps, **settings}
+        given = models or {}  # which go first, and before ours of the same name
+        manager = LocalManager({**given, **ours, **given}, **settings)
+        managers.append(manager)
+        manager.start()
+        return manager
+
+    yield start
+    gated.open_all()
+    talker.go_on()
+    steps.release()
+    for manager in managers:
+        manager.kill()
+        manager.stop()
+
+
+@pytest.fixture
+def one_second(monkeypatch):
+    """Have all messages come within one second, as the limits of managers see it."""
+    monkeypatch.setattr(session, "SlidingWindow", partial(SlidingWindow, clock=lambda: 0.0))
+    monkeypatch.setattr(core, "TokenBucket", partial(TokenBucket, clock=lambda: 0.0))
+
+
+@pytest.fixture
+def dial():
+    """Open connections, authenticated if a uuid is given."""
+    connections = []
+
+    def open_connection(manager, uuid=None, context=None, **payload):
+        raw = Raw(manager, context)
+        connections.append(raw)
+        if uuid is not None:
+            assert raw.auth(uuid, **payload)["type"] == "auth.ok"
+        return raw
+
+    yield open_connection
+    for raw in connections:
+        raw.close()
+
+
+@pytest.fixture
+def connect():
+    """Make clients, which are closed in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(manager, **settings):
+            usual = {"route": manager.route, "timeout": GUARD}
+            return stack.enter_context(TcmClient(manager.uri, **{**usual, **settings}))
+
+        yield make
+
+
+@pytest.fixture
+def segments():
+    """Make files in shared memory without the client, which are taken away in the end."""
+    files = Segments()
+    yield files
+    files.close()
+
+
+@pytest.fixture
+def ours():
+    """Tell which files in shared memory clients of this process have made."""
+    return lambda: {name for name in os.listdir("/dev/shm") if name.startswith(f"tcm_{os.getpid()}_")}

@@ -1,0 +1,32 @@
+"""How tests wait: for what must happen, and never for a length of time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+GUARD = 30.0  #: Seconds; only what hangs takes so long.
+
+
+def wait_for(event: threading.Event) -> None:
+    """Wait for an event that another thread sets."""
+    assert event.wait(GUARD), "it did not happen"
+
+
+def wait_until(condition: Callable[[], Any], what: str = "it is true") -> None:
+    """Wait for a condition that no event reports."""
+    deadline = time.monotonic() + GUARD
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {GUARD:.0f} s in vain until {what}")
+        time.sleep(0.001)
+
+
+def end(manager, how: str, client) -> None:
+    """Have a manager `stop`, or `kill` it, and wait until the sockets of its client are gone."""
+    getattr(manager, how)()
+    wait_until(lambda: not client._runtime.pool._shelf.all, "the client has noticed")
