@@ -158,7 +158,7 @@ class Endpoint:
         Raises
         ------
         ConfigError
-            The URI has another scheme, no host, credentials, or a fragment.
+            The URI has another scheme, no host, port 0, credentials, or a fragment.
         """
         example = "for example 'ws://localhost:8000/ws'"
         if not isinstance(uri, str) or not uri.isprintable() or " " in uri:
@@ -174,6 +174,8 @@ class Endpoint:
             raise ConfigError(f"uri {uri!r} must start with ws:// or wss://, {example}")
         if not parts.hostname:
             raise ConfigError(f"uri {uri!r} names no host, {example}")
+        if port == 0:
+            raise ConfigError(f"uri {uri!r} has port 0, where nothing can listen; {example}")
         if parts.fragment:
             raise ConfigError(f"uri {uri!r} must not have a fragment (RFC 6455, section 3)")
         if not parts.path.isascii() or not parts.query.isascii():

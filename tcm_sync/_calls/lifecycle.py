@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # What calls, failures and probes need: when they come there may be no descriptor left to load it with, and a
 # fork in the middle of an import leaves its lock to the child. Resolving a name takes the codec.
-_NEEDED_LATER = ["encodings.idna", "http.client", "tcm_sync._calls.retrying"]
+_NEEDED_LATER = ["email.utils", "encodings.idna", "http.client", "tcm_sync._calls.retrying"]
 if sys.platform != "win32":
     _NEEDED_LATER += ["fcntl", "grp"]
 

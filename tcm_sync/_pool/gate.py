@@ -40,7 +40,8 @@ class Gate:
     initial, maximum : float
         Seconds of the first pause and of the longest, before they are spread.
     spread : float
-        The largest random share by which a pause is longer, so that processes do not probe together.
+        The largest random share by which a pause is longer, so that processes do not probe together; of
+        `maximum` at most.
     refused_within : float, optional
         Seconds in which a refusal comes if it comes: a probe that was not refused by then has passed.
     of : str
@@ -97,7 +98,7 @@ class Gate:
             news = self.cause is None and self._pause == 0.0  # not a manager that fails whatever passes
             doubled = min(max(self._initial, self._pause * 2), self._maximum)
             self._pause = exactly if exactly is not None else max(pause or 0.0, doubled)
-            longest = 1.0 + self._spread
+            longest = 1.0 + self._spread * self._maximum / max(self._pause, self._maximum)
             seconds = self._pause * random.uniform(1.0, longest)  # noqa: S311 - spreads load, guards no secret
             if news:
                 self._shut_at = now

@@ -37,6 +37,7 @@ WORN_OUT = "worn out"  # why most sockets are closed
 LEASE_LOST = "its lease was lost"
 SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
 READY_ASKED_FOR = 5.0  # seconds after that in which a 503 of /ready holds callers back
+LONGEST_ASKED_FOR = 60.0  # seconds: a refusal may ask for more, and is tried again after that all the same
 AUDIT_INTERVAL = 5.0  # seconds between two looks for what was lost, while something is under way
 
 
@@ -219,7 +220,7 @@ class Growth:
             self.auth_gate.shut(error)
             self.manager_gate.open(forgive=False)
         else:
-            self.manager_gate.shut(error, SHUTDOWN_PAUSE if isinstance(error, ShuttingDownError) else None)
+            self.manager_gate.shut(error, _pause_after(error))
             self.auth_gate.abandon(self._prober)
         with self._lock:
             self._opening -= 1
@@ -308,3 +309,10 @@ class Growth:
     def _log_closed(self, connection: Connection, reason: str) -> None:
         why = connection.retiring or reason
         log.info("connection %s closed after %d requests: %s", connection.uuid, connection.requests, why)
+
+
+def _pause_after(error: TcmError) -> float | None:
+    """Say for how long, at least, no socket is to be opened after `error`."""
+    if error.retry_after is not None:
+        return min(error.retry_after, LONGEST_ASKED_FOR)
+    return SHUTDOWN_PAUSE if isinstance(error, ShuttingDownError) else None

@@ -11,6 +11,8 @@ from __future__ import annotations
 import io
 import re
 import socket
+import time
+from urllib.parse import urljoin, urlsplit
 
 from websocket import WebSocket, WebSocketException, WebSocketTimeoutException
 
@@ -29,6 +31,9 @@ HEAD_BYTES = 64 * 1024
 _DROPPED = re.compile(rb"^(?:set-cookie2?|content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
 
 _UNASKED = re.compile(rb"^sec-websocket-(?:extensions|protocol)[ \t]*:", re.IGNORECASE)
+
+# What a refusal says beside its status.
+_SAID = re.compile(rb"^(location|retry-after|date)[ \t]*:[ \t]*(.*?)[ \t]*$", re.IGNORECASE)
 
 
 def shake_hands(
@@ -56,7 +61,7 @@ def shake_hands(
     ------
     ConnectFailedError
         The server refused, redirected, answered nonsense, or nothing in time. `retriable` is False for
-        a status that waiting does not change.
+        a status that waiting does not change; `retry_after` is what a refusal that may pass asked for.
     AuthenticationError
         Status 401 or 403.
     """
@@ -78,7 +83,7 @@ def shake_hands(
         raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
     except (WebSocketException, ValueError, LookupError) as error:
         if stand_in.status is not None and stand_in.status != 101:
-            raise _refused(where, stand_in.status, stand_in.rest) from error
+            raise _refused(endpoint, stand_in.status, stand_in) from error
         raise ConnectFailedError(f"{where} does not speak WebSocket: {quote(str(error))}") from error
     except TimeoutError as error:
         raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
@@ -87,7 +92,7 @@ def shake_hands(
             raise
         raise ConnectFailedError(f"{where} ended the connection in the handshake: {error}") from error
     if stand_in.status != 101:  # older versions of websocket-client take a redirect for success
-        raise _refused(where, stand_in.status or 0, stand_in.rest)
+        raise _refused(endpoint, stand_in.status or 0, stand_in)
     if stand_in.unasked is not None:
         raise ConnectFailedError(
             f"{where} answered the handshake with {quote(stand_in.unasked)}, which was not asked for "
@@ -97,20 +102,65 @@ def shake_hands(
     return stand_in.rest
 
 
-def _refused(where: str, status: int, body: bytes) -> TcmError:
+def _refused(endpoint: Endpoint, status: int, answer: _HandshakeSocket) -> TcmError:
+    where, body = endpoint.authority, answer.rest
     said = f": {quote(body.strip())}" if body.strip() else ""
     if status in (401, 403):
         return AuthenticationError(f"{where} refused the handshake with HTTP {status}{said}")
     if 300 <= status < 400:
-        said = ", a redirect, which is not followed: use the final address"
+        said = _redirected(endpoint, answer.said.get(b"location", b""))
     elif status == 404:
-        said = ", not found: the path is usually /ws"
+        said = _not_found(endpoint)
     permanent = 300 <= status < 500 and status not in (408, 425, 429)
     return ConnectFailedError(
         f"{where} answered the handshake with HTTP {status}{said}",
         retriable=not permanent,
+        retry_after=None if permanent else _retry_after(answer.said),
         error_id=Readiness.read(status, body).error_id,
     )
+
+
+def _redirected(endpoint: Endpoint, location: bytes) -> str:
+    """Name the new address, without credentials and without a query, which may hold some."""
+    try:
+        target = urlsplit(urljoin(endpoint.url, location.decode("utf-8", "backslashreplace")))
+    except ValueError:  # no address
+        target = urlsplit("")
+    if not location or not target.netloc:
+        return ", a redirect, which is not followed: use the final address"
+    scheme = {"http": "ws", "https": "wss"}.get(target.scheme, target.scheme)
+    address = quote(f"{scheme}://{target.netloc.rpartition('@')[2]}{target.path}")
+    return f", a redirect to {address}, which is not followed: use that address if the manager is there"
+
+
+def _not_found(endpoint: Endpoint) -> str:
+    if endpoint.path.rstrip("/").endswith("/ws"):
+        return (
+            f", not found: nothing is at {endpoint.path} there. Check host and port, and whether a proxy "
+            "passes that path on; 'tcm-sync doctor' says what answers"
+        )
+    return f", not found: the path is usually /ws, and was {endpoint.path}"
+
+
+def _retry_after(said: dict[bytes, bytes]) -> float | None:
+    """Read Retry-After, seconds or a date (RFC 9110, section 10.2.3), the date by the answer's own clock."""
+    text = said.get(b"retry-after", b"")
+    if re.fullmatch(rb"\d{1,9}", text):
+        return float(text)
+    until = _read_date(text)
+    if until is None:
+        return None
+    now = _read_date(said.get(b"date", b""))
+    return max(0.0, until - (time.time() if now is None else now))
+
+
+def _read_date(text: bytes) -> float | None:
+    from email.utils import parsedate_to_datetime  # with more of email, which nothing else needs
+
+    try:
+        return parsedate_to_datetime(text.decode("ascii")).timestamp()
+    except (ValueError, TypeError, OverflowError):  # TypeError: Python 3.10, of what is no date
+        return None
 
 
 class _HandshakeSocket:
@@ -124,6 +174,7 @@ class _HandshakeSocket:
         self._head: io.BytesIO | None = None
         self.status: int | None = None
         self.rest = b""
+        self.said: dict[bytes, bytes] = {}  # by the name in lower case
         self.unasked: bytes | None = None  # an extension or a subprotocol
 
     def gettimeout(self) -> float:
@@ -161,6 +212,7 @@ class _HandshakeSocket:
         if found := re.match(rb"HTTP/1\.\d ([1-5]\d\d)\b", lines[0]):
             self.status = int(found[1])
         self.unasked = next(filter(_UNASKED.match, lines), None)
+        self.said = {found[1].lower(): found[2] for line in lines if (found := _SAID.match(line))}
         return b"\r\n".join(line for line in lines if not _DROPPED.match(line)) + b"\r\n\r\n"
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket
 from tcm_sync._wire.quote import quote
+from tcm_sync.cli.answerers import Answer, describe_answerer, speaks_http_2
 from tcm_sync.cli.dialogue import ask_capability
 from tcm_sync.cli.failures import DENIED, UNREACHABLE, USAGE, code_of
 from tcm_sync.client import TcmClient
@@ -179,22 +180,30 @@ class Patient:
 
     def health(self) -> Finding:
         """Ask /health, and keep what the answer tells by the way."""
+        self._asked_at = time.time()
         try:
-            status, text = self._get("health")
+            answer = self._get(self._endpoint.sibling("health"))
         except (OSError, http.client.HTTPException, ValueError) as error:
+            if speaks_http_2(error):
+                raise StepFailedError(
+                    "the answer is HTTP/2",
+                    "Triton's gRPC port answers so: --uri must be the manager's address",
+                ) from error
             raise StepFailedError(
                 f"no answer: {error or 'timed out'}",
                 "what listens there is no manager, hangs, or speaks TLS (then the address is wss://)",
             ) from error
-        if status == 200:
+        self._date, self._server = answer.date, answer.server
+        if answer.status == 200:
             return Finding("200")
         return Finding(
-            f"{status}: {text}",
+            f"{answer.status}: {quote(answer.body.strip(), self._session.token)}",
             "warning",
-            "the path of --uri is wrong, or a proxy passes nothing but the WebSocket",
+            describe_answerer(self._get)
+            or "the path of --uri is wrong, or a proxy passes nothing but the WebSocket",
         )
 
-    def _get(self, name: str) -> tuple[int, str]:
+    def _get(self, path: str) -> Answer:
         tls = self._settings.tls
         hostname = tls.server_hostname if tls is not None else None
         connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
@@ -202,13 +211,11 @@ class Patient:
         try:
             sock.settimeout(self._timeout)
             connection.sock = sock
-            self._asked_at = time.time()
-            connection.request(
-                "GET", self._endpoint.sibling(name), headers=dict(self._settings.headers or {})
-            )
+            connection.request("GET", path, headers=dict(self._settings.headers or {}))
             answer = connection.getresponse()
-            self._date, self._server = answer.getheader("Date"), answer.getheader("Server")
-            return answer.status, quote(answer.read(1000).strip(), self._session.token)
+            return Answer(
+                answer.status, answer.read(4000), answer.getheader("Server"), answer.getheader("Date")
+            )
         finally:
             self._opening.close(sock)
 
@@ -237,7 +244,7 @@ class Patient:
             advice = (
                 "what stands before the manager wants credentials"
                 if denied
-                else "is the path right? usually /ws"
+                else describe_answerer(self._get) or "is the path right? usually /ws"
             )
             raise StepFailedError(error.message, advice, code_of(error)) from error
         return Finding(self._endpoint.url)

@@ -182,7 +182,9 @@ def test_a_wrong_path(examine, manager):
     code, steps, todo = examine("--uri", manager.uri + "wrong")
     assert (code, failed(steps)) == (3, ["WebSocket"])
     assert warned(steps) == ["health", "ready"]
-    assert todo[-1] == "WebSocket: is the path right? usually /ws"
+    assert todo[-1].startswith(
+        "WebSocket: a manager answers at this address: the path of --uri must end with"
+    )
 
 
 @contextmanager
@@ -215,10 +217,63 @@ class Gatekeeper(WebPage):
         self.send_error(403)
 
 
-def test_a_web_server_that_is_no_manager(examine):
-    with web_server(WebPage) as uri:
-        code, steps, _ = examine("--uri", uri)
+class Triton(WebPage):
+    """Triton's HTTP port, which names itself at /v2 alone."""
+
+    answers = {  # noqa: RUF012 - nobody changes it
+        "/v2": b'{"name": "triton", "version": "2.42.0", "extensions": []}',
+        "/v2/health/ready": b"",
+    }
+
+    def do_GET(self):
+        body = self.answers.get(self.path)
+        self.send_response_only(200 if body is not None else 404)
+        self.send_header("Content-Length", str(len(body or b"")))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+
+class TritonWithoutName(Triton):
+    """A Triton whose /v2 does not pass a proxy."""
+
+    answers = {"/v2/health/ready": b""}  # noqa: RUF012
+
+
+class Nothing(Triton):
+    """A server that says nothing of itself."""
+
+    answers = {}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("server", "who"),
+    [
+        (WebPage, "a web server answers (BaseHTTP/"),
+        (Triton, "Triton 2.42.0 itself answers: --uri must be the manager's address"),
+        (TritonWithoutName, "Triton itself seems to answer: --uri must be the manager's address"),
+        (Nothing, "is the path right? usually /ws"),
+    ],
+)
+def test_what_answers_in_place_of_a_manager_is_named(examine, server, who):
+    with web_server(server) as uri:
+        code, steps, todo = examine("--uri", uri)
     assert (code, failed(steps)) == (3, ["WebSocket"])
+    assert todo[-1].startswith(f"WebSocket: {who}")
+
+
+def test_triton_s_grpc_port_is_named(examine):
+    """It answers whatever it is sent with a SETTINGS frame of HTTP/2, and closes."""
+
+    def script(connection):
+        connection.read_handshake()
+        connection.send_raw(bytes.fromhex("000006040000000000000400400000"))
+        connection.hang_up()
+
+    with ScriptedPeer(script) as peer:
+        peer.http["/health"] = script
+        code, steps, todo = examine("--uri", peer.uri)
+    assert (code, failed(steps)) == (3, ["health"])
+    assert todo == ["health: Triton's gRPC port answers so: --uri must be the manager's address"]
 
 
 def test_a_proxy_that_wants_credentials(examine):

@@ -96,6 +96,34 @@ def test_an_ingress_that_has_nobody_behind_it_is_asked_again():
     assert len(peer.connections) == 3
 
 
+def test_the_pause_that_a_refusal_asks_for_is_kept_within_the_deadline():
+    """It lasts 1 s, where the first pause of the client's own is 0.1 to 0.15 s."""
+
+    def unavailable(connection):
+        connection.read_handshake()
+        connection.answer_http(503, extra_headers=["Retry-After: 1"])
+
+    with ScriptedPeer(unavailable, echo) as peer, connect(peer) as client:
+        result = client.infer("m", {"x": [[7.0]]})
+    assert result.elapsed >= 1.0
+    assert len(peer.connections) == 2
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pause_that_is_longer_than_the_deadline_fails_the_call_at_once(status):
+    def unavailable(connection):
+        connection.read_handshake()
+        connection.answer_http(status, extra_headers=[f"Retry-After: {4 * PATIENCE:.0f}"])
+
+    with ScriptedPeer(unavailable) as peer, connect(peer, connect_timeout=PATIENCE) as client:
+        for _ in range(3):
+            with failing(ConnectFailedError, str(status)) as caught:
+                client.infer("m", {"x": [[7.0]]}, timeout=PATIENCE)
+            assert caught.value.retry_after == 4 * PATIENCE
+            assert caught.value.elapsed < PATIENCE / 2
+    assert len(peer.connections) == 1
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status):
     with ScriptedPeer(echo) as elsewhere:

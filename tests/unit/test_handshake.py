@@ -194,9 +194,78 @@ def test_a_refusal_is_told_with_its_status_and_whether_it_may_pass(status, retri
     assert error.retriable is retriable
 
 
-def test_a_redirect_and_a_wrong_path_come_with_advice():
-    assert "not followed: use the final address" in refused("HTTP/1.1 302 Found", "Location: /x").message
-    assert "the path is usually /ws" in refused("HTTP/1.1 404 Not Found").message
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("wss://other.example/tcm/ws", "a redirect to wss://other.example/tcm/ws, which is not followed"),
+        ("https://other.example:8443/ws", "a redirect to wss://other.example:8443/ws,"),
+        ("//other.example/ws", "a redirect to ws://other.example/ws,"),
+        ("/elsewhere/ws", "/elsewhere/ws, which is not followed"),
+        ("https://me:secret@other.example/ws?ticket=secret#secret", "to wss://other.example/ws,"),
+        ("https://other.example/\x1b", r"wss://other.example/\x1b,"),
+        ("http://[::1", "a redirect, which is not followed: use the final address"),
+        ("", "a redirect, which is not followed: use the final address"),
+    ],
+)
+@pytest.mark.parametrize("name", ["Location", "location"])
+def test_a_redirect_names_the_new_address_without_credentials(location, said, name):
+    message = refused("HTTP/1.1 302 Found", f"{name}: {location}").message
+    assert said in message
+    assert "secret" not in message
+
+
+def test_a_redirect_without_an_address_is_told_as_one():
+    assert "use the final address" in refused("HTTP/1.1 302 Found").message
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("", "the path is usually /ws, and was /"),
+        ("/news", "the path is usually /ws, and was /news"),
+        ("/ws", "nothing is at /ws there"),
+        ("/tcm/ws?a=b", "nothing is at /tcm/ws there"),
+        ("/ws/", "nothing is at /ws/ there"),
+    ],
+)
+def test_what_is_said_of_a_path_that_is_not_found_fits_the_path(path, said):
+    with pytest.raises(ConnectFailedError) as caught:
+        shake(answering("HTTP/1.1 404 Not Found"), path=path)
+    assert said in caught.value.message
+    assert ("usually" in said) is ("usually" in caught.value.message)
+
+
+@pytest.mark.parametrize("status", [429, 503, 502, 408])
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        (["Retry-After: 120"], 120.0),
+        (["retry-after:0 "], 0.0),
+        (["Date: Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2015 07:28:30 GMT"], 30.0),
+        (["Date: Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After: Wednesday, 21-Oct-15 07:29:00 GMT"], 60.0),
+        (["Date: Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After: Wed Oct 21 07:28:01 2015"], 1.0),
+        (["Date: Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2015 07:27:00 GMT"], 0.0),
+        (["Retry-After: Wed, 21 Oct 2015 07:28:00 GMT"], 0.0),
+        (["Date: soon", "Retry-After: Wed, 21 Oct 2015 07:28:00 GMT"], 0.0),
+        *(
+            ([f"Retry-After: {text}"], None)
+            for text in ("", "soon", "-1", "1.5", "1e3", "9" * 400, "Wed, 99 Oct 2015 07:28:00 GMT", "\xff")
+        ),
+        ([], None),
+    ],
+)
+def test_what_a_refusal_that_may_pass_asks_for_is_kept(status, lines, seconds):
+    assert refused(f"HTTP/1.1 {status} Whatever", *lines).retry_after == seconds
+
+
+def test_a_date_is_compared_with_this_machines_clock_if_the_answer_has_none(monkeypatch):
+    monkeypatch.setattr("tcm_sync._transport.handshake.time.time", lambda: 1445412480.0 - 12.0)
+    error = refused("HTTP/1.1 503 X", "Retry-After: Wed, 21 Oct 2015 07:28:00 GMT")
+    assert error.retry_after == 12.0
+
+
+def test_a_refusal_that_does_not_pass_has_no_pause():
+    assert refused("HTTP/1.1 404 X", "Retry-After: 5").retry_after is None
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -131,6 +131,8 @@ def test_the_probes_are_beside_the_final_ws(path, sibling):
         ("ws://:8000/ws", "names no host"),
         ("ws://h:port/ws", "cannot be read"),
         ("ws://h:65536/ws", "cannot be read"),
+        ("ws://h:0/ws", "port 0"),
+        ("wss://h:000", "port 0"),
         ("ws://[::1/ws", "cannot be read"),
         ("ws://h/ws#part", "must not have a fragment"),
         ("ws://h /ws", "without spaces or control characters"),
