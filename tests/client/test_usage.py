@@ -368,7 +368,7 @@ def test_logs_have_their_names_and_no_secrets(serve, client_of, caplog):
     records = [record for record in caplog.records if not record.name.startswith("tcm_sync.local")]
     assert {record.name for record in records} == {"tcm_sync.pool", "tcm_sync.reader", "tcm_sync.retry"}
     said = [record.getMessage() for record in records]
-    for words in ("opened", "closed after", "repeating", "gate shut", "authentication refused"):
+    for words in ("opened", "closed after", "repeating", "manager gate shut", "authentication gate shut"):
         assert any(words in message for message in said), words
     for message in said:
         assert TOKEN not in message
