@@ -104,7 +104,7 @@ def refused(runtime):
             pass
 
     def refused(error, gates, prober, target=None):
-        call = type("Tried", (), {"target": target})
+        call = type("Tried", (), {"target": target, "may_have_run": False})
         runtime._refused(Held(), call, Refusal(error, reusable=True), gates, prober)
 
     return refused
