@@ -294,10 +294,9 @@ def test_one_key_may_be_named_twice_by_a_transient_request(serve, dial, segments
 def test_a_server_that_is_deleted_maps_nothing_and_knows_no_key(serve, dial, segments, action):
     manager = serve({"sum": total})
     raw = dial(manager, "u")
-    docker = {"container_id": manager.route.container_id}
     segments.write("a", [1.0, 2.0])
     use(raw, segments.reference("a", 2))
-    raw.do_job(action, docker=docker)
+    raw.do_job(action, vm_id="any", container_id=manager.route.container_id)
     assert manager.shared_memory == MappedMemory()
     answer = use(raw, segments.reference("a", 1), manager=manager)
     assert answer["data"] == {"sum": [1.0]}

@@ -7,6 +7,8 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import orjson
@@ -41,8 +43,9 @@ def test_a_tls_object_is_read_under_the_lock_of_its_connection(server_tls, ca_fi
     with ScriptedPeer(echo, tls=server_tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
         client.open()
         connection = client._runtime.pool.any_open()
-        with connection.lock, pytest.raises(BlockingIOError):
-            connection.receive_into(memoryview(bytearray(1)))
+        read = partial(connection.receive_into, memoryview(bytearray(1)))
+        with ThreadPoolExecutor(1) as another, connection.lock, pytest.raises(BlockingIOError):
+            another.submit(read).result(PATIENCE)
 
 
 def test_tls_1_2_will_do(authority, ca_file):
