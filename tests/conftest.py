@@ -137,17 +137,20 @@ def _describe_child(pid: int) -> str:
 def _belongs_to_others(name: str) -> bool:
     """Whether the shared memory file is gone, another user's, or mapped by a process that is not ours."""
     try:
-        if (_SHM / name).stat().st_uid != os.getuid():
-            return True
+        status = (_SHM / name).stat()
     except OSError:
+        return True
+    if status.st_uid != os.getuid():
         return True
     ours = {os.getpid(), *_children()}
     maker = re.match(r"tcm_(\d+)_", name)  # a file of a client is not mapped at every moment of its life
     if maker is not None and int(maker[1]) not in ours and Path("/proc", maker[1]).exists():
         return True
+    # By its number, since a semaphore is mapped under the name that it had before it was renamed.
+    mapped = re.compile(rf" {status.st_ino} +/dev/shm/")
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
-            if int(maps.parent.name) not in ours and f"/dev/shm/{name}\n" in maps.read_text():
+            if int(maps.parent.name) not in ours and mapped.search(maps.read_text()):
                 return True
         except OSError:
             continue

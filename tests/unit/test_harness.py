@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import websocket
 
+from .. import conftest
 from ..conftest import NEEDS
 from ..helpers.peer_connection import BINARY, CONTINUATION, TEXT, ClientLeft, make_frame, unmasked
 from ..helpers.scripted_peer import ScriptedPeer
@@ -102,6 +103,25 @@ def test_whatever_a_test_leaves_behind_fails_that_test_and_no_other(tmp_path):
     }, run.stdout
     for named in ("'straggler'", "127.0.0.1", "pipe:[", "input()", "never waited for", "/dev/shm/harness_"):
         assert named in run.stdout
+
+
+SEMAPHORE = """
+import multiprocessing
+semaphore = multiprocessing.get_context("spawn").Semaphore(1)
+print(semaphore._semlock.name.strip("/"), flush=True)
+input()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="semaphores are files on Linux")
+def test_the_semaphore_of_another_process_is_not_what_a_test_left_behind(monkeypatch):
+    command = [sys.executable, "-c", SEMAPHORE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        name = f"sem.{other.stdout.readline().strip()}"
+        assert not conftest._belongs_to_others(name)  # a child is one of ours
+        monkeypatch.setattr(conftest, "_children", frozenset)
+        assert conftest._belongs_to_others(name)
+        other.communicate("\n")
 
 
 # --- tests that need more than pip installs ---
