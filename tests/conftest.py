@@ -94,7 +94,8 @@ def _children() -> frozenset[int]:
 
 
 def _shared_files() -> frozenset[str]:
-    return frozenset(os.listdir(_SHM)) if _LINUX else frozenset()
+    """Return the files of clients and of these tests; those of other programs come and go."""
+    return frozenset(name for name in os.listdir(_SHM) if name.startswith("tcm_")) if _LINUX else frozenset()
 
 
 def _describe_thread(thread: threading.Thread) -> str:
@@ -134,23 +135,29 @@ def _describe_child(pid: int) -> str:
     return f"child process {pid}: {command or 'ended, and never waited for'}"
 
 
+def _maker(name: str) -> int | None:
+    """Return the process that made a file: a client's name has it at its beginning, a test's at its end."""
+    if found := re.match(r"tcm_(\d+)_", name):
+        return int(found[1])
+    if found := re.search(r"_([0-9a-f]{8})[0-9a-f]{4}$", name):
+        return int(found[1], 16)
+    return None
+
+
 def _belongs_to_others(name: str) -> bool:
     """Whether the shared memory file is gone, another user's, or mapped by a process that is not ours."""
     try:
-        status = (_SHM / name).stat()
+        if (_SHM / name).stat().st_uid != os.getuid():
+            return True
     except OSError:
         return True
-    if status.st_uid != os.getuid():
-        return True
     ours = {os.getpid(), *_children()}
-    maker = re.match(r"tcm_(\d+)_", name)  # a file of a client is not mapped at every moment of its life
-    if maker is not None and int(maker[1]) not in ours and Path("/proc", maker[1]).exists():
+    maker = _maker(name)  # a file is not mapped at every moment of its life
+    if maker is not None and maker not in ours and Path(f"/proc/{maker}").exists():
         return True
-    # By its number, since a semaphore is mapped under the name that it had before it was renamed.
-    mapped = re.compile(rf" {status.st_ino} +/dev/shm/")
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
-            if int(maps.parent.name) not in ours and mapped.search(maps.read_text()):
+            if int(maps.parent.name) not in ours and f"/dev/shm/{name}\n" in maps.read_text():
                 return True
         except OSError:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 from pathlib import Path
@@ -23,7 +24,7 @@ class Segments:
     """Makes shared memory as a client does, and forgets none of it."""
 
     def __init__(self) -> None:
-        self.suffix = secrets.token_hex(6)
+        self.suffix = f"{os.getpid():08x}{secrets.token_hex(2)}"
         self._names: set[str] = set()
 
     def name(self, label: str) -> str:

@@ -55,7 +55,7 @@ def test_never_waited_for():
     kept.append(lambda: os.waitpid(pid, 0))
 
 def test_shared_memory():
-    handle, path = tempfile.mkstemp(prefix="harness_", dir="/dev/shm")
+    handle, path = tempfile.mkstemp(prefix="tcm_harness_", dir="/dev/shm")
     os.close(handle)
     kept.append(Path(path).unlink)
 
@@ -101,27 +101,28 @@ def test_whatever_a_test_leaves_behind_fails_that_test_and_no_other(tmp_path):
         "test_never_waited_for",
         "test_shared_memory",
     }, run.stdout
-    for named in ("'straggler'", "127.0.0.1", "pipe:[", "input()", "never waited for", "/dev/shm/harness_"):
+    for named in (
+        "'straggler'",
+        "127.0.0.1",
+        "pipe:[",
+        "input()",
+        "never waited for",
+        "/dev/shm/tcm_harness_",
+    ):
         assert named in run.stdout
 
 
-SEMAPHORE = """
-import multiprocessing
-semaphore = multiprocessing.get_context("spawn").Semaphore(1)
-print(semaphore._semlock.name.strip("/"), flush=True)
-input()
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="semaphores are files on Linux")
-def test_the_semaphore_of_another_process_is_not_what_a_test_left_behind(monkeypatch):
-    command = [sys.executable, "-c", SEMAPHORE]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        name = f"sem.{other.stdout.readline().strip()}"
-        assert not conftest._belongs_to_others(name)  # a child is one of ours
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
+def test_the_shared_memory_of_other_processes_and_programs_is_no_leak(tmp_path, monkeypatch):
+    monkeypatch.setattr(conftest, "_SHM", tmp_path)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         monkeypatch.setattr(conftest, "_children", frozenset)
-        assert conftest._belongs_to_others(name)
-        other.communicate("\n")
+        ours = {f"tcm_{os.getpid()}_ab", f"tcm_label_{os.getpid():08x}abcd"}
+        for name in {*ours, f"tcm_{other.pid}_ab", f"tcm_label_{other.pid:08x}abcd", "sem.mp-abc", "folder"}:
+            (tmp_path / name).touch()
+        found = {name for name in conftest._shared_files() if not conftest._belongs_to_others(name)}
+        assert found == ours
+        other.communicate(b"\n")
 
 
 # --- tests that need more than pip installs ---
