@@ -13,7 +13,7 @@ from tcm_sync._calls.probes import Probes
 from tcm_sync._calls.shared_arrays import Memory
 from tcm_sync._calls.stats import Stats
 from tcm_sync.retry import RetryPolicy
-from tcm_sync.settings import AuthContext, Route, Settings, TlsSettings, settings_from_env
+from tcm_sync.settings import AuthContext, Header, Route, Settings, TlsSettings, settings_from_env
 
 if TYPE_CHECKING:
     from typing import Self
@@ -69,8 +69,9 @@ class TcmClient(Models, Pipelines, Info, Management, Memory, Probes, Stats):
         The most bytes that a reply may have.
     tls : TlsSettings, optional
         For ``wss://``; left out, the system's authorities are trusted.
-    headers : mapping of str to str, optional
-        Sent with each handshake and probe, for whatever stands before the manager.
+    headers : mapping of str to str or callable, optional
+        Sent with each handshake and probe, for whatever stands before the manager. A callable is asked for
+        each of them, so that it can hand out an ``Authorization`` that expires.
 
     Raises
     ------
@@ -106,7 +107,7 @@ class TcmClient(Models, Pipelines, Info, Management, Memory, Probes, Stats):
         max_message_bytes: int = 65_536,
         max_reply_bytes: int = 64 * 2**20,
         tls: TlsSettings | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, Header] | None = None,
     ) -> None:
         self._start_with(
             Settings(

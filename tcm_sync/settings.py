@@ -6,6 +6,7 @@ import enum
 import os
 import pickle
 import ssl
+import string
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ class Unset(enum.Enum):
 UNSET: Final = Unset.UNSET
 
 Token = str | Callable[[], str]
+Header = str | Callable[[], str]
+
+#: What a file, a variable or a copy leaves around a secret, a byte order mark included.
+AROUND_SECRETS = string.whitespace + "\ufeff\u200b\xa0"
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class AuthContext:
         else becomes ``-``, and it is cut to 40 characters. It is what the manager's log shows.
     token : str or callable returning str, optional
         Sent once per socket. A callable is asked for each new socket, so it can hand out short-lived tokens.
+        White space and a byte order mark around it, which files have, are taken off.
     sub, tenant_id : str, optional
         Subject and tenant. A manager in strict mode takes them from the token instead.
     roles : collection of str
@@ -71,10 +77,8 @@ class AuthContext:
             raise ConfigError(
                 f"auth.token must be a str or a callable returning one, not {type(self.token).__name__}"
             )
-        if isinstance(self.token, str) and not is_unicode(self.token):
-            raise ConfigError("auth.token holds half a surrogate pair, which UTF-8 cannot carry")
         if isinstance(self.token, str):
-            object.__setattr__(self, "token", str.__str__(self.token))  # a subclass has no form in JSON
+            object.__setattr__(self, "token", strip_secret("auth.token holds", self.token))
         roles = check_texts("auth.roles", self.roles, "('inference',)")
         object.__setattr__(self, "roles", roles)
 
@@ -90,7 +94,7 @@ class TlsSettings:
     cert_file, key_file : str or path, optional
         The client's own certificate and key (PEM), for mutual TLS.
     key_password : str, optional
-        The password of the key.
+        The password of the key. A line end behind it, which files have, is taken off.
     server_hostname : str, optional
         The name to verify and to send as SNI, where it differs from the URI's host.
     """
@@ -131,8 +135,7 @@ class TlsSettings:
             context = ssl.create_default_context(cafile=self.ca_file)
             if self.cert_file is not None:
                 using = self.cert_file if self.key_file is None else f"{self.cert_file} with {self.key_file}"
-                # An empty password makes OpenSSL fail where None would make it ask on the terminal.
-                context.load_cert_chain(self.cert_file, self.key_file, self.key_password or "")
+                context.load_cert_chain(self.cert_file, self.key_file, _first_line(self.key_password))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"tls: {using} cannot be used: {error}. "
@@ -225,7 +228,7 @@ class Settings:
     max_message_bytes: int = 65_536
     max_reply_bytes: int = 64 * 2**20
     tls: TlsSettings | None = None
-    headers: Mapping[str, str] | None = field(default=None, repr=False)  # some carry credentials
+    headers: Mapping[str, Header] | None = field(default=None, repr=False)  # some carry credentials
 
     def __post_init__(self) -> None:
         endpoint = Endpoint.parse(self.uri)
@@ -268,7 +271,7 @@ class Settings:
             try:
                 pickle.dumps(value)
             except Exception as error:
-                hint = " (a token callable must be a module-level function)" if name == "auth" else ""
+                hint = " (a callable must be a module-level function)" if name in ("auth", "headers") else ""
                 raise ConfigError(f"the setting {name} cannot be pickled: {error}{hint}") from error
         return _settings_from_state, (state,)
 
@@ -291,6 +294,8 @@ def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]
         ``TCM_WS_URI`` is missing, or a number cannot be read.
     """
     values = {name: value for name, value in environ.items() if name.startswith("TCM_") and value}
+    for name in values.keys() - {"TCM_CLIENT_TOKEN"}:  # whose own check refuses one of white space alone
+        values[name] = values[name].strip(AROUND_SECRETS)  # files of variables may have line ends of Windows
     if "TCM_WS_URI" not in values:
         raise ConfigError(
             "TCM_WS_URI is not set; it is the manager's address, such as ws://localhost:8000/ws"
@@ -379,18 +384,57 @@ def _set_text(of: object, prefix: str, name: str) -> None:
     object.__setattr__(of, name, check_text(f"{prefix}.{name}", getattr(of, name)))
 
 
-def _checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    checked = {}
+def strip_secret(what: str, text: str) -> str:
+    """Return a secret without what stands around it in a file, as a plain str.
+
+    Raises
+    ------
+    ConfigError
+        It is no line of text. The message begins with `what`, such as "auth.token holds", and shows of the
+        secret only the character that it cannot have.
+    """
+    if not is_unicode(text):
+        raise ConfigError(f"{what} half a surrogate pair, which UTF-8 cannot carry")
+    stripped = str.__str__(text).strip(AROUND_SECRETS)  # a subclass has no form in JSON
+    if text and not stripped:
+        raise ConfigError(f"{what} nothing but white space")
+    if not stripped.isprintable():
+        where, odd = next((i, c) for i, c in enumerate(stripped) if not c.isprintable())
+        raise ConfigError(f"{what} {odd!a} at position {where}: it must be one line of printable characters")
+    return stripped
+
+
+def check_header(name: str, value: str) -> str:
+    """Return the value of a header, without what stands around it in a file.
+
+    Raises
+    ------
+    ConfigError
+        It is no line of ASCII.
+    """
+    stripped = str.__str__(value).strip(AROUND_SECRETS)
+    if not stripped.isascii() or not stripped.isprintable():
+        raise ConfigError(f"headers: the value of {name} must be one line of printable ASCII")
+    return stripped
+
+
+def _first_line(password: str | bytes | None) -> str | bytes:
+    """Return the password of a key. OpenSSL fails with an empty one, and asks on the terminal without one."""
+    if isinstance(password, bytes):
+        return password.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    return (password or "").removeprefix("\ufeff").rstrip("\r\n")
+
+
+def _checked_headers(headers: Mapping[str, Header]) -> dict[str, Header]:
+    checked: dict[str, Header] = {}
     if not isinstance(headers, Mapping):
         raise ConfigError("headers must map names to values, both str")
     for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigError("headers must map names to values, both str")
+        if not isinstance(name, str) or not (isinstance(value, str) or callable(value)):
+            raise ConfigError("headers must map names to values, both str (a value may be a callable)")
         if not name or not all(c.isascii() and (c.isalnum() or c in "!#$%&'*+-.^_`|~") for c in name):
             raise ConfigError(f"headers: {name!r} is not a header name (RFC 9110, section 5.6.2)")
         if name.lower() in _RESERVED_HEADERS or name.lower().startswith("sec-websocket-"):
             raise ConfigError(f"headers: {name} is the handshake's own")
-        if not value.isascii() or not value.isprintable():
-            raise ConfigError(f"headers: the value of {name} must be printable ASCII")
-        checked[name] = value.strip()
+        checked[name] = check_header(name, value) if isinstance(value, str) else value
     return checked

@@ -106,6 +106,7 @@ class Probes(Lifecycle):
             wait([answer], None if left is None else min(left + _SLACK, threading.TIMEOUT_MAX))
             if not answer.done():
                 detail = f"no answer of {opener.endpoint.authority} within {deadline.elapsed():.3g} s"
+                detail += opener.credentials.running()
                 return Readiness(ok=False, status="unreachable", detail=detail)
             return Readiness.read(*answer.result())
         except TcmError as error:

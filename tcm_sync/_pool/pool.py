@@ -234,6 +234,7 @@ class Pool(Growth):
                 return again(cause)
             return ConnectFailedError(
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
+                f"{self._opener.credentials.running()}"
             )
         if len(shelf.busy()) < self.size and (refusal := self._pace.cause):
             return refusal  # it did not wait for a socket
@@ -252,7 +253,7 @@ class Pool(Growth):
         streams = f", {len(shelf.with_streams)} of them with streams" if shelf.with_streams else ""
         return (
             f"{len(shelf.all)} of {self.size} sockets open{limited}, {len(busy)} busy{streams}{oldest}; "
-            f"{len(self._waiters)} other calls wait"
+            f"{len(self._waiters)} other calls wait{self._opener.credentials.running()}"
         )
 
     def _advice(self, waiter: Waiter) -> str:

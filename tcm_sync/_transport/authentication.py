@@ -9,10 +9,10 @@ import ssl
 from collections import deque
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._texts import is_unicode
 from tcm_sync._transport import frames
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.http import probe
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
@@ -24,7 +24,6 @@ from tcm_sync._wire.quote import quote
 from tcm_sync._wire.readiness import Readiness
 from tcm_sync.errors import (
     AuthenticationError,
-    ConfigError,
     ConnectFailedError,
     MessageTooLargeError,
     ProtocolError,
@@ -65,7 +64,7 @@ class Opener:
         if self.endpoint.secure:
             self.context = tls.context() if tls is not None else ssl.create_default_context()
         self.server_hostname = tls.server_hostname if tls is not None else None
-        self.headers = dict(settings.headers or {})
+        self.credentials = Credentials(settings)
 
     def open(self, *, cautious: bool, ask_ready: bool) -> Connection:
         """Open a socket, authenticate it, and return it; the reader has yet to be told.
@@ -94,8 +93,8 @@ class Opener:
                 if attempt == _FRESH_UUIDS:
                     raise
             except AuthenticationError:
-                # A callable may have a fresh token by now; it is asked once more.
-                if fresh_asked or not callable(self._auth.token):
+                # A callable may have a fresh token or header by now; it is asked once more.
+                if fresh_asked or not self.credentials.change:
                     raise
                 fresh_asked = True
         raise AssertionError("the loop returns or raises")
@@ -125,10 +124,10 @@ class Opener:
             )
 
     def _open_once(self, deadline: Deadline, cautious: bool) -> Connection:
-        token = self._token()
+        token, headers = self.credentials.token(), self.credentials.headers()
         sock = open_socket(self.endpoint, self.context, self.server_hostname, deadline, self.opening)
         try:
-            rest = shake_hands(sock, self.endpoint, self.headers, deadline)
+            rest = shake_hands(sock, self.endpoint, headers, deadline)
             uuid = fresh_uuid(self._auth.uuid)
             exchange = _AuthExchange(
                 self.endpoint, sock, uuid, token, self._settings.max_reply_bytes, deadline
@@ -145,20 +144,6 @@ class Opener:
         connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
         self.opening.remove(sock)
         return connection
-
-    def _token(self) -> str | None:
-        token = self._auth.token
-        if not callable(token):
-            return token
-        try:
-            value = token()
-        except Exception as error:
-            raise AuthenticationError(f"the token callable raised {type(error).__name__}") from error
-        if not isinstance(value, str):
-            raise ConfigError(f"the token callable returned {type(value).__name__}, not a str")
-        if not is_unicode(value):
-            raise ConfigError("the token callable returned half a surrogate pair, which UTF-8 cannot carry")
-        return str.__str__(value)
 
 
 def fresh_uuid(prefix: str) -> str:

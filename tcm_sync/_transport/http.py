@@ -43,14 +43,16 @@ def probe(opener: Opener, name: str, deadline: Deadline, opening: OpeningSockets
         No answer.
     ProtocolError
         An answer that is not HTTP, or too long.
+    AuthenticationError, ConfigError
+        The callable of a header failed.
     """
     import http.client  # with all of email, which nothing else needs
 
-    endpoint = opener.endpoint
+    endpoint, headers = opener.endpoint, opener.credentials.headers()
     sock = open_socket(endpoint, opener.context, opener.server_hostname, deadline, opening)
     try:
         head = [f"GET {endpoint.sibling(name)} HTTP/1.1", f"Host: {endpoint.authority}"]
-        head += [f"{key}: {value}" for key, value in opener.headers.items()]
+        head += [f"{key}: {value}" for key, value in headers.items()]
         head += ["Accept: application/json", "Connection: close", "", ""]
         send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
         with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]

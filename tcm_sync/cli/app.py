@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 import click
 
+from tcm_sync._wire.quote import hide
 from tcm_sync.cli.failures import code_of, line_of
 from tcm_sync.cli.options import Group, Session
 
@@ -96,7 +97,7 @@ def _fail(error: BaseException, session: Session) -> int:
     trace = "".join(traceback.format_exception(error)) if session.debug else ""
     line = line_of(error)
     if session.token is not None:
-        trace, line = (text.replace(session.token, "***") for text in (trace, line))
+        trace, line = (hide(text, session.token) for text in (trace, line))
     text = f"{trace}tcm-sync: {line}\n"
     with contextlib.suppress(OSError):
         sys.stderr.write(text)

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket
 from tcm_sync._wire.quote import quote
@@ -211,7 +212,7 @@ class Patient:
         try:
             sock.settimeout(self._timeout)
             connection.sock = sock
-            connection.request("GET", path, headers=dict(self._settings.headers or {}))
+            connection.request("GET", path, headers=Credentials(self._settings).headers())
             answer = connection.getresponse()
             return Answer(
                 answer.status, answer.read(4000), answer.getheader("Server"), answer.getheader("Date")
@@ -237,7 +238,7 @@ class Patient:
         """Shake hands."""
         try:
             self._rest = shake_hands(
-                self._sockets[-1], self._endpoint, dict(self._settings.headers or {}), self._deadline()
+                self._sockets[-1], self._endpoint, Credentials(self._settings).headers(), self._deadline()
             )
         except TcmError as error:
             denied = isinstance(error, AuthenticationError)

@@ -8,6 +8,7 @@ from collections import deque
 from tcm_sync._deadline import Deadline
 from tcm_sync._transport import frames
 from tcm_sync._transport.authentication import CAPABILITY, fresh_uuid
+from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.sockets import receive, send_all
 from tcm_sync._wire.decode import decode_message
 from tcm_sync._wire.encode import encode_message, encode_payload
@@ -45,7 +46,7 @@ def ask_capability(
         It refused, or said nothing.
     """
     auth = settings.auth or AuthContext()
-    token = auth.token() if callable(auth.token) else auth.token
+    token = Credentials(settings).token()
     identity = ClientIdentity(auth.sub, auth.tenant_id, tuple(auth.roles))
     request = AuthRequest(token, identity if identity != ClientIdentity() else None, CAPABILITY)
     message = encode_message(fresh_uuid(auth.uuid), "auth", encode_payload(request))

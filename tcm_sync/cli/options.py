@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tcm_sync.client import TcmClient
-from tcm_sync.settings import settings_from_env
+from tcm_sync.settings import AROUND_SECRETS, settings_from_env
 
 if TYPE_CHECKING:
     from tcm_sync.cli.output import Output
@@ -38,7 +38,8 @@ class Session:
     @property
     def token(self) -> str | None:
         """The token, which nothing may show."""
-        return self.variables.get("TCM_CLIENT_TOKEN") or os.environ.get("TCM_CLIENT_TOKEN") or None
+        token = self.variables.get("TCM_CLIENT_TOKEN") or os.environ.get("TCM_CLIENT_TOKEN") or ""
+        return token.strip(AROUND_SECRETS) or None
 
     @property
     def output(self) -> Output:
@@ -125,7 +126,7 @@ def _store_token(context: click.Context, _: click.Parameter, value: str | None) 
         return
     session = context.ensure_object(Session)
     try:
-        token = session.read(value, "--token-file").decode().strip()
+        token = session.read(value, "--token-file").decode().strip(AROUND_SECRETS)
     except UnicodeDecodeError:
         raise click.UsageError("--token-file: the token is not UTF-8", context) from None
     if not token:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tcm_sync._wire.quote import quote
+from tcm_sync._wire.quote import hide, quote
 
 TOKEN = "tok-4711-never-to-be-shown"
 #: Tokens that JSON writes in another way than they are.
@@ -88,17 +88,38 @@ def test_a_token_across_the_end_of_what_is_shown_leaves_no_piece_of_itself(as_by
         assert longest_piece(TOKEN, shown) < 3
 
 
+WORDS = "[TritonThread] TRITON_NETWORK: model='t' retriable=True"
+
+
+@pytest.mark.parametrize("token", ["t", "Tr", "model"[:3], "Trit", "NETWORK", "Thread", "retriable="[:8]])
+def test_a_short_token_leaves_other_words_as_they_are(token):
+    assert quote(WORDS, token) == quote(WORDS.encode(), token) == hide(WORDS, token) == WORDS
+
+
+@pytest.mark.parametrize("token", ["abcd", "pass-word", "x" * 15, "a/b=c", 'p"w"d', "né€d"])
+@pytest.mark.parametrize("around", ["{}", "token={}", "'{}'", "Bearer {} is unknown", "{}, {}", "<{}>"])
+def test_a_token_of_four_characters_or_more_is_hidden_as_a_word(token, around):
+    for form in forms_of(token):
+        assert quote(around.format(form, form), token) == around.format("***", "***")
+        assert quote(around.format(form, form).encode(), token) == around.format("***", "***")
+
+
+def test_a_long_token_is_hidden_in_the_middle_of_words_too():
+    for token in ("x" * 16, TOKEN):
+        assert hide(f"Bearer{token}0", token) == quote(f"Bearer{token}0", token) == "Bearer***0"
+
+
 def test_without_a_token_nothing_is_taken_out():
     assert quote("***", None) == quote("***", "") == "***"
 
 
 @given(
-    st.text('ab"/é\U0001f511', min_size=1, max_size=30),
+    st.text('ab"/é\U0001f511', min_size=16, max_size=30),
     st.lists(st.sampled_from([0, 1, 2, "...."]), max_size=80),
     st.integers(0, 400),
     st.booleans(),
 )
-@example('""', [1, 0, 2, 0, 0, 1], 0, False)
+@example('"' * 16, [1, 0, 2, 0, 0, 1], 0, False)
 def test_no_arrangement_of_tokens_shows_a_piece_of_one(token, parts, before, as_bytes):
     forms = forms_of(token)
     text = "." * before + "".join(forms[part] if part in (0, 1, 2) else part for part in parts)

@@ -249,10 +249,9 @@ def test_tls_settings_need_a_secure_address():
         ({"A": 7}, "must map names to values"),
         ({"A": None}, "must map names to values"),
         ({"A": b"x"}, "must map names to values"),
-        ({"A": "x\r\nB: y"}, "the value of A must be printable ASCII"),
-        ({"A": "x\n"}, "the value of A must be printable ASCII"),
-        ({"A": "é"}, "the value of A must be printable ASCII"),
-        ({"A": "\x00"}, "the value of A must be printable ASCII"),
+        ({"A": "x\r\nB: y"}, "the value of A must be one line of printable ASCII"),
+        ({"A": "é"}, "the value of A must be one line of printable ASCII"),
+        ({"A": "\x00"}, "the value of A must be one line of printable ASCII"),
         ({"Host": "x"}, "Host is the handshake's own"),
         ({"UPGRADE": "x"}, "UPGRADE is the handshake's own"),
         ({"connection": "x"}, "connection is the handshake's own"),
@@ -270,7 +269,7 @@ def test_a_header_that_would_break_the_handshake_is_refused(headers, words):
 
 def test_what_a_header_holds_is_not_shown_when_it_is_refused():
     with pytest.raises(ConfigError) as caught:
-        TcmClient(URI, headers={"Authorization": f"Bearer {TOKEN}\n"})
+        TcmClient(URI, headers={"Authorization": f"Bearer {TOKEN}\n."})
     assert TOKEN not in str(caught.value)
 
 

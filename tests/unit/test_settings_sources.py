@@ -90,7 +90,8 @@ def test_an_encrypted_key_with_a_wrong_password_asks_nobody(pems, tmp_path):
         with pytest.raises(ConfigError, match=r"^tls: ") as caught:
             tls.context()
         assert TOKEN not in str(caught.value)
-    assert TlsSettings(cert_file=pems / "cert.pem", key_file=path, key_password="right").context()
+    for password in ("right", "right\r\n", "\ufeffright\n", b"right", b"\xef\xbb\xbfright\n"):
+        assert TlsSettings(cert_file=pems / "cert.pem", key_file=path, key_password=password).context()
 
 
 @pytest.mark.parametrize(("name", "value"), [("ca_file", 7), ("cert_file", [])])
@@ -187,6 +188,19 @@ def test_whatever_cannot_travel_is_named():
 
 def test_the_least_environment():
     assert settings_from_env({"TCM_WS_URI": URI, "PATH": "x", "OTHER_TCM_TIMEOUT": "x"}) == {"uri": URI}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", " ", "\r\n"])
+def test_variables_may_have_line_ends(end):
+    """As files of variables of Windows have, and of mounted secrets."""
+    plain = {"TCM_WS_URI": URI, "TCM_CLIENT_TOKEN": TOKEN, "TCM_CLIENT_SUB": "s", "TCM_POOL_SIZE": "3"}
+    plain |= {"TCM_CONTAINER_ID": "c", "TCM_CLIENT_ROLES": "inference"}
+    assert settings_from_env({name: value + end for name, value in plain.items()}) == settings_from_env(plain)
+
+
+def test_a_token_of_white_space_is_no_missing_token():
+    with pytest.raises(ConfigError, match=r"^auth\.token holds nothing but white space"):
+        settings_from_env({"TCM_WS_URI": URI, "TCM_CLIENT_TOKEN": "\n"})
 
 
 def test_the_whole_environment():
