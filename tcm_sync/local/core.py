@@ -190,10 +190,11 @@ class Core:
         while True:
             await self._work.wait()
             late = self._loop.time() - due
-            if tick:  # the ticks keep their beat while nothing waits
+            if tick:  # as if it had woken at every tick while nothing waited
                 due += tick * (math.floor(late / tick) + 1)
             await asyncio.sleep(max(0.0, due - self._loop.time()) if tick else 0)
             self._take_turns()
+            due = self._loop.time()  # the next tick is a whole one after this round
 
     def _take_turns(self) -> None:
         turns = self.scheduler.tick()

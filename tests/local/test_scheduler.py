@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import time
+from types import SimpleNamespace
+
 import pytest
 
+from tcm_sync.local.core import Core
 from tcm_sync.local.scheduler import Job, Lane, Scheduler
 
 
@@ -199,3 +205,29 @@ def test_queue_stats_count_users_by_what_they_sent(make):
         "executor_management_available": 49,
         "executor_inference_available": 5,
     }
+
+
+def test_a_late_round_is_not_made_up_for_by_an_early_one():
+    """As the manager does: it sleeps for a whole tick after each round, however long the round took."""
+    tick, rounds = 0.010, []
+
+    async def run() -> None:
+        core = SimpleNamespace(settings=SimpleNamespace(tick=tick), _work=asyncio.Event())
+        core._loop = asyncio.get_running_loop()
+        core._work.set()
+
+        def take_turns() -> None:
+            began = core._loop.time()
+            time.sleep(0.6 * tick)  # a round that takes its time
+            rounds.append((began, core._loop.time()))
+            if len(rounds) == 5:
+                raise EOFError
+
+        core._take_turns = take_turns
+        with pytest.raises(EOFError):
+            await Core.schedule(core)
+
+    asyncio.run(run())
+    pauses = [later[0] - earlier[1] for earlier, later in itertools.pairwise(rounds)]
+    resolution = time.get_clock_info("monotonic").resolution
+    assert min(pauses) >= tick - max(resolution, 0.001)  # a loop may wake a moment early
