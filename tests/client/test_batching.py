@@ -22,6 +22,7 @@ from tcm_sync import (
     InferenceInput,
     InputError,
     MessageTooLargeError,
+    PoolTimeoutError,
     ProtocolError,
     RetryPolicy,
     TcmClient,
@@ -354,6 +355,21 @@ def test_a_sample_that_leaves_before_the_batch_went_out_is_not_sent(manager, rec
             recorder.open.set()
             assert sorted(each.result(GUARD)["y"].item() for each in stays) == [2.0, 4.0]
     assert recorder.sizes == [1, 2]
+
+
+def test_a_sample_whose_full_batch_waits_for_a_socket_was_not_sent(manager, recorder):
+    with TcmClient(manager.uri, route=manager.route, pool_size=1, timeout=GUARD) as client:
+        model = client.model("double", batch=BatchPolicy(max_size=2, max_wait=0.0))
+        threads, _ = busy(recorder, model)
+        with threads, ThreadPoolExecutor(1) as others:
+            leads = others.submit(model.infer_sample, {"x": [1.0]})
+            wait_until(lambda: model._batcher._open, "it waits for a socket")
+            with pytest.raises(PoolTimeoutError) as caught:
+                model.infer_sample({"x": [99.0]}, timeout=0.2)
+            assert not caught.value.outcome_unknown
+            recorder.open.set()
+            assert leads.result(GUARD)["y"].item() == 2.0
+    assert recorder.sizes == [1, 1]
 
 
 def test_a_leader_that_runs_out_of_time_hands_its_batch_over(manager, recorder, monkeypatch):

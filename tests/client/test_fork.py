@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import trustme
 
-from tcm_sync import AuthContext, Route, TcmClient, TlsSettings
+from tcm_sync import AuthContext, ConnectionLostError, Route, TcmClient, TlsSettings, _process
 
 from ..helpers.peer_connection import CLOSE, TEXT
 from ..helpers.peer_scripts import echo as echoing
@@ -299,7 +299,8 @@ def test_locks_that_are_held_at_the_fork_do_not_hold_up_the_child(serve, client_
     done = threading.Event()
 
     def hold():
-        locks = [lock for lock in locks_in(client, set()) if lock.acquire(blocking=False)]
+        found = [_process._starting, *locks_in(client, set())]  # another thread starts a third
+        locks = [lock for lock in found if lock.acquire(blocking=False)]
         held.set()
         done.wait(GUARD)
         for lock in locks:
@@ -313,8 +314,26 @@ def test_locks_that_are_held_at_the_fork_do_not_hold_up_the_child(serve, client_
             in_child(lambda: (ask(client), client.close()))
         finally:
             done.set()
-        assert holding.result() >= 8  # the client's, the pool's, the gates', the connection's ...
+        assert holding.result() >= 9  # the client's, the pool's, the gates', the connection's ...
     ask(client)
+
+
+@forks
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_map_that_was_begun_before_a_fork_goes_on_in_the_parent_alone(serve, client_of, ordered):
+    results = client_of(serve()).map("echo", [{"x": [number]} for number in range(40)], ordered=ordered)
+    next(results)
+
+    def failure_of_the_rest():
+        try:
+            return list(results)
+        except ConnectionLostError as error:
+            return error
+
+    failure = in_child(failure_of_the_rest)
+    assert isinstance(failure, ConnectionLostError)
+    assert failure.outcome_unknown
+    assert len(list(results)) == 39
 
 
 @forks

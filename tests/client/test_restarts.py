@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, RetryPolicy, ShuttingDownError, TcmClient
+from tcm_sync._calls import probes as probing
 from tcm_sync._pool import growth, pool
 from tcm_sync._transport import authentication as opening
 
@@ -112,6 +113,21 @@ def test_all_of_the_time_is_used():
         with failing(CallTimeoutError, "readiness_probe_failed") as caught:
             client.wait_until_ready(9.0)
     assert caught.value.elapsed >= 9.0
+
+
+def test_a_look_that_is_never_answered_leaves_time_for_the_next(monkeypatch):
+    monkeypatch.setattr(probing, "_ONE_LOOK", 0.2)
+
+    def silent_once(connection):
+        if len(peer.probes) == 1:
+            connection.wait_eof()
+        connection.read_handshake()
+        connection.answer_http(200, b'{"status": "ready"}')
+
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        peer.http["/ready"] = silent_once
+        assert client.wait_until_ready(GUARD).status == "ready"
+    assert len(peer.probes) > 1
 
 
 def test_closing_ends_a_look_that_is_under_way():

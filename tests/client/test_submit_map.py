@@ -152,6 +152,23 @@ def test_workers_may_be_closed_inside_their_own_lock_and_after_an_interrupted_st
         crew.submit(lambda: 7)
 
 
+def test_a_task_that_comes_as_the_idle_thread_gives_up_waiting_is_done(client):
+    crew = client._crew(1)
+    wait, late = crew._changed.wait, []
+
+    def give_up(timeout):
+        crew._changed.wait = wait
+        late.append(crew.submit(lambda: 7))  # by whoever had the lock when the time was over
+        return False
+
+    crew._changed.wait = give_up
+    assert crew.submit(lambda: 1).result(GUARD) == 1
+    wait_until(lambda: late, "the thread has waited")
+    assert late[0].result(GUARD) == 7
+    crew.close()
+    crew.join(GUARD)
+
+
 def test_a_client_that_is_dropped_with_idle_workers_is_collected(manager, monkeypatch):
     client = TcmClient(manager.uri, route=manager.route, timeout=GUARD)
     client.submit("picky", {"x": [1]}).result(GUARD)

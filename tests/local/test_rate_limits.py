@@ -66,6 +66,16 @@ def test_a_tenants_bucket_of_20_refuses_what_was_recorded(rate, seconds, refused
     assert refused is None
 
 
+def test_time_fills_a_bucket_once_however_often_it_is_asked():
+    clock = Clock()
+    bucket = TokenBucket(10, clock=clock)
+    assert all(bucket.admit() for _ in range(10))
+    clock.now = 0.06
+    assert not any(bucket.admit() for _ in range(5)), "0.6 of an event is none"
+    clock.now = 0.12
+    assert [bucket.admit() for _ in range(2)] == [True, False]
+
+
 def test_a_bucket_holds_no_more_than_its_size_however_long_it_rests():
     clock = Clock()
     bucket = TokenBucket(3, clock=clock)

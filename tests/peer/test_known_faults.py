@@ -26,6 +26,7 @@ from tcm_sync import (
     StreamBusyError,
     TcmError,
 )
+from tcm_sync._pool.runtime import Runtime
 
 from ..helpers.peer_connection import PATIENCE
 from ..helpers.peer_scripts import BRISK, ask, connect, echo, echo_once, failing
@@ -166,6 +167,24 @@ def test_a_stream_waits_for_its_turn_within_its_deadline():
             assert list(first) == ["a"]
         manager.end.release()
         assert list(client.stream("m", {"x": [1.0]})) == ["a"]
+
+
+def test_a_stream_that_is_interrupted_before_its_first_chunk_has_had_its_turn():
+    """Whoever keeps the interrupt keeps its frames, and the stream in them."""
+
+    def interrupt(runtime, call):
+        raise KeyboardInterrupt
+
+    manager = OneAtATime()
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        client._running().turns.refused("c1", StreamBusyError(BUSY))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Runtime, "attempt", interrupt)
+            with pytest.raises(KeyboardInterrupt) as kept:
+                client.stream("m", {"x": [1.0]})
+        manager.end.release()
+        assert list(client.stream("m", {"x": [1.0]}, timeout=PATIENCE)) == ["a"]
+        assert kept.value.__traceback__ is not None
 
 
 # --- what a class says by itself ---

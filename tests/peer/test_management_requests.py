@@ -584,6 +584,26 @@ def test_a_deployment_whose_vm_has_no_known_id_is_deleted_by_its_address():
     ]
 
 
+def test_a_deployment_deletes_the_vm_that_is_named_rather_than_the_one_that_it_knows():
+    payloads = []
+
+    def script(connection):
+        connection.welcome()
+        recv_job(connection)
+        finish(connection, {**CREATED, "vm_id": "vm-1"})
+        for _ in range(2):
+            payloads.append(recv_job(connection))
+            finish(connection, {})
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        deployment = client.create()
+        deployment.delete(vm_id="vm-2")
+        deployment.delete()
+    assert [payload["openstack"] for payload in payloads] == [{"vm_id": "vm-2"}, {"vm_id": "vm-1"}]
+    assert all("vm_ip" not in payload for payload in payloads)
+
+
 SERVER_GONE = (
     "triton_delete_server: [TritonThread] TRITON_MISSING_INSTANCE: model='server' retriable=False "
     "reason=Server instance not found: vm_id='vm-9', container_id='ctr-9'"

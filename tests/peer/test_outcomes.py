@@ -241,9 +241,9 @@ def out_of_time(ready):
         yield
 
 
-def deserted(client, ready):
-    """Put two samples into one batch whose leader runs out of time once it was sent; the other's outcome."""
-    model = client.model("m", batch=BatchPolicy(max_size=2, max_wait=PATIENCE))
+def deserted(client, ready, size=2):
+    """Put samples into one batch whose leader runs out of time once it was sent; the outcome of each."""
+    model = client.model("m", batch=BatchPolicy(max_size=size, max_wait=PATIENCE))
     outcomes = {}
 
     def sample(value):
@@ -252,12 +252,13 @@ def deserted(client, ready):
         except TcmError as error:
             outcomes[value] = error
 
-    with out_of_time(ready), ThreadPoolExecutor(2) as threads:
+    with out_of_time(ready), ThreadPoolExecutor(size) as threads:
         inside = model._batcher._inside
         inside.add(object())  # somebody else is in a call, so that the leader waits for the second sample
         threads.submit(sample, 1.0)
         wait_until(lambda: len(inside) == 2)
-        threads.submit(sample, 2.0)
+        for number in range(2, size + 1):
+            threads.submit(sample, float(number))
     return outcomes
 
 
@@ -292,3 +293,27 @@ def test_a_batch_whose_leader_leaves_is_sent_again_otherwise():
         outcomes = deserted(client, taken.is_set)
         assert peer.requests == 2
     assert outcomes[2.0] == 2.0
+
+
+def test_a_batch_that_is_divided_once_it_may_have_run_is_not_sent_again_where_that_is_forbidden():
+    """The model's limit is learned while the batch is under way, and its leader leaves."""
+
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        too_many = InferenceFailedError("too many rows", max_batch_size=1)
+        client._limits.learn((client._settings.route, "m"), too_many, 3, 8)
+        taken.set()
+        connection.wait_eof()
+
+    taken = threading.Event()
+    retry = replace(BRISK, resend_lost=False)
+    with ScriptedPeer(script, echo) as peer, connect(peer, retry=retry) as client:
+        outcomes = deserted(client, taken.is_set, size=3)
+        assert peer.requests == 1
+    assert [type(outcomes[value]) for value in (1.0, 2.0, 3.0)] == [
+        CallTimeoutError,
+        ConnectionLostError,
+        ConnectionLostError,
+    ]
+    assert all(outcome.outcome_unknown for outcome in outcomes.values())

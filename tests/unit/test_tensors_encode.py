@@ -136,6 +136,19 @@ def test_what_is_written_in_pieces_is_the_text_of_the_whole(
     assert max(map(len, pieces[1:-1])) <= 100
 
 
+@pytest.mark.parametrize("size", [5, encode._FEW + 1, 2000])
+@pytest.mark.parametrize("place", [0, -1])
+def test_an_infinity_is_refused_however_the_text_is_written(
+    size: int, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every caller has looked for it before."""
+    monkeypatch.setattr(encode, "_PIECE", 1000)
+    array = np.ones(size, np.float32)
+    array[place] = -np.inf
+    with pytest.raises(InputError, match='input "x"'):
+        encode_inputs((Tensor("x", "FP32", array.shape, array),))
+
+
 class Counted(Deadline):
     """A deadline that passes after so many looks at it."""
 
