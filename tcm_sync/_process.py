@@ -16,41 +16,55 @@ from tcm_sync.errors import ConfigError
 
 
 class Watched(Protocol):
-    """What is told of a fork."""
+    """What takes part in a fork and in the end of the process."""
 
     def after_fork(self) -> None:
-        """Leave the parent's threads and sockets behind."""
+        """Leave the parent's threads and sockets behind; called in the child."""
 
     def at_exit(self) -> None:
         """Refuse what would wait for threads that the interpreter is about to stop."""
 
 
-_watched: weakref.WeakSet[Watched] = weakref.WeakSet()
-_starting = threading.RLock()  # guards _exiting, and each start of a thread against it
+# By id. Plain operations of a dict are atomic; iterating over a WeakSet is not, and may fail.
+_watched: dict[int, weakref.ref[Watched]] = {}
+_starts = threading.Condition(threading.RLock())  # guards _starting and _exiting
+_starting: set[threading.Thread] = set()  # those that are being started, by any client
 _exiting = False
+_START_PATIENCE = 1.0  # seconds in which a thread starts; one that cannot start must not hold up the exit
 _pid = os.getpid()  # of the process that the objects of this one belong to
-_noticing = (
-    threading.RLock()
-)  # guards _pid: of a child's threads one leaves the parent behind, the others wait
+_noticing = threading.RLock()  # guards _pid: one thread of a child leaves the parent behind, others wait
 
 
 def watch(what: Watched) -> None:
-    """Have `what` told of the end of this process, and of each child's beginning."""
-    _watched.add(what)
+    """Have `what` called back in each child of this process, and when this process ends."""
+    key = id(what)
+    _watched[key] = weakref.ref(what, lambda _: _watched.pop(key, None))
+
+
+def _all_watched() -> list[Watched]:
+    return [what for each in list(_watched.values()) if (what := each()) is not None]
 
 
 def start_thread(thread: threading.Thread) -> None:
     """Start a thread, unless the interpreter is ending.
+
+    No lock is held meanwhile: a start that never returns, as where memory ran out, stops nobody else.
 
     Raises
     ------
     RuntimeError
         It is, or there can be no more threads.
     """
-    with _starting:
-        if _exiting:
-            raise RuntimeError("the interpreter is ending")
+    try:
+        with _starts:
+            if _exiting:
+                raise RuntimeError("the interpreter is ending")
+            _starting.add(thread)
         thread.start()
+    finally:
+        with _starts:
+            _starting.discard(thread)
+            _starts.notify_all()
 
 
 def notice_fork() -> None:
@@ -66,9 +80,10 @@ def notice_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _starting, _pid
-    _starting = threading.RLock()
-    for what in list(_watched):
+    global _starts, _pid
+    _starts = threading.Condition(threading.RLock())
+    _starting.clear()
+    for what in _all_watched():
         what.after_fork()
     _pid = os.getpid()
 
@@ -76,9 +91,10 @@ def _after_fork_in_child() -> None:
 def _at_exit() -> None:
     global _exiting
     notice_fork()
-    with _starting:
+    with _starts:
         _exiting = True
-    for what in list(_watched):
+        _starts.wait_for(lambda: not _starting, _START_PATIENCE)
+    for what in _all_watched():
         what.at_exit()
 
 
@@ -89,7 +105,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-# What must be the system's own; gevent says threading, and eventlet thread.
+# What must be the system's own; gevent's name is threading, and eventlet's thread.
 _GREEN = ("threading", "thread", "socket", "ssl", "select")
 
 
@@ -99,7 +115,7 @@ def refuse_green_threads() -> None:
     Raises
     ------
     ConfigError
-        It says what to use in their place.
+        The message names what to use in their place.
     """
     gevent = sys.modules.get("gevent.monkey")
     eventlet = sys.modules.get("eventlet.patcher")

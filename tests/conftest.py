@@ -27,11 +27,30 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tcm_sync._logs import flush
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 settings.register_profile("no deadlines", deadline=None)  # a busy machine makes no example wrong
 settings.load_profile("no deadlines")
+
+
+class WrittenLog(pytest.LogCaptureFixture):
+    """What was logged, once the thread that runs the handlers has written it."""
+
+    @property
+    def handler(self):
+        flush(PATIENCE)
+        return super().handler
+
+
+@pytest.fixture
+def caplog(request):
+    log = WrittenLog(request.node, _ispytest=True)
+    yield log
+    log._finalize()
+
 
 PATIENCE = 5.0
 _PROC = Path("/proc/self")

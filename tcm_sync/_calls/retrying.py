@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import sys
 from collections.abc import Callable, Iterable
@@ -12,13 +11,14 @@ import tenacity
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
+from tcm_sync._logs import Log
 from tcm_sync.errors import ConnectionLostError, KnownFaultError, TcmError
 from tcm_sync.retry import RetryPolicy, Verdict
 
 if TYPE_CHECKING:
     from tcm_sync._deadline import Deadline
 
-log = logging.getLogger("tcm_sync.retry")
+log = Log("tcm_sync.retry", queued=False)
 
 _WITHOUT_GATE = (ConnectionLostError, KnownFaultError)
 _LONGEST_HISTORY = 50  # failures that an error remembers

@@ -10,9 +10,10 @@ from math import inf
 from time import monotonic
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._logs import Log
 from tcm_sync.errors import TcmError
 
-log = logging.getLogger("tcm_sync.pool")
+log = Log("tcm_sync.pool", queued=True)
 
 _LOOK_INTERVAL = 1.0  # seconds between two looks whether a prober is still there
 

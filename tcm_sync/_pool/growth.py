@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from functools import partial
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
+from tcm_sync._logs import Log
 from tcm_sync._pool.concurrency_limit import Window
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.gate import Prober, again
@@ -31,7 +31,7 @@ from tcm_sync.settings import Settings
 if TYPE_CHECKING:
     from tcm_sync._pool.pool import Pool
 
-log = logging.getLogger("tcm_sync.pool")
+log = Log("tcm_sync.pool", queued=True)
 
 WORN_OUT = "worn out"  # why most sockets are closed
 LEASE_LOST = "its lease was lost"
@@ -166,7 +166,10 @@ class Growth:
             log.error("opening a socket failed in an unexpected way: %s", kind)
             self._failed(ConnectFailedError(f"opening a socket failed: {kind}", retriable=False))
         else:
-            self._opened(connection, shutdowns)
+            try:
+                self._opened(connection, shutdowns)
+            finally:
+                self._opener.opened(connection)
 
     def _opened(self, connection: Connection, shutdowns: int) -> None:
         connection.pool = cast("Pool", self)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import threading
 import weakref
 from time import monotonic
 from typing import Any
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._logs import Log
 from tcm_sync._pool import growth
 from tcm_sync._pool.gate import again
 from tcm_sync._pool.growth import LEASE_LOST, SHUTDOWN_PAUSE, Growth
@@ -21,7 +22,7 @@ from tcm_sync.errors import (
     TcmError,
 )
 
-log = logging.getLogger("tcm_sync.pool")
+log = Log("tcm_sync.pool", queued=True)
 
 #: Sockets beyond this many wait for the manager's scheduler, the youngest longest (docs/wire.rst, "Timing").
 SERVED_A_TICK = 5
@@ -342,7 +343,8 @@ class Pool(Growth):
             due = self._shelf.next_expiry(now)
             if self._waiters or self._opening or self._shelf.busy():
                 due = min(due, now + growth.AUDIT_INTERVAL)
-        self._connector.nudge()
+        with contextlib.suppress(RuntimeError):  # the next look tries again
+            self._connector.ensure_thread()
         for connection in expired:
             self._close(connection, _EXPIRED)
         for connection in lost:
@@ -358,7 +360,7 @@ class Pool(Growth):
             self._forget(connection, LEASE_LOST)
         gates = (self.auth_gate, self.manager_gate)
         opening = self._opening > 0 or any(gate.is_probed_by(self._prober) for gate in gates)
-        if opening and self._connector.idle():
+        if opening and self._connector.is_idle():
             if self._miscounted:
                 self._opening = 0
                 for gate in gates:

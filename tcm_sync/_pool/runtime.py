@@ -7,6 +7,7 @@ import threading
 from time import monotonic
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._logs import Log
 from tcm_sync._pool.call import Call
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.gate import Gate, Prober, again
@@ -37,7 +38,7 @@ from tcm_sync.errors import (
 )
 from tcm_sync.settings import Route, Settings
 
-log = logging.getLogger("tcm_sync.pool")
+log = Log("tcm_sync.pool", queued=True)
 
 _EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
 # Why a lease is given back that nothing else gave back. The frames of a kept traceback hold it, so that the

@@ -46,7 +46,7 @@ class Arena:
         self._lock = threading.RLock()  # guards everything below, and what segments say of themselves
         self._idle: list[Segment] = []  # the most recently used last
         self._made = threading.Condition(self._lock)
-        self._making = 0  # segments that are being made at the moment
+        self._making: set[object] = set()  # one for each segment that is being made at the moment
         self._epoch = 0
         self._closed = False
         # What each server has been told of, the least recently used first, and how large that is.
@@ -93,9 +93,13 @@ class Arena:
                 return found
             self._check_budget(byte_size)
         segment = self._make(byte_size)
-        with self._lock:
-            self._mark(segment, route, epoch)  # if others have used the budget up meanwhile, it is dropped
-        return segment
+        try:
+            with self._lock:
+                self._mark(segment, route, epoch)
+            return segment
+        except BaseException:  # others have used the budget up meanwhile, or there was an interrupt
+            self.quarantine(segment)
+            raise
 
     def borrow(self, array: np.ndarray[Any, Any], route: Route, epoch: int) -> Segment | None:
         """Return the segment that an array is the whole of, if a request on this route may name it now."""
@@ -177,10 +181,12 @@ class Arena:
     def _make(self, byte_size: int) -> Segment:
         if byte_size > (free := room()[1]):  # filling the directory up to find out takes seconds
             raise _no_room(byte_size, free)
-        with self._lock:
-            self._check_open()
-            self._making += 1
+        token = object()
+        segment: Segment | None = None
         try:
+            with self._lock:
+                self._check_open()
+                self._making.add(token)
             segment = Segment.make(byte_size, group=self._group)
             with self._lock:
                 self._live.add(segment)
@@ -193,9 +199,14 @@ class Arena:
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
                 raise _no_room(byte_size, room()[1]) from None
             raise DeclinedError(f"not made: no segment in {DIRECTORY}: {error}") from None
+        except BaseException:  # an interrupt, whose kept traceback would keep the segment
+            if segment is not None:
+                segment.spent = True
+                segment.unlink()
+            raise
         finally:
             with self._lock:
-                self._making -= 1
+                self._making.discard(token)
                 self._made.notify_all()
 
     def _check_open(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -10,6 +9,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from tcm_sync._logs import Log
 from tcm_sync._shm.arena import Arena, DeclinedError
 from tcm_sync._shm.segment import room, unsupported
 from tcm_sync._transport.sockets import is_own_address
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tcm_sync._transport.connection import Connection
     from tcm_sync.settings import Route, Settings
 
-log = logging.getLogger("tcm_sync.shm")
+log = Log("tcm_sync.shm", queued=False)
 
 Transport = Literal["auto", "json", "shm"]
 

@@ -7,6 +7,7 @@ Python 3.13 unlinks segments that it never made.
 from __future__ import annotations
 
 import contextlib
+import io
 import mmap
 import os
 import re
@@ -14,6 +15,7 @@ import secrets
 import stat
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,28 +88,28 @@ class Segment(mmap.mmap):
 
         name = f"tcm_{os.getpid()}_{secrets.token_hex(12)}"
         path = f"{DIRECTORY}/{name}"
-        fd = -1
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the mapping's copy of the descriptor keeps it
-            if group is not None:
-                os.fchown(fd, -1, group)
-                os.fchmod(fd, 0o660)
-            os.posix_fallocate(fd, 0, byte_size)  # a full directory is an error here, and no SIGBUS later
-            segment = cls(fd, byte_size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
-            segment.name, segment.path, segment.byte_size = name, path, byte_size
-            segment.route, segment.epoch, segment.home = None, 0, None
-            segment.owned = segment.busy = segment.spent = False
-            segment._inode, segment._pid = os.fstat(fd).st_ino, os.getpid()
+            # An object from the start, and no number that an interrupt may lose before it has a name.
+            with io.FileIO(path, "x+", opener=partial(os.open, mode=0o600)) as file:
+                fd = file.fileno()
+                fcntl.flock(
+                    fd, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # the mapping's copy of the descriptor keeps it
+                if group is not None:
+                    os.fchown(fd, -1, group)
+                    os.fchmod(fd, 0o660)
+                os.posix_fallocate(fd, 0, byte_size)  # a full directory fails here, without SIGBUS later
+                segment = cls(fd, byte_size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
+                segment.name, segment.path, segment.byte_size = name, path, byte_size
+                segment.route, segment.epoch, segment.home = None, 0, None
+                segment.owned = segment.busy = segment.spent = False
+                segment._inode, segment._pid = os.fstat(fd).st_ino, os.getpid()
+            return segment
         except BaseException as error:
             if not isinstance(error, FileExistsError):  # which is somebody else's
                 with contextlib.suppress(OSError):
                     os.unlink(path)
             raise
-        finally:
-            if fd >= 0:
-                os.close(fd)
-        return segment
 
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """Return an array over it, which keeps it mapped."""

@@ -67,7 +67,9 @@ class Opener:
         self.credentials = Credentials(settings)
 
     def open(self, *, cautious: bool, ask_ready: bool) -> Connection:
-        """Open a socket, authenticate it, and return it; the reader has yet to be told.
+        """Open a socket, authenticate it, and return it.
+
+        It counts as being opened until `opened` is called: a child that is forked meanwhile closes its copy.
 
         Parameters
         ----------
@@ -98,6 +100,10 @@ class Opener:
                     raise
                 fresh_asked = True
         raise AssertionError("the loop returns or raises")
+
+    def opened(self, connection: Connection) -> None:
+        """Leave the connection to the pool, which holds it by now, or has closed it."""
+        self.opening.remove(connection.sock)
 
     def _ask_ready(self, deadline: Deadline) -> None:
         """Refuse to go on if the manager itself says that it is not ready.
@@ -141,9 +147,7 @@ class Opener:
         except BaseException:
             self.opening.close(sock)
             raise
-        connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
-        self.opening.remove(sock)
-        return connection
+        return Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
 
 
 def fresh_uuid(prefix: str) -> str:

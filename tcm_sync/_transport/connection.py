@@ -58,7 +58,6 @@ class Connection:
         "_control_begun",
         "_controls",
         "_flags",
-        "_sock",
         "bytes_sent",
         "capability",
         "closed",
@@ -91,6 +90,7 @@ class Connection:
         "secured",
         "sending",
         "sent_at",
+        "sock",
         "spread",
         "uuid",
         "when_lost",
@@ -118,7 +118,7 @@ class Connection:
         self.secured = isinstance(sock, ssl.SSLSocket)
         self._flags = send_flags(sock)
         self.is_local = is_local(sock)  # whether the other end is this machine
-        self._sock = sock
+        self.sock = sock
         # Guards closed, loss, the three below them, and each single call on the socket, which never blocks.
         self.lock = threading.RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
@@ -159,7 +159,7 @@ class Connection:
 
     def fileno(self) -> int:
         """Return the descriptor's number, for the reader's selector."""
-        return self._sock.fileno()
+        return self.sock.fileno()
 
     # --- the caller's side ---
 
@@ -210,7 +210,7 @@ class Connection:
                 )
             # A TLS object that wants to read first is fed by the reader, so do not wait long.
             longest = 1.0 if wants_write else 0.01  # the number may be closed, and another's, meanwhile
-            wait_ready(self._sock, write=wants_write, timeout=longest if left is None else min(left, longest))
+            wait_ready(self.sock, write=wants_write, timeout=longest if left is None else min(left, longest))
             taken, wants_write = self._write(rest, future)
             self.bytes_sent += taken
             written += taken
@@ -226,7 +226,7 @@ class Connection:
                 if self._controls and not self._amid_frame:
                     self._write_controls()
                 future.started = self._amid_frame = True
-                taken = self._sock.send(view, self._flags)
+                taken = self.sock.send(view, self._flags)
             except ssl.SSLWantReadError:
                 return 0, False
             except WOULD_BLOCK:
@@ -246,7 +246,7 @@ class Connection:
         """End the connection from any thread; the reader sees it and closes the descriptor."""
         with self.lock:
             if not self.closed:
-                shut_down(self._sock)
+                shut_down(self.sock)
 
     # --- the reader's side, beside `receive_into` ---
 
@@ -275,7 +275,7 @@ class Connection:
         while self._controls:
             frame = self._controls[0]
             self._control_begun = True
-            taken = self._sock.send(frame, self._flags)
+            taken = self.sock.send(frame, self._flags)
             if taken < len(frame):
                 self._controls[0] = frame[taken:]
                 raise BlockingIOError
@@ -301,14 +301,14 @@ class Connection:
             self.closed, self.loss = True, loss
             if farewell is not None and not self._amid_frame and not self._control_begun:
                 with contextlib.suppress(OSError):  # it is a courtesy
-                    self._sock.send(farewell, self._flags)
-            shut_down(self._sock)
-            self._sock.close()
+                    self.sock.send(farewell, self._flags)
+            shut_down(self.sock)
+            self.sock.close()
 
     def abandon(self) -> None:
         """Close the descriptor of a child process, which shares the connection with its parent."""
         self.closed = self.inherited = True
-        self._sock.close()
+        self.sock.close()
 
 
 def receive_secured(sock: socket.socket, lock: threading.RLock, buffer: memoryview) -> int:

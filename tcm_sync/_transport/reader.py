@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import sys
@@ -14,6 +13,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from tcm_sync._logs import Log
 from tcm_sync._process import start_thread
 from tcm_sync._reentry import Callers, is_entrance
 from tcm_sync._transport import frames
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tcm_sync._transport.connection import Connection
     from tcm_sync._transport.counters import Counts
 
-log = logging.getLogger("tcm_sync.reader")
+log = Log("tcm_sync.reader", queued=True)
 
 _BUFFER_BYTES = 64 * 1024  # what is read of one socket before the others have their turn
 _TLS_READS = 4  # of 16 KiB at most
@@ -189,9 +189,11 @@ class Reader:
             self.callers.add(threading.get_ident())
             while not self.stopping:
                 self._turn()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is logged, and ends every call
             self.failure = error
-            log.exception("the reader failed; its calls end with an error, the next call starts another")
+            log.error(
+                "the reader failed; its calls end with an error, the next call starts another", failure=error
+            )
         finally:
             self.stopping = True
             try:

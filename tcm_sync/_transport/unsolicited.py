@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from tcm_sync._logs import Log
 from tcm_sync._wire.quote import quote
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tcm_sync._transport.replies import Future
     from tcm_sync._wire.messages import Alert, Unknown
 
-log = logging.getLogger("tcm_sync.reader")
+log = Log("tcm_sync.reader", queued=True)
 
 _ALERT_INTERVAL = 60.0  # seconds between two alerts of a kind in the log
 _MOST_KINDS = 64  # that are told apart: it is the manager that names them

@@ -219,9 +219,9 @@ def test_a_control_frame_that_the_socket_takes_in_part_is_finished_first(wire):
 
 def test_control_frames_that_the_socket_takes_byte_by_byte_arrive_whole(wire):
     connection = wire.connection
-    sock = connection._sock
+    sock = connection.sock
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**20)
-    connection._sock = Reluctant(sock)
+    connection.sock = Reluctant(sock)
     connection.queue_control(PONG, b"one")
     connection.queue_control(PONG, b"two")
     rounds = 1
@@ -231,7 +231,7 @@ def test_control_frames_that_the_socket_takes_byte_by_byte_arrive_whole(wire):
     future = ReplyFuture()
     connection.queue_control(PONG, b"three")
     connection.send((b"x",), Deadline(PATIENCE), future)
-    connection._sock = sock
+    connection.sock = sock
     assert future.started
     assert [payload for *_, payload in wire.read()] == [b"one", b"two", b"three", b"x"]
 
@@ -304,10 +304,10 @@ def test_a_tls_object_is_not_read_while_somebody_writes_to_it(wire):
     lock, buffer = threading.Lock(), memoryview(bytearray(100))
     wire.far.sendall(b"abc")
     with lock, pytest.raises(BlockingIOError):
-        receive_secured(wire.connection._sock, lock, buffer)
-    assert receive_secured(wire.connection._sock, lock, buffer) == 3
+        receive_secured(wire.connection.sock, lock, buffer)
+    assert receive_secured(wire.connection.sock, lock, buffer) == 3
     with pytest.raises(BlockingIOError):
-        receive_secured(wire.connection._sock, lock, buffer)
+        receive_secured(wire.connection.sock, lock, buffer)
     assert not lock.locked()
 
 
@@ -334,10 +334,10 @@ def test_there_is_no_goodbye_within_a_message(wire):
 
 
 def test_there_is_no_goodbye_within_a_control_frame(wire):
-    sock = wire.connection._sock
-    wire.connection._sock = Reluctant(sock)
+    sock = wire.connection.sock
+    wire.connection.sock = Reluctant(sock)
     assert wire.connection.pong(b"alive") is True
-    wire.connection._sock = sock
+    wire.connection.sock = sock
     wire.connection.close(encode_close(1000))
     assert len(wire.far.recv(100)) == 1
     assert wire.far.recv(100) == b""

@@ -30,6 +30,8 @@ LAYERS = (
     {"_base_error"},
     {"errors"},
     {"_process", "_reentry"},
+    {"_threads"},
+    {"_logs"},
     {"_arguments", "_wire"},
     {"_tensors", "retry"},
     {"models", "settings"},

@@ -134,8 +134,8 @@ def test_nothing_is_left_of_one_that_could_not_be_made(monkeypatch, call):
 
 
 def test_nothing_is_left_when_the_making_is_interrupted_as_the_file_appears(monkeypatch):
-    def interrupted(path, *args, make=os.open):
-        os.close(make(path, *args))
+    def interrupted(path, *args, make=os.open, **kwargs):
+        os.close(make(path, *args, **kwargs))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "open", interrupted)
