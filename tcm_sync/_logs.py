@@ -150,9 +150,7 @@ def _record(
     )
 
 
-def _handle(
-    logger: logging.Logger, record: logging.LogRecord, kept: type[BaseException] = Exception
-) -> None:
+def _handle(logger: logging.Logger, record: logging.LogRecord, kept: type[BaseException] = Exception) -> None:
     """Have the handlers write a record; errors of these kinds are kept from whoever logs."""
     try:
         logger.handle(record)

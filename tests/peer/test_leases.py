@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from tcm_sync import BackpressureError, CircuitOpenError, Route, ShuttingDownError
+from tcm_sync import BackpressureError, CircuitOpenError, Route, ShuttingDownError, TcmError
 from tcm_sync._deadline import Deadline
 from tcm_sync._logs import flush
 from tcm_sync._pool import growth

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from .connection import PATIENCE
-from .scripted import ScriptedPeer
-from .scripts import ask, ask_many, connect, echo_once
+from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_scripts import ask, ask_many, connect, echo_once
+from ..helpers.scripted_peer import ScriptedPeer
 
 _QUEUED = ("tcm_sync.reader", "tcm_sync.pool")  # lines that other calls depend on
 _OF_CALLS = ("tcm_sync.retry",)

@@ -12,7 +12,7 @@ import pytest
 from tcm_sync import _logs
 from tcm_sync._logs import Log, flush
 
-from ..peer.connection import PATIENCE
+from ..helpers.peer_connection import PATIENCE
 
 NAME = "tcm_sync.test"
 

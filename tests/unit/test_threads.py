@@ -15,8 +15,9 @@ from tcm_sync._process import start_thread, watch
 from tcm_sync._reentry import Callers
 from tcm_sync._threads import DaemonThreads
 
-from ..peer.scripted import ScriptedPeer
-from ..peer.scripts import PATIENCE, ask, connect, echo
+from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_scripts import ask, connect, echo
+from ..helpers.scripted_peer import ScriptedPeer
 
 
 class Unborn(threading.Thread):
