@@ -55,6 +55,16 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     def as_numpy(self, name: str) -> np.ndarray[Any, Any]:
         """Return the output called `name`.
 
+        Parameters
+        ----------
+        name : str
+            The output's name in the model.
+
+        Returns
+        -------
+        ndarray
+            The array; writable, and the caller's own.
+
         Raises
         ------
         KeyError
@@ -137,6 +147,11 @@ class QueueStats:
     def read(cls, data: Mapping[str, Any]) -> QueueStats:
         """Read the data of the answer.
 
+        Parameters
+        ----------
+        data : mapping
+            The data of the answer.
+
         Raises
         ------
         ProtocolError
@@ -170,6 +185,7 @@ class QueueStats:
         Returns
         -------
         int
+            Jobs of this kind that are not finished.
 
         Raises
         ------

@@ -100,7 +100,18 @@ class RetryPolicy:
             raise ConfigError(f"retry: {', '.join(sorted(both))} cannot be both retriable and fatal")
 
     def verdict(self, error: TcmError) -> Verdict:
-        """Say what `error` means for an inference (docs/errors.rst has the table)."""
+        """Say what `error` means for an inference (docs/errors.rst has the table).
+
+        Parameters
+        ----------
+        error : TcmError
+            The failure of an attempt.
+
+        Returns
+        -------
+        Verdict
+            Whether the policy repeats the attempt, and at what it counts it.
+        """
         if isinstance(error, (PayloadTooLargeError, MessageTooLargeError)) or error.code in self.fatal:
             return Verdict.FATAL
         if error.outcome_unknown and not self.resend_lost:

@@ -125,6 +125,11 @@ class TlsSettings:
     def context(self) -> ssl.SSLContext:
         """Make the context that sockets are wrapped with.
 
+        Returns
+        -------
+        ssl.SSLContext
+            A new context.
+
         Raises
         ------
         ConfigError

@@ -32,6 +32,7 @@ class SHMReference(Struct, frozen=True):
     byte_size : int
         Bytes of the tensor, from the file's beginning.
     shape : sequence of int
+        The tensor's shape, batch axis included.
     dtype : str
         Triton's name of the datatype: ``"FP32"``; not ``"BYTES"``.
     """

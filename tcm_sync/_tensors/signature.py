@@ -134,6 +134,11 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
 
         It does not tell whether a batch axis comes before the dims.
 
+        Parameters
+        ----------
+        data : mapping
+            `ManagementResult.data` of a creation.
+
         Raises
         ------
         ProtocolError
@@ -175,6 +180,11 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
     def from_json(cls, text: str | bytes) -> ModelSignature:
         """Read what `to_json` wrote.
 
+        Parameters
+        ----------
+        text : str or bytes
+            JSON text.
+
         Raises
         ------
         InputError
@@ -186,7 +196,13 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
             raise InputError(f"no signature of a model: {quote(str(error))}") from None
 
     def to_json(self) -> str:
-        """Write it as JSON: an object with ``inputs`` and ``outputs``, each of ``{name, datatype, dims}``."""
+        """Write it as JSON: an object with ``inputs`` and ``outputs``, each of ``{name, datatype, dims}``.
+
+        Returns
+        -------
+        str
+            JSON text, which `from_json` reads.
+        """
         return msgspec.json.encode(self).decode()
 
     @property

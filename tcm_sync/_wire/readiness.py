@@ -47,7 +47,15 @@ class Readiness:
 
     @classmethod
     def read(cls, status: int, body: bytes) -> Readiness:
-        """Read the answer of a probe: its HTTP status and its body, whatever it is."""
+        """Read the answer of a probe: its HTTP status and its body, whatever it is.
+
+        Parameters
+        ----------
+        status : int
+            The HTTP status.
+        body : bytes
+            The body, whatever it is.
+        """
         try:
             answer = msgspec.json.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

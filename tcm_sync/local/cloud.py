@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VirtualMachine:
-    """A virtual machine that a job has created."""
+    """A virtual machine that a job has created.
+
+    Attributes
+    ----------
+    vm_id : str
+        Its id, by which jobs name it.
+    vm_ip : str
+        Its address, which requests may name.
+    name : str
+        What the job that created it called it.
+    """
 
     vm_id: str
     vm_ip: str
@@ -52,7 +62,18 @@ class Container:
     answers: bool = True
 
     def serves(self, model_name: str) -> bool:
-        """Tell whether the model is deployed here."""
+        """Return whether the model is deployed here.
+
+        Parameters
+        ----------
+        model_name : str
+            The name of the model.
+
+        Returns
+        -------
+        bool
+            False if another model is deployed in this container.
+        """
         return self.model_name in (None, model_name)
 
 
@@ -183,25 +204,70 @@ class Cloud:
             return tuple(self._jobs)
 
     def find(self, container_id: object) -> Container | None:
-        """Find a container by its id; None if there is no such."""
+        """Find a container by its id.
+
+        Parameters
+        ----------
+        container_id : object
+            Its id; what is no text is the id of none.
+
+        Returns
+        -------
+        Container or None
+            The container; None if there is no such.
+        """
         with self._lock:
             self._forget()
             known = {**self._given, **self._containers}
             return known.get(container_id) if isinstance(container_id, str) else None
 
     def begin(self, uuid: str, action: str) -> int:
-        """Note that a job begins; returns its number, which `end` wants."""
+        """Record that a job begins.
+
+        Parameters
+        ----------
+        uuid : str
+            The client that asked for it.
+        action : str
+            Such as ``"creation"``.
+
+        Returns
+        -------
+        int
+            The number of the job, for `end`.
+        """
         with self._lock:
             self._jobs.append(CloudJob(uuid, action))
             return len(self._jobs) - 1
 
     def end(self, number: int, state: str, data: object) -> None:
-        """Note how a job has ended."""
+        """Record how a job has ended.
+
+        Parameters
+        ----------
+        number : int
+            What `begin` returned.
+        state : str
+            ``"done"`` or ``"failed"``.
+        data : object
+            What the reply says.
+        """
         with self._lock:
             self._jobs[number] = replace(self._jobs[number], state=state, data=data)
 
     def create_vm(self, name: str) -> VirtualMachine:
-        """Create a virtual machine, whatever others are called."""
+        """Create a virtual machine, whatever others are called.
+
+        Parameters
+        ----------
+        name : str
+            Its name; several machines may have the same.
+
+        Returns
+        -------
+        VirtualMachine
+            The new machine, with an id and an address of its own.
+        """
         with self._lock:
             number = self._count()
             vm = VirtualMachine(f"vm-{number}", _address(number), name)
@@ -210,6 +276,18 @@ class Cloud:
 
     def create_container(self, vm_ip: str, name: str | None = None) -> Container:
         """Create a container, whose name is its id; nothing serves in it yet.
+
+        Parameters
+        ----------
+        vm_ip : str
+            The address of the machine that it runs on.
+        name : str, optional
+            Its name and id; one is made up if it is left out.
+
+        Returns
+        -------
+        Container
+            The new container.
 
         Raises
         ------
@@ -227,14 +305,32 @@ class Cloud:
     def create_server(
         self, container_id: str, model_name: str, *, vm_id: str | None = None, grpc: bool = False
     ) -> None:
-        """Start Triton with the model, and have the manager connected to it, over gRPC or HTTP."""
+        """Start Triton with the model, and have the manager connected to it, over gRPC or HTTP.
+
+        Parameters
+        ----------
+        container_id : str
+            The container that Triton runs in.
+        model_name : str
+            The model that it serves.
+        vm_id : str, optional
+            The machine of that container; any if it is left out.
+        grpc : bool
+            Whether the connection is a gRPC one, as for a model that streams.
+        """
         with self._lock:
             self._lost.pop(container_id, None)
             self._servers[container_id] = RegisteredServer(container_id, vm_id, grpc)
             self._update(container_id, registered=True, model_name=model_name, grpc=grpc, answers=True)
 
     def lose_server(self, container_id: str) -> None:
-        """Have the Triton server in a container answer no more, until a job creates one there."""
+        """Have the Triton server in a container answer no more, until a job creates one there.
+
+        Parameters
+        ----------
+        container_id : str
+            The container's id.
+        """
         with self._lock:
             self._lost.setdefault(container_id, self._clock())
             self._update(container_id, answers=False)
@@ -242,19 +338,37 @@ class Cloud:
                 self._servers[container_id] = replace(self._servers[container_id], answers=False)
 
     def delete_server(self, container_id: str) -> None:
-        """Drop the manager's connection, if there is one."""
+        """Drop the manager's connection, if there is one.
+
+        Parameters
+        ----------
+        container_id : str
+            The container's id.
+        """
         with self._lock:
             self._servers.pop(container_id, None)
             self._update(container_id, registered=False)
 
     def delete_container(self, container_id: str) -> None:
-        """Delete a container, if it is there. The manager keeps its connection, to nothing."""
+        """Delete a container, if it is there. The manager keeps its connection, to nothing.
+
+        Parameters
+        ----------
+        container_id : str
+            The container's id.
+        """
         with self._lock:
             self._given.pop(container_id, None)
             self._containers.pop(container_id, None)
 
     def delete_vm(self, vm_id: str) -> None:
-        """Delete a virtual machine, if it is there, and what runs on it."""
+        """Delete a virtual machine, if it is there, and what runs on it.
+
+        Parameters
+        ----------
+        vm_id : str
+            The machine's id.
+        """
         with self._lock:
             vm = self._vms.pop(vm_id, None)
             if vm is not None:

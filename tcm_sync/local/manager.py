@@ -342,13 +342,27 @@ class LocalManager:
             self._killed.append(server)
 
     def alert(self, message: str, error_type: str = "TritonServerStateChanged") -> None:
-        """Send an alert to the client that connected first, as a manager does unasked."""
+        """Send an alert to the client that connected first, as a manager does unasked.
+
+        Parameters
+        ----------
+        message : str
+            The text of the alert.
+        error_type : str
+            Its kind, by which `ClientStats.alerts` counts it.
+        """
         server = self._server
         if server is not None:
             server.alert(message, error_type)
 
     def stats(self) -> LocalStats:
-        """Count what was seen since the last start."""
+        """Count what was seen since the last start.
+
+        Returns
+        -------
+        LocalStats
+            The figures of this moment.
+        """
         server = self._server
         return self._counters.snapshot() if server is None else server.core.stats()
 

@@ -82,11 +82,28 @@ class ModelAnalysis(Struct, frozen=True, kw_only=True):
         return ModelSignature.from_analysis(self)
 
     def config_pbtxt(self, **options: Any) -> str:
-        """Write the model's configuration for Triton: `tcm_sync.models.config_pbtxt`."""
+        """Write the model's configuration for Triton: `tcm_sync.models.config_pbtxt`.
+
+        Parameters
+        ----------
+        **options
+            Those of that function.
+
+        Returns
+        -------
+        str
+            The text of a ``config.pbtxt``.
+        """
         return config_pbtxt(self, **options)
 
     def to_json(self) -> str:
-        """Write it as JSON: an object with the attributes above."""
+        """Write it as JSON: an object with the attributes above.
+
+        Returns
+        -------
+        str
+            JSON text.
+        """
         return msgspec.json.encode(self).decode()
 
 
@@ -105,6 +122,7 @@ def analyze(model: str | os.PathLike[str] | bytes | ModelProto) -> ModelAnalysis
     Returns
     -------
     ModelAnalysis
+        What the model takes and returns, and how large it is.
 
     Raises
     ------

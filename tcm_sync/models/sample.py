@@ -45,6 +45,7 @@ def sample_inputs(
     Returns
     -------
     dict of str to ndarray
+        An array for each required input, by its name.
 
     Raises
     ------

@@ -1,0 +1,76 @@
+"""Every public name is documented as numpydoc wants it: each parameter, each return value, in order."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from types import FunctionType
+
+import pytest
+from numpydoc.docscrape import ClassDoc
+from numpydoc.validate import validate
+
+import tcm_sync
+import tcm_sync.local
+import tcm_sync.models
+from tcm_sync import Deployment, InferResult, InferStream, Model, TcmError
+
+#: What the style of this project leaves out.
+LEFT_OUT = {
+    "ES01",  # an extended summary, where the first sentence says all
+    "EX01",  # examples: they are in docs/
+    "SA01",  # "See Also": names in the text are links
+}
+#: What a client makes, and its users never: their constructors are documented nowhere.
+MADE_BY_CLIENTS = {Deployment, InferResult, InferStream, Model}
+#: What is not documented whole yet.
+INCOMPLETE = re.compile(r"tcm_sync\.((TcmClient|Model|Deployment)\.|ClientStats\.since)")
+DESCRIPTORS = (FunctionType, property, classmethod, staticmethod)
+
+
+def public_names() -> list[str]:
+    names = []
+    for module in (tcm_sync, tcm_sync.local, tcm_sync.models):
+        for name in module.__all__:
+            if inspect.isclass(kind := getattr(module, name)):
+                names += [f"{module.__name__}.{name}"]
+                names += [f"{module.__name__}.{name}.{method}" for method in methods(kind)]
+            elif inspect.isroutine(kind):
+                names.append(f"{module.__name__}.{name}")
+    return names
+
+
+def methods(kind: type) -> list[str]:
+    """Return the public methods and properties that a class has from this package."""
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("tcm_sync")]
+    found = {name: each for base in reversed(ours) for name, each in vars(base).items()}
+    return sorted(n for n, each in found.items() if not n.startswith("_") and isinstance(each, DESCRIPTORS))
+
+
+def documents_its_constructor_elsewhere(kind: object) -> bool:
+    """Whether it is an error, whose constructor is `TcmError`'s, or has its fields under Attributes."""
+    if not inspect.isclass(kind):
+        return False
+    if kind in MADE_BY_CLIENTS:
+        return True
+    if issubclass(kind, TcmError) and kind is not TcmError:
+        return kind.__init__ is TcmError.__init__
+    attributes = {name for each in ClassDoc(kind)["Attributes"] for name in each.name.split(", ")}
+    return attributes >= set(inspect.signature(kind).parameters)
+
+
+def find(name: str) -> object:
+    """Return what a public name stands for."""
+    found: object = tcm_sync
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_the_documentation_of_a_public_name_is_whole(name):
+    left_out = LEFT_OUT | ({"PR01"} if documents_its_constructor_elsewhere(find(name)) else set())
+    if INCOMPLETE.match(name):
+        left_out |= {"PR01", "PR03", "PR04", "RT01"}
+    mistakes = [f"{code}: {text}" for code, text in validate(name)["errors"] if code not in left_out]
+    assert not mistakes, "\n".join([name, *mistakes])
