@@ -39,17 +39,19 @@ def _describe(found: griffe.Object | griffe.Alias, indent: str) -> Iterator[str]
     if target.is_class:
         bases = ", ".join(str(base) for base in target.bases)
         yield f"{indent}class {found.name}({bases})"
-        for name, member in sorted(_members(target).items()):
-            if name == "__init__" or not name.startswith("_"):
-                yield from _describe(member, indent + "    ")
+        public = [member for name, member in _members(target).items() if name == "__init__" or name[0] != "_"]
+        # Fields stay in their order, which is that of positional arguments where a class is a Struct.
+        for member in sorted(public, key=lambda each: each.name if each.is_function else ""):
+            yield from _describe(member, indent + "    ")
     elif target.is_function:
         yield from _function(target, indent)
-    elif target.annotation is not None:
-        yield f"{indent}{found.name}: {target.annotation}"
-    elif target.labels & {"class-attribute", "module-attribute"}:
-        yield f"{indent}{found.name} = {target.value}"
     else:
-        yield f"{indent}{found.name}"
+        annotation = "" if target.annotation is None else f": {target.annotation}"
+        is_shown = "class-attribute" in target.labels or (
+            "module-attribute" in target.labels and not annotation
+        )
+        value = f" = {target.value}" if is_shown and target.value is not None else ""
+        yield f"{indent}{found.name}{annotation}{value}"
 
 
 def _members(kind: griffe.Class) -> dict[str, griffe.Object | griffe.Alias]:
