@@ -185,7 +185,7 @@ def test_the_page_on_errors_tells_each_of_them_and_what_is_repeated() -> None:
 
 
 def test_the_page_on_errors_tells_every_field_that_all_have() -> None:
-    rows = rst_rows(sections("errors.rst")["What an error tells"])[1:]
+    rows = rst_rows(sections("errors.rst")["Attributes of an error"])[1:]
     assert {name for row in rows for name in re.findall(r"``(\w+)``", row[0])} == set(
         errors.TcmError.__annotations__
     )
@@ -227,7 +227,32 @@ def test_what_the_source_cites_is_there() -> None:
         assert title in sections(page), f"docs/{page} has no section {title!r}"
 
 
-@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name
+)
 def test_links_to_files_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text_of(path)):
         assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "docs" / "architecture.rst", ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name
+)
+def test_files_that_a_page_for_contributors_names_exist(path: Path) -> None:
+    text = text_of(path)
+    named = set(
+        re.findall(r"(?<![\w/.])\.?[\w-]+(?:/[\w-]*)*(?:\.(?:py|rst|md|txt|jsonl|cfg)|/)(?![\w/])", text)
+    )
+    named = {name for name in named if "NAME" not in name}
+    assert len(named) > 20
+    for name in sorted(named):
+        assert any((root / name).exists() for root in (ROOT, ROOT / "tcm_sync")), name
+
+
+def test_the_page_on_architecture_has_every_package_and_is_linked() -> None:
+    text = text_of(ROOT / "docs" / "architecture.rst")
+    for package in {path.parent.name for path in (ROOT / "tcm_sync").glob("*/__init__.py")}:
+        assert f"``{package}/``" in text, package
+    for page in (README, ROOT / "CONTRIBUTING.md"):
+        assert "(docs/architecture.rst)" in text_of(page)
+    assert re.search(r"^   architecture$", text_of(ROOT / "docs" / "index.rst"), re.M)
