@@ -137,7 +137,7 @@ def _confirm(session: Session, vm_id: str | None, container_id: str | None, body
         raise CommandError("nothing was deleted")
 
 
-def _job(session: Session, call: str, title: str, *arguments: Any, **body: Any) -> Any:
+def _job(session: Session, call: str, title: str, /, *arguments: Any, **body: Any) -> Any:
     """Call a method of the client that takes minutes, and show that time passes."""
     from tcm_sync.cli.output import working
     from tcm_sync.settings import UNSET

@@ -94,6 +94,46 @@ def test_an_id_is_given_once(cli, manager):
     assert not manager.cloud.jobs
 
 
+@pytest.mark.parametrize("form", ["--set", "--file"])
+def test_the_ids_to_delete_may_be_in_the_body(cli, manager, form):
+    made = json.loads(cli("create", "--set", "openstack.name=red", "--json").out)
+    (vm,) = manager.cloud.vms
+    ids = {"vm_id": vm.vm_id, "container_id": made["container_id"]}
+    if form == "--set":
+        done = cli("delete", "--yes", *(word for pair in ids.items() for word in ("--set", "=".join(pair))))
+    else:
+        done = cli("delete", "--yes", "--file", "-", stdin=json.dumps(ids).encode())
+    assert (done.code, done.err) == (0, "")
+    assert not manager.cloud.vms
+
+
+# What functions on the way call their own arguments.
+_NAMES = (
+    "session",
+    "call",
+    "title",
+    "arguments",
+    "body",
+    "client",
+    "core",
+    "payload",
+    "kind",
+    "fields",
+    "file",
+)
+_NAMES += ("job_id", "secret", "data", "options", "command", "name", "deadline", "message", "request", "uuid")
+
+
+@pytest.mark.parametrize(
+    "command", [("management", "create_vm"), ("create",), ("delete", "--yes", "--vm-id", "x"), ("info", "x")]
+)
+def test_a_field_of_any_name_is_sent(cli, manager, command):
+    """None of them meets an argument of the same name on its way."""
+    done = cli(*command, *(word for name in _NAMES for word in ("--set", f"{name}=x")))
+    assert done.code in (0, 1)
+    assert "unexpected" not in done.err
+
+
 def test_what_to_delete_is_never_taken_from_the_variables(cli, manager, monkeypatch):
     monkeypatch.setenv("TCM_VM_ID", "vm-1")
     done = cli("delete", "--yes")

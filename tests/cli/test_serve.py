@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -42,6 +45,24 @@ def test_it_serves_until_a_signal(start, file, number):
 def test_it_tells_people_where(start):
     process = start("serve", "--port", 0, "--token", "secret")
     assert process.stdout.readline().startswith("serving ws://127.0.0.1:")
+
+
+@pytest.mark.parametrize("command", ["serve", "tcm_sync.local"])
+def test_a_port_in_use_is_one_line(command):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        arguments = ["tcm_sync.cli", "serve"] if command == "serve" else [command]
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments, "--port", port],
+            capture_output=True,
+            text=True,
+            timeout=GUARD,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"cannot listen on host '127.0.0.1', port {port}" in line
 
 
 def test_the_options_reach_the_manager(cli, monkeypatch):
