@@ -49,7 +49,8 @@ class RetryPolicy:
         Codes of the manager to move to either side of the table. 413 and 1009 stay fatal.
     resend_lost : bool
         Whether an inference that may have run is sent again when its reply was lost, or the manager, which
-        is shutting down, did not say that it dropped it. It may then run twice.
+        is shutting down, did not say that it dropped it, or Triton did not answer the manager
+        (``TRITON_TIMEOUT``, ``TRITON_NETWORK``). It may then run twice.
     known_faults : bool
         Whether an inference that failed by a fault in `tcm_sync.errors.KNOWN_FAULTS` is sent again. The
         fault counts as no attempt, since it may hit every second request: only the deadline bounds it.

@@ -71,6 +71,11 @@ _DELETION_FAILED = "Deletion failed: "
 _PART = re.compile(rf"(?:^|; )({'|'.join(_DELETION_PARTS)}): ")
 _MISSING_ARGUMENT = "Missing required argument: "
 
+# Answers that come of Triton's silence: it may have got the request, and run it still, unless it refused the
+# connection.
+_MAY_HAVE_RUN = ("TRITON_TIMEOUT", "TRITON_NETWORK")
+_REFUSED = "Connection refused"
+
 _UNKNOWN = CodeRule(InferenceError, retriable=False)
 
 
@@ -116,6 +121,7 @@ def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmEr
         code=code,
         retriable=rule.retriable,
         retry_after=max(0.0, seconds) if seconds is not None else None,
+        outcome_unknown=failure.code in _MAY_HAVE_RUN and _REFUSED not in failure.message,
     )
 
 

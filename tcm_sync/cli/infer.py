@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from tcm_sync.cli.bodies import output_dtypes, read_inputs
+from tcm_sync.cli.failures import CommandError
 from tcm_sync.cli.options import Command, Session
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _target(target: str | None, session: Session) -> Callable[[InferResult], dic
 
 def _write(result: InferResult) -> dict[str, Path]:
     file = io.BytesIO()
-    arrays = {name: _storable(array) for name, array in result.items()}
+    arrays = {name: _storable(name, array) for name, array in result.items()}
     if len(arrays) == 1:
         (array,) = arrays.values()
         np.save(file, array, allow_pickle=False)
@@ -150,18 +151,26 @@ def _write(result: InferResult) -> dict[str, Path]:
 
 def _save(result: InferResult, folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for name, array in result.items():
+    arrays = {name: _storable(name, array) for name, array in result.items()}  # all of them, or no file
+    for name in result:
         stem = re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".")[:100] or "output"
         path = folder / f"{stem}.npy"
         while path in files.values():
             path = path.with_name(f"_{path.name}")
-        np.save(path, _storable(array), allow_pickle=False)
+        np.save(path, arrays[name], allow_pickle=False)
         files[name] = path
     return files
 
 
-def _storable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return array.astype(str) if array.dtype == object else array
+def _storable(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an array that .npy holds; it pads texts with NULs, and drops those that were there."""
+    if array.dtype != object:
+        return array
+    if any(str(text).endswith("\0") for text in array.flat):
+        raise CommandError(
+            f"output {name!r} has a text that ends in NUL, which a .npy file does not keep: use --json"
+        )
+    return array.astype(str)
 
 
 @click.command("pipeline", cls=Command)

@@ -10,6 +10,8 @@ import pytest
 
 from tcm_sync.local import LocalManager
 
+from ..helpers.scripted_peer import ScriptedPeer
+
 
 @pytest.fixture
 def image(tmp_path):
@@ -65,6 +67,24 @@ def test_outputs_go_into_files(cli, manager, tmp_path):
     assert "data" not in found["first"]
     done = cli("infer", "split", "--input", "x=[[1, 2, 3]]", "--output", tmp_path / "out")
     assert files["first"] in done.out
+
+
+@pytest.mark.parametrize("target", ["folder", "-"])
+def test_a_text_that_npy_would_shorten_is_no_file(cli, tmp_path, target):
+    def words(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.reply({"kept": ["a\0b"], "cut": ["a", "b\0"]})
+        connection.wait_eof()
+
+    with ScriptedPeer(words) as peer:
+        given = ("infer", "words", "--input", "x=[1]", "--uri", peer.uri, "--container-id", "c")
+        done = cli(*given, "--output", tmp_path / "out" if target == "folder" else "-")
+        shown = outputs(cli(*given, "--json"))
+    assert (done.code, done.raw) == (1, b"")
+    assert "output 'cut' has a text that ends in NUL" in done.err
+    assert not list(tmp_path.glob("**/*.npy"))
+    assert shown["cut"]["data"] == ["a", "b\0"]
 
 
 def test_one_output_on_the_standard_output_is_npy(cli, manager):

@@ -22,6 +22,7 @@ from tcm_sync import (
 )
 from tcm_sync._wire.failures import failure_of_error, failure_of_reply
 from tcm_sync._wire.messages import ErrorReply, Failure
+from tcm_sync.retry import RetryPolicy, Verdict
 
 TOKEN = "tok-4711-never-to-be-shown"
 BEHIND_THE_MANAGER = [code for code in ERROR_CODES if code.startswith("TRITON_")]
@@ -38,7 +39,7 @@ def test_the_table_decides_over_the_replys_own_flag(code, flag):
     assert isinstance(error, InferenceError)
     assert (error.code, error.retriable) == (code, ERROR_CODES[code].retriable)
     assert error.message == "why"
-    assert not error.outcome_unknown
+    assert error.outcome_unknown is (code in ("TRITON_TIMEOUT", "TRITON_NETWORK"))
 
 
 @pytest.mark.parametrize("flag", [True, False])
@@ -57,6 +58,25 @@ def test_the_pause_that_the_manager_asks_for(seconds, pause):
     error = failure_of_reply(Failure("TRITON_CIRCUIT_OPEN", retry_after_seconds=seconds))
     assert type(error) is CircuitOpenError
     assert error.retry_after == pause
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "unknown"),
+    [
+        ("TRITON_TIMEOUT", "timed out", True),
+        ("TRITON_NETWORK", "[Errno 104] Connection reset by peer", True),
+        ("TRITON_NETWORK", "[Errno 111] Connection refused", False),
+        ("TRITON_OVERLOADED", "timed out", False),
+        ("TRITON_CIRCUIT_OPEN", "timed out", False),
+        ("TRITON_MODEL_NOT_READY", "", False),
+        ("SOMETHING_NEW", "", False),
+    ],
+)
+def test_a_request_that_triton_did_not_answer_may_have_run(code, reason, unknown):
+    error = failure_of_reply(Failure(code, reason, retriable=True))
+    assert error.outcome_unknown is unknown
+    assert RetryPolicy(resend_lost=True).verdict(error) is Verdict.COUNTED
+    assert (RetryPolicy(resend_lost=False).verdict(error) is Verdict.FATAL) is unknown
 
 
 def test_words_alone_are_a_contract_error():
