@@ -28,6 +28,29 @@ def is_of_callee(error: BaseException) -> bool:
     return error.__traceback__ is not None and error.__traceback__.tb_next is not None
 
 
+class Suppress:
+    """Drop failures of these kinds, as `contextlib.suppress` does, but nothing that a signal handler raised.
+
+    Parameters
+    ----------
+    *kinds : type
+        Of the failures.
+    """
+
+    __slots__ = ("_kinds",)
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        return isinstance(error, self._kinds) and not is_of_handler(error)
+
+
 def _arguments(frame: FrameType) -> tuple[object, ...]:
     """List the positional arguments of a call, those of ``*args`` too."""
     code: CodeType = frame.f_code

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from tcm_sync._arguments import check_choice, check_text, check_texts, check_whole
 from tcm_sync._base_error import Route as Route
+from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import as_number, shown
 from tcm_sync._texts import is_unicode
 from tcm_sync.errors import ConfigError
@@ -142,6 +143,8 @@ class TlsSettings:
                 using = self.cert_file if self.key_file is None else f"{self.cert_file} with {self.key_file}"
                 context.load_cert_chain(self.cert_file, self.key_file, _first_line(self.key_password))
         except (OSError, ValueError, TypeError) as error:
+            if is_of_handler(error):
+                raise
             raise ConfigError(
                 f"tls: {using} cannot be used: {error}. "
                 "ca_file, cert_file and key_file must be readable PEM files"
@@ -378,9 +381,12 @@ def group_id(name: object) -> int:
         if grp is not None:
             return grp.getgrnam(name).gr_gid
     except OSError as error:
+        if is_of_handler(error):
+            raise
         raise ConfigError(f"shm_group: {name!r:.80} cannot be looked up: {error}") from error
-    except (KeyError, ValueError):
-        pass
+    except (KeyError, ValueError) as error:
+        if is_of_handler(error):
+            raise
     raise ConfigError(f"shm_group must be the name of a group here, not {name!r:.80}")
 
 

@@ -14,6 +14,7 @@ from tcm_sync._arguments import check_flag
 from tcm_sync._calls.learned_limits import Limits
 from tcm_sync._calls.worker_threads import Workers
 from tcm_sync._deadline import Deadline
+from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import as_number, shown
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.runtime import Runtime
@@ -48,6 +49,8 @@ class Lifecycle:
             for name in _NEEDED_LATER:
                 importlib.import_module(name)
         except (OSError, ImportError) as error:
+            if is_of_handler(error):
+                raise
             raise ConfigError(f"a module that clients need cannot be loaded: {error}") from error
         self._settings = settings
         self._counts = Counts()

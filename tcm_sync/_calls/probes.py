@@ -9,6 +9,7 @@ from functools import partial
 
 from tcm_sync._calls.lifecycle import Lifecycle
 from tcm_sync._deadline import Deadline
+from tcm_sync._handlers import is_of_handler
 from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.http import probe
 from tcm_sync._transport.sockets import OpeningSockets
@@ -110,8 +111,12 @@ class Probes(Lifecycle):
                 return Readiness(ok=False, status="unreachable", detail=detail)
             return Readiness.read(*answer.result())
         except TcmError as error:
+            if is_of_handler(error):
+                raise
             return Readiness(ok=False, status="unreachable", detail=error.message)
         except RuntimeError as error:
+            if is_of_handler(error):
+                raise
             return Readiness(ok=False, status="unreachable", detail=f"no thread to ask with: {error}")
         finally:
             answer.cancel()  # a look that still waits for its turn

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._arguments import check_flag
+from tcm_sync._handlers import Suppress
 from tcm_sync.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Progress:
     def update(self, done: int = 0) -> None:
         """Show the time as it is now, and so many more as done."""
         if self._bar is not None:
-            with contextlib.suppress(OSError, ValueError):  # nobody looks any more: that is no failure
+            with Suppress(OSError, ValueError):  # nobody looks any more: that is no failure
                 self._bar.update(done) if done else self._bar.refresh()
 
     def __enter__(self) -> Self:
@@ -61,5 +61,5 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with Suppress(OSError, ValueError):
                 self._bar.close()

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from tcm_sync._handlers import is_of_handler
 from tcm_sync._reentry import Callers, entrance
 from tcm_sync._threads import DaemonThreads
 from tcm_sync.errors import ClientClosedError, ConnectFailedError, ConnectionLostError
@@ -63,6 +64,8 @@ class Workers:
         try:
             accepted = self._threads.submit(partial(_do, future, task), key=future)
         except RuntimeError as error:
+            if is_of_handler(error):
+                raise
             raise ConnectFailedError(f"no thread to make the call with: {error}") from error
         if not accepted:
             raise ClientClosedError("the client is closed, and a closed client stays closed: make another")

@@ -7,6 +7,7 @@ import threading
 from time import monotonic
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._handlers import is_of_handler
 from tcm_sync._logs import Log
 from tcm_sync._pool.call import Call
 from tcm_sync._pool.connector import Connector
@@ -85,6 +86,8 @@ class Runtime:
             self.reader.start()
         except RuntimeError as error:
             self.reader.abandon()
+            if is_of_handler(error):
+                raise
             raise ConnectFailedError(f"no thread to read the sockets with: {error}") from error
 
     def _new_pool(self, setting: str, size: int, counts: PoolCounts) -> Pool:

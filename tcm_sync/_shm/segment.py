@@ -6,7 +6,6 @@ Python 3.13 unlinks segments that it never made.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import mmap
 import os
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcm_sync._handlers import is_of_handler
+from tcm_sync._handlers import Suppress, is_of_handler
 
 if TYPE_CHECKING:
     from tcm_sync.settings import Route
@@ -107,7 +106,7 @@ class Segment(mmap.mmap):
             return segment
         except BaseException as error:
             if not isinstance(error, FileExistsError):  # which is somebody else's
-                with contextlib.suppress(OSError):
+                with Suppress(OSError):
                     os.unlink(path)
             raise
 
@@ -127,7 +126,7 @@ class Segment(mmap.mmap):
     def unlink(self) -> None:
         """Remove the file; what is mapped stays. A forked child removes nothing of its parent's."""
         if self._pid == os.getpid():
-            with contextlib.suppress(OSError):
+            with Suppress(OSError):
                 os.unlink(self.path)
 
     def __del__(self) -> None:
@@ -169,10 +168,10 @@ def sweep() -> list[str]:
     itself, and has a process 1.
     """
     gone = []
-    with contextlib.suppress(OSError):
+    with Suppress(OSError):
         for entry in os.scandir(DIRECTORY):
             if _NAME.fullmatch(entry.name) is not None:
-                with contextlib.suppress(OSError):  # somebody else sweeps too
+                with Suppress(OSError):  # somebody else sweeps too
                     if _is_left(entry):
                         os.unlink(entry.path)
                         gone.append(entry.name)

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 from tcm_sync._arguments import check_flag, check_whole, is_iterable
+from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import as_whole, shown
 from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._wire.quote import quote
@@ -170,6 +171,8 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
             try:
                 metadata = json.loads(metadata)
             except (ValueError, RecursionError) as error:
+                if is_of_handler(error):
+                    raise
                 raise ProtocolError(f"the metadata are no JSON: {quote(str(error))}") from None
         if not isinstance(metadata, Mapping):
             raise ProtocolError("the metadata are no object")

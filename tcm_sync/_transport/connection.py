@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 import threading
@@ -15,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._handlers import is_of_handler
+from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
 from tcm_sync._transport.sockets import WOULD_BLOCK, is_local, send_flags, shut_down, wait_ready
 from tcm_sync.errors import CallTimeoutError, ConnectionLostError, TcmError
@@ -267,7 +266,9 @@ class Connection:
                 self._write_controls()
             except WOULD_BLOCK:
                 return True
-            except OSError:
+            except OSError as error:
+                if is_of_handler(error):
+                    raise
                 return False  # reading finds out
             return False
 
@@ -300,7 +301,7 @@ class Connection:
                 return
             self.closed, self.loss = True, loss
             if farewell is not None and not self._amid_frame and not self._control_begun:
-                with contextlib.suppress(OSError):  # it is a courtesy
+                with Suppress(OSError):  # it is a courtesy
                     self.sock.send(farewell, self._flags)
             shut_down(self.sock)
             self.sock.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import select
 import socket
@@ -10,7 +9,7 @@ import ssl
 import threading
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._handlers import is_of_handler
+from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync.errors import ConnectFailedError
 from tcm_sync.settings import Endpoint
 
@@ -258,7 +257,7 @@ def is_own_address(address: str) -> bool:
 
 def shut_down(sock: socket.socket) -> None:
     """End both directions, which wakes whoever waits on the socket; its number stays taken."""
-    with contextlib.suppress(OSError):
+    with Suppress(OSError):
         # Not SSLSocket's own method: after it, that object would read and write in clear.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 

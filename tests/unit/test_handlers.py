@@ -6,13 +6,21 @@ import errno
 import functools
 import os
 import signal
+import socket
 import threading
 
 import pytest
 
-from tcm_sync import TcmClient
-from tcm_sync._handlers import is_of_handler
+from tcm_sync import Route, TcmClient, TlsSettings
+from tcm_sync._calls.progress import Progress
+from tcm_sync._handlers import Suppress, is_of_handler
+from tcm_sync._shm.arena import Arena
+from tcm_sync._shm.segment import Segment, sweep
 from tcm_sync._tensors.arrays import as_array
+from tcm_sync._tensors.signature import ModelSignature
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.frames import PING, FrameDecoder
+from tcm_sync._transport.sockets import shut_down
 
 from ..helpers.peer_scripts import connect
 from ..helpers.scripted_peer import ScriptedPeer
@@ -140,3 +148,102 @@ def test_an_alarm_in_the_middle_of_a_conversion_is_no_input_error(raising, error
         with pytest.raises(type(error)) as caught:
             asked()
         assert caught.value is error
+
+
+def signature_of_text(monkeypatch):
+    monkeypatch.setattr("tcm_sync._tensors.signature.json.loads", interrupted)
+    ModelSignature.from_metadata("{}")
+
+
+def tls_files(monkeypatch):
+    monkeypatch.setattr("tcm_sync.settings.ssl.create_default_context", interrupted)
+    TlsSettings(ca_file="ca.pem").context()
+
+
+def group(monkeypatch):
+    monkeypatch.setattr("tcm_sync.settings.grp.getgrnam", interrupted)
+    TcmClient("ws://127.0.0.1:1/ws", shm_group="users")
+
+
+def modules(monkeypatch):
+    monkeypatch.setattr("tcm_sync._calls.lifecycle.importlib.import_module", interrupted)
+    TcmClient("ws://127.0.0.1:1/ws")
+
+
+def unlinking(monkeypatch):
+    segment = Segment.make(4096)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("tcm_sync._shm.segment.os.unlink", interrupted)
+            segment.unlink()
+    finally:
+        segment.unlink()
+        segment.close()
+
+
+def looking_for_a_segment(monkeypatch):
+    segment = Segment.make(4096)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("tcm_sync._shm.segment.os.stat", interrupted)
+            segment.is_there()
+    finally:
+        segment.unlink()
+        segment.close()
+
+
+def sweeping(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("tcm_sync._shm.segment.os.scandir", interrupted)
+        sweep()
+
+
+def lending(monkeypatch):
+    monkeypatch.setattr(Segment, "make", interrupted)
+    Arena(2**30).lend(Route("c"), 4096, 0)
+
+
+def ending_a_socket(monkeypatch):
+    monkeypatch.setattr("tcm_sync._transport.sockets.socket.socket.shutdown", interrupted)
+    shut_down(None)
+
+
+def flushing(monkeypatch):
+    ours, theirs = socket.socketpair()
+    connection = Connection(ours, "u", frozenset(), FrameDecoder(1000), [], None)
+    try:
+        connection.queue_control(PING, b"")
+        monkeypatch.setattr(Connection, "_write_controls", interrupted)
+        connection.flush()
+    finally:
+        ours.close()
+        theirs.close()
+
+
+def showing_progress(monkeypatch):
+    with Progress("t", shown=True) as progress:
+        monkeypatch.setattr(progress._bar, "refresh", interrupted)
+        progress.update()
+
+
+PLACES = [signature_of_text, tls_files, group, modules, unlinking, looking_for_a_segment, sweeping, lending]
+PLACES += [ending_a_socket, flushing, showing_progress]
+
+
+@pytest.mark.parametrize("error", [ERRORS[1], ValueError("mine"), RuntimeError("mine")], ids=repr)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_handlers_error_is_no_failure_of_the_place_where_it_comes(
+    raising, monkeypatch, capsys, place, error
+):
+    raising(error)
+    with pytest.raises(type(error)) as caught:
+        place(monkeypatch)
+    assert caught.value is error
+    capsys.readouterr()
+
+
+def test_failures_of_the_system_are_dropped():
+    with Suppress(OSError):
+        os.stat("/no/such")
+    with pytest.raises(ValueError, match="other"), Suppress(OSError):
+        raise ValueError("other")
