@@ -48,9 +48,27 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check the types."""
+    """Check the types, and what type checkers make of users' programs."""
     install(session, "lint,test")
     session.run("mypy")
+    session.run("python", "-m", "pytest", "tests/typing")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run the tests and report which lines they reach; less than the floor in pyproject.toml fails."""
+    install(session, "bench,test")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session
+def api(session: nox.Session) -> None:
+    """Write the snapshot of the public API anew, after a change of it that is meant."""
+    install(session, "test")
+    session.run("python", "tests/public/api.py")
 
 
 @nox.session

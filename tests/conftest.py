@@ -165,8 +165,6 @@ def _maker(name: str) -> int | None:
 
 def _belongs_to_others(name: str) -> bool:
     """Whether the shared memory file is gone, another user's, or mapped by a process that is not ours."""
-    if name.startswith("sem."):  # a semaphore: tcm_sync makes none, and no process has it mapped by this name
-        return True
     try:
         if (_SHM / name).stat().st_uid != os.getuid():
             return True

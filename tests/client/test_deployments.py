@@ -19,7 +19,6 @@ from tcm_sync import (
     ModelSignature,
     PermissionDeniedError,
     ShuttingDownError,
-    TcmClient,
     TcmError,
     TensorSpec,
 )
@@ -29,19 +28,6 @@ from ..helpers.served_models import add_sub_onnx
 from ..helpers.waiting import GUARD, wait_until
 
 TENSORS = {name: TensorSpec(name, "FP32", (-1,)) for name in ("INPUT0", "INPUT1", "SUM", "DIFF")}
-
-
-@pytest.fixture
-def client_of():
-    clients = []
-
-    def make(manager, **settings):
-        clients.append(TcmClient(manager.uri, route=manager.route, timeout=GUARD, **settings))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.close()
 
 
 def create(client, name, timeout=GUARD):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import trustme
 
-from tcm_sync import AuthContext, ConnectionLostError, Route, TcmClient, TlsSettings, _process
+from tcm_sync import AuthContext, ConnectionLostError, TlsSettings, _process
 
 from ..helpers.peer_connection import CLOSE, TEXT
 from ..helpers.peer_scripts import echo as echoing
@@ -81,21 +81,6 @@ def _outcome_of(work):
 
 def in_child(work, fork=os.fork):
     return Child(work, fork).result()
-
-
-@pytest.fixture
-def client_of():
-    """Make clients, which are closed in the end."""
-    clients = []
-
-    def make(manager, **settings):
-        route = getattr(manager, "route", Route("c1"))
-        clients.append(TcmClient(manager.uri, route=route, **{"timeout": GUARD, **settings}))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.close()
 
 
 @forks
@@ -299,7 +284,7 @@ def test_locks_that_are_held_at_the_fork_do_not_hold_up_the_child(serve, client_
     done = threading.Event()
 
     def hold():
-        found = [_process._starting, *locks_in(client, set())]  # another thread starts a third
+        found = [_process._starts, *locks_in(client, set())]  # another thread starts a third
         locks = [lock for lock in found if lock.acquire(blocking=False)]
         held.set()
         done.wait(GUARD)

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 import tcm_sync
-from tcm_sync import AuthContext, InferenceFailedError, Route, TcmClient, TcmError
-
-from ..helpers.waiting import GUARD
+from tcm_sync import AuthContext, InferenceFailedError, Route, TcmError
 
 _numbers = itertools.count(1)
 
@@ -21,20 +19,6 @@ _numbers = itertools.count(1)
 def ask(client):
     number = next(_numbers)
     assert client.infer("echo", {"x": [number]})["x"].tolist() == [number]
-
-
-@pytest.fixture
-def client_of():
-    """Make clients, which are closed in the end."""
-    clients = []
-
-    def make(manager, **settings):
-        clients.append(TcmClient(manager.uri, route=manager.route, timeout=GUARD, **settings))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.close()
 
 
 def every_error():

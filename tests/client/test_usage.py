@@ -41,21 +41,6 @@ TOKEN = "tok-8113-not-for-logs"
 SECRET = 74_913.0  # an element of a tensor, which no log may show
 
 
-@pytest.fixture
-def client_of():
-    """Make clients, which are closed in the end."""
-    clients = []
-
-    def make(manager, **settings):
-        settings = {"route": manager.route, "timeout": GUARD, **settings}
-        clients.append(TcmClient(manager.uri, **settings))
-        return clients[-1]
-
-    yield make
-    for client in clients:
-        client.close()
-
-
 def describe(arrays):
     """Answer with the names, dtypes and shapes of what arrived."""
     return {

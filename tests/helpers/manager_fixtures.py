@@ -12,6 +12,7 @@ from tcm_sync import TcmClient
 from tcm_sync.local import LocalManager, core, server, session
 from tcm_sync.local.limits import SlidingWindow, TokenBucket
 
+from .peer_scripts import ROUTE
 from .raw_connection import Raw
 from .segments import Segments
 from .served_models import Gated, Steps, Talker, echo
@@ -91,15 +92,22 @@ def dial():
 
 
 @pytest.fixture
-def connect():
-    """Make clients, which are closed in the end."""
+def client_of():
+    """Make clients of managers and scripted peers, which are closed in the end."""
     with contextlib.ExitStack() as stack:
 
         def make(manager, **settings):
-            usual = {"route": manager.route, "timeout": GUARD}
-            return stack.enter_context(TcmClient(manager.uri, **{**usual, **settings}))
+            usual = {"route": getattr(manager, "route", ROUTE), "timeout": GUARD}
+            client = TcmClient(manager.uri, **{**usual, **settings})
+            stack.callback(client.close)
+            return client
 
         yield make
+
+
+@pytest.fixture
+def connect(client_of):
+    return client_of
 
 
 @pytest.fixture
