@@ -1,15 +1,15 @@
 """Blocking, thread-safe client of the Triton Client Manager."""
 
-from tcm_sync._calls.batching import BatchPolicy
-from tcm_sync._calls.bound_model import Model
+import typing as _typing
+
 from tcm_sync._calls.deployment import Deployment
+from tcm_sync._calls.options import Inputs
 from tcm_sync._calls.pipelines import PipelineStep
-from tcm_sync._calls.stats import ClientStats
 from tcm_sync._calls.streams import InferStream
 from tcm_sync._shm.references import SHMReference
 from tcm_sync._tensors import InferenceInput, ModelSignature, TensorSpec
 from tcm_sync._wire.readiness import Readiness
-from tcm_sync.client import TcmClient
+from tcm_sync.client import Model, TcmClient
 from tcm_sync.errors import (
     ERROR_CODES,
     KNOWN_FAULTS,
@@ -56,9 +56,11 @@ from tcm_sync.errors import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
-from tcm_sync.results import InferResult, ManagementResult, QueueStats
+from tcm_sync.results import ClientStats, InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
-from tcm_sync.settings import UNSET, AuthContext, Route, TlsSettings
+from tcm_sync.settings import UNSET, AuthContext, BatchPolicy, Route, TlsSettings
+
+__version__: str  # looked up when it is asked for
 
 __all__ = [
     "ERROR_CODES",
@@ -84,6 +86,7 @@ __all__ = [
     "InferenceFailedError",
     "InferenceInput",
     "InputError",
+    "Inputs",
     "KnownFaultError",
     "ManagementError",
     "ManagementResult",
@@ -126,3 +129,26 @@ __all__ = [
     "TritonOverloadedError",
     "TritonTimeoutError",
 ]
+
+
+def _name_by_this_package() -> None:
+    """Have what users meet named by where it is imported from, in pickles and messages too."""
+    for name in __all__:
+        public = globals()[name]
+        if getattr(public, "__module__", "").startswith("tcm_sync._"):
+            if hasattr(public, "__struct_fields__"):  # whose annotations are read in the module that it names
+                public.__annotations__ = _typing.get_type_hints(public)
+            public.__module__ = __name__
+
+
+_name_by_this_package()
+
+if not _typing.TYPE_CHECKING:
+
+    def __getattr__(name: str) -> str:
+        """Look up the version, which reads the metadata of the installed package."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version
+
+        return version("tcm-sync")

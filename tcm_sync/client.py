@@ -1,25 +1,68 @@
-"""`TcmClient`: what a user calls."""
+"""`TcmClient` and `Model`: everything that can be called, from top to bottom."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from tcm_sync._calls.bound_model import Models
-from tcm_sync._calls.info import Info
-from tcm_sync._calls.management import Management
-from tcm_sync._calls.pipelines import Pipelines
-from tcm_sync._calls.probes import Probes
-from tcm_sync._calls.shared_arrays import Memory
-from tcm_sync._calls.stats import Stats
+from tcm_sync._arguments import check_flag
+from tcm_sync._calls import (
+    bound_model,
+    chunked,
+    inference,
+    info,
+    management,
+    pipelines,
+    probes,
+    shared_arrays,
+    stats,
+    streams,
+    submit_map,
+)
+from tcm_sync._calls.batching import Batcher
+from tcm_sync._calls.core import Core, core_of, new_core
+from tcm_sync._calls.deployment import Deployment
+from tcm_sync._calls.management import Action, Docker, Openstack
+from tcm_sync._calls.options import (
+    Defaults,
+    Inputs,
+    OnError,
+    call_options,
+    changed_options,
+    start_deadline,
+)
+from tcm_sync._calls.pipelines import PipelineStep
+from tcm_sync._calls.streams import InferStream
+from tcm_sync._shm.policy import Transport
+from tcm_sync._tensors import ModelSignature
+from tcm_sync._wire.readiness import Readiness
+from tcm_sync.errors import TcmError
+from tcm_sync.results import ClientStats, InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
-from tcm_sync.settings import AuthContext, Header, Route, Settings, TlsSettings, settings_from_env
+from tcm_sync.settings import (
+    UNSET,
+    AuthContext,
+    BatchPolicy,
+    Header,
+    Route,
+    Settings,
+    TlsSettings,
+    Unset,
+    settings_from_env,
+)
 
 if TYPE_CHECKING:
     from typing import Self
 
+    import numpy as np
+    import numpy.typing as npt
 
-class TcmClient(Models, Pipelines, Info, Management, Memory, Probes, Stats):
+    DTypes = Mapping[str, npt.DTypeLike] | npt.DTypeLike
+
+
+class TcmClient:
     """A blocking client of one manager, for any number of threads.
 
     It opens by itself on the first call; making one connects to nothing. One background thread reads all of
@@ -109,31 +152,30 @@ class TcmClient(Models, Pipelines, Info, Management, Memory, Probes, Stats):
         tls: TlsSettings | None = None,
         headers: Mapping[str, Header] | None = None,
     ) -> None:
-        self._start_with(
-            Settings(
-                uri=uri,
-                auth=auth,
-                route=route,
-                pool_size=pool_size,
-                pool_timeout=pool_timeout,
-                max_requests=max_requests,
-                max_idle=max_idle,
-                max_lifetime=max_lifetime,
-                messages_per_second=messages_per_second,
-                management_sockets=management_sockets,
-                timeout=timeout,
-                connect_timeout=connect_timeout,
-                ping_interval=ping_interval,
-                retry=retry,
-                shm=shm,
-                shm_max_pinned=shm_max_pinned,
-                shm_group=shm_group,
-                max_message_bytes=max_message_bytes,
-                max_reply_bytes=max_reply_bytes,
-                tls=tls,
-                headers=headers,
-            )
+        settings = Settings(
+            uri=uri,
+            auth=auth,
+            route=route,
+            pool_size=pool_size,
+            pool_timeout=pool_timeout,
+            max_requests=max_requests,
+            max_idle=max_idle,
+            max_lifetime=max_lifetime,
+            messages_per_second=messages_per_second,
+            management_sockets=management_sockets,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            ping_interval=ping_interval,
+            retry=retry,
+            shm=shm,
+            shm_max_pinned=shm_max_pinned,
+            shm_group=shm_group,
+            max_message_bytes=max_message_bytes,
+            max_reply_bytes=max_reply_bytes,
+            tls=tls,
+            headers=headers,
         )
+        self._attach(new_core(settings), {})
 
     @classmethod
     def from_env(cls) -> Self:
@@ -149,3 +191,1289 @@ class TcmClient(Models, Pipelines, Info, Management, Memory, Probes, Stats):
             A variable is missing or cannot be read, named.
         """
         return cls(**settings_from_env())
+
+    def with_options(
+        self,
+        *,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+        route: Route | Unset | None = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+    ) -> Self:
+        """Return a view: the same client and sockets, with other values for what calls leave out.
+
+        A view can do what the client can, costs nothing, and can have views itself. Closing it closes nothing
+        but the view, unless the client it was made from is no longer there. Closing the client closes the
+        sockets, and with them its views.
+
+        Parameters
+        ----------
+        timeout : float or None, optional
+            Seconds that a call may take; None is no limit. Streams and management jobs have their own.
+        retry : RetryPolicy or None, optional
+            When failed calls are repeated; None: never.
+        route : Route or None, optional
+            Where inferences run that name no container; None: each has to name one.
+        output_dtypes : dtype or mapping of str to dtype, optional
+            The dtypes of outputs, as `infer` takes them.
+        transport : {"auto", "json", "shm"}, optional
+            How inputs travel, as `infer` takes it.
+
+        Returns
+        -------
+        TcmClient
+            The view.
+
+        Raises
+        ------
+        InputError
+            An option cannot be, named.
+
+        Examples
+        --------
+        >>> quick = client.with_options(timeout=0.5, retry=None)  # doctest: +SKIP
+        >>> quick.infer("digits", {"image": image})  # doctest: +SKIP
+        """
+        view = type(self).__new__(type(self))
+        changes = {
+            "timeout": timeout,
+            "retry": retry,
+            "route": route,
+            "output_dtypes": output_dtypes,
+            "transport": transport,
+        }
+        given = {name: value for name, value in changes.items() if value is not UNSET}
+        view._attach(self._core, {**self._changes, **given}, is_view=True)  # noqa: SLF001
+        return view
+
+    # --- opening and closing ---
+
+    def open(self, wait: bool = True, timeout: float | Unset | None = UNSET) -> Self:
+        """Open a first socket now instead of on the first call.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait until it is authenticated: a wrong URI, token or certificate is then reported
+            at once, and so is a port that refuses. A manager that drains is waited for, and so is one that
+            this client had reached before; `wait_until_ready` waits for one that has yet to start.
+        timeout : float or None, optional
+            Seconds to wait; left out, the client's. No answer within ``connect_timeout`` is a failure too.
+
+        Returns
+        -------
+        TcmClient
+            This one.
+
+        Raises
+        ------
+        ConnectFailedError, AuthenticationError, ShuttingDownError, ProtocolError
+            No socket could be opened.
+        PoolTimeoutError
+            All sockets are busy.
+        """
+        self._core.open(start_deadline(timeout, self._defaults.timeout), wait=check_flag("wait", wait))
+        return self
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Close for good. Calls under way end with `ClientClosedError`.
+
+        It may be called from any thread, again, after an interruption, and anywhere: where this thread is
+        inside a call, as in a signal handler, that call is ended too, and the closing is not waited for.
+
+        Where there are copies of the client in this process, by unpickling or the module `copy`, it closes
+        this one: calls under way go on, and the last copy that is closed closes the sockets.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait first for calls under way; new ones are refused meanwhile.
+        """
+        self._core = self._core.close_for(self, timeout)
+
+    def __enter__(self) -> Self:
+        self._core.begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- inference ---
+
+    def infer(
+        self,
+        model_name: str,
+        inputs: Inputs,
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> InferResult:
+        """Run a model on some inputs and return its outputs.
+
+        Parameters
+        ----------
+        model_name : str
+            The model.
+        inputs : mapping, sequence or array-like
+            A mapping of names to array-likes; a sequence of `InferenceInput` or of dicts in either form of
+            the wire (``name, shape, datatype, data`` or ``name, dims, type, value``), or of `SHMReference`
+            alone; or one array-like, whose name is then ``INPUT__0``. Datatypes are the arrays' own unless
+            they are stated.
+        vm_ip, container_id, vm_id : str, optional
+            The route, where it differs from the client's. Naming a container leaves the client's ``vm_ip``
+            and ``vm_id`` out, since they belong to another one.
+        allow_transient : bool
+            Whether the manager may use a server that is not registered with it.
+        output_dtypes : dtype or mapping of str to dtype, optional
+            The dtypes of the outputs: one for all, or by name. The wire carries none, so that without it an
+            output is float64, int64 (uint64 where a value needs it), bool, or an object array of str. FP16,
+            FP32 and UINT64 outputs need it to be exact.
+        transport : {"auto", "json", "shm"}, optional
+            How the inputs travel; left out, the client's, which is ``"auto"``. ``"shm"`` is shared memory,
+            on whatever machine the manager is, or an error; ``"auto"`` takes it where it is known to work
+            and worth it. `explain` says why.
+        timeout : float or None, optional
+            Seconds for the whole call, repeats included; None is no limit. Left out, the client's.
+        retry : RetryPolicy or None, optional
+            In place of the client's; None is one attempt.
+
+        Returns
+        -------
+        InferResult
+            A mapping of output names to arrays.
+
+        Raises
+        ------
+        InputError
+            The arguments cannot be sent; nothing was.
+        MessageTooLargeError
+            The message is over ``max_message_bytes``, and shared memory is no way either; nothing was sent.
+        SharedMemoryUnavailableError, SharedMemoryRegistrationError
+            With ``transport="shm"``: the tensors cannot go that way.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        where = (vm_ip, container_id, vm_id)
+        options = call_options(
+            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, transport
+        )
+        return inference.infer(self._core, options, inputs)
+
+    def infer_chunked(
+        self,
+        model_name: str,
+        inputs: Inputs,
+        *,
+        rows: int | None = None,
+        progress: bool = False,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> InferResult:
+        """Run a model on a batch of any length: cut along the first axis, several messages at a time, joined.
+
+        Parameters
+        ----------
+        model_name, inputs, vm_ip, container_id, vm_id, allow_transient, output_dtypes, retry
+            As `infer` takes them. All inputs have as many rows, and so must all outputs have.
+        rows : int, optional
+            How many a message carries; left out, as many as fit ``max_message_bytes``. They are fewer where
+            the manager or the model has refused so many: what was refused is cut again, and the limit is
+            remembered for this route and model.
+        progress : bool
+            Whether to show how many rows are done (with tqdm: the extra ``progress``).
+        timeout : float or None, optional
+            Seconds for each message once its turn has come; None is no limit. Left out, the client's.
+
+        Returns
+        -------
+        InferResult
+            The outputs of all rows, in order. ``attempts`` is the most that one message took, ``raw`` is
+            empty.
+
+        Raises
+        ------
+        InputError
+            The arguments cannot be sent; nothing was.
+        MessageTooLargeError
+            A single row, or ``rows`` of them, are over ``max_message_bytes``.
+        ProtocolError
+            An output has not as many rows as the input.
+        TcmError
+            A message failed: the error names its rows, and the rest is given up.
+        """
+        where = (vm_ip, container_id, vm_id)
+        options = call_options(
+            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, "json"
+        )
+        return chunked.infer_chunked(self._core, options, inputs, rows=rows, progress=progress)
+
+    def submit(
+        self,
+        model_name: str,
+        inputs: Inputs,
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Future[InferResult]:
+        """Run a model in the background and return the future of its result.
+
+        The inputs are checked and encoded here and now, so that they may be changed afterwards. At most
+        ``pool_size`` calls run at a time, the others wait their turn. One that waits can be cancelled, one
+        that runs cannot. Callbacks run in the background, or in the thread that cancels.
+
+        Parameters
+        ----------
+        model_name, inputs, vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport, retry
+            As `infer` takes them.
+        timeout : float or None, optional
+            Seconds for the call once its turn has come; None is no limit. Left out, the client's.
+
+        Returns
+        -------
+        concurrent.futures.Future of InferResult
+            Its exception is what `infer` would raise; `ClientClosedError` if the client is closed before
+            its turn.
+
+        Raises
+        ------
+        InputError, MessageTooLargeError
+            The arguments cannot be sent.
+        ClientClosedError
+            The client is closed.
+        """
+        where = (vm_ip, container_id, vm_id)
+        options = call_options(
+            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, transport
+        )
+        return submit_map.submit(self._core, options, inputs)
+
+    @overload
+    def map(
+        self,
+        model_name: str,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: Literal[True] = True,
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[InferResult]: ...
+
+    @overload
+    def map(
+        self,
+        model_name: str,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: Literal[True] = True,
+        progress: bool = False,
+        on_error: OnError,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[InferResult | TcmError]: ...
+
+    @overload
+    def map(
+        self,
+        model_name: str,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: Literal[False],
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[tuple[int, InferResult]]: ...
+
+    @overload
+    def map(
+        self,
+        model_name: str,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: Literal[False],
+        progress: bool = False,
+        on_error: OnError,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[tuple[int, InferResult | TcmError]]: ...
+
+    @overload
+    def map(
+        self,
+        model_name: str,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        progress: bool = False,
+        on_error: OnError = "raise",
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[Any]: ...
+
+    def map(
+        self,
+        model_name: str,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        progress: bool = False,
+        on_error: OnError = "raise",
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[Any]:
+        """Run a model on one input after another, several at a time, and yield the results.
+
+        It reads no more inputs than it needs to keep the sockets busy, so that they may be without end.
+        Leaving the loop early cancels what has not begun.
+
+        Parameters
+        ----------
+        model_name : str
+            The model.
+        many_inputs : iterable
+            Of what `infer` takes as inputs.
+        concurrency : int, optional
+            How many calls run at a time; left out, ``pool_size``, more than which wait for sockets.
+        ordered : bool
+            Whether the results come in the order of the inputs. Otherwise they come as they are there,
+            each as ``(index, result)``.
+        progress : bool
+            Whether to show how many are done (with tqdm: the extra ``progress``).
+        on_error : {"raise", "return"}
+            Whether a failure ends it, or is yielded in place of its result.
+        vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport, retry
+            As `infer` takes them.
+        timeout : float or None, optional
+            Seconds for each call once its turn has come; None is no limit. Left out, the client's.
+
+        Yields
+        ------
+        InferResult, or TcmError where ``on_error="return"``; with its index where not ``ordered``
+
+        Raises
+        ------
+        InputError
+            An argument is wrong. What is wrong with an input counts as the failure of its call.
+        """
+        where = (vm_ip, container_id, vm_id)
+        options = call_options(
+            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, transport
+        )
+        return submit_map.map_inputs(
+            self._core,
+            options,
+            many_inputs,
+            concurrency=concurrency,
+            ordered=ordered,
+            progress=progress,
+            on_error=on_error,
+        )
+
+    def stream(
+        self,
+        model_name: str,
+        inputs: Inputs,
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_name: str = "output",
+        idle_timeout: float | None = None,
+        on_idle: Literal["raise", "end"] = "raise",
+        timeout: float | None = 150.0,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> InferStream:
+        """Run a model that answers in chunks of text, and return them as they come.
+
+        It returns once the first chunk is there, or the stream has ended without one. Until then failures
+        are repeated as the policy says, and never after.
+
+        A stream holds a socket until it ends: at most ``pool_size - 1`` may, or one if there is only one,
+        which then keeps every other call waiting. Leaving it early closes the socket; that does not stop
+        the model, whose worker in the manager is held until it has ended.
+
+        Parameters
+        ----------
+        model_name : str
+            The model.
+        inputs : mapping, sequence or array-like
+            As `infer` takes them.
+        vm_ip, container_id, vm_id : str, optional
+            The route, as for `infer`.
+        allow_transient : bool
+            Whether the manager may use a server that is not registered with it. One that is registered runs
+            one stream at a time: further ones wait here, without a socket, for their turn.
+        output_name : str
+            The output that holds the text.
+        idle_timeout : float, optional
+            Seconds without a chunk, counted from the model's start and from each chunk, after which the
+            stream is over. Most models need it: the manager does not learn that a model has ended, and the
+            stream of one that just ends fails only at the manager's limit (120 s from its start).
+        on_idle : {"raise", "end"}
+            What that silence is: a `CallTimeoutError`, or the end.
+        timeout : float or None
+            Seconds for the whole stream; None is no limit. The client's own does not apply.
+        retry : RetryPolicy or None, optional
+            In place of the client's; None is one attempt.
+
+        Returns
+        -------
+        InferStream
+            An iterator of str, and a context manager that closes it.
+
+        Raises
+        ------
+        InputError, MessageTooLargeError
+            The arguments cannot be sent; nothing was.
+        PoolTimeoutError
+            No socket came free in time: other streams may hold all that streams can have.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        where = (vm_ip, container_id, vm_id)
+        options = call_options(self._defaults, model_name, where, allow_transient, None, timeout, retry)
+        return streams.stream(
+            self._core, options, inputs, output_name=output_name, idle_timeout=idle_timeout, on_idle=on_idle
+        )
+
+    def pipeline(
+        self,
+        steps: Iterable[PipelineStep | Mapping[str, Any]],
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> dict[str, InferResult]:
+        """Run several models of one server, one after another, in one request.
+
+        Parameters
+        ----------
+        steps : iterable of PipelineStep or of mapping
+            What to run, in order; a mapping has the fields of `PipelineStep` as its keys.
+        vm_ip, container_id, vm_id : str, optional
+            The route, as for `infer`. The server must be registered with the manager.
+        timeout : float or None, optional
+            Seconds for the whole call, repeats included; None is no limit. Left out, the client's.
+        retry : RetryPolicy or None, optional
+            In place of the client's; None is one attempt. A repeat runs every step again.
+
+        Returns
+        -------
+        dict of str to InferResult
+            By the steps' names, in their order. ``elapsed`` is that of the whole call.
+
+        Raises
+        ------
+        InputError, MessageTooLargeError
+            A step cannot be sent, named; nothing was.
+        InferenceError
+            A step failed, named where the manager names it, and the results of the others are lost.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        return pipelines.pipeline(
+            self._core,
+            self._defaults,
+            steps,
+            vm_ip=vm_ip,
+            container_id=container_id,
+            vm_id=vm_id,
+            timeout=timeout,
+            retry=retry,
+        )
+
+    def model(
+        self,
+        model_name: str,
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        signature: ModelSignature | None = None,
+        batch: BatchPolicy | None = None,
+    ) -> Model:
+        """Return a model with its route, to be called again and again.
+
+        Parameters
+        ----------
+        model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes
+            As `infer` takes them; every call of the model has them.
+        signature : ModelSignature, optional
+            What the model takes and returns: from `tcm_sync.models.analyze`, a deployment, or a server's
+            metadata. The inputs of every call are held to it before anything is sent, and one array-like
+            alone will do where it names one input. ``output_dtypes``, left out, are those that it states.
+        batch : BatchPolicy, optional
+            Lets `Model.infer_sample` put the samples of several threads into one message. Left out, each goes
+            out alone. It holds no more of them than the signature's ``max_batch_size``.
+
+        Raises
+        ------
+        InputError
+            An argument is wrong.
+        """
+        return Model(
+            self,
+            model_name,
+            vm_ip=vm_ip,
+            container_id=container_id,
+            vm_id=vm_id,
+            allow_transient=allow_transient,
+            output_dtypes=output_dtypes,
+            signature=signature,
+            batch=batch,
+        )
+
+    # --- shared memory ---
+
+    def empty_shared(self, shape: int | Sequence[int], dtype: npt.DTypeLike) -> np.ndarray[Any, Any]:
+        """Return an array that lives in shared memory: fill it, and pass it as an input without a copy.
+
+        It is an ordinary array otherwise. The file behind it goes with the last view of it, or with the
+        client; the array stays readable and writable in any case. It is copied like any other where it cannot
+        be named: for a second call at the same time, on another route, after a call that failed or was given
+        up (which may still be reading it), in part or out of order, in a forked child, and with
+        ``allow_transient``. Pickled, it is a plain array.
+
+        Do not write to it while a call that was given it is under way.
+
+        Parameters
+        ----------
+        shape : int or sequence of int
+            At least one element.
+        dtype : dtype
+            Of numbers or bool, in native byte order.
+
+        Returns
+        -------
+        ndarray
+            Its contents are zero.
+
+        Raises
+        ------
+        InputError
+            The shape or the dtype cannot be, or there is no shared memory, or no room in it.
+        """
+        return shared_arrays.empty_shared(self._core, shape, dtype)
+
+    def explain(
+        self,
+        inputs: Inputs,
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        transport: Transport | Unset = UNSET,
+    ) -> str:
+        """Describe in words how a call with these inputs would travel, and why. Nothing is sent.
+
+        Parameters
+        ----------
+        inputs, vm_ip, container_id, vm_id, allow_transient, transport
+            As `infer` takes them.
+
+        Raises
+        ------
+        InputError
+            The inputs cannot be sent at all.
+        """
+        where = (vm_ip, container_id, vm_id)
+        options = call_options(self._defaults, "any", where, allow_transient, transport=transport)
+        return shared_arrays.explain(self._core, options, inputs)
+
+    # --- the manager ---
+
+    def health(self, *, timeout: float = 5.0) -> bool:
+        """Ask ``/health``: whether the manager's process answers.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds.
+        """
+        return probes.ask(self._core, "health", timeout).ok
+
+    def ready(self, *, timeout: float = 5.0) -> Readiness:
+        """Ask ``/ready``: whether the manager says that it can serve. A draining one says so too.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds.
+
+        Returns
+        -------
+        Readiness
+            True in a condition if the manager is ready.
+        """
+        return probes.ask(self._core, "ready", timeout)
+
+    def wait_until_ready(self, timeout: float) -> Readiness:
+        """Ask ``/ready`` until it says yes, with pauses that grow to a second.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to go on for.
+
+        Returns
+        -------
+        Readiness
+            That says so.
+
+        Raises
+        ------
+        CallTimeoutError
+            It was not ready in time; the message has its last answer, and ``error_id`` what to look for in
+            its log.
+        ClientClosedError
+            The client was closed meanwhile.
+        """
+        return probes.wait_until_ready(self._core, timeout)
+
+    def info(
+        self, action: str, *, timeout: float | Unset | None = UNSET, **payload: object
+    ) -> dict[str, Any]:
+        """Ask the manager about itself.
+
+        Parameters
+        ----------
+        action : str
+            ``"queue_stats"`` is the one that is known; a manager answers others with a ``message``.
+        timeout : float or None, optional
+            Seconds; None is no limit. Left out, the client's.
+        **payload
+            More fields of the request. ``job_id`` is made here unless it is given.
+
+        Returns
+        -------
+        dict
+            The answer's data.
+
+        Raises
+        ------
+        InputError
+            The request has no form in JSON; nothing was sent.
+        ContractError
+            The manager answered with an error.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        return info.info(self._core, self._defaults, action, timeout, payload)
+
+    def queue_stats(self, *, timeout: float | Unset | None = UNSET) -> QueueStats:
+        """Ask how many users and jobs the manager has.
+
+        Parameters
+        ----------
+        timeout : float or None, optional
+            Seconds; None is no limit. Left out, the client's.
+
+        Returns
+        -------
+        QueueStats
+            The counts.
+        """
+        return QueueStats.read(self.info("queue_stats", timeout=timeout))
+
+    def management(
+        self,
+        action: Action | str,
+        *,
+        openstack: Openstack | Mapping[str, object] | None = None,
+        docker: Docker | Mapping[str, object] | None = None,
+        minio: Mapping[str, object] | None = None,
+        triton: Mapping[str, object] | None = None,
+        timeout: float | Unset | None = UNSET,
+        progress: bool = False,
+        **body: Any,
+    ) -> ManagementResult:
+        """Have the manager do a job, and wait for it to be done.
+
+        It goes out on a socket of its own (``management_sockets``), so that it takes none from inferences.
+        It is never repeated when it may have run: only when it never reached the socket, or when the manager
+        said that it dropped it, or that a limit was passed.
+
+        Where a job looks for its ids is not the same for all: ``delete_server``, ``delete_container`` and
+        ``delete_vm`` find them beside the blocks alone, ``management("delete_vm", vm_id=...)``.
+
+        Parameters
+        ----------
+        action : str
+            What to do: ``"creation"``, ``"deletion"``, ``"create_vm"``, ``"create_container"``,
+            ``"create_server"``, ``"delete_server"``, ``"delete_container"`` or ``"delete_vm"``. Others go
+            through, and the manager decides.
+        openstack, docker, minio, triton : mapping, optional
+            The blocks of the request, each free-form.
+        timeout : float or None, optional
+            Seconds for the whole call; None is no limit. Left out, 900, and 60 for ``"create_container"``,
+            since manager 2.0.0 never answers one that succeeds.
+        progress : bool
+            Whether to show the elapsed time (with tqdm: the extra ``progress``).
+        **body
+            More fields of the request.
+
+        Returns
+        -------
+        ManagementResult
+            With the data of the answer.
+
+        Raises
+        ------
+        InputError
+            The request has no form in JSON; nothing was sent.
+        ManagementError
+            The job failed, or was refused.
+        ShuttingDownError, ConnectionLostError, CallTimeoutError, ClientClosedError, ProtocolError
+            With ``outcome_unknown``, the job may have run: find out before trying again.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        return management.management(
+            self._core,
+            self._defaults,
+            action,
+            openstack=openstack,
+            docker=docker,
+            minio=minio,
+            triton=triton,
+            timeout=timeout,
+            progress=progress,
+            body=body,
+        )
+
+    def create(
+        self,
+        *,
+        openstack: Openstack | Mapping[str, object] | None = None,
+        docker: Docker | Mapping[str, object] | None = None,
+        minio: Mapping[str, object] | None = None,
+        triton: Mapping[str, object] | None = None,
+        timeout: float | Unset | None = UNSET,
+        progress: bool = False,
+        **body: Any,
+    ) -> Deployment:
+        """Create a VM with a container in which a Triton server runs a model.
+
+        Parameters
+        ----------
+        openstack, docker, minio, triton, timeout, progress, **body
+            As `management` takes them.
+
+        Returns
+        -------
+        Deployment
+            Where it runs and what it takes. Nothing but its `Deployment.delete` deletes it.
+
+        Raises
+        ------
+        TcmError
+            As `management` raises it. A creation whose outcome is unknown may have left a VM behind.
+        """
+        result = self.management(
+            "creation",
+            openstack=openstack,
+            docker=docker,
+            minio=minio,
+            triton=triton,
+            timeout=timeout,
+            progress=progress,
+            **body,
+        )
+        return management.deployment_of(self._core, result, openstack).bind(self)
+
+    def delete(
+        self,
+        *,
+        vm_id: str | None = None,
+        container_id: str | None = None,
+        vm_ip: str | None = None,
+        openstack: Openstack | Mapping[str, object] | None = None,
+        docker: Docker | Mapping[str, object] | None = None,
+        missing_ok: bool = False,
+        timeout: float | Unset | None = UNSET,
+        progress: bool = False,
+        **body: Any,
+    ) -> ManagementResult:
+        """Delete a VM with its container, and the manager's connection to the server in it.
+
+        The manager tries the three parts one by one, and reports a failure if one of them is missing, though
+        it has deleted the others. So a deletion that is repeated fails, and so does one with a wrong id:
+        nothing in the answer distinguishes them. ``missing_ok`` is for those who know that the ids are right.
+
+        Parameters
+        ----------
+        vm_id, container_id : str, optional
+            What to delete: put into the blocks ``openstack`` and ``docker``.
+        vm_ip : str, optional
+            The address of the VM, in place of its id: the manager takes the one VM that has it. It may have
+            been given to another VM since.
+        openstack, docker, timeout, progress, **body
+            As `management` takes them.
+        missing_ok : bool
+            Whether a deletion ends well that found some or all parts missing and has deleted the others.
+
+        Returns
+        -------
+        ManagementResult
+            Its ``parts`` say what was deleted and what was missing.
+
+        Raises
+        ------
+        ManagementError
+            A part could not be deleted, or was missing; the error's ``parts`` say which.
+        TcmError
+            As `management` raises it. A deletion whose outcome is unknown may be repeated with
+            ``missing_ok``.
+        """
+        return management.delete(
+            self._core,
+            self._defaults,
+            vm_id=vm_id,
+            container_id=container_id,
+            vm_ip=vm_ip,
+            openstack=openstack,
+            docker=docker,
+            missing_ok=missing_ok,
+            timeout=timeout,
+            progress=progress,
+            body=body,
+        )
+
+    def stats(self, *, reset: bool = False) -> ClientStats:
+        """Return what the client has counted, and how it is.
+
+        A forked child counts for itself, from nothing.
+
+        Parameters
+        ----------
+        reset : bool
+            Whether to count from nothing after this, for everybody who asks.
+
+        Returns
+        -------
+        ClientStats
+            A copy, which changes no more.
+        """
+        return stats.stats(self._core, reset=reset)
+
+    # --- as an object ---
+
+    _core: Core
+    _defaults: Defaults
+    _changes: dict[str, Any]  # of a view: its options
+
+    def _attach(self, core: Core, changes: dict[str, Any], *, is_view: bool = False) -> None:
+        """Make this a client of some connections, with other defaults than those it was made with."""
+        self._defaults = Defaults.of(core.settings).changed(**changes)
+        self._changes = changes
+        self._core = core
+        core.attach(self, is_view=is_view)
+
+    def __repr__(self) -> str:
+        shown = "".join(f", {name}={value!r}" for name, value in self._changes.items())
+        return f"{repr(self._core)[:-1]}{shown}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _copy, (type(self), self._core.settings, self._core.key, self._changes)
+
+    def __del__(self) -> None:
+        core = getattr(self, "_core", None)
+        if core is not None:
+            core.detach(self)
+
+
+class Model:
+    """What `TcmClient.model` returns: one model of one route, for any number of threads.
+
+    Attributes
+    ----------
+    model_name : str
+    signature : ModelSignature or None
+        What the inputs of every call are held to, if it is known.
+    """
+
+    def __init__(
+        self,
+        client: TcmClient,
+        model_name: str,
+        *,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        signature: ModelSignature | None = None,
+        batch: BatchPolicy | None = None,
+    ) -> None:
+        output_dtypes, policy = bound_model.of_signature(signature, output_dtypes, batch)
+        self._client = client
+        where, defaults = (vm_ip, container_id, vm_id), client._defaults  # noqa: SLF001
+        self._options = call_options(defaults, model_name, where, allow_transient, output_dtypes)
+        self._batch = batch
+        self._output_dtypes = output_dtypes
+        self._batcher = Batcher(self._core, self._options, policy)
+        self.model_name = model_name
+        self.signature = signature
+
+    @property
+    def _core(self) -> Core:
+        return self._client._core  # noqa: SLF001 - which is another one once the client is closed
+
+    def infer_sample(
+        self, inputs: Inputs | complex | str, *, timeout: float | Unset | None = UNSET
+    ) -> InferResult:
+        """Run the model on one sample, in a batch with those of other threads.
+
+        Samples that have the same names, datatypes and shapes are stacked along a new first axis, so far as
+        they fit ``max_message_bytes``, and each caller gets its slice of the outputs. Its `BatchPolicy`
+        says when a batch leaves. If it fails, all of its callers get the same error.
+
+        Parameters
+        ----------
+        inputs : mapping, sequence or array-like
+            As `TcmClient.infer` takes them, without a batch axis; a 0-d array or a bare number will do. Texts
+            lose their shape on the wire: one a sample comes back 0-d, and more cannot be told apart.
+        timeout : float or None, optional
+            Seconds for this sample; None is no limit. Left out, the client's. The others of its batch are
+            not disturbed when it has passed.
+
+        Returns
+        -------
+        InferResult
+            The slice of this sample; its ``raw`` is empty.
+
+        Raises
+        ------
+        InputError, MessageTooLargeError
+            The sample cannot be sent. It is refused alone.
+        ProtocolError
+            The first axis of an output is not that of the batch.
+        TcmError
+            Any other of its subclasses: `tcm_sync.errors` draws the tree.
+        """
+        deadline = start_deadline(timeout, self._options.timeout)
+        self._core.begin()
+        return self._batcher.run(bound_model.held(self.signature, inputs), deadline)
+
+    def infer(
+        self,
+        inputs: Inputs,
+        *,
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> InferResult:
+        """Run the model: `TcmClient.infer` without its model and route.
+
+        Parameters
+        ----------
+        inputs, allow_transient, output_dtypes, transport, timeout, retry
+            As `TcmClient.infer` takes them. Left out, they are the model's or else the client's.
+
+        Returns
+        -------
+        InferResult
+            A mapping of output names to arrays.
+        """
+        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
+        return inference.infer(self._core, options, bound_model.held(self.signature, inputs))
+
+    def infer_chunked(
+        self,
+        inputs: Inputs,
+        *,
+        rows: int | None = None,
+        progress: bool = False,
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> InferResult:
+        """Run the model on a long batch: `TcmClient.infer_chunked` without its model and route.
+
+        No message has more rows than the signature's ``max_batch_size``.
+
+        Parameters
+        ----------
+        inputs, rows, progress, allow_transient, output_dtypes, timeout, retry
+            As `TcmClient.infer_chunked` takes them.
+
+        Returns
+        -------
+        InferResult
+            The outputs of all rows, in order.
+        """
+        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, "json")
+        tensors, most = bound_model.uncut(self.signature, inputs)
+        return chunked.infer_chunked(self._core, options, tensors, rows=rows, progress=progress, most=most)
+
+    def submit(
+        self,
+        inputs: Inputs,
+        *,
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Future[InferResult]:
+        """Run the model in the background: `TcmClient.submit` without its model and route.
+
+        Parameters
+        ----------
+        inputs, allow_transient, output_dtypes, transport, timeout, retry
+            As `TcmClient.submit` takes them.
+
+        Returns
+        -------
+        concurrent.futures.Future of InferResult
+        """
+        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
+        return submit_map.submit(self._core, options, bound_model.held(self.signature, inputs))
+
+    @overload
+    def map(
+        self,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: Literal[True] = True,
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[InferResult]: ...
+
+    @overload
+    def map(
+        self,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: Literal[True] = True,
+        progress: bool = False,
+        on_error: OnError,
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[InferResult | TcmError]: ...
+
+    @overload
+    def map(
+        self,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: Literal[False],
+        progress: bool = False,
+        on_error: Literal["raise"] = "raise",
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[tuple[int, InferResult]]: ...
+
+    @overload
+    def map(
+        self,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: Literal[False],
+        progress: bool = False,
+        on_error: OnError,
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[tuple[int, InferResult | TcmError]]: ...
+
+    @overload
+    def map(
+        self,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        progress: bool = False,
+        on_error: OnError = "raise",
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[Any]: ...
+
+    def map(
+        self,
+        many_inputs: Iterable[Inputs],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = True,
+        progress: bool = False,
+        on_error: OnError = "raise",
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> Iterator[Any]:
+        """Run the model on one input after another: `TcmClient.map` without its model and route.
+
+        Parameters
+        ----------
+        many_inputs, concurrency, ordered, progress, on_error
+            As `TcmClient.map` takes them.
+        allow_transient, output_dtypes, transport, timeout, retry
+            As `TcmClient.map` takes them.
+
+        Yields
+        ------
+        InferResult, or TcmError where ``on_error="return"``; with its index where not ``ordered``
+        """
+        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
+        return submit_map.map_inputs(
+            self._core,
+            options,
+            bound_model.all_held(self.signature, many_inputs),
+            concurrency=concurrency,
+            ordered=ordered,
+            progress=progress,
+            on_error=on_error,
+        )
+
+    def stream(
+        self,
+        inputs: Inputs,
+        *,
+        allow_transient: bool | Unset = UNSET,
+        output_name: str = "output",
+        idle_timeout: float | None = None,
+        on_idle: Literal["raise", "end"] = "raise",
+        timeout: float | None = 150.0,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> InferStream:
+        """Run the model as a stream: `TcmClient.stream` without its model and route.
+
+        Parameters
+        ----------
+        inputs, allow_transient, output_name, idle_timeout, on_idle, timeout, retry
+            As `TcmClient.stream` takes them.
+
+        Returns
+        -------
+        InferStream
+            An iterator of str, and a context manager that closes it.
+        """
+        options = changed_options(self._options, allow_transient, UNSET, timeout, retry)
+        held = bound_model.held(self.signature, inputs)
+        return streams.stream(
+            self._core, options, held, output_name=output_name, idle_timeout=idle_timeout, on_idle=on_idle
+        )
+
+    def __repr__(self) -> str:
+        where = self._options.route.container_id
+        return f"<Model {self.model_name!r} in container {where!r} of {self._client!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        route = self._options.route
+        options = {
+            "vm_ip": route.vm_ip,
+            "container_id": route.container_id,
+            "vm_id": route.vm_id,
+            "allow_transient": self._options.allow_transient,
+            "output_dtypes": self._output_dtypes,
+            "signature": self.signature,
+            "batch": self._batch,
+        }
+        return _model, (self._client, self.model_name, options)
+
+
+def _copy(kind: type[TcmClient], settings: Settings, key: str, changes: dict[str, Any]) -> TcmClient:
+    """Make a client of what a pickle holds, on the connections of its copies in this process."""
+    client = kind.__new__(kind)
+    client._attach(core_of(settings, key), changes)  # noqa: SLF001
+    return client
+
+
+def _model(client: TcmClient, model_name: str, options: dict[str, Any]) -> Model:
+    return Model(client, model_name, **options)

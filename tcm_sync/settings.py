@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import os
-import pickle
 import ssl
 import string
 import sys
@@ -274,14 +273,35 @@ class Settings:
         object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = dict(vars(self))
-        for name, value in state.items():
-            try:
-                pickle.dumps(value)
-            except Exception as error:
-                hint = " (a callable must be a module-level function)" if name in ("auth", "headers") else ""
-                raise ConfigError(f"the setting {name} cannot be pickled: {error}{hint}") from error
-        return _settings_from_state, (state,)
+        return _settings_from_state, (dict(vars(self)),)
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """When samples of different callers go out together.
+
+    A batch leaves when a socket is free and either it is full, or `max_wait` has passed since its first
+    sample, or nobody else is in a call. While it waits for the socket, more samples may join.
+
+    Parameters
+    ----------
+    max_size : int
+        The most samples in a batch.
+    max_wait : float
+        Seconds that the first one waits for others, at most.
+    """
+
+    max_size: int = 32
+    max_wait: float = 0.004
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_size", check_count("batch.max_size", self.max_size))
+        wait = as_number(self.max_wait)
+        if wait is None or not 0 <= wait <= 60:
+            raise ConfigError(
+                f"batch.max_wait must be a number of seconds from 0 to 60, not {shown(self.max_wait)}"
+            )
+        object.__setattr__(self, "max_wait", wait)
 
 
 _KINDS: dict[str, type] = {"auth": AuthContext, "route": Route, "tls": TlsSettings, "retry": RetryPolicy}

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from tcm_sync._calls.request import InferenceCall, Plan, encode_request, is_readable
-from tcm_sync._numbers import as_number, shown
+from tcm_sync._calls.request import InferenceCall, encode_request, is_readable
+from tcm_sync._calls.retrying import perform_inside
+from tcm_sync._calls.samples import Batch, Sample
 from tcm_sync._process import watch
 from tcm_sync._reentry import entrance
 from tcm_sync._tensors import (
     Tensor,
     check_call,
     decode_outputs,
-    encode_data,
     encode_described,
     minimum_json_bytes,
 )
@@ -26,87 +23,22 @@ from tcm_sync._wire.encode import Pieces, check_size, size_of
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import (
     CallTimeoutError,
-    ConfigError,
     ConnectionLostError,
     PoolTimeoutError,
     ProtocolError,
     TcmError,
 )
 from tcm_sync.results import InferResult
-from tcm_sync.settings import check_count
 
 if TYPE_CHECKING:
-    from tcm_sync._calls.inference import Inference
+    from tcm_sync._calls.core import Core
+    from tcm_sync._calls.options import CallOptions
     from tcm_sync._deadline import Deadline
     from tcm_sync._transport.connection import Connection
+    from tcm_sync.settings import BatchPolicy
 
 _DIGITS = 10  # of a batch's size, at most
 _MOST_KINDS = 256  # kinds of samples that are remembered
-
-
-@dataclass(frozen=True)
-class BatchPolicy:
-    """When samples of different callers go out together.
-
-    A batch leaves when a socket is free and either it is full, or `max_wait` has passed since its first
-    sample, or nobody else is in a call. While it waits for the socket, more samples may join.
-
-    Parameters
-    ----------
-    max_size : int
-        The most samples in a batch.
-    max_wait : float
-        Seconds that the first one waits for others, at most.
-    """
-
-    max_size: int = 32
-    max_wait: float = 0.004
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "max_size", check_count("batch.max_size", self.max_size))
-        wait = as_number(self.max_wait)
-        if wait is None or not 0 <= wait <= 60:
-            raise ConfigError(
-                f"batch.max_wait must be a number of seconds from 0 to 60, not {shown(self.max_wait)}"
-            )
-        object.__setattr__(self, "max_wait", wait)
-
-
-class Sample:
-    """One caller's inputs, and what becomes of them. All but the lock is guarded by the batcher's."""
-
-    __slots__ = ("batch", "deadline", "key", "nbytes", "outcome", "since", "size", "tensors", "texts", "told")
-
-    def __init__(self, tensors: tuple[Tensor, ...], deadline: Deadline) -> None:
-        self.tensors = tensors
-        # Each is written in its caller's thread, with a batch axis that is taken off again.
-        self.texts = [encode_data(_as_batch(tensor))[1:-1] for tensor in tensors]
-        self.key = tuple((each.name, each.datatype, each.shape) for each in tensors)
-        self.size = sum(map(len, self.texts)) + len(self.texts)  # bytes that it adds to a message
-        self.nbytes = sum([each.array.nbytes for each in tensors])
-        self.deadline = deadline
-        self.since = monotonic()
-        self.batch: Batch
-        self.outcome: InferResult | TcmError | None = None
-        self.told = threading.Lock()  # held until there is an outcome, or it is to lead; guards nothing
-        self.told.acquire()
-
-    def tell(self) -> None:
-        """Wake its caller, unless that was done; under the batcher's lock."""
-        if self.told.locked():
-            self.told.release()
-
-
-class Batch:
-    """Samples that go out together; the first one's caller leads. Guarded by the batcher's lock."""
-
-    def __init__(self, sample: Sample, room: int) -> None:
-        self.samples = [sample]
-        self.room = room - sample.size  # bytes that are left of a message
-        self.leader = sample
-        self.open = True  # whether samples may join
-        self.sent = False  # whether it went out, or is about to
-        self.sendings = 0  # how often a leader's call may have run whose answer did not come
 
 
 class Batcher:
@@ -118,19 +50,19 @@ class Batcher:
 
     Parameters
     ----------
-    client : Inference
-        Whose sockets are used.
-    plan : Plan
+    core : Core
+        What the calls run on.
+    options : CallOptions
         The model, the route, and all that the samples share.
     policy : BatchPolicy
         When a batch leaves.
     """
 
-    def __init__(self, client: Inference, plan: Plan, policy: BatchPolicy) -> None:
-        self._client = client
-        self._plan = plan
+    def __init__(self, core: Core, options: CallOptions, policy: BatchPolicy) -> None:
+        self._core = core
+        self._options = options
         self._policy = policy
-        self._callers = client._callers  # noqa: SLF001
+        self._callers = core.callers
         self.after_fork()
         watch(self)
 
@@ -148,7 +80,7 @@ class Batcher:
     def run(self, inputs: object, deadline: Deadline) -> InferResult:
         """Run the model on one sample, together with those of other callers."""
         tensors = check_call(inputs, sample=True, infinities=True)
-        check_size(minimum_json_bytes(tensors), self._client._message_limit(), at_least=True)  # noqa: SLF001
+        check_size(minimum_json_bytes(tensors), self._core.message_limit(), at_least=True)
         sample = Sample(tensors, deadline)
         return self._run(sample, self._room(sample))
 
@@ -173,11 +105,11 @@ class Batcher:
 
     def _room(self, sample: Sample) -> int:
         """Count the bytes that the samples of a message may have; this one alone must fit."""
-        limit = self._client._message_limit()  # noqa: SLF001
+        limit = self._core.message_limit()
         bare = self._bare.get(sample.key)
         if bare is None:
             text = self._text(sample.tensors, [[] for _ in sample.texts], 10**_DIGITS)
-            bare = size_of(text) + self._client._envelope_bytes("inference")  # noqa: SLF001
+            bare = size_of(text) + self._core.messages.envelope_bytes("inference")
             if len(self._bare) >= _MOST_KINDS:
                 self._bare.clear()
             self._bare[sample.key] = bare
@@ -202,8 +134,8 @@ class Batcher:
 
     def _most(self, sample: Sample) -> int:
         """Return how many samples of its kind may go out together: as set, or fewer as was learned."""
-        plan = self._plan
-        learned = self._client._limits.rows((plan.route, plan.model_name), sample.nbytes)  # noqa: SLF001
+        options = self._options
+        learned = self._core.row_limits.rows((options.route, options.model_name), sample.nbytes)
         return self._policy.max_size if learned is None else min(self._policy.max_size, learned)
 
     def _shut(self, batch: Batch) -> None:
@@ -254,13 +186,13 @@ class Batcher:
         if len(batch.samples) > (most := self._most(leader)):  # learned since they joined
             self._divide(batch, leader, most)
             return  # to lead its part of them
-        policy = self._plan.policy
-        call = BatchCall(self, batch, leader.deadline, patient=policy is not None, plan=self._plan)
+        policy = self._options.policy
+        call = BatchCall(self, batch, leader.deadline, patient=policy is not None, options=self._options)
         call.may_have_run = batch.sendings > 0
         try:
             try:
                 self._check_repeat(batch)
-                attempts = self._client._perform_inside(call, policy)  # noqa: SLF001
+                attempts = perform_inside(self._core, call, policy)
             except BaseException:
                 batch.sendings += call.may_have_run
                 raise
@@ -290,9 +222,9 @@ class Batcher:
         """Return how many samples to send at a time, if the batch was refused for its size."""
         if not call.payload:
             return None
-        plan, nbytes = self._plan, call.samples[0].nbytes
-        limits = self._client._limits  # noqa: SLF001
-        return limits.learn((plan.route, plan.model_name), error, len(call.samples), nbytes)
+        options, nbytes = self._options, call.samples[0].nbytes
+        limits = self._core.row_limits
+        return limits.learn((options.route, options.model_name), error, len(call.samples), nbytes)
 
     def _divide(self, batch: Batch, leader: Sample, most: int) -> None:
         """Make batches of at most so many samples of one, each led by its first one's caller."""
@@ -319,7 +251,7 @@ class Batcher:
 
     def _check_repeat(self, batch: Batch) -> None:
         """Refuse to send a batch again that may have run, unless the policy lets a lost reply be repeated."""
-        policy = self._plan.policy
+        policy = self._options.policy
         if batch.sendings and (policy is None or not policy.resend_lost or batch.sendings >= policy.attempts):
             raise ConnectionLostError(
                 "the reply was lost: the caller that had sent the sample's batch left before it came, by its "
@@ -344,23 +276,23 @@ class Batcher:
             self._shut(batch)
             batch.sent = True
             samples = list(batch.samples)
-        self._client._counts.batched(len(samples))  # noqa: SLF001
+        self._core.counts.batched(len(samples))
         rows = [[sample.texts[place] for sample in samples] for place in range(len(samples[0].texts))]
         return samples, self._text(samples[0].tensors, rows, len(samples))
 
     def _text(self, tensors: tuple[Tensor, ...], rows: list[list[bytes]], size: int) -> Pieces:
-        plan = self._plan
+        options = self._options
         inputs = [
             (each.name, each.datatype, (size, *each.shape), (b"[%b]" % b",".join(texts),))
             for each, texts in zip(tensors, rows, strict=True)
         ]
-        return encode_request(plan, encode_described(inputs))
+        return encode_request(options, encode_described(inputs))
 
     def _split(self, call: BatchCall, attempts: int) -> list[InferResult]:
         """Cut the outputs of a batch into those of its samples."""
         reply, size = call.reply, len(call.samples)
         try:
-            arrays = decode_outputs(reply.data, self._plan.dtypes)
+            arrays = decode_outputs(reply.data, self._options.dtypes)
             for name, array in arrays.items():
                 if array.shape[0] != size:
                     raise ProtocolError(
@@ -368,10 +300,10 @@ class Batcher:
                         f"{size} samples: the model mixes them, or they lost their shape on the wire"
                     )
         except TcmError as error:
-            self._client._failed(error, call)  # noqa: SLF001
+            self._core.failed(error, call)
             call.blame(error, sound=is_readable(reply.data))
             raise
-        model_name = reply.model_name or self._plan.model_name
+        model_name = reply.model_name or self._options.model_name
         return [
             InferResult(
                 model_name,
@@ -390,9 +322,9 @@ class BatchCall(InferenceCall):
     samples: list[Sample]
 
     def __init__(
-        self, batcher: Batcher, batch: Batch, deadline: Deadline, *, patient: bool, plan: Plan
+        self, batcher: Batcher, batch: Batch, deadline: Deadline, *, patient: bool, options: CallOptions
     ) -> None:
-        super().__init__((), deadline, patient=patient, target=(plan.route, plan.model_name))
+        super().__init__((), deadline, patient=patient, target=(options.route, options.model_name))
         self._batcher = batcher
         self._batch = batch
 
@@ -401,11 +333,6 @@ class BatchCall(InferenceCall):
         if not self.payload:
             self.samples, self.payload = self._batcher.close(self._batch)
         return self.payload
-
-
-def _as_batch(tensor: Tensor) -> Tensor:
-    """Return a sample as a batch of one."""
-    return Tensor(tensor.name, tensor.datatype, (1, *tensor.shape), tensor.array[np.newaxis])
 
 
 def _copy(error: TcmError) -> TcmError:

@@ -1,192 +1,73 @@
-"""A model with its route: the calls of the client without them, and samples that go out in batches."""
+"""What a model that is bound to a signature and a batch policy does with its inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tcm_sync._calls.batching import Batcher, BatchPolicy
-from tcm_sync._calls.chunked import Chunked
-from tcm_sync._calls.streams import Streams
 from tcm_sync._tensors import Held, HeldAll, HeldEach, InferenceInput, ModelSignature, fit_inputs
 from tcm_sync.errors import InputError
-from tcm_sync.settings import UNSET, Unset
+from tcm_sync.settings import UNSET, BatchPolicy, Unset
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from tcm_sync._calls.streams import InferStream
-    from tcm_sync.results import InferResult
+    DTypes = Mapping[str, npt.DTypeLike] | npt.DTypeLike
 
 
-class Models(Chunked, Streams):
-    """The client's `model`."""
+def of_signature(
+    signature: ModelSignature | None, output_dtypes: DTypes | Unset | None, batch: BatchPolicy | None
+) -> tuple[DTypes | Unset | None, BatchPolicy]:
+    """Return the dtypes and the batch policy of a model, after what its signature says.
 
-    def model(
-        self,
-        model_name: str,
-        *,
-        vm_ip: str | None = None,
-        container_id: str | None = None,
-        vm_id: str | None = None,
-        allow_transient: bool = False,
-        output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None = None,
-        signature: ModelSignature | None = None,
-        batch: BatchPolicy | None = None,
-    ) -> Model:
-        """Return a model with its route, to be called again and again.
-
-        Parameters
-        ----------
-        model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes
-            As `infer` takes them; every call of the model has them.
-        signature : ModelSignature, optional
-            What the model takes and returns: from `tcm_sync.models.analyze`, a deployment, or a server's
-            metadata. The inputs of every call are held to it before anything is sent, and one array-like
-            alone will do where it names one input. ``output_dtypes``, left out, are those that it states.
-        batch : BatchPolicy, optional
-            Lets `Model.infer_sample` put the samples of several threads into one message. Left out, each goes
-            out alone. It holds no more of them than the signature's ``max_batch_size``.
-
-        Raises
-        ------
-        InputError
-            An argument is wrong.
-        """
-        if batch is not None and not isinstance(batch, BatchPolicy):
-            raise InputError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
-        if signature is not None and not isinstance(signature, ModelSignature):
-            raise InputError(
-                f"signature must be a ModelSignature, not {type(signature).__name__}; an analysis has one"
-            )
-        route = self._route(vm_ip, container_id, vm_id)
-        options = {
-            "vm_ip": route.vm_ip,
-            "container_id": route.container_id,
-            "vm_id": route.vm_id,
-            "allow_transient": allow_transient,
-        }
-        return Model(self, model_name, options, output_dtypes, batch, signature)
-
-
-class Model:
-    """What `TcmClient.model` returns: one model of one route, for any number of threads.
-
-    Attributes
-    ----------
-    model_name : str
-    signature : ModelSignature or None
-        What the inputs of every call are held to, if it is known.
+    Raises
+    ------
+    InputError
+        An argument is wrong, or samples of the model cannot be stacked.
     """
-
-    def __init__(
-        self,
-        client: Models,
-        model_name: str,
-        options: dict[str, Any],
-        output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None,
-        batch: BatchPolicy | None,
-        signature: ModelSignature | None = None,
-    ) -> None:
-        self._made_with = (client, model_name, options, output_dtypes, batch, signature)
-        self._client = client
-        self._options = options
-        self.model_name = model_name
-        self.signature = signature
-        if signature is not None:
-            output_dtypes = signature.output_dtypes if output_dtypes is None else output_dtypes
-            batch = _bounded(batch, signature)
-        self._dtypes: dict[str, Any] = {"output_dtypes": output_dtypes}
-        plan = client._plan(model_name, output_dtypes=output_dtypes, **options)  # noqa: SLF001
-        self._batcher = Batcher(client, plan, batch or BatchPolicy(max_size=1, max_wait=0.0))
-
-    def infer_sample(self, inputs: object, *, timeout: float | Unset | None = UNSET) -> InferResult:
-        """Run the model on one sample, in a batch with those of other threads.
-
-        Samples that have the same names, datatypes and shapes are stacked along a new first axis, so far as
-        they fit ``max_message_bytes``, and each caller gets its slice of the outputs. When a batch leaves is
-        told by its `BatchPolicy`. If it fails, all of its callers get the same error.
-
-        Parameters
-        ----------
-        inputs : mapping, sequence or array-like
-            As `TcmClient.infer` takes them, without a batch axis; a 0-d array or a bare number will do. Texts
-            lose their shape on the wire: one a sample comes back 0-d, and more cannot be told apart.
-        timeout : float or None, optional
-            Seconds for this sample; None is no limit. Left out, the client's. The others of its batch are
-            not disturbed when it has passed.
-
-        Returns
-        -------
-        InferResult
-            The slice of this sample; its ``raw`` is empty.
-
-        Raises
-        ------
-        InputError, MessageTooLargeError
-            The sample cannot be sent. It is refused alone.
-        ProtocolError
-            The first axis of an output is not that of the batch.
-        TcmError
-            Any other of its subclasses: `tcm_sync.errors` draws the tree.
-        """
-        client = self._client
-        deadline = client._deadline(timeout)  # noqa: SLF001
-        client._begin()  # noqa: SLF001
-        return self._batcher.run(self._held(inputs), deadline)
-
-    def infer(self, inputs: object, **options: Any) -> InferResult:
-        """Run the model: `TcmClient.infer` without its model and route."""
-        return self._client.infer(self.model_name, self._held(inputs), **self._with(options))
-
-    def submit(self, inputs: object, **options: Any) -> Future[InferResult]:
-        """Run the model in the background: `TcmClient.submit` without its model and route."""
-        return self._client.submit(self.model_name, self._held(inputs), **self._with(options))
-
-    def map(self, many_inputs: Iterable[object], **options: Any) -> Iterator[Any]:
-        """Run the model on one input after another: `TcmClient.map` without its model and route."""
-        is_many = isinstance(many_inputs, Iterable) and not isinstance(many_inputs, (str, bytes, Mapping))
-        if self.signature is not None and is_many:  # anything else is refused by the client
-            held = HeldAll if isinstance(many_inputs, Sized) else HeldEach
-            many_inputs = held(self.signature, many_inputs)
-        return self._client.map(self.model_name, many_inputs, **self._with(options))
-
-    def infer_chunked(self, inputs: object, **options: Any) -> InferResult:
-        """Run the model on a long batch: `TcmClient.infer_chunked` without its model and route.
-
-        No message has more rows than the signature's ``max_batch_size``.
-        """
-        most = None
-        if self.signature is not None:
-            tensors = fit_inputs(self.signature, inputs, uncut=True)
-            inputs = [InferenceInput(each.name, each.shape, each.datatype, each.array) for each in tensors]
-            most = self.signature.max_batch_size
-        return self._client._chunked(self.model_name, inputs, most=most, **self._with(options))  # noqa: SLF001
-
-    def stream(self, inputs: object, **options: Any) -> InferStream:
-        """Run the model as a stream: `TcmClient.stream` without its model and route."""
-        return self._client.stream(self.model_name, self._held(inputs), **{**self._options, **options})
-
-    def _held(self, inputs: object) -> object:
-        return inputs if self.signature is None else Held(self.signature, inputs)
-
-    def _with(self, options: dict[str, Any]) -> dict[str, Any]:
-        return {**self._options, **self._dtypes, **options}
-
-    def __repr__(self) -> str:
-        return (
-            f"<Model {self.model_name!r} in container {self._options['container_id']!r} of {self._client!r}>"
+    if batch is not None and not isinstance(batch, BatchPolicy):
+        raise InputError(f"batch must be a BatchPolicy, not {type(batch).__name__}")
+    if signature is not None and not isinstance(signature, ModelSignature):
+        raise InputError(
+            f"signature must be a ModelSignature, not {type(signature).__name__}; an analysis has one"
         )
+    if batch is None:
+        batch = BatchPolicy(max_size=1, max_wait=0.0)
+    if signature is None:
+        return output_dtypes, batch
+    if output_dtypes is None or output_dtypes is UNSET:
+        output_dtypes = signature.output_dtypes
+    return output_dtypes, _bounded(batch, signature)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Model, self._made_with
+
+def held(signature: ModelSignature | None, inputs: object) -> object:
+    """Have inputs checked against the signature, if there is one, when they are encoded."""
+    return inputs if signature is None else Held(signature, inputs)
 
 
-def _bounded(batch: BatchPolicy | None, signature: ModelSignature) -> BatchPolicy | None:
+def all_held(signature: ModelSignature | None, many_inputs: Iterable[object]) -> Iterable[object]:
+    """Do so with each of many inputs."""
+    is_many = isinstance(many_inputs, Iterable) and not isinstance(many_inputs, (str, bytes, Mapping))
+    if signature is None or not is_many:  # which is refused later
+        return many_inputs
+    return (HeldAll if isinstance(many_inputs, Sized) else HeldEach)(signature, many_inputs)
+
+
+def uncut(signature: ModelSignature | None, inputs: object) -> tuple[object, int | None]:
+    """Check the inputs of a long batch; return them, and the most rows that the model takes."""
+    if signature is None:
+        return inputs, None
+    tensors: list[Any] = [
+        InferenceInput(each.name, each.shape, each.datatype, each.array)
+        for each in fit_inputs(signature, inputs, uncut=True)
+    ]
+    return tensors, signature.max_batch_size
+
+
+def _bounded(batch: BatchPolicy, signature: ModelSignature) -> BatchPolicy:
     """Hold a policy to the batches that the model takes."""
-    if batch is None or batch.max_size == 1:
+    if batch.max_size == 1:
         return batch
     from tcm_sync.models.batch import has_first_size_again  # here: most programs have no model files
 

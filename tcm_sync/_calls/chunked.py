@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync._arguments import check_whole
+from tcm_sync._calls.inference import encode_as_json, send
 from tcm_sync._calls.progress import Progress
-from tcm_sync._calls.request import Plan
-from tcm_sync._calls.submit_map import Many, in_order
+from tcm_sync._calls.submit_map import in_order
+from tcm_sync._deadline import Deadline
+from tcm_sync._process import notice_fork
 from tcm_sync._tensors import Tensor, check_inputs
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import Unfit
@@ -20,13 +22,13 @@ from tcm_sync._wire.encode import size_of
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, MessageTooLargeError, ProtocolError, TcmError
 from tcm_sync.results import InferResult
-from tcm_sync.settings import UNSET, Unset
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from tcm_sync._calls.core import Core
+    from tcm_sync._calls.options import CallOptions
     from tcm_sync._wire.encode import Pieces
-    from tcm_sync.retry import RetryPolicy
 
 Part = tuple[int, int, InferResult]  # from which row, to which, and their outputs
 
@@ -34,163 +36,107 @@ _FIRST_ROWS = 64  # what is tried first where nobody says how many rows fit a me
 _FULL = 0.9  # how full a message is meant to be: rows differ in their text
 
 
-class Chunked(Many):
-    """The client's `infer_chunked`."""
+def infer_chunked(
+    core: Core,
+    options: CallOptions,
+    inputs: object,
+    *,
+    rows: int | None,
+    progress: bool,
+    most: int | None = None,
+) -> InferResult:
+    """Run a model on a batch of any length, with at most so many rows a message as the model takes."""
+    notice_fork()
+    deadline = Deadline(None)
+    if rows is not None:
+        rows = check_whole("rows", rows, kind=InputError)
+    tensors = check_inputs(inputs)
+    job = _Job(options, tensors, _common_rows(tensors), rows, most)
+    shown = Progress(options.model_name, shown=progress, counted=True, total=job.length)
+    core.begin()
+    joined = _Joined(job.length)
+    threads = core.settings.pool_size
+    try:
+        with shown, closing(in_order(_tasks(core, job), core.new_workers(threads), threads)) as outcomes:
+            for _, outcome in outcomes:
+                if isinstance(outcome, TcmError):
+                    raise outcome
+                for start, stop, result in outcome:
+                    joined.add(result, start, stop)
+                    shown.update(stop - start)
+    except TcmError as error:
+        error.outcome_unknown = error.outcome_unknown or bool(job.running)
+        raise
+    return InferResult(joined.model_name, joined.arrays, b"", joined.attempts, deadline.elapsed())
 
-    def infer_chunked(
-        self,
-        model_name: str,
-        inputs: object,
-        *,
-        rows: int | None = None,
-        progress: bool = False,
-        vm_ip: str | None = None,
-        container_id: str | None = None,
-        vm_id: str | None = None,
-        allow_transient: bool = False,
-        output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None = None,
-        timeout: float | Unset | None = UNSET,
-        retry: RetryPolicy | Unset | None = UNSET,
-    ) -> InferResult:
-        """Run a model on a batch of any length: cut along the first axis, several messages at a time, joined.
 
-        Parameters
-        ----------
-        model_name, inputs, vm_ip, container_id, vm_id, allow_transient, output_dtypes, retry
-            As `infer` takes them. All inputs have as many rows, and so must all outputs have.
-        rows : int, optional
-            How many a message carries; left out, as many as fit ``max_message_bytes``. They are fewer where
-            the manager or the model has refused so many: what was refused is cut again, and the limit is
-            remembered for this route and model.
-        progress : bool
-            Whether to show how many rows are done (with tqdm: the extra ``progress``).
-        timeout : float or None, optional
-            Seconds for each message once its turn has come; None is no limit. Left out, the client's.
+def _tasks(core: Core, job: _Job) -> Iterator[Callable[[], list[Part]] | TcmError]:
+    """Yield what is to be done message by message, each encoded when it is asked for."""
+    try:
+        for start, stop, payload in _cuts(core, job, 0, job.length, None):
+            yield partial(_send_rows, core, job, start, stop, payload)
+    except MessageTooLargeError as error:
+        yield error
 
-        Returns
-        -------
-        InferResult
-            The outputs of all rows, in order. ``attempts`` is the most that one message took, ``raw`` is
-            empty.
 
-        Raises
-        ------
-        InputError
-            The arguments cannot be sent; nothing was.
-        MessageTooLargeError
-            A single row, or ``rows`` of them, are over ``max_message_bytes``.
-        ProtocolError
-            An output has not as many rows as the input.
-        TcmError
-            A message failed: the error names its rows, and the rest is given up.
-        """
-        return self._chunked(
-            model_name,
-            inputs,
-            rows=rows,
-            progress=progress,
-            vm_ip=vm_ip,
-            container_id=container_id,
-            vm_id=vm_id,
-            allow_transient=allow_transient,
-            output_dtypes=output_dtypes,
-            timeout=timeout,
-            retry=retry,
-        )
-
-    def _chunked(
-        self,
-        model_name: str,
-        inputs: object,
-        *,
-        rows: int | None = None,
-        most: int | None = None,
-        progress: bool = False,
-        **options: Any,
-    ) -> InferResult:
-        """Do what `infer_chunked` does, with at most so many rows a message: those that the model takes."""
-        deadline = self._deadline(None)
-        plan = self._plan(model_name, **options)
-        self._deadline(plan.timeout)  # checks it
-        if rows is not None:
-            rows = check_whole("rows", rows, kind=InputError)
-        tensors = check_inputs(inputs)
-        job = _Job(plan, tensors, _common_rows(tensors), rows, most)
-        shown = Progress(model_name, shown=progress, counted=True, total=job.length)
-        self._begin()
-        joined = _Joined(job.length)
-        threads = self._settings.pool_size
+def _cuts(
+    core: Core, job: _Job, start: int, stop: int, most: int | None
+) -> Iterator[tuple[int, int, Pieces]]:
+    """Cut some rows into messages that are not too large, of at most so many rows each."""
+    wanted = job.rows or _FIRST_ROWS
+    while start < stop:
+        bounds = (wanted, stop - start, most, job.most, core.row_limits.rows(job.target, job.row_bytes))
+        end = start + min(bound for bound in bounds if bound is not None)
+        limit = core.message_limit() - core.messages.envelope_bytes("inference")
         try:
-            with shown, closing(in_order(self._pieces(job), self._crew(threads), threads)) as outcomes:
-                for _, outcome in outcomes:
-                    if isinstance(outcome, TcmError):
-                        raise outcome
-                    for start, stop, result in outcome:
-                        joined.add(result, start, stop)
-                        shown.update(stop - start)
-        except TcmError as error:
-            error.outcome_unknown = error.outcome_unknown or bool(job.running)
-            raise
-        return InferResult(joined.model_name, joined.arrays, b"", joined.attempts, deadline.elapsed())
-
-    def _pieces(self, job: _Job) -> Iterator[Callable[[], list[Part]] | TcmError]:
-        """Yield what is to be done message by message, each encoded when it is asked for."""
-        try:
-            for start, stop, payload in self._cuts(job, 0, job.length, None):
-                yield partial(self._send_rows, job, start, stop, payload)
+            payload = encode_as_json(core, job.options, _rows_of(job.tensors, start, end))
         except MessageTooLargeError as error:
-            yield error
+            if job.rows is None and end - start > 1:
+                wanted = max(1, int((end - start) * min(0.5, limit / (error.size or limit))))
+                continue
+            _name_rows(error, start, end)
+            raise
+        yield start, end, payload
+        if job.rows is None:
+            wanted = max(1, int((end - start) * limit * _FULL / size_of(payload)))
+        start = end
 
-    def _cuts(self, job: _Job, start: int, stop: int, most: int | None) -> Iterator[tuple[int, int, Pieces]]:
-        """Cut some rows into messages that are not too large, of at most so many rows each."""
-        wanted = job.rows or _FIRST_ROWS
-        while start < stop:
-            bounds = (wanted, stop - start, most, job.most, self._limits.rows(job.target, job.row_bytes))
-            end = start + min(bound for bound in bounds if bound is not None)
-            limit = self._message_limit() - self._envelope_bytes("inference")
-            try:
-                payload = self._as_json(job.plan, _rows_of(job.tensors, start, end))
-            except MessageTooLargeError as error:
-                if job.rows is None and end - start > 1:
-                    wanted = max(1, int((end - start) * min(0.5, limit / (error.size or limit))))
-                    continue
-                _name_rows(error, start, end)
+
+def _send_rows(core: Core, job: _Job, start: int, stop: int, payload: Pieces) -> list[Part]:
+    """Have some rows inferred, in smaller messages if they are more than manager or model take."""
+    most = core.row_limits.rows(job.target, job.row_bytes)
+    room = core.message_limit() - core.messages.envelope_bytes("inference")
+    if (most is None or stop - start <= most) and size_of(payload) <= room:
+        job.running.append(start)
+        try:
+            return [(start, stop, send(core, job.options, payload, Deadline(job.options.timeout)))]
+        except TcmError as error:
+            job.running.pop()
+            most = core.row_limits.learn(job.target, error, stop - start, job.row_bytes)
+            if most is None:
+                _name_rows(error, start, stop)
                 raise
-            yield start, end, payload
-            if job.rows is None:
-                wanted = max(1, int((end - start) * limit * _FULL / size_of(payload)))
-            start = end
-
-    def _send_rows(self, job: _Job, start: int, stop: int, payload: Pieces) -> list[Part]:
-        """Have some rows inferred, in smaller messages if they are more than manager or model take."""
-        most = self._limits.rows(job.target, job.row_bytes)
-        room = self._message_limit() - self._envelope_bytes("inference")
-        if (most is None or stop - start <= most) and size_of(payload) <= room:
-            job.running.append(start)
-            try:
-                return [(start, stop, self._infer(job.plan, payload, self._deadline(job.plan.timeout)))]
-            except TcmError as error:
-                job.running.pop()
-                most = self._limits.learn(job.target, error, stop - start, job.row_bytes)
-                if most is None:
-                    _name_rows(error, start, stop)
-                    raise
-        cuts = self._cuts(job, start, stop, most)
-        return [part for begin, end, piece in cuts for part in self._send_rows(job, begin, end, piece)]
+    cuts = _cuts(core, job, start, stop, most)
+    return [part for begin, end, piece in cuts for part in _send_rows(core, job, begin, end, piece)]
 
 
 class _Job:
     """A batch that is cut: its rows, what every message of it has, and what is known of its outcome."""
 
     def __init__(
-        self, plan: Plan, tensors: tuple[Tensor, ...], length: int, rows: int | None, most: int | None
+        self,
+        options: CallOptions,
+        tensors: tuple[Tensor, ...],
+        length: int,
+        rows: int | None,
+        most: int | None,
     ) -> None:
-        self.plan = plan
+        self.options = options
         self.tensors = tensors
         self.length = length
         self.rows = rows  # as the caller wants it
         self.most = most  # as the model does
-        self.target = (plan.route, plan.model_name)
+        self.target = (options.route, options.model_name)
         self.row_bytes = sum(each.array.nbytes for each in tensors) // length
         self.running: list[int] = []  # an entry for each message that runs, or has run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tcm_sync._tensors.signature import ModelSignature
@@ -18,28 +18,31 @@ if TYPE_CHECKING:
 class BoundClient(Protocol):
     """What a deployment needs of the client that it is bound to."""
 
-    def infer(self, model_name: str, inputs: object, /, **options: Any) -> InferResult:
+    @property
+    def infer(self) -> Callable[..., InferResult]:
         """Run a model."""
 
-    def stream(self, model_name: str, inputs: object, /, **options: Any) -> InferStream:
+    @property
+    def stream(self) -> Callable[..., InferStream]:
         """Run a model that answers in chunks."""
 
-    def delete(self, /, **options: Any) -> ManagementResult:
+    @property
+    def delete(self) -> Callable[..., ManagementResult]:
         """Delete a VM with its container."""
 
 
 class Deployment:
     """A model that `TcmClient.create` has put into service.
 
-    It is no context manager: an exception is not to destroy a VM. It can be pickled, without its client:
-    `bind` gives it another.
+    It is no context manager, since an exception should not delete a VM. It can be pickled, without its
+    client: `bind` gives it another.
 
     Attributes
     ----------
     vm_ip : str
         Where its VM is.
     vm_id : str or None
-        The VM's id, where the manager told it, or the request.
+        The VM's id, if the manager's answer or the request named it.
     container_id : str
         The container.
     model_name : str

@@ -6,7 +6,8 @@ import secrets
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tcm_sync._arguments import check_text
-from tcm_sync._calls.caller import Caller
+from tcm_sync._calls.options import start_deadline
+from tcm_sync._calls.retrying import perform
 from tcm_sync._numbers import shown
 from tcm_sync._pool.call import Call
 from tcm_sync._wire.decode import decode_info, decode_value
@@ -14,70 +15,29 @@ from tcm_sync._wire.encode import Pieces, check_size
 from tcm_sync._wire.plain import plain_json
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ContractError, InputError, ProtocolError, TcmError
-from tcm_sync.results import QueueStats
-from tcm_sync.settings import UNSET, Unset
 
 if TYPE_CHECKING:
+    from tcm_sync._calls.core import Core
+    from tcm_sync._calls.options import Defaults
     from tcm_sync._deadline import Deadline
     from tcm_sync._transport.connection import Connection
+    from tcm_sync.settings import Unset
 
 
-class Info(Caller):
-    """The client's `info` and `queue_stats`."""
-
-    def info(
-        self, action: str, *, timeout: float | Unset | None = UNSET, **payload: object
-    ) -> dict[str, Any]:
-        """Ask the manager about itself.
-
-        Parameters
-        ----------
-        action : str
-            ``"queue_stats"`` is the one that is known; a manager answers others with a ``message``.
-        timeout : float or None, optional
-            Seconds; None is no limit. Left out, the client's.
-        **payload
-            More fields of the request. ``job_id`` is made here unless it is given.
-
-        Returns
-        -------
-        dict
-            The answer's data.
-
-        Raises
-        ------
-        InputError
-            The request has no form in JSON; nothing was sent.
-        ContractError
-            The manager answered with an error.
-        TcmError
-            Any other of its subclasses: `tcm_sync.errors` draws the tree.
-        """
-        action = check_text("action", action, InputError)
-        job_id = payload.setdefault("job_id", secrets.token_hex(8))
-        if not isinstance(job_id, str):
-            raise InputError(f"job_id must be a text, not {shown(job_id)}")
-        text = plain_json({"action": action, **payload})
-        check_size(len(text) + self._envelope_bytes("info"), self._message_limit())
-        policy = self._settings.retry
-        call = InfoCall((text,), self._deadline(timeout), patient=policy is not None, job_id=job_id)
-        self._perform(call, policy)
-        return call.data
-
-    def queue_stats(self, *, timeout: float | Unset | None = UNSET) -> QueueStats:
-        """Ask how many users and jobs the manager has.
-
-        Parameters
-        ----------
-        timeout : float or None, optional
-            Seconds; None is no limit. Left out, the client's.
-
-        Returns
-        -------
-        QueueStats
-            The counts.
-        """
-        return QueueStats.read(self.info("queue_stats", timeout=timeout))
+def info(
+    core: Core, defaults: Defaults, action: str, timeout: float | Unset | None, payload: dict[str, object]
+) -> dict[str, Any]:
+    """Ask the manager about itself."""
+    action = check_text("action", action, InputError)
+    job_id = payload.setdefault("job_id", secrets.token_hex(8))
+    if not isinstance(job_id, str):
+        raise InputError(f"job_id must be a text, not {shown(job_id)}")
+    text = plain_json({"action": action, **payload})
+    check_size(len(text) + core.messages.envelope_bytes("info"), core.message_limit())
+    deadline, policy = start_deadline(timeout, defaults.timeout), defaults.policy
+    call = InfoCall((text,), deadline, patient=policy is not None, job_id=job_id)
+    perform(core, call, policy)
+    return call.data
 
 
 class InfoCall(Call):

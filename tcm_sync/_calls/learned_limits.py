@@ -1,22 +1,72 @@
-"""How many rows a request may have, as learned from the refusals of larger ones."""
+"""How large a message may be and how many rows a request may have, as refusals of larger ones showed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tcm_sync._transport.authentication import fresh_uuid
+from tcm_sync._wire.encode import StatedLimit, encode_message, size_of
 from tcm_sync.errors import InferenceFailedError, MessageTooLargeError, PayloadTooLargeError
+from tcm_sync.settings import AuthContext
 
 if TYPE_CHECKING:
+    from tcm_sync._pool.runtime import Runtime
     from tcm_sync.errors import TcmError
-    from tcm_sync.settings import Route
+    from tcm_sync.settings import Route, Settings
 
     Target = tuple[Route, str]
 
 _MOST_TARGETS = 256  # routes and models that are remembered
 
 
-class Limits:
-    """What is known of each route and model. Each of its steps is one atomic operation of a dict."""
+class MessageLimit:
+    """The most bytes of a message: as set, or as the manager stated when it refused a larger one.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's.
+
+    Attributes
+    ----------
+    inference_room : int
+        What the limit leaves to the payload of an inference.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._set = settings.max_message_bytes
+        uuid = fresh_uuid((settings.auth or AuthContext()).uuid)  # as long as all will be
+        self._bare_envelope_bytes = size_of(encode_message(uuid, "", ()))
+        self._stated: StatedLimit | None = None
+        self._stated_by = 0  # which manager that was, as the runtime counts them
+        self.inference_room = self._set - self.envelope_bytes("inference")
+
+    def envelope_bytes(self, kind: str) -> int:
+        """Count the bytes that the envelope adds to a payload."""
+        return self._bare_envelope_bytes + len(kind)
+
+    def now(self, runtime: Runtime | None) -> int:
+        """Return the limit; one that was stated holds until another manager answers."""
+        stated = self._stated
+        if stated is None:
+            return self._set
+        if runtime is None or runtime.standing.managers == self._stated_by:
+            return stated
+        self._stated = None
+        self.inference_room = self._set - self.envelope_bytes("inference")
+        return self._set
+
+    def learn(self, stated: int | None, refused: int, runtime: Runtime | None) -> None:
+        """Keep the limit that the manager stated, or did not, when it refused a message of so many bytes."""
+        limit = refused - 1 if stated is None else stated
+        if 0 < limit < self.now(runtime) and runtime is not None:
+            self._stated_by = runtime.standing.managers
+            self._stated = StatedLimit(limit)
+            self.inference_room = limit - self.envelope_bytes("inference")
+
+
+class RowLimits:
+    """The most rows of a request, by route and model. Each step is one atomic operation of a dict."""
 
     def __init__(self) -> None:
         self._rows: dict[Target, int] = {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 from tcm_sync._arguments import check_flag, check_text
-from tcm_sync._calls.caller import Caller
-from tcm_sync._calls.deployment import BoundClient, Deployment
+from tcm_sync._calls.deployment import Deployment
+from tcm_sync._calls.options import start_deadline
 from tcm_sync._calls.progress import Progress
+from tcm_sync._calls.retrying import perform
 from tcm_sync._numbers import shown
 from tcm_sync._pool.call import Call
 from tcm_sync._wire.decode import decode_management, decode_value
@@ -31,11 +32,13 @@ from tcm_sync.errors import (
     TcmError,
 )
 from tcm_sync.results import ManagementResult
-from tcm_sync.settings import UNSET, Unset
 
 if TYPE_CHECKING:
+    from tcm_sync._calls.core import Core
+    from tcm_sync._calls.options import Defaults
     from tcm_sync._transport.connection import Connection
     from tcm_sync._transport.replies import ReplyFuture
+    from tcm_sync.settings import Unset
 
 _TIMEOUT = 900.0  # seconds: jobs take minutes
 #: Of a job that is answered only if it fails (docs/wire.rst, "Management").
@@ -97,198 +100,97 @@ class Docker(TypedDict, total=False):
     container_id: str
 
 
-class Management(Caller):
-    """The client's `management`, `create` and `delete`."""
+def management(
+    core: Core,
+    defaults: Defaults,
+    action: str,
+    *,
+    openstack: Mapping[str, object] | None = None,
+    docker: Mapping[str, object] | None = None,
+    minio: Mapping[str, object] | None = None,
+    triton: Mapping[str, object] | None = None,
+    timeout: float | Unset | None,
+    progress: bool,
+    body: dict[str, Any],
+) -> ManagementResult:
+    """Have the manager do a job, and wait for it to be done."""
+    if "action" in body:
+        raise InputError("action is no field of the body: management(action) takes others")
+    action = check_text("action", action, InputError)
+    blocks = {"openstack": openstack, "docker": docker, "minio": minio, "triton": triton}
+    for name, block in blocks.items():
+        if block is not None and not isinstance(block, Mapping):
+            raise InputError(f"{name} must be a mapping, not {type(block).__name__}")
+    given = {name: block for name, block in blocks.items() if block is not None}
+    payload = plain_json({"action": action, **given, **body})
+    check_size(len(payload) + core.messages.envelope_bytes("management"), core.message_limit())
+    deadline = start_deadline(timeout, _TIMEOUT_OF_CONTAINERS if action == "create_container" else _TIMEOUT)
+    policy = defaults.policy
+    with Progress(action, shown=progress) as shown:
+        call = ManagementCall((payload,), deadline, patient=policy is not None)
+        call.action, call.progress = action, shown
+        try:
+            attempts = perform(core, call, policy, once=True)
+        except TcmError as error:
+            if error.uuid is not None and not _is_known(error):
+                error.outcome_unknown = True
+            if error.outcome_unknown:
+                error.args = (f"{error.message}; {_ADVICE_ON.get(action, _ADVICE)}",)
+            raise
+    parts = _ALL_DELETED if action == "deletion" else {}
+    return ManagementResult(action, call.data, attempts, deadline.elapsed(), dict(parts))
 
-    def management(
-        self,
-        action: Action | str,
-        *,
-        openstack: Openstack | Mapping[str, object] | None = None,
-        docker: Docker | Mapping[str, object] | None = None,
-        minio: Mapping[str, object] | None = None,
-        triton: Mapping[str, object] | None = None,
-        timeout: float | Unset | None = UNSET,
-        progress: bool = False,
-        **body: Any,
-    ) -> ManagementResult:
-        """Have the manager do a job, and wait for it to be done.
 
-        It goes out on a socket of its own (``management_sockets``), so that it takes none from inferences.
-        It is never repeated when it may have run: only when it never reached the socket, or when the manager
-        said that it dropped it, or that a limit was passed.
+def deployment_of(core: Core, result: ManagementResult, openstack: Mapping[str, object] | None) -> Deployment:
+    """Read what a creation has made, of which the request may have named the VM."""
+    vm_id = openstack.get("vm_id") if openstack is not None else None
+    token = core.settings.auth.token if core.settings.auth is not None else None
+    return Deployment.read(
+        result.data,
+        vm_id=vm_id if isinstance(vm_id, str) else None,
+        secret=token if isinstance(token, str) else None,
+    )
 
-        Where a job looks for its ids is not the same for all: ``delete_server``, ``delete_container`` and
-        ``delete_vm`` find them beside the blocks alone, ``management("delete_vm", vm_id=...)``.
 
-        Parameters
-        ----------
-        action : str
-            What to do: ``"creation"``, ``"deletion"``, ``"create_vm"``, ``"create_container"``,
-            ``"create_server"``, ``"delete_server"``, ``"delete_container"`` or ``"delete_vm"``. Others go
-            through, and the manager decides.
-        openstack, docker, minio, triton : mapping, optional
-            The blocks of the request, each free-form.
-        timeout : float or None, optional
-            Seconds for the whole call; None is no limit. Left out, 900, and 60 for ``"create_container"``,
-            since manager 2.0.0 never answers one that succeeds.
-        progress : bool
-            Whether to show the elapsed time (with tqdm: the extra ``progress``).
-        **body
-            More fields of the request.
-
-        Returns
-        -------
-        ManagementResult
-            With the data of the answer.
-
-        Raises
-        ------
-        InputError
-            The request has no form in JSON; nothing was sent.
-        ManagementError
-            The job failed, or was refused.
-        ShuttingDownError, ConnectionLostError, CallTimeoutError, ClientClosedError, ProtocolError
-            With ``outcome_unknown``, the job may have run: see to it before trying again.
-        TcmError
-            Any other of its subclasses: `tcm_sync.errors` draws the tree.
-        """
-        action = check_text("action", action, InputError)
-        blocks = {"openstack": openstack, "docker": docker, "minio": minio, "triton": triton}
-        for name, block in blocks.items():
-            if block is not None and not isinstance(block, Mapping):
-                raise InputError(f"{name} must be a mapping, not {type(block).__name__}")
-        given = {name: block for name, block in blocks.items() if block is not None}
-        payload = plain_json({"action": action, **given, **body})
-        if isinstance(timeout, Unset):
-            timeout = _TIMEOUT_OF_CONTAINERS if action == "create_container" else _TIMEOUT
-        check_size(len(payload) + self._envelope_bytes("management"), self._message_limit())
-        deadline = self._deadline(timeout)
-        policy = self._settings.retry
-        with Progress(action, shown=progress) as shown:
-            call = ManagementCall((payload,), deadline, patient=policy is not None)
-            call.action, call.progress = action, shown
-            try:
-                attempts = self._perform(call, policy, once=True)
-            except TcmError as error:
-                if error.uuid is not None and not _is_known(error):
-                    error.outcome_unknown = True
-                if error.outcome_unknown:
-                    error.args = (f"{error.message}; {_ADVICE_ON.get(action, _ADVICE)}",)
-                raise
-        parts = _ALL_DELETED if action == "deletion" else {}
-        return ManagementResult(action, call.data, attempts, deadline.elapsed(), dict(parts))
-
-    def create(
-        self,
-        *,
-        openstack: Openstack | Mapping[str, object] | None = None,
-        docker: Docker | Mapping[str, object] | None = None,
-        minio: Mapping[str, object] | None = None,
-        triton: Mapping[str, object] | None = None,
-        timeout: float | Unset | None = UNSET,
-        progress: bool = False,
-        **body: Any,
-    ) -> Deployment:
-        """Create a VM with a container in which a Triton server runs a model.
-
-        Parameters
-        ----------
-        openstack, docker, minio, triton, timeout, progress, **body
-            As `management` takes them.
-
-        Returns
-        -------
-        Deployment
-            Where it runs and what it takes. Nothing but its `Deployment.delete` deletes it.
-
-        Raises
-        ------
-        TcmError
-            As `management` raises it. A creation whose outcome is unknown may have left a VM behind.
-        """
-        result = self.management(
-            "creation",
+def delete(
+    core: Core,
+    defaults: Defaults,
+    *,
+    vm_id: str | None,
+    container_id: str | None,
+    vm_ip: str | None,
+    openstack: Mapping[str, object] | None,
+    docker: Mapping[str, object] | None,
+    missing_ok: bool,
+    timeout: float | Unset | None,
+    progress: bool,
+    body: dict[str, Any],
+) -> ManagementResult:
+    """Delete a VM with its container, and the manager's connection to the server in it."""
+    missing_ok = check_flag("missing_ok", missing_ok)
+    openstack = _with(openstack, "openstack", "vm_id", vm_id)
+    docker = _with(docker, "docker", "container_id", container_id)
+    if vm_ip is not None:
+        body["vm_ip"] = check_text("vm_ip", vm_ip, InputError)
+    blocks = {name: body.pop(name, None) for name in ("minio", "triton")}
+    try:
+        return management(
+            core,
+            defaults,
+            "deletion",
             openstack=openstack,
             docker=docker,
-            minio=minio,
-            triton=triton,
             timeout=timeout,
             progress=progress,
-            **body,
+            body=body,
+            **blocks,
         )
-        vm_id = openstack.get("vm_id") if openstack is not None else None
-        token = self._settings.auth.token if self._settings.auth is not None else None
-        deployment = Deployment.read(
-            result.data,
-            vm_id=vm_id if isinstance(vm_id, str) else None,
-            secret=token if isinstance(token, str) else None,
-        )
-        return deployment.bind(cast("BoundClient", self))  # a client has all of its calls
-
-    def delete(
-        self,
-        *,
-        vm_id: str | None = None,
-        container_id: str | None = None,
-        vm_ip: str | None = None,
-        openstack: Openstack | Mapping[str, object] | None = None,
-        docker: Docker | Mapping[str, object] | None = None,
-        missing_ok: bool = False,
-        timeout: float | Unset | None = UNSET,
-        progress: bool = False,
-        **body: Any,
-    ) -> ManagementResult:
-        """Delete a VM with its container, and the manager's connection to the server in it.
-
-        The manager tries the three parts one by one, and reports a failure if one of them is missing, though
-        it has deleted the others. So a deletion that is repeated fails, and so does one with a wrong id:
-        nothing in the answer distinguishes them. ``missing_ok`` is for those who know that the ids are right.
-
-        Parameters
-        ----------
-        vm_id, container_id : str, optional
-            What to delete: put into the blocks ``openstack`` and ``docker``.
-        vm_ip : str, optional
-            The address of the VM, in place of its id: the manager takes the one VM that has it. It may have
-            been given to another VM since.
-        openstack, docker, timeout, progress, **body
-            As `management` takes them.
-        missing_ok : bool
-            Whether a deletion ends well that found some or all parts missing and has deleted the others.
-
-        Returns
-        -------
-        ManagementResult
-            Its ``parts`` say what was deleted and what was missing.
-
-        Raises
-        ------
-        ManagementError
-            A part could not be deleted, or was missing; the error's ``parts`` say which.
-        TcmError
-            As `management` raises it. A deletion whose outcome is unknown may be repeated with
-            ``missing_ok``.
-        """
-        missing_ok = check_flag("missing_ok", missing_ok)
-        openstack = _with(openstack, "openstack", "vm_id", vm_id)
-        docker = _with(docker, "docker", "container_id", container_id)
-        if vm_ip is not None:
-            body["vm_ip"] = check_text("vm_ip", vm_ip, InputError)
-        try:
-            return self.management(
-                "deletion", openstack=openstack, docker=docker, timeout=timeout, progress=progress, **body
-            )
-        except ManagementError as error:
-            if missing_ok and error.parts and "failed" not in error.parts.values():
-                return ManagementResult(
-                    "deletion", None, error.attempts, error.elapsed or 0.0, dict(error.parts)
-                )
-            if vm_ip is not None and _NO_VM_ID in error.message:
-                error.args = (
-                    f"{error.message}; no VM has the address {vm_ip}, or several have: pass vm_id=",
-                )
-            raise
+    except ManagementError as error:
+        if missing_ok and error.parts and "failed" not in error.parts.values():
+            return ManagementResult("deletion", None, error.attempts, error.elapsed or 0.0, dict(error.parts))
+        if vm_ip is not None and _NO_VM_ID in error.message:
+            error.args = (f"{error.message}; no VM has the address {vm_ip}, or several have: pass vm_id=",)
+        raise
 
 
 def _is_known(error: TcmError) -> bool:

@@ -9,8 +9,9 @@ from msgspec import UNSET as LEFT_OUT
 from msgspec import Raw, Struct
 
 from tcm_sync._arguments import check_text, is_iterable
-from tcm_sync._calls.caller import Caller
+from tcm_sync._calls.options import checked_policy, route_for, start_deadline
 from tcm_sync._calls.request import InferenceCall, is_readable
+from tcm_sync._calls.retrying import perform
 from tcm_sync._numbers import shown
 from tcm_sync._tensors import (
     check_inputs,
@@ -28,6 +29,8 @@ from tcm_sync.results import InferResult
 from tcm_sync.settings import UNSET, Unset
 
 if TYPE_CHECKING:
+    from tcm_sync._calls.core import Core
+    from tcm_sync._calls.options import Defaults
     from tcm_sync._deadline import Deadline
     from tcm_sync.retry import RetryPolicy
     from tcm_sync.settings import Route
@@ -63,80 +66,57 @@ class PipelineStep(Struct, frozen=True, eq=False):
         return self.model_name if self.name is None else self.name
 
 
-class Pipelines(Caller):
-    """The client's `pipeline`."""
-
-    def pipeline(
-        self,
-        steps: Iterable[PipelineStep | Mapping[str, Any]],
-        *,
-        vm_ip: str | None = None,
-        container_id: str | None = None,
-        vm_id: str | None = None,
-        timeout: float | Unset | None = UNSET,
-        retry: RetryPolicy | Unset | None = UNSET,
-    ) -> dict[str, InferResult]:
-        """Run several models of one server, one after another, in one request.
-
-        Parameters
-        ----------
-        steps : iterable of PipelineStep or of mapping
-            What to run, in order; a mapping has the fields of `PipelineStep` as its keys.
-        vm_ip, container_id, vm_id : str, optional
-            The route, as for `infer`. The server must be registered with the manager.
-        timeout : float or None, optional
-            Seconds for the whole call, repeats included; None is no limit. Left out, the client's.
-        retry : RetryPolicy or None, optional
-            In place of the client's; None is one attempt. A repeat runs every step again.
-
-        Returns
-        -------
-        dict of str to InferResult
-            By the steps' names, in their order. ``elapsed`` is that of the whole call.
-
-        Raises
-        ------
-        InputError, MessageTooLargeError
-            A step cannot be sent, named; nothing was.
-        InferenceError
-            A step failed, named where the manager names it, and the results of the others are lost.
-        TcmError
-            Any other of its subclasses: `tcm_sync.errors` draws the tree.
-        """
-        deadline = self._deadline(timeout)
-        route = self._route(vm_ip, container_id, vm_id)
-        policy = self._policy(retry)
-        checked = _checked_steps(steps)
-        dtypes = [_of_step(step, check_output_dtypes, step.output_dtypes) for step in checked]
-        payload = _encode_pipeline(
-            checked, route, self._message_limit(), self._envelope_bytes("inference"), deadline
-        )
-        names = ", ".join(step.key for step in checked)
-        target = (route, f"pipeline of {names}")
-        call = InferenceCall(payload, deadline, patient=policy is not None, target=target)
-        try:
-            attempts = self._perform(call, policy)
-        except InferenceError as error:
-            _name_step(error, checked)
-            raise
-        texts: list[bytes] = []
-        try:
-            texts = _texts_of(checked, call.reply.data)
-            results = {
-                step.key: InferResult(
-                    step.model_name,
-                    _of_step(step, decode_outputs, text, wanted),
-                    text,
-                    attempts,
-                    deadline.elapsed(),
-                )
-                for step, text, wanted in zip(checked, texts, dtypes, strict=True)
-            }
-        except TcmError as error:
-            self._failed(error, call)
-            call.blame(error, sound=bool(texts) and all(map(is_readable, texts)))
-            raise
-        return results
+def pipeline(
+    core: Core,
+    defaults: Defaults,
+    steps: Iterable[PipelineStep | Mapping[str, Any]],
+    *,
+    vm_ip: str | None,
+    container_id: str | None,
+    vm_id: str | None,
+    timeout: float | Unset | None,
+    retry: RetryPolicy | Unset | None,
+) -> dict[str, InferResult]:
+    """Run several models of one server, one after another, in one request."""
+    deadline = start_deadline(timeout, defaults.timeout)
+    route = route_for(defaults, vm_ip, container_id, vm_id)
+    policy = defaults.policy if retry is UNSET else checked_policy(retry)
+    checked = _checked_steps(steps)
+    dtypes = [
+        defaults.dtypes
+        if step.output_dtypes is None
+        else _of_step(step, check_output_dtypes, step.output_dtypes)
+        for step in checked
+    ]
+    payload = _encode_pipeline(
+        checked, route, core.message_limit(), core.messages.envelope_bytes("inference"), deadline
+    )
+    names = ", ".join(step.key for step in checked)
+    target = (route, f"pipeline of {names}")
+    call = InferenceCall(payload, deadline, patient=policy is not None, target=target)
+    try:
+        attempts = perform(core, call, policy)
+    except InferenceError as error:
+        _name_step(error, checked)
+        raise
+    texts: list[bytes] = []
+    try:
+        texts = _texts_of(checked, call.reply.data)
+        results = {
+            step.key: InferResult(
+                step.model_name,
+                _of_step(step, decode_outputs, text, wanted),
+                text,
+                attempts,
+                deadline.elapsed(),
+            )
+            for step, text, wanted in zip(checked, texts, dtypes, strict=True)
+        }
+    except TcmError as error:
+        core.failed(error, call)
+        call.blame(error, sound=bool(texts) and all(map(is_readable, texts)))
+        raise
+    return results
 
 
 def _checked_steps(steps: object) -> list[PipelineStep]:

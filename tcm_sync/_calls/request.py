@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET as LEFT_OUT
-from msgspec import Struct
 
 from tcm_sync._pool.call import Call
 from tcm_sync._tensors import decode_outputs, encode_inputs, minimum_json_bytes
@@ -24,31 +23,17 @@ from tcm_sync.errors import ProtocolError, TcmError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tcm_sync._calls.options import CallOptions
     from tcm_sync._deadline import Deadline
-    from tcm_sync._shm.policy import Transport
-    from tcm_sync._tensors import OutputDtypes, Tensor
+    from tcm_sync._tensors import Tensor
     from tcm_sync._transport.connection import Connection
-    from tcm_sync.retry import RetryPolicy
-    from tcm_sync.settings import Route, Unset
 
 
 _NO_INPUTS = b'"inputs":[]'
 
 
-class Plan(Struct, frozen=True, eq=False):
-    """An inference but for its inputs, checked."""
-
-    model_name: str
-    route: Route
-    allow_transient: bool
-    dtypes: OutputDtypes
-    timeout: float | Unset | None
-    policy: RetryPolicy | None
-    transport: Transport = "json"
-
-
 def encode_tensors(
-    plan: Plan,
+    options: CallOptions,
     tensors: tuple[Tensor, ...],
     *,
     limit: int,
@@ -60,7 +45,7 @@ def encode_tensors(
 
     Parameters
     ----------
-    plan : Plan
+    options : CallOptions
         The rest of it.
     tensors : tuple of Tensor
         Checked, but for infinities.
@@ -84,22 +69,22 @@ def encode_tensors(
     """
     if (bound := minimum_json_bytes(tensors) + envelope_bytes) > limit:
         check_size(bound, limit, at_least=True)
-    payload = encode_request(plan, encode_inputs(tensors, deadline), stream_of)
+    payload = encode_request(options, encode_inputs(tensors, deadline), stream_of)
     if (size := size_of(payload) + envelope_bytes) > limit:
         check_size(size, limit)
     return payload
 
 
-def encode_references(plan: Plan, references: tuple[SharedTensor, ...]) -> Pieces:
+def encode_references(options: CallOptions, references: tuple[SharedTensor, ...]) -> Pieces:
     """Write a request whose tensors lie in shared memory."""
-    return encode_request(plan, (encode_part(references)[1:-1],))
+    return encode_request(options, (encode_part(references)[1:-1],))
 
 
-def encode_request(plan: Plan, inputs: Iterable[bytes], stream_of: str | None = None) -> Pieces:
+def encode_request(options: CallOptions, inputs: Iterable[bytes], stream_of: str | None = None) -> Pieces:
     """Write a request whose inputs are written already, one after the other, however long it gets."""
-    route = plan.route
+    route = options.route
     before, behind = _around(
-        route.container_id, route.vm_ip, route.vm_id, plan.model_name, plan.allow_transient, stream_of
+        route.container_id, route.vm_ip, route.vm_id, options.model_name, options.allow_transient, stream_of
     )
     return (before, *inputs, behind)
 

@@ -1,46 +1,112 @@
-"""Sends a failed call again: tenacity policies read from the error-code table."""
+"""Sends a call until it is answered or its failure is final, by the policy and the error-code table."""
 
 from __future__ import annotations
 
 import random
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import tenacity
-from tenacity.stop import stop_base
-from tenacity.wait import wait_base
+from functools import partial
+from threading import get_ident
+from typing import TYPE_CHECKING, TypeVar
 
 from tcm_sync._logs import Log
+from tcm_sync._reentry import is_entrance
 from tcm_sync.errors import ConnectionLostError, KnownFaultError, TcmError
 from tcm_sync.retry import RetryPolicy, Verdict
 
 if TYPE_CHECKING:
+    from tenacity import RetryCallState
+
+    from tcm_sync._calls.core import Core
     from tcm_sync._deadline import Deadline
+    from tcm_sync._pool.call import Call
 
 log = Log("tcm_sync.retry", queued=False)
 
 _WITHOUT_GATE = (ConnectionLostError, KnownFaultError)
-_LONGEST_HISTORY = 50  # failures that an error remembers
+_LONGEST_HISTORY = 50  # failures that an error keeps
 
 Result = TypeVar("Result")
 
 
-class Attempts:
-    """The attempts of one call: what failed so far, and how many failures counted.
+@is_entrance
+def perform(core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = False) -> int:
+    """Send a call until it is answered or its failure is final; return how many attempts counted.
 
-    Used by one thread, the caller's.
+    Parameters
+    ----------
+    core : Core
+        What the call runs on.
+    call : Call
+        Holds the answer afterwards.
+    policy : RetryPolicy or None
+        When to repeat it; None: never.
+    once : bool
+        Whether it is never repeated when it may have run.
+
+    Raises
+    ------
+    ReentrantCallError
+        This thread is inside another call.
+    TcmError
+        The final failure, with those before it as its history.
+    """
+    callers, ident = core.callers, get_ident()
+    if ident in callers:
+        callers.refuse()
+    try:
+        callers.add(ident)
+        return perform_inside(core, call, policy, once=once)
+    finally:
+        callers.discard(ident)
+
+
+def perform_inside(core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = False) -> int:
+    """Do what `perform` does, in a thread that is inside already."""
+    runtime = core.running()
+    counts = core.counts
+    if policy is not None and policy.attempt_timeout is not None and not once:
+        call.attempt_timeout = policy.attempt_timeout
+    try:
+        try:
+            call.attempt(runtime)
+        except TcmError as error:
+            first = error
+        else:
+            return 1
+        repeats = Repeats(policy, call.deadline, once=once, report=counts.repeated)
+        repeats.run(first, partial(call.attempt, runtime), runtime.sleep)
+        return repeats.counted + 1
+    except TcmError as error:
+        core.failed(error, call)
+        raise
+    except BaseException as error:
+        counts.failed(error)
+        raise
+    finally:
+        counts.called()
+
+
+class Repeats:
+    """The attempts of one call after its first failure. Used by one thread, the caller's.
 
     Parameters
     ----------
     policy : RetryPolicy or None
-        None: never repeat.
+        When to repeat it; None: never.
     deadline : Deadline
         The call's.
     once : bool
         Whether the call is never repeated when it may have run.
-    tell : callable, optional
-        Is given each failure after which it is repeated.
+    report : callable, optional
+        Called with each failure after which there is a repeat.
+
+    Attributes
+    ----------
+    history : list of TcmError
+        What has failed so far.
+    counted : int
+        How many of those count as attempts of the policy.
     """
 
     def __init__(
@@ -49,95 +115,118 @@ class Attempts:
         deadline: Deadline,
         *,
         once: bool = False,
-        tell: Callable[[TcmError], None] | None = None,
+        report: Callable[[TcmError], None] | None = None,
     ) -> None:
-        self.policy = policy
-        self._tell = tell
-        self.deadline = deadline
+        self._policy = policy
+        self._deadline = deadline
         self._once = once
+        self._report = report
+        self._started = 0.0  # when the latest attempt began, in seconds since the call did
         self.history: list[TcmError] = []
         self.counted = 0
-        self.attempt_started = 0.0
 
-    def go_on(self, first: TcmError, attempt: Callable[[], Result], sleep: Callable[[float], None]) -> Result:
-        """Call `attempt` until it succeeds, or its failure is final; pauses are made with `sleep`.
+    def run(self, first: TcmError, attempt: Callable[[], Result], sleep: Callable[[float], None]) -> Result:
+        """Call `attempt` until it succeeds or its failure is final.
 
-        The first attempt was made by the caller, since tenacity costs 20 to 40 microseconds, and failed with
-        `first`; tenacity's own first attempt just raises that again.
+        The first attempt was made without tenacity, which costs 20 to 40 microseconds, and failed with
+        `first`. What is done after each failure is in the order of the methods below.
         """
-        handled = sys.exc_info()[1]  # by whoever calls: it is no failure of this call
-        try:
-            result = self._repeat(first, attempt, sleep)
-        except TcmError as error:
-            error.history = tuple(self.history[:-1])
-            _forget_frames(error.history, handled)
-            raise
-        _forget_frames(self.history, handled)
-        return result
+        import tenacity  # here: `import tcm_sync` goes without it
 
-    def _repeat(
-        self, first: TcmError, attempt: Callable[[], Result], sleep: Callable[[float], None]
-    ) -> Result:
-        if self.verdict(first) is Verdict.FATAL:
-            self._note(first)
-            raise first
+        handled = sys.exc_info()[1]  # by whoever calls: it is no failure of this call
         failures = [first]
 
-        def again() -> Result:
+        def attempt_again() -> Result:
             if failures:
-                raise failures.pop()
-            self.attempt_started = self.deadline.elapsed()
+                raise failures.pop()  # tenacity's own first attempt
+            self._started = self._deadline.elapsed()
             return attempt()
 
-        return self._retrying(sleep)(again)
+        try:
+            if self._verdict(first) is Verdict.FATAL:
+                self._record(first)
+                raise first
+            retrying = tenacity.Retrying(
+                retry=tenacity.retry_if_exception(self._may_repeat),
+                wait=self._pause,
+                stop=self._is_over,
+                before_sleep=self._before_pause,
+                sleep=sleep,
+                reraise=True,
+            )
+            result = retrying(attempt_again)
+        except TcmError as error:
+            error.history = tuple(self.history[:-1])
+            _clear_frames(error.history, handled)
+            raise
+        _clear_frames(self.history, handled)
+        return result
 
-    def _retrying(self, sleep: Callable[[float], None]) -> tenacity.Retrying:
-        left = self.deadline.remaining()
-        stop: stop_base = _stop_when_spent(self) | _stop_when_too_late(self)
-        if left is not None:
-            stop = stop | tenacity.stop_before_delay(left)
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception(self._may_repeat),
-            wait=_wait_as_told(self),
-            stop=stop,
-            before_sleep=self._log_repeat,
-            sleep=sleep,
-            reraise=True,
-        )
+    # --- after a failure, in this order ---
 
     def _may_repeat(self, error: BaseException) -> bool:
+        """Record a failure; whether it may be repeated at all."""
         if not isinstance(error, TcmError):
             return False
-        self._note(error)
-        return self.verdict(error) is not Verdict.FATAL
+        self._record(error)
+        return self._verdict(error) is not Verdict.FATAL
 
-    def verdict(self, error: TcmError) -> Verdict:
-        """Say what `error` means for this call."""
+    def _pause(self, state: RetryCallState) -> float:  # noqa: ARG002
+        """Return the seconds before the repeat: what the manager asks for, else with full jitter."""
+        policy, error = self._policy, self.history[-1]
+        assert policy is not None
+        if error.retry_after is not None:
+            return error.retry_after
+        repeats = self.counted
+        if policy.verdict(error) is Verdict.FREE:
+            # What waits at a gate waits there. Sockets that die unused, and known faults, have none.
+            repeats = sum(isinstance(past, _WITHOUT_GATE) for past in self.history) - 1
+            if repeats <= 0 or not isinstance(error, _WITHOUT_GATE):
+                return 0.0
+        ceiling = min(policy.maximum, policy.initial * 2.0 ** min(repeats - 1, 60))
+        return random.uniform(0.0, ceiling)  # noqa: S311 - spreads load, guards no secret
+
+    def _is_over(self, state: RetryCallState) -> bool:
+        """Whether the policy's attempts are used up, or too little time would be left for another one."""
+        assert self._policy is not None
+        if self.counted >= self._policy.attempts:
+            return True
+        left = self._deadline.remaining()
+        if left is None:
+            return False
+        left -= state.upcoming_sleep
+        took = self._deadline.elapsed() - self._started
+        return left <= 0.0 or (left < took and self._verdict(self.history[-1]) is not Verdict.FREE)
+
+    def _before_pause(self, state: RetryCallState) -> None:
+        """Log the repeat, and count it."""
+        log.info("repeating in %.3f s after: %s", state.upcoming_sleep, self.history[-1])
+        if self._report is not None:
+            self._report(self.history[-1])
+
+    # --- what these ask ---
+
+    def _verdict(self, error: TcmError) -> Verdict:
+        """Return what a failure means for this call."""
         # What came to no socket was raised by a gate or the pool, after waiting while there was time.
-        if self.policy is None or error.uuid is None:
+        if self._policy is None or error.uuid is None:
             return Verdict.FATAL
-        verdict = self.policy.verdict(error)
+        verdict = self._policy.verdict(error)
         if self._once and (error.outcome_unknown or verdict is not Verdict.FREE):
             return Verdict.FATAL
         return verdict
 
-    def _note(self, error: TcmError) -> None:
-        """Add `error` to the history, of which the latest is kept."""
+    def _record(self, error: TcmError) -> None:
+        """Add a failure to the history, of which the latest is kept."""
         self.history.append(error)
         del self.history[:-_LONGEST_HISTORY]
-        if error.uuid is not None and self.verdict(error) is not Verdict.FREE:
+        if error.uuid is not None and self._verdict(error) is not Verdict.FREE:
             self.counted += 1
         error.attempts = self.counted
 
-    def _log_repeat(self, state: tenacity.RetryCallState) -> None:
-        pause = state.upcoming_sleep
-        log.info("repeating in %.3f s after: %s", pause, self.history[-1])
-        if self._tell is not None:
-            self._tell(self.history[-1])
 
-
-def _forget_frames(errors: Iterable[BaseException], handled: BaseException | None) -> None:
-    """Let go of what past failures keep alive through their frames: payloads, and connections."""
+def _clear_frames(errors: Iterable[BaseException], handled: BaseException | None) -> None:
+    """Release what past failures keep alive through their frames: payloads, and connections."""
     waiting: list[BaseException | None] = list(errors)
     seen = {id(handled)}
     while waiting:
@@ -146,50 +235,3 @@ def _forget_frames(errors: Iterable[BaseException], handled: BaseException | Non
             seen.add(id(error))
             error.__traceback__ = None
             waiting += [error.__cause__, error.__context__]
-
-
-class _stop_when_spent(stop_base):  # noqa: N801 - tenacity names its strategies so
-    """Stop when the policy's attempts are used up."""
-
-    def __init__(self, attempts: Attempts) -> None:
-        self.attempts = attempts
-
-    def __call__(self, retry_state: Any) -> bool:  # noqa: ARG002
-        assert self.attempts.policy is not None
-        return self.attempts.counted >= self.attempts.policy.attempts
-
-
-class _stop_when_too_late(stop_base):  # noqa: N801
-    """Stop when less time would be left than the failed attempt took: its repeat would hardly end."""
-
-    def __init__(self, attempts: Attempts) -> None:
-        self.attempts = attempts
-
-    def __call__(self, retry_state: Any) -> bool:
-        attempts = self.attempts
-        left = attempts.deadline.remaining()
-        if left is None or attempts.verdict(attempts.history[-1]) is Verdict.FREE:
-            return False
-        took = attempts.deadline.elapsed() - attempts.attempt_started
-        return bool(left - retry_state.upcoming_sleep < took)
-
-
-class _wait_as_told(wait_base):  # noqa: N801
-    """Wait as long as the manager says, else with full jitter."""
-
-    def __init__(self, attempts: Attempts) -> None:
-        self.attempts = attempts
-
-    def __call__(self, retry_state: Any) -> float:  # noqa: ARG002
-        policy, error = self.attempts.policy, self.attempts.history[-1]
-        assert policy is not None
-        if error.retry_after is not None:
-            return error.retry_after
-        repeats = self.attempts.counted
-        if policy.verdict(error) is Verdict.FREE:
-            # What waits at a gate waits there. Sockets that die unused, and known faults, have none.
-            repeats = sum(isinstance(past, _WITHOUT_GATE) for past in self.attempts.history) - 1
-            if repeats <= 0 or not isinstance(error, _WITHOUT_GATE):
-                return 0.0
-        ceiling = min(policy.maximum, policy.initial * 2.0 ** min(repeats - 1, 60))
-        return random.uniform(0.0, ceiling)  # noqa: S311 - spreads load, guards no secret

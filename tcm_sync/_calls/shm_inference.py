@@ -23,7 +23,7 @@ from tcm_sync.errors import (
 )
 
 if TYPE_CHECKING:
-    from tcm_sync._calls.request import Plan
+    from tcm_sync._calls.options import CallOptions
     from tcm_sync._deadline import Deadline
     from tcm_sync._pool.runtime import Runtime
     from tcm_sync._shm.policy import Sharing
@@ -51,7 +51,7 @@ class SharedCall(InferenceCall):
 
     Parameters
     ----------
-    plan : Plan
+    options : CallOptions
         The call, but for its inputs.
     tensors : tuple of Tensor
         The inputs.
@@ -69,7 +69,7 @@ class SharedCall(InferenceCall):
 
     def __init__(
         self,
-        plan: Plan,
+        options: CallOptions,
         tensors: tuple[Tensor, ...],
         deadline: Deadline,
         sharing: Sharing,
@@ -77,9 +77,11 @@ class SharedCall(InferenceCall):
         by_reference: Callable[[tuple[SharedTensor, ...]], Pieces],
         by_value: Callable[[], Pieces],
     ) -> None:
-        self._route: Route = plan.route
-        super().__init__((), deadline, patient=plan.policy is not None, target=(plan.route, plan.model_name))
-        self._plan = plan
+        self._route: Route = options.route
+        super().__init__(
+            (), deadline, patient=options.policy is not None, target=(options.route, options.model_name)
+        )
+        self._options = options
         self._tensors = tensors
         self._sharing = sharing
         self._counts = counts
@@ -88,7 +90,7 @@ class SharedCall(InferenceCall):
         self._arena: Arena  # once there is one
         self._lent: list[Segment] = []  # what the attempt under way names
         self._shared = False  # whether the last attempt named any
-        self._never_used = plan.allow_transient  # whether segments must be new to the server
+        self._never_used = options.allow_transient  # whether segments must be new to the server
         self._obstacle: str | None = None  # why the tensors go as JSON from now on
 
     def attempt(self, runtime: Runtime) -> None:
@@ -104,7 +106,7 @@ class SharedCall(InferenceCall):
                     self._never_used = True
                     continue
                 self._sharing.refused(self._route, error.message)
-                if self._plan.transport == "shm":
+                if self._options.transport == "shm":
                     raise
                 self._obstacle = f"refused: {error.message}"
             else:
@@ -117,7 +119,7 @@ class SharedCall(InferenceCall):
         if self._lent:  # by an attempt before
             self._let_go()
         self._shared = False
-        why = self._obstacle or self._sharing.obstacle_on(connection, self._plan.transport)
+        why = self._obstacle or self._sharing.obstacle_on(connection, self._options.transport)
         if why is None:
             try:
                 payload = self._by_reference(self._share(connection))
@@ -127,7 +129,7 @@ class SharedCall(InferenceCall):
                 self._shared = True
                 self._counts.shared(sum([segment.byte_size for segment in self._lent]))
                 return payload
-        if self._plan.transport == "shm":
+        if self._options.transport == "shm":
             raise SharedMemoryUnavailableError(f"the tensors cannot go through shared memory: {why}")
         self._counts.declined(why)
         if not self.payload:
@@ -142,7 +144,7 @@ class SharedCall(InferenceCall):
         """Wait for the reply; after it nobody reads the segments any more."""
         refusal = super().receive(connection, pending, future)
         never_ran = refusal is not None and isinstance(refusal.error, (BackpressureError, RateLimitedError))
-        if (refusal is None or never_ran) and not self._plan.allow_transient:
+        if (refusal is None or never_ran) and not self._options.allow_transient:
             self._give_back()
         return refusal
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tcm_sync._calls.batching import BatchPolicy
 from tcm_sync.cli.bodies import read_inputs
 from tcm_sync.cli.failures import FAILED, INTERRUPTED, UNREACHABLE, CommandError
 from tcm_sync.cli.infer import DTYPE, INPUT, TRANSIENT
 from tcm_sync.cli.options import Command, Session
+from tcm_sync.settings import BatchPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from tcm_sync.cli.options import Command, Session
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from tcm_sync._calls.deployment import Deployment
+    from tcm_sync import Deployment
     from tcm_sync.results import ManagementResult
 
 _RESERVED = ("self", "action", "timeout", "progress")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tcm_sync._calls.streams import InferStream
+from tcm_sync import InferStream
 from tcm_sync.cli.bodies import read_inputs
 from tcm_sync.cli.infer import DTYPE, INPUT, TRANSIENT
 from tcm_sync.cli.options import Command, Session

@@ -69,7 +69,7 @@ def test_calls_in_flight_end_and_know_whether_they_may_have_run(serve, client_of
 
 
 def waiting_in_line(client):
-    return len(client._runtime.pool._waiters) if client._runtime else 0
+    return len(client._core.runtime.pool._waiters) if client._core.runtime else 0
 
 
 def all_are_in(manager, client, count):
@@ -251,7 +251,9 @@ def test_closing_while_nobody_listens(client_of, calling):
         peer.stop_listening()
         client = client_of(peer.uri)
         calls = [calling(ask, client) for _ in range(3)]
-        wait_until(lambda: client._runtime and client._runtime.pool.manager_gate.cause, "it is refused")
+        wait_until(
+            lambda: client._core.runtime and client._core.runtime.pool.manager_gate.cause, "it is refused"
+        )
         client.close()
         assert outcomes(calls) == {False: 3}
 
@@ -306,7 +308,7 @@ def test_a_closed_client_stays_closed(serve, client_of):
     for use in (lambda: ask(client), client.open, lambda: client.open(wait=False), client.__enter__):
         with pytest.raises(ClientClosedError, match="make another"):
             use()
-    assert repr(client) == f"<TcmClient {client._settings.uri} closed>"
+    assert repr(client) == f"<TcmClient {client._core.settings.uri} closed>"
 
 
 def test_a_client_that_was_never_opened_can_be_closed(client_of):

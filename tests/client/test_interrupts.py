@@ -112,7 +112,7 @@ def every_socket_is_of_use(client):
 
 
 def in_line(client):
-    return len(client._runtime.pool._waiters)
+    return len(client._core.runtime.pool._waiters)
 
 
 def test_the_first_call_of_a_client(manager):
@@ -179,7 +179,7 @@ def test_a_stream(serve, manager, leave):
         every_socket_is_of_use(client)
         each_moment(prepare, kept=False)  # the frames of whoever leaves a stream open have the stream itself
         every_socket_is_of_use(client)
-        futures = client._runtime.reader.pending
+        futures = client._core.runtime.reader.pending
         wait_until(lambda: not futures, "nothing is waited for any more")
 
 
@@ -219,7 +219,7 @@ def test_a_call_that_tries_a_gate_which_was_shut(manager):
     def prepare():
         with client_of(manager) as client:
             client.open()
-            pool = client._runtime.pool
+            pool = client._core.runtime.pool
             pool.manager_gate.shut(ConnectFailedError("as if"), exactly=0.0)
             for connection in list(pool._shelf.all.values()):
                 pool.retire(connection, "as if")

@@ -158,24 +158,24 @@ def calls(client, manager) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
             {"model_name": "echo"},
             client.model,
         ),
-        "Model.infer": (model.infer, {"inputs": INPUTS}, client.infer),
+        "Model.infer": (model.infer, {"inputs": INPUTS}, model.infer),
         "Model.infer_sample": (model.infer_sample, {"inputs": INPUTS}, model.infer_sample),
-        "Model.infer_chunked": (model.infer_chunked, {"inputs": INPUTS}, client.infer_chunked),
+        "Model.infer_chunked": (model.infer_chunked, {"inputs": INPUTS}, model.infer_chunked),
         "Model.submit": (
             lambda **given: model.submit(**given).result(10.0),
             {"inputs": INPUTS},
-            client.submit,
+            model.submit,
         ),
-        "Model.map": (lambda **given: list(model.map(**given)), {"many_inputs": [INPUTS]}, client.map),
+        "Model.map": (lambda **given: list(model.map(**given)), {"many_inputs": [INPUTS]}, model.map),
         "Model.stream": (
             lambda **given: client.model("llm").stream(**given).close(),
             {"inputs": INPUTS, **streaming},
-            client.stream,
+            model.stream,
         ),
         "signed Model.infer": (
             client.model("echo", signature=signature()).infer,
             {"inputs": X},
-            client.infer,
+            model.infer,
         ),
         "ModelSignature": (
             lambda **given: client.model("echo", signature=ModelSignature(**given)).infer(INPUTS),
@@ -264,8 +264,7 @@ def test_odd_values_are_taken_or_refused_with_an_error_of_ours(name, client, man
     call, good, signature_of = calls(client, manager)[name]
     raw = []
     for parameter in inspect.signature(signature_of).parameters.values():
-        fixed = "Model." in name and parameter.name == "model_name"
-        if fixed or parameter.kind is parameter.VAR_KEYWORD:
+        if parameter.kind is parameter.VAR_KEYWORD:
             continue
         if parameter.kind is parameter.VAR_POSITIONAL:
             pytest.fail(f"{name} takes *{parameter.name}, which is not tried")

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import tcm_sync
-from tcm_sync import BatchPolicy, ClientClosedError, ReentrantCallError
-from tcm_sync._calls.stats import ClientStats
+from tcm_sync import BatchPolicy, ClientClosedError, ClientStats, ReentrantCallError
 
 from ..helpers.waiting import GUARD
 
@@ -146,6 +145,6 @@ def test_thousands_of_signals_while_calls_are_made(serve, connect):
 
 def test_a_mark_that_an_interrupt_left_behind_refuses_nobody(serve, connect):
     client = connect(serve())
-    client._callers.add(threading.get_ident())
+    client._core.callers.add(threading.get_ident())
     assert client.infer("echo", {"x": [7]})["x"].tolist() == [7]
-    assert not client._callers & {threading.get_ident()}
+    assert not client._core.callers & {threading.get_ident()}

@@ -219,7 +219,7 @@ def test_after_a_lost_connection(client, manager, gated, ours):
         call = thread.submit(hold, client)
         in_flight(manager)
         before = keys(manager)
-        [connection] = client._runtime.pool._shelf.all.values()
+        [connection] = client._core.runtime.pool._shelf.all.values()
         connection.shut_down()
         with pytest.raises(ConnectionLostError):
             call.result(GUARD)
@@ -233,7 +233,7 @@ def test_a_repeat_after_a_lost_connection_has_a_segment_of_its_own(connect, mana
         call = thread.submit(hold, client)
         in_flight(manager)
         before = keys(manager)
-        [connection] = client._runtime.pool._shelf.all.values()
+        [connection] = client._core.runtime.pool._shelf.all.values()
         connection.shut_down()
         in_flight(manager, 2)
         assert len(keys(manager) - before) == 1
@@ -305,7 +305,7 @@ def test_a_map_that_is_left_early_leaves_no_segment_lent(connect, manager, gated
     results.close()
     wait_until(lambda: not client.stats().busy, "what was under way has ended")
     wait_until(lambda: len(ours()) == client.stats().shm_segments, "and nothing is lent")
-    arena = client._sharing._arena
+    arena = client._core.shm._arena
     wait_until(lambda: len(arena._idle) == len(ours()), "all that there are are idle")
 
 

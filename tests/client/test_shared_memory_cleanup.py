@@ -232,7 +232,7 @@ def test_an_interrupt_at_any_moment_leaves_no_file_that_nobody_accounts_for(mana
             fill = float(next(numbers))
             yield partial(ask, client, fill)
             ask(client, fill + 0.5)
-            arena = client._sharing._arena
+            arena = client._core.shm._arena
             assert {segment.name for segment in arena._idle} == ours()
 
         each_moment(prepare, kept=False)  # a file that was just made goes with the frame that has it

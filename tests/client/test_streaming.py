@@ -210,9 +210,9 @@ def test_streams_and_calls_of_many_threads_never_mix(serve, client_of):
         over.set()
     assert len(kept) == 4 * (5 + 4 + 40)
     assert all(kept)
-    shelf = client._runtime.pool._shelf
+    shelf = client._core.runtime.pool._shelf
     wait_until(lambda: not shelf.busy(), "every socket is back or closed")
-    assert not client._runtime.reader.pending.claim_all()
+    assert not client._core.runtime.reader.pending.claim_all()
 
 
 def suspended(client):
@@ -222,7 +222,7 @@ def suspended(client):
 
 def test_a_stream_may_be_collected_while_its_thread_holds_any_lock(manager, client_of):
     client = client_of(manager)
-    runtime = client._runtime or client._running()
+    runtime = client._core.runtime or client._core.running()
     for lock in (runtime.pool._lock, runtime.reader._poke_lock, runtime.standing.manager_gate._condition):
         chunks = stream(client, "to be or not END")
         assert next(chunks) == "to"

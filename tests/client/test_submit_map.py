@@ -94,7 +94,7 @@ def test_what_waits_can_be_cancelled_and_what_runs_cannot(manager, client, gated
     waiting = [client.submit("picky", {"x": [number]}) for number in range(3)]
     assert [each.cancel() for each in running] == [False] * 4
     assert waiting[1].cancel()
-    assert len(client._workers._tasks) == 2, "what was cancelled is still in the queue"
+    assert len(client._core.workers._tasks) == 2, "what was cancelled is still in the queue"
     gated.open_all()
     assert [number_of(waiting[place].result(GUARD)) for place in (0, 2)] == [0, 4]
     assert waiting[1].cancelled()
@@ -142,7 +142,7 @@ def test_closing_ends_what_waits_and_what_runs(manager, gated):
 
 def test_workers_may_be_closed_inside_their_own_lock_and_after_an_interrupted_start(client):
     """As the collector does with a map that was dropped; and a thread that was made and never started."""
-    crew = client._crew(1)
+    crew = client._core.new_workers(1)
     crew._threads.add(threading.Thread(target=crew._work))
     assert crew.submit(lambda: 7).result(GUARD) == 7
     with crew._lock:
@@ -153,7 +153,7 @@ def test_workers_may_be_closed_inside_their_own_lock_and_after_an_interrupted_st
 
 
 def test_a_task_that_comes_as_the_idle_thread_gives_up_waiting_is_done(client):
-    crew = client._crew(1)
+    crew = client._core.new_workers(1)
     wait, late = crew._changed.wait, []
 
     def give_up(timeout):
@@ -172,9 +172,9 @@ def test_a_task_that_comes_as_the_idle_thread_gives_up_waiting_is_done(client):
 def test_a_client_that_is_dropped_with_idle_workers_is_collected(manager, monkeypatch):
     client = TcmClient(manager.uri, route=manager.route, timeout=GUARD)
     client.submit("picky", {"x": [1]}).result(GUARD)
-    workers = client._workers
+    workers = client._core.workers
     wait_until(lambda: workers._idle == 1, "it has let go of its task")
-    runtime = client._runtime
+    runtime = client._core.runtime
     with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031 - it is collected by the second
         del client
         gc.collect()

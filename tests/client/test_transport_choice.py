@@ -173,7 +173,7 @@ def test_it_can_be_switched_off(client_of, manager, ours):
     assert way(client) == "switched off"
     assert "and switched off: the client was made with shm='off'" in client.explain({"x": WORTH})
     assert manager.stats().connected == 1
-    assert client._runtime.pool.any_open().capability == {"json"}
+    assert client._core.runtime.pool.any_open().capability == {"json"}
     assert ours() == set()
 
 
@@ -355,7 +355,7 @@ def test_a_quarter_of_the_directory_may_be_pinned_unless_told(client, client_of,
     way(client)
     from tcm_sync._shm.segment import room
 
-    assert client._sharing._arena.max_pinned == room()[0] // 4
+    assert client._core.shm._arena.max_pinned == room()[0] // 4
 
 
 def test_a_full_directory_is_a_reason(client, monkeypatch):
@@ -448,7 +448,7 @@ def test_the_pause_doubles_up_to_ten_minutes_and_is_forgotten_when_it_works(clie
     assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0]
     blind._regions._blind = False
     assert way(client) == "shm"
-    assert client._sharing._unable == {}
+    assert client._core.shm._unable == {}
 
 
 def test_calls_that_fail_together_make_one_pause(client_of, blind, clock):

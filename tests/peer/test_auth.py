@@ -235,7 +235,7 @@ def test_a_token_that_is_tried_again_during_a_shutdown_is_tried_once_more():
         chunks = client.stream("m", {"text": ["x"]})
         with failing(AuthenticationError):
             ask(client)
-        pool = client._running().pool
+        pool = client._core.running().pool
         wait_until(lambda: time.monotonic() > pool.auth_gate._opens_at)
         with background(lambda: ask(client, 3.0)) as answer:
             wait_for(authed)

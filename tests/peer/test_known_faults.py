@@ -138,7 +138,7 @@ def test_streams_of_a_server_that_runs_one_wait_for_one_another_without_a_socket
     manager = OneAtATime()
     with ScriptedPeer(manager) as peer, connect(peer) as client, ThreadPoolExecutor(6) as threads:
         streams = [threads.submit(lambda: list(client.stream("m", {"x": [1.0]}))) for _ in range(6)]
-        turns = client._running().turns
+        turns = client._core.running().turns
         for served in itertools.count(1):
             wait_until(lambda served=served: manager.begun == served)
             if served == 6:
@@ -177,7 +177,7 @@ def test_a_stream_that_is_interrupted_before_its_first_chunk_has_had_its_turn():
 
     manager = OneAtATime()
     with ScriptedPeer(manager) as peer, connect(peer) as client:
-        client._running().turns.refused("c1", StreamBusyError(BUSY))
+        client._core.running().turns.refused("c1", StreamBusyError(BUSY))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Runtime, "attempt", interrupt)
             with pytest.raises(KeyboardInterrupt) as kept:

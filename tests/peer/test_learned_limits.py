@@ -18,7 +18,7 @@ from tcm_sync import (
     PayloadTooLargeError,
     Route,
 )
-from tcm_sync._calls.learned_limits import Limits
+from tcm_sync._calls.learned_limits import RowLimits
 from tcm_sync._tensors import ModelSignature, TensorSpec
 
 from ..helpers.peer_connection import PATIENCE
@@ -177,11 +177,11 @@ def test_another_manager_may_have_another_limit():
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         with pytest.raises(MessageTooLargeError):
             client.infer("m", {"x": X})
-        client._runtime.standing.managers += 1
+        client._core.runtime.standing.managers += 1
         manager.message = None
         assert np.array_equal(client.infer("m", {"x": X})["y"], X)
-        small = client._settings.max_message_bytes - client._envelope_bytes("inference")
-        assert client._inference_room == small
+        small = client._core.settings.max_message_bytes - client._core.messages.envelope_bytes("inference")
+        assert client._core.messages.inference_room == small
 
 
 @pytest.mark.parametrize("limit", LIMITED.values(), ids=LIMITED)
@@ -221,7 +221,7 @@ def test_a_refusal_names_the_most_rows():
 
 
 def test_what_is_learned_is_bounded():
-    limits = Limits()
+    limits = RowLimits()
     for number in range(1_000):
         error = InferenceFailedError("too many", max_batch_size=8)
         assert limits.learn((Route("c"), f"m{number}"), error, 64, 4) == 8

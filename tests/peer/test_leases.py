@@ -27,7 +27,7 @@ def test_every_lease_that_is_collected_is_taken_back_at_once(monkeypatch):
     monkeypatch.setattr(growth, "AUDIT_INTERVAL", 600.0)  # nobody else looks for it
     with ScriptedPeer(echo, echo) as peer, connect(peer, pool_size=1) as client:
         ask(client)
-        lease = client._running().pool.lease(Deadline(PATIENCE))
+        lease = client._core.running().pool.lease(Deadline(PATIENCE))
         del lease
         wait_until(lambda: client.stats().sockets_closed.get("its lease was lost"))
         assert ask(client, 2.0) == 2.0
@@ -43,7 +43,7 @@ def test_a_connection_that_is_closed_is_freed_without_the_collector(monkeypatch)
     try:
         with ScriptedPeer(echo) as peer, connect(peer) as client:
             ask(client)
-            seen = weakref.ref(client._runtime.pool.any_open())
+            seen = weakref.ref(client._core.runtime.pool.any_open())
         del client
         wait_until(lambda: seen() is None)
     finally:
@@ -87,7 +87,7 @@ def test_a_handler_of_logs_that_fails_costs_no_socket(refuse):
 @pytest.fixture
 def runtime():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
-        yield client._running()
+        yield client._core.running()
 
 
 @pytest.fixture

@@ -342,7 +342,7 @@ def test_a_connection_that_died_while_it_was_idle_costs_no_job():
     with ScriptedPeer(dies, doing(done)) as peer, connect(peer) as client:
         assert client.management("create_vm").data
         gone.set()
-        wait_until(lambda: not client._running().management._shelf.all)
+        wait_until(lambda: not client._core.running().management._shelf.all)
         assert client.management("create_vm").data
     assert [connection.requests for connection in peer.connections] == [1, 1]
 
@@ -448,7 +448,7 @@ def test_a_shutdown_told_to_a_job_holds_up_inferences_too():
     with ScriptedPeer(doing(reject), echo) as peer, connect(peer) as client:
         with pytest.raises(ShuttingDownError):
             client.management("create_vm")
-        assert client._running().standing.manager_gate.cause is not None
+        assert client._core.running().standing.manager_gate.cause is not None
         assert ask(client) == 1.0
     assert peer.probes, "the new socket was opened without a look at /ready"
 
@@ -685,7 +685,9 @@ def test_a_container_whose_creation_is_not_answered_has_most_likely_been_made():
 @pytest.mark.parametrize(("action", "seconds"), [("create_container", 60.0), ("create_vm", 900.0)])
 def test_a_creation_that_is_never_answered_is_not_waited_for_as_long_as_others(monkeypatch, action, seconds):
     asked = []
-    monkeypatch.setattr(TcmClient, "_deadline", lambda _, timeout: asked.append(timeout) or 1 / 0)
+    monkeypatch.setattr(
+        "tcm_sync._calls.management.start_deadline", lambda *timeouts: asked.append(timeouts[1]) or 1 / 0
+    )
     with TcmClient("ws://127.0.0.1:1/ws") as client, pytest.raises(ZeroDivisionError):
         client.management(action)
     assert asked == [seconds]

@@ -89,7 +89,7 @@ def test_a_reply_is_counted_before_anybody_has_it(monkeypatch):
         before, resolve = client.stats().messages_received, ReplyFuture.resolve
 
         def watched(self, outcome):
-            counted.append(client._counts.messages_received - before)
+            counted.append(client._core.counts.messages_received - before)
             resolve(self, outcome)
 
         monkeypatch.setattr(ReplyFuture, "resolve", watched)

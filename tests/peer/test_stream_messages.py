@@ -25,7 +25,7 @@ from tcm_sync import (
     ShuttingDownError,
     StreamTimeoutError,
 )
-from tcm_sync._calls.streams import StreamCall
+from tcm_sync._calls.stream_call import StreamCall
 from tcm_sync._deadline import Deadline
 
 from ..helpers.peer_connection import PATIENCE, PING, PONG
@@ -203,7 +203,7 @@ def test_what_has_come_is_taken_however_late_the_caller_is():
         chunks = stream(client, idle_timeout=PATIENCE, on_idle="end")
         assert next(chunks) == "a"
         go_on.set()
-        replies = client._running().reader.pending.get(peer.uuids[0])
+        replies = client._core.running().reader.pending.get(peer.uuids[0])
         wait_until(lambda: len(replies._items) == 3)
         chunks._call._idle_timeout = 0.01
         wait_until(lambda: chunks._call._patience() == 0.0)
@@ -527,13 +527,13 @@ def test_streams_leave_one_socket_to_the_others():
             for value in range(3):
                 assert ask(client, float(value)) == value
             with background(lambda: stream(client)) as third:
-                wait_until(lambda: len(client._running().pool._waiters) == 1)
+                wait_until(lambda: len(client._core.running().pool._waiters) == 1)
                 for value in range(3):
                     assert ask(client, float(value)) == value, "a waiting stream holds others up"
                 opened[0].close()
                 with third() as chunks:
                     assert next(chunks) == "a"
-        assert len(client._running().pool._waiters) == 0
+        assert len(client._core.running().pool._waiters) == 0
         assert ask(client, 9.0) == 9.0
 
 
@@ -555,9 +555,9 @@ def test_the_end_of_a_stream_on_a_socket_that_retires_makes_room_too():
     with ScriptedPeer(script) as peer, connect(peer, pool_size=2) as client:
         first = stream(client)
         assert ask(client) == 1.0  # the other socket is idle now
-        client._runtime.pool.retire(first._call.connection, "worn out")
+        client._core.runtime.pool.retire(first._call.connection, "worn out")
         with background(lambda: stream(client, timeout=PATIENCE)) as second:
-            wait_until(lambda: len(client._runtime.pool._waiters) == 1)
+            wait_until(lambda: len(client._core.runtime.pool._waiters) == 1)
             go_on.set()
             assert list(first) == ["a"]
             assert next(second()) == "a"
@@ -633,7 +633,7 @@ def test_a_stream_that_is_not_taken_is_held_up_by_tcp_and_holds_up_nobody():
 
     with ScriptedPeer(script, echo) as peer, connect(peer, pool_size=2) as client:
         chunks = stream(client, timeout=None, idle_timeout=PATIENCE)
-        reader = client._running().reader
+        reader = client._core.running().reader
         (connection,) = reader._connections.values()
         wait_until(lambda: connection.paused)
         replies = reader.pending.get(peer.uuids[0])
@@ -685,7 +685,7 @@ def test_a_stream_that_began_after_a_failure_is_closed_when_it_is_dropped(failed
         gc.disable()
         try:
             assert next(stream(client)) == "a"
-            wait_until(lambda: not client._runtime.pool._shelf.all)
+            wait_until(lambda: not client._core.runtime.pool._shelf.all)
         finally:
             gc.enable()
     assert peer.requests == 2
@@ -694,7 +694,7 @@ def test_a_stream_that_began_after_a_failure_is_closed_when_it_is_dropped(failed
 def test_a_socket_is_given_back_once():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         ask(client)
-        pool = client._runtime.pool
+        pool = client._core.runtime.pool
         first = pool.lease(Deadline(PATIENCE))
         connection = first.connection
         pool.release(connection, first, used=False)
@@ -717,7 +717,7 @@ def test_a_paused_stream_can_be_left():
 
     with ScriptedPeer(script, echo) as peer, connect(peer, pool_size=2) as client:
         chunks = stream(client)
-        (connection,) = client._running().reader._connections.values()
+        (connection,) = client._core.running().reader._connections.values()
         wait_until(lambda: connection.paused)
         chunks.close()
         assert ask(client) == 1.0
@@ -737,7 +737,7 @@ def test_a_paused_stream_is_not_taken_for_dead():
 
     with ScriptedPeer(script) as peer, connect(peer) as client:
         chunks = stream(client)
-        reader = client._running().reader
+        reader = client._core.running().reader
         (connection,) = reader._connections.values()
         wait_until(lambda: connection.paused)
         reader._ping_interval = 0.05

@@ -42,7 +42,7 @@ def test_calls_over_tls(server_tls, ca_file):
 def test_a_tls_object_is_read_under_the_lock_of_its_connection(server_tls, ca_file):
     with ScriptedPeer(echo, tls=server_tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
         client.open()
-        connection = client._runtime.pool.any_open()
+        connection = client._core.runtime.pool.any_open()
         read = partial(connection.receive_into, memoryview(bytearray(1)))
         with ThreadPoolExecutor(1) as another, connection.lock, pytest.raises(BlockingIOError):
             another.submit(read).result(PATIENCE)
@@ -209,7 +209,7 @@ def test_a_stream_over_tls_that_is_not_taken_is_held_up_and_whole(server_tls, ca
 
     with ScriptedPeer(script, tls=server_tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
         chunks = client.stream("m", {"text": ["x"]}, idle_timeout=PATIENCE)
-        (connection,) = client._running().reader._connections.values()
+        (connection,) = client._core.running().reader._connections.values()
         wait_until(lambda: connection.paused)
         for number, taken in enumerate(chunks):
             assert taken == f"{number} {text}"

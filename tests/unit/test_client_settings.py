@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tcm_sync import ConfigError, InputError, Route, TcmClient
+from tcm_sync._calls.options import route_for
 
 from ..helpers.peer_scripts import ROUTE, ask, connect, echo
 from ..helpers.scripted_peer import ScriptedPeer
@@ -22,7 +23,7 @@ X = {"x": np.ones((1, 2), np.float32)}
 @pytest.fixture
 def client(monkeypatch):
     client = TcmClient(URI, route=Route("c", "10.0.0.1", "vm"))
-    monkeypatch.setattr(client, "_running", lambda: pytest.fail("it was opened"))
+    monkeypatch.setattr(client._core, "running", lambda: pytest.fail("it was opened"))
     return client
 
 
@@ -61,9 +62,9 @@ def test_an_argument_that_cannot_work_is_refused_before_anything_is_opened(clien
 
 
 def test_a_call_needs_a_route_from_somewhere():
-    with pytest.raises(InputError, match="nothing says where to run"):
+    with pytest.raises(InputError, match="there is no route"):
         TcmClient(URI).infer("m", X)
-    with pytest.raises(InputError, match="nothing says where to run"):
+    with pytest.raises(InputError, match="there is no route"):
         TcmClient(URI).infer("m", X, vm_ip="10.0.0.1")
 
 
@@ -80,7 +81,7 @@ def test_a_call_needs_a_route_from_somewhere():
 )
 def test_naming_a_container_leaves_the_clients_machine_out(client, arguments, route):
     given = {"container_id": None, "vm_ip": None, "vm_id": None, **arguments}
-    assert client._route(given["vm_ip"], given["container_id"], given["vm_id"]) == route
+    assert route_for(client._defaults, given["vm_ip"], given["container_id"], given["vm_id"]) == route
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_naming_a_container_leaves_the_clients_machine_out(client, arguments, ro
 )
 def test_a_route_that_is_named_again_is_not_made_again(client, arguments):
     """Making and checking one costs a call 2 microseconds."""
-    assert client._route(*arguments) is client._route(*arguments)
+    assert route_for(client._defaults, *arguments) is route_for(client._defaults, *arguments)
 
 
 def test_a_route_holds_plain_texts_whatever_it_was_named_with(client):
@@ -96,7 +97,7 @@ def test_a_route_holds_plain_texts_whatever_it_was_named_with(client):
         __slots__ = ()
 
     for text in (Text("d"), "d"):
-        assert type(client._route(None, text, None).container_id) is str
+        assert type(route_for(client._defaults, None, text, None).container_id) is str
 
 
 @pytest.mark.parametrize("timeout", [0, -1, True, "5", float("nan"), float("inf")])

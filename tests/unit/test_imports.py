@@ -46,7 +46,6 @@ LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 
 #: Files that import each other for type checkers alone, or inside a function; to be resolved.
 CYCLES = [
-    ["_calls.caller", "_calls.lifecycle", "_calls.stats"],
     ["_pool.call", "_pool.runtime", "_pool.stream_turns"],
     [
         "_pool.concurrency_limit",

@@ -21,6 +21,7 @@ from tcm_sync import (
     TcmClient,
     TensorSpec,
 )
+from tcm_sync._calls.options import start_deadline
 from tcm_sync._numbers import as_number, as_whole, shown
 from tcm_sync._tensors import check_inputs
 from tcm_sync._wire.plain import plain_json
@@ -232,7 +233,7 @@ def test_a_local_manager_refuses_numbers_that_cannot_be(name: str, value: Any) -
 def test_timeouts_of_calls_take_numbers_of_any_type() -> None:
     with TcmClient(URI) as client:
         for seconds in (*WHOLE, *REAL):
-            assert type(client._deadline(seconds).timeout) in (int, float)
+            assert type(start_deadline(seconds, None).timeout) in (int, float)
         client.close(np.float32(0.5))  # type: ignore[arg-type]
 
 
@@ -241,6 +242,6 @@ def test_timeouts_of_calls_refuse_what_is_no_number(none: Any) -> None:
     with TcmClient(URI) as client:
         if none is not None:
             with pytest.raises(InputError, match=r"^timeout must be a positive, finite number"):
-                client._deadline(none)
+                start_deadline(none, None)
         with pytest.raises(ConfigError, match=r"^timeout must be a number of seconds"):
             client.close(none)

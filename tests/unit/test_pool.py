@@ -53,7 +53,7 @@ def test_callers_are_served_in_the_order_in_which_they_came():
             connection.reply({"y": [[value]]})
 
     with ScriptedPeer(script) as peer, connect(peer, pool_size=1) as client:
-        pool = client._running().pool
+        pool = client._core.running().pool
         with contextlib.ExitStack() as calls:
             for number in range(10):
                 calls.enter_context(background(lambda number=number: ask(client, float(number))))
@@ -230,7 +230,7 @@ def test_a_reader_that_fails_ends_its_calls_and_the_next_call_has_another(caplog
         raise ZeroDivisionError("planted")
 
     with ScriptedPeer(script, echo) as peer, connect(peer, retry=None) as client:
-        reader = client._running().reader
+        reader = client._core.running().reader
         with background(lambda: ask(client)) as result:
             wait_until(lambda: peer.requests == 1)
             reader._command(fail)
@@ -240,7 +240,7 @@ def test_a_reader_that_fails_ends_its_calls_and_the_next_call_has_another(caplog
                 result()
         assert caught.value.outcome_unknown
         assert ask(client) == 1.0
-        assert client._running().reader is not reader
+        assert client._core.running().reader is not reader
     assert "the reader failed" in caplog.text
 
 

@@ -37,7 +37,7 @@ from tcm_sync import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
-from tcm_sync._calls.retrying import Attempts
+from tcm_sync._calls.retrying import Repeats
 from tcm_sync._deadline import Deadline
 from tcm_sync.retry import Verdict
 
@@ -222,7 +222,7 @@ class Call:
         self.failures = list(failures)
         self.takes = takes
         self.made = 0
-        self.attempts = Attempts(policy, Deadline(timeout))
+        self.attempts = Repeats(policy, Deadline(timeout))
 
     def attempt(self):
         self.made += 1
@@ -236,7 +236,7 @@ class Call:
             return self.attempt()
         except TcmError as error:
             first = error
-        return self.attempts.go_on(first, self.attempt, self.clock.sleep)
+        return self.attempts.run(first, self.attempt, self.clock.sleep)
 
     def fails(self, kind=TcmError):
         with pytest.raises(kind) as caught:
@@ -434,7 +434,7 @@ def test_what_the_caller_handles_keeps_its_frames():
             raise TritonOverloadedError("busy", uuid="u", retriable=True)
         except TritonOverloadedError as busy:
             first = busy
-        run = Attempts(RetryPolicy(initial=0.0, maximum=0.0), Deadline(30.0))
-        assert run.go_on(first, lambda: "answer", lambda seconds: None) == "answer"
+        run = Repeats(RetryPolicy(initial=0.0, maximum=0.0), Deadline(30.0))
+        assert run.run(first, lambda: "answer", lambda seconds: None) == "answer"
         assert error.__traceback__ is not None  # noqa: PT017
         assert run.history[0].__traceback__ is None

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tcm_sync import Route
-from tcm_sync._calls.request import Plan, _around, encode_request
+from tcm_sync._calls.options import CallOptions
+from tcm_sync._calls.request import _around, encode_request
 from tcm_sync._deadline import Deadline
 from tcm_sync._tensors import (
     DATATYPES,
@@ -182,7 +183,7 @@ def test_what_is_remembered_of_requests_is_bounded() -> None:
     """Names and shapes may be new with every call, for months."""
     for number in range(3000):
         encode_inputs(check_inputs({f"x{number}": np.zeros((1, number + 1), "f4")}))
-        encode_request(Plan(f"m{number}", Route("c"), False, None, None, None), [])  # type: ignore[arg-type]
+        encode_request(CallOptions(f"m{number}", Route("c"), False, None, None, None), [])  # type: ignore[arg-type]
     assert encode._head.cache_info().currsize <= 1024
     assert _around.cache_info().currsize <= 256
 

@@ -159,7 +159,7 @@ def test_closing_workers_ends_what_waits_and_cancelling_takes_it_out():
 def test_a_child_forked_while_a_socket_is_handed_to_the_pool_closes_its_copy():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         statuses = []
-        runtime = client._running()
+        runtime = client._core.running()
         register = runtime.reader.register
 
         def fork_first(connection):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tcm_sync import AuthContext, ClientClosedError, MessageTooLargeError, Route, TcmClient
-from tcm_sync._calls.request import Plan, encode_tensors
+from tcm_sync._calls.options import CallOptions
+from tcm_sync._calls.request import encode_tensors
 from tcm_sync._tensors import check_inputs
 from tcm_sync._transport.authentication import _auth_request, fresh_uuid
 from tcm_sync._wire.encode import check_size, encode_message, encode_payload, size_of
@@ -72,7 +73,7 @@ def inference(route=Route("c"), *, allow_transient=False):  # noqa: B008 - it is
 
 
 def encoded(inputs, route=Route("c"), *, allow_transient=False):  # noqa: B008 - it is frozen
-    plan = Plan("m", route, allow_transient, None, None, None)
+    plan = CallOptions("m", route, allow_transient, None, None, None)
     return b"".join(encode_tensors(plan, check_inputs(inputs), limit=10**6, envelope_bytes=0))
 
 

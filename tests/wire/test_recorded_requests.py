@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tcm_sync import AuthContext, InferenceInput, InputError, PipelineStep, SHMReference, TcmClient
+from tcm_sync._pool.runtime import Runtime
+from tcm_sync._pool.stream_turns import Turns
 from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._transport.authentication import CAPABILITY, _auth_request
 from tcm_sync._wire.encode import encode_message, encode_payload
@@ -203,19 +206,28 @@ class Said(Exception):
         self.call = call
 
 
-class Recorder(TcmClient):
-    """A client that comes as far as sending."""
+class Recorder(Runtime):
+    """What calls run on, as far as sending."""
 
-    def _perform(self, call, policy, *, once=False):
+    def __init__(self):
+        self.reader = SimpleNamespace(stopping=False)
+        self.standing = SimpleNamespace(managers=0)
+        self.turns = Turns()
+
+    def attempt(self, call):
         raise Said(call)
 
 
 def made(message, ask):
     """Return the message that a call of a client makes, with the uuid of the one that was recorded."""
+    client = TcmClient("ws://127.0.0.1/ws")
+    client._core.runtime = Recorder()
     try:
-        ask(Recorder("ws://127.0.0.1/ws"))
+        ask(client)
     except Said as said:
         call = said.call
+    finally:
+        client._core.runtime = None
     return json.loads(b"".join(encode_message(message["uuid"], call.kind, call.payload)))
 
 

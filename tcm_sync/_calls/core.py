@@ -1,0 +1,392 @@
+"""What the calls of a client share: its settings, counters and limits, and the connections they run on."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import secrets
+import sys
+import threading
+import warnings
+import weakref
+from typing import TYPE_CHECKING
+
+from tcm_sync._calls.learned_limits import MessageLimit, RowLimits
+from tcm_sync._calls.worker_threads import Workers
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._numbers import as_number, shown
+from tcm_sync._pool.connector import Connector
+from tcm_sync._pool.runtime import Runtime
+from tcm_sync._process import notice_fork, refuse_green_threads, watch
+from tcm_sync._reentry import Callers, entrance
+from tcm_sync._shm.policy import Sharing
+from tcm_sync._transport.counters import Counts
+from tcm_sync._wire.encode import size_of
+from tcm_sync.errors import ClientClosedError, ConfigError, MessageTooLargeError, TcmError
+
+if TYPE_CHECKING:
+    from tcm_sync._deadline import Deadline
+    from tcm_sync._pool.call import Call
+    from tcm_sync._shm.segment import Segment
+    from tcm_sync._transport.connection import Connection
+    from tcm_sync.results import ClientStats
+    from tcm_sync.settings import Settings
+
+# What calls, failures and probes need: when they come there may be no descriptor left to load it with, and a
+# fork in the middle of an import leaves its lock to the child. Resolving a name takes the codec.
+_NEEDED_LATER = ["email.utils", "encodings.idna", "http.client", "tenacity"]
+if sys.platform != "win32":
+    _NEEDED_LATER += ["fcntl", "grp"]
+
+
+_MOST_KEPT = 8  # cores of unpickled clients
+
+
+class State(enum.Enum):
+    """Where a client is between its making and its closing."""
+
+    UNOPENED = "not open"  # nothing has been called yet in this process
+    OPEN = "open"
+    CLOSED = "closed"  # for good
+
+
+class Core:
+    """What the calls of a client, of its copies and of its views share.
+
+    Parameters
+    ----------
+    settings : Settings
+        What the client was made with.
+    key : str
+        Identifies the client among its copies, in this process and in others.
+
+    Attributes
+    ----------
+    counts : Counts
+        The counters.
+    shm : Sharing
+        Which calls use shared memory, and the memory.
+    callers : Callers
+        The threads that are inside a call.
+    prober : Connector
+        Threads for ``/health`` and ``/ready``, at most two however many requests hang.
+    row_limits : RowLimits
+        The most rows of a request, by route and model.
+    messages : MessageLimit
+        The most bytes of a message.
+    runtime : Runtime or None
+        The connections, once there was a call.
+    workers : Workers or None
+        The threads of `submit`, once there was one.
+    """
+
+    def __init__(self, settings: Settings, key: str) -> None:
+        refuse_green_threads()
+        try:
+            for name in _NEEDED_LATER:
+                importlib.import_module(name)
+        except (OSError, ImportError) as error:
+            if is_of_handler(error):
+                raise
+            raise ConfigError(f"a module that clients need cannot be loaded: {error}") from error
+        self.settings = settings
+        self.key = key
+        self.counts = Counts()
+        self.shm = Sharing(settings)
+        self.callers = self._callers = Callers()  # under the name that `entrance` takes, too
+        self.prober = Connector(self.callers)
+        self.row_limits = RowLimits()
+        self.messages = MessageLimit(settings)
+        self.lock = threading.RLock()  # guards runtime, workers, counted_from and _all_workers
+        self.counted_from: ClientStats | None = None  # what the counters were when they were last reset
+        self.runtime: Runtime | None = None
+        self.workers: Workers | None = None
+        self._all_workers: weakref.WeakSet[Workers] = weakref.WeakSet()  # of `submit` and of each `map`
+        # The ids of the clients and views that are open; each step is one atomic operation of a set.
+        self._clients: set[int] = set()
+        self._views: set[int] = set()
+        self.is_kept = False  # whether the process keeps it for copies that are still to come
+        self._closing = False  # set without the lock: a signal handler may close while this thread holds it
+        watch(self)
+
+    @property
+    def state(self) -> State:
+        """Whether calls can be made, and whether any was."""
+        if self._closing:
+            return State.CLOSED
+        return State.UNOPENED if self.runtime is None else State.OPEN
+
+    def __repr__(self) -> str:
+        """One line. It takes no lock, so that it may be shown anywhere, and may be a little off."""
+        runtime, state = self.runtime, self.state
+        if runtime is None or state is not State.OPEN:
+            return f"<TcmClient {self.settings.uri} {state.value}>"
+        sockets, busy, waiting = runtime.pool.glance()
+        parts = [f"open, {sockets} of {self.settings.pool_size} sockets, {busy} calls in flight"]
+        if waiting:
+            parts.append(f"{waiting} waiting")
+        if shut := ", ".join(runtime.gates()):
+            parts.append(f"shut: {shut}")
+        return f"<TcmClient {self.settings.uri} {', '.join(parts)}>"
+
+    # --- opening ---
+
+    @entrance
+    def begin(self) -> Runtime:
+        """Return what calls run on, started if need be."""
+        return self.running()
+
+    def running(self) -> Runtime:
+        """Do what `begin` does, inside an entrance."""
+        notice_fork()
+        runtime = self.runtime
+        if runtime is not None and not runtime.reader.stopping and not self._closing:
+            return runtime
+        with self.lock:
+            self._check_open()
+            if self.runtime is not None and not self.runtime.reader.stopping:
+                return self.runtime
+            refuse_green_threads()
+            if self.runtime is not None:
+                self.runtime.stop()
+            runtime = self.runtime = Runtime(self.settings, self.counts, self.callers)
+            try:
+                self._check_open()
+            except ClientClosedError:  # by a signal handler
+                runtime.stop()
+                raise
+            return runtime
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise ClientClosedError("the client is closed, and a closed client stays closed: make another")
+
+    @entrance
+    def open(self, deadline: Deadline, *, wait: bool) -> None:
+        """Open a first socket, and wait until it is authenticated if that is wanted."""
+        runtime = self.running()
+        if not wait:
+            runtime.pool.warm()
+            return
+        lease = runtime.pool.lease(deadline, eager=True)
+        try:
+            lease.unused()
+        except BaseException:
+            lease.discard("open() was interrupted")
+            raise
+
+    @entrance
+    def new_workers(self, most: int) -> Workers:
+        """Return threads for calls, which end when the client is closed."""
+        return self._new_workers(most)
+
+    def _new_workers(self, most: int) -> Workers:
+        notice_fork()
+        workers = Workers(most, self.callers)
+        with self.lock:
+            if self._closing:
+                workers.close()
+            self._all_workers.add(workers)
+        return workers
+
+    @entrance
+    def background(self) -> Workers:
+        """Return the threads of `submit`."""
+        self.running()
+        workers = self.workers
+        if workers is None:
+            workers = self._new_workers(self.settings.pool_size)
+            with self.lock:
+                workers = self.workers = self.workers or workers
+        return workers
+
+    @entrance
+    def new_segment(self, byte_size: int) -> Segment:
+        """Return a segment of shared memory that is the caller's."""
+        self.running()
+        return self.shm.arena().empty(byte_size)
+
+    # --- what calls ask ---
+
+    @entrance
+    def any_connection(self) -> Connection | None:
+        """Return one of the connections that are open, if there is any."""
+        return None if self.runtime is None else self.runtime.pool.any_open()
+
+    def message_limit(self) -> int:
+        """Return the most bytes of a message: as set, or fewer if this manager said so."""
+        return self.messages.now(self.runtime)
+
+    def failed(self, error: TcmError, call: Call) -> None:
+        """Put the facts of a call into its error, and count it."""
+        self.counts.failed(error)
+        if call.target is not None:
+            error.route, error.model_name = call.target
+        error.elapsed = call.deadline.elapsed()
+        error.outcome_unknown = error.outcome_unknown or call.may_have_run
+        if isinstance(error, MessageTooLargeError) and error.size is None and call.payload:  # 1009
+            refused = size_of(call.payload) + self.messages.envelope_bytes(call.kind)
+            self.messages.learn(error.limit, refused, self.runtime)
+
+    # --- closing ---
+
+    def attach(self, client: object, *, is_view: bool) -> None:
+        """Record one more client or view of these connections."""
+        (self._views if is_view else self._clients).add(id(client))
+
+    def detach(self, client: object) -> None:
+        """Record that a client or a view is no longer there."""
+        self._clients.discard(id(client))
+        self._views.discard(id(client))
+
+    def close_for(self, client: object, timeout: float) -> Core:
+        """Close one client or view, and the connections if they are for no other; return its core.
+
+        Closing a client leaves them open for other clients alone, closing a view for other views too.
+        """
+        seconds = checked_closing(timeout)
+        is_view = id(client) in self._views
+        self.detach(client)
+        others = (self._clients or self._views) if is_view else self._clients
+        if not others or self._closing:
+            self._close_all(seconds)
+            return self
+        closed = Core(self.settings, self.key)
+        closed.counts, closed.counted_from = self.counts, self.counted_from
+        closed._closing = True
+        return closed
+
+    def _close_all(self, seconds: float) -> None:
+        """End all calls, after waiting so many seconds for those under way."""
+        notice_fork()
+        _cores.release(self)
+        self._closing = True  # whatever this thread is in the middle of
+        if not self.callers.have():
+            self._close(seconds)
+        elif (runtime := self.runtime) is not None:
+            runtime.reader.do(self._end)  # which waits for the locks that this thread may hold
+
+    @entrance
+    def _close(self, timeout: float) -> None:
+        runtime, all_workers = self._parts()
+        for workers in all_workers:
+            workers.close()
+        if runtime is not None:
+            runtime.close(min(timeout, threading.TIMEOUT_MAX))
+        for workers in all_workers:
+            workers.join(1.0)
+        self.shm.close()
+
+    def _end(self) -> None:
+        """Have everything end, without waiting for it."""
+        runtime, all_workers = self._parts()
+        for workers in all_workers:
+            workers.close()
+        if runtime is not None:
+            runtime.stop()
+        self.shm.close()
+
+    def _parts(self) -> tuple[Runtime | None, list[Workers]]:
+        with self.lock:
+            return self.runtime, list(self._all_workers)
+
+    def __del__(self) -> None:
+        runtime = getattr(self, "runtime", None)
+        if runtime is None or self._closing:
+            return
+        if runtime.reader.is_inherited():
+            runtime.abandon()
+            return
+        runtime.reader.stop()  # it waits for nothing: this may run inside any lock
+        if not self.is_kept and not sys.is_finalizing():
+            warnings.warn(
+                f"unclosed {self!r}: close() it, or use it as a context manager", ResourceWarning, 2, self
+            )
+
+    def after_fork(self) -> None:
+        """Leave the parent's threads and sockets behind; a forked child does this by itself."""
+        self.lock = threading.RLock()
+        self.callers.clear()
+        self.counts.lock = threading.RLock()  # the parent's streams go on counting with them
+        self.prober = Connector(self.callers)
+        self.counts, self.counted_from = Counts(), None
+        self.shm = Sharing(self.settings)  # the segments are the parent's
+        self.workers, self._all_workers = None, weakref.WeakSet()
+        runtime, self.runtime = self.runtime, None
+        if runtime is not None:
+            runtime.abandon()
+
+    def at_exit(self) -> None:
+        """Refuse calls from now on: the reader is about to be stopped with the interpreter."""
+        self._closing = True
+        self.shm.close()
+
+
+class _Cores:
+    """The cores of this process by their keys, so that copies of one client share their connections.
+
+    Those of clients that were made here are kept by their clients alone. Those of unpickled ones are kept
+    here, up to a number: a task that gets its client as an argument drops it at its end, and the next task
+    gets a copy again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # guards both
+        self._cores: weakref.WeakValueDictionary[str, Core] = weakref.WeakValueDictionary()
+        self._kept: dict[str, Core] = {}
+        watch(self)
+
+    def make(self, settings: Settings, key: str) -> Core:
+        """Make the core of a new client."""
+        core = Core(settings, key)
+        with self._lock:
+            self._cores[key] = core
+        return core
+
+    def find_or_make(self, settings: Settings, key: str) -> Core:
+        """Return the core of a client's copies in this process, made for the first of them."""
+        notice_fork()
+        with self._lock:
+            core = self._cores.get(key)
+            if core is not None and core.state is not State.CLOSED:
+                return core
+            core = self._cores[key] = Core(settings, key)
+            core.is_kept = True
+            dropped = [] if len(self._kept) < _MOST_KEPT else [self._kept.pop(next(iter(self._kept)))]
+            self._kept.pop(key, None)
+            self._kept[key] = core
+        del dropped  # outside the lock
+        return core
+
+    def release(self, core: Core) -> None:
+        """Keep a core no longer: it was closed."""
+        if self._kept.get(core.key) is core:
+            self._kept.pop(core.key, None)
+
+    def after_fork(self) -> None:
+        """Leave behind a lock that another thread of the parent may have held."""
+        self._lock = threading.RLock()
+
+    def at_exit(self) -> None:
+        """Do nothing: each core refuses calls by itself."""
+
+
+_cores = _Cores()
+
+
+def new_core(settings: Settings) -> Core:
+    """Make what the calls of a new client share."""
+    return _cores.make(settings, secrets.token_hex(16))
+
+
+def core_of(settings: Settings, key: str) -> Core:
+    """Return what the copies of a client in this process share."""
+    return _cores.find_or_make(settings, key)
+
+
+def checked_closing(timeout: object) -> float:
+    """Return the seconds that closing may wait for calls, or raise a ConfigError."""
+    seconds = as_number(timeout)
+    if seconds is None or not seconds >= 0:
+        raise ConfigError(f"timeout must be a number of seconds, 0.0 or more, not {shown(timeout)}")
+    return seconds
