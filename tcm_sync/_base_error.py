@@ -134,5 +134,5 @@ class Route:
 
 
 # Tracebacks and pickles name the public modules.
-TcmError.__module__ = InputError.__module__ = "tcm_sync.errors"
+TcmError.__module__ = InputError.__module__ = _rebuild.__module__ = "tcm_sync.errors"
 Route.__module__ = "tcm_sync.settings"

@@ -1299,6 +1299,7 @@ class Model:
         Returns
         -------
         concurrent.futures.Future of InferResult
+            Its exception is what `infer` would raise.
         """
         options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
         return submit_map.submit(self._core, options, bound_model.held(self.signature, inputs))

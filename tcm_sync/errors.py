@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tcm_sync._base_error import InputError as InputError
 from tcm_sync._base_error import TcmError as TcmError
+from tcm_sync._base_error import _rebuild as _rebuild  # under this name it is in pickles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -174,10 +174,4 @@ class Deployment:
         return self.vm_ip, self.container_id, self.model_name, self.signature, self.vm_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _deployment, self._facts()
-
-
-def _deployment(
-    vm_ip: str, container_id: str, model_name: str, signature: ModelSignature, vm_id: str | None
-) -> Deployment:
-    return Deployment(vm_ip, container_id, model_name, signature, vm_id=vm_id)
+        return Deployment, self._facts()[:4], {"vm_id": self.vm_id}

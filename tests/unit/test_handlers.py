@@ -166,7 +166,7 @@ def group(monkeypatch):
 
 
 def modules(monkeypatch):
-    monkeypatch.setattr("tcm_sync._calls.lifecycle.importlib.import_module", interrupted)
+    monkeypatch.setattr("tcm_sync._calls.core.importlib.import_module", interrupted)
     TcmClient("ws://127.0.0.1:1/ws")
 
 

@@ -6,10 +6,12 @@ import builtins
 import configparser
 import json
 import pickle
+import pickletools
 import pydoc
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,3 +223,75 @@ def test_the_classifiers_name_the_oldest_python() -> None:
     oldest = config["options"]["python_requires"].removeprefix(">=")
     named = re.findall(r"Python :: (3\.\d+)$", config["metadata"]["classifiers"], re.M)
     assert min(named, key=lambda version: int(version.split(".")[1])) == oldest
+
+
+def picklable() -> dict[str, Any]:
+    """Return one of everything that can be pickled, by the name of its class."""
+    route = Route("ctr-9", vm_ip="10.0.0.7")
+    auth = tcm_sync.AuthContext(token="t" * 20, roles=("inference",))
+    retry = tcm_sync.RetryPolicy(3, fatal=("A",))
+    client = tcm_sync.TcmClient("ws://h/ws", auth, route=route, retry=retry)
+    signature = tcm_sync.ModelSignature(
+        (tcm_sync.TensorSpec("x", "FP32", (1,)),), (tcm_sync.TensorSpec("y", "FP32", (1,)),)
+    )
+    batch = tcm_sync.BatchPolicy(4)
+    made = [
+        auth,
+        route,
+        retry,
+        batch,
+        signature,
+        signature.inputs[0],
+        tcm_sync.TlsSettings(server_hostname="h"),
+        client,
+        client.with_options(timeout=1.0, output_dtypes={"y": "f4"}, transport="json"),
+        client.model("m", signature=signature, batch=batch, output_dtypes="f4"),
+        client.stats(),
+        tcm_sync.UNSET,
+        tcm_sync.InferenceInput("x", (1,), "FP32", [1.0]),
+        tcm_sync.SHMReference("x", "/key", 4, (1,), "FP32"),
+        tcm_sync.PipelineStep("m", [1.0]),
+        tcm_sync.InferResult("m", {}, b"{}", 1, 0.1),
+        tcm_sync.ManagementResult("creation", {}, 1, 0.1),
+        tcm_sync.QueueStats(*range(14)),
+        tcm_sync.Readiness(ok=True, status="ready"),
+        tcm_sync.Deployment("10.0.0.7", "ctr-9", "m", signature),
+        *(kind("it failed", route=route) for kind in every_error()),
+    ]
+    return {type(each).__name__: each for each in made}
+
+
+def test_everything_public_that_can_be_pickled_is() -> None:
+    left_out = {"InferStream"}  # which stays in its process
+    public = {name for name in tcm_sync.__all__ if isinstance(getattr(tcm_sync, name), type)}
+    assert public - left_out <= set(picklable())
+
+
+@pytest.mark.parametrize("name", picklable())
+def test_pickles_name_public_modules_alone(name: str) -> None:
+    """What a program stores or sends survives changes of private modules."""
+    original = picklable()[name]
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        pickled = pickle.dumps(original, protocol)
+        named = [str(argument) for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, str)]
+        assert [each for each in named if each.startswith("tcm_sync._")] == []
+        assert type(pickle.loads(pickled)) is type(original)
+
+
+def test_what_users_meet_is_named_by_a_public_module() -> None:
+    named = {getattr(getattr(tcm_sync, name), "__module__", "tcm_sync") for name in tcm_sync.__all__}
+    assert not [module for module in named if module.startswith("tcm_sync._")]
+
+
+def test_a_client_shows_its_users_nothing_that_is_not_for_them() -> None:
+    client = tcm_sync.TcmClient("ws://h/ws")
+    for shown in (client, client.model("m", container_id="c")):
+        documented = {name for name in vars(type(shown)) if not name.startswith("_")}
+        assert all(getattr(type(shown), name).__doc__ for name in documented)
+        assert {name for name in dir(shown) if not name.startswith("_")} - vars(shown).keys() == documented
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert tcm_sync.__version__ == metadata.version("tcm-sync")
+    with pytest.raises(AttributeError, match="has no attribute 'version'"):
+        tcm_sync.version  # noqa: B018
