@@ -251,8 +251,16 @@ class Growth:
         return self.manager_gate.cause or self.auth_gate.cause
 
     def _may_replace(self, connection: Connection) -> bool:
-        """Whether to open another in its place: not twice, and not while a gate is shut."""
-        return not connection.replacing and not self._draining and self._shut() is None
+        """Whether to open another in its place: not twice, and while a gate is shut only as its probe.
+
+        Where nobody waits for a socket no other probe is made: the gate would stay shut.
+        """
+        if connection.replacing or self._draining or self.auth_gate.try_pass(self._prober) > 0.0:
+            return False
+        if self.manager_gate.try_pass(self._prober) > 0.0:
+            self.auth_gate.abandon(self._prober)
+            return False
+        return True
 
     def _serve(self) -> None:
         """Hand idle connections to those who wait."""

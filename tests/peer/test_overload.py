@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -332,6 +333,20 @@ def test_sockets_are_replaced_after_so_many_requests_less_up_to_a_fifth():
             wait_for(peer.connections[turn].over)
     for worn in peer.connections[:4]:
         assert 8 <= worn.requests <= 12  # up to two before its own turn began
+
+
+def test_a_socket_whose_replacement_failed_is_replaced_later():
+    def refuse(connection):
+        connection.drop()
+
+    with ScriptedPeer(echo, refuse, echo) as peer, connect(peer, pool_size=1, max_requests=1) as client:
+        for value in itertools.count():
+            assert ask(client, float(value)) == value
+            if peer.connections[0].over.wait(0.01):
+                break
+            assert value < 100 * PATIENCE, "it is used for ever"
+        assert ask(client) == 1.0
+    assert len(peer.connections) >= 3
 
 
 def test_no_call_notices_that_sockets_are_replaced():
