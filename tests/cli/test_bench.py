@@ -274,6 +274,17 @@ def test_a_request_whose_turn_came_in_time_is_sent_though_the_end_comes_meanwhil
     assert tally.answered == tally.latencies.get_total_count() >= 2
 
 
+def test_the_total_is_that_of_all_threads():
+    paced = load.Load(lambda: None, 3, load.ClosedLoop(0.0), 0.0)
+    for number, tally in enumerate(paced._tallies, start=1):
+        tally.answered, tally.unsent, tally.errors["TRITON_OVERLOADED"] = number, 10 * number, 100 * number
+        tally.record(number)
+    total = paced.total()
+    assert (total.answered, total.unsent, total.errors) == (6, 60, {"TRITON_OVERLOADED": 600})
+    assert total.latencies.get_total_count() == 3
+    assert total.milliseconds()["max"] == pytest.approx(3000, rel=0.01)
+
+
 def test_the_warm_up_is_not_counted(run):
     tally = run(stalling(0, 0.3), lambda start: load.OpenLoop(start, start + 1.0, 10.0), warm_up=0.45)
     assert tally.answered == 5

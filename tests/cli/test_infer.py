@@ -8,6 +8,8 @@ import json
 import numpy as np
 import pytest
 
+from tcm_sync import InferResult
+from tcm_sync.cli.infer import _save
 from tcm_sync.local import LocalManager
 
 from ..helpers.scripted_peer import ScriptedPeer
@@ -56,6 +58,14 @@ def test_an_output_is_read_as_asked(cli, manager):
     for asked in ("FP16", "x=FP16"):
         found = outputs(cli("infer", "echo", "--input", "x=[0.1]", "--json", "--output-dtype", asked))
         assert found["x"]["dtype"] == "float16"
+
+
+def test_every_output_has_a_file_of_its_own(tmp_path):
+    names = ["a/b", "a:b", "a b", "_a_b"]
+    result = InferResult("m", {name: np.array([place]) for place, name in enumerate(names)}, b"{}", 1, 0.1)
+    files = _save(result, tmp_path)
+    assert list(files) == names
+    assert [np.load(files[name]).item() for name in names] == [0, 1, 2, 3]
 
 
 def test_outputs_go_into_files(cli, manager, tmp_path):

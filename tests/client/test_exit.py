@@ -14,7 +14,7 @@ import weakref
 
 import pytest
 
-from tcm_sync import ConfigError, Route, TcmClient
+from tcm_sync import ConfigError, ConnectFailedError, Route, TcmClient, _process
 
 from ..helpers.waiting import GUARD, wait_until
 
@@ -231,3 +231,14 @@ def test_a_client_dropped_while_it_connects_leaves_nothing(silent):
         assert len(warnings_of_dropping(clients)) == 1
         while end.recv(2**16):
             pass  # until it is closed
+
+
+def test_no_thread_is_started_while_the_interpreter_ends(serve, monkeypatch):
+    """Before Python 3.12 that may crash the interpreter."""
+    manager = serve()
+    with TcmClient(manager.uri, route=manager.route, timeout=GUARD) as client:
+        monkeypatch.setattr(_process, "_exiting", True)
+        with pytest.raises(ConnectFailedError, match="the interpreter is ending"):
+            client.infer("echo", {"x": [1.0]})
+        with pytest.raises(ConnectFailedError, match="the interpreter is ending"):
+            client.submit("echo", {"x": [1.0]})

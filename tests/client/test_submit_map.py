@@ -19,6 +19,7 @@ from tcm_sync import (
     CallTimeoutError,
     ClientClosedError,
     ConfigError,
+    ConnectFailedError,
     InferenceFailedError,
     InferResult,
     InputError,
@@ -26,6 +27,7 @@ from tcm_sync import (
     ProtocolError,
     TcmClient,
 )
+from tcm_sync._calls import worker_threads
 from tcm_sync.local import ModelFailure
 
 from ..helpers.waiting import GUARD, wait_until
@@ -150,6 +152,21 @@ def test_workers_may_be_closed_inside_their_own_lock_and_after_an_interrupted_st
     crew.join(GUARD)
     with pytest.raises(ClientClosedError):
         crew.submit(lambda: 7)
+
+
+def test_a_task_for_which_there_is_no_thread_is_refused_and_never_done(client, monkeypatch):
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    crew, done = client._crew(1), []
+    with monkeypatch.context() as patch:
+        patch.setattr(worker_threads, "start_thread", no_more)
+        with pytest.raises(ConnectFailedError, match="no thread to make the call with"):
+            crew.submit(lambda: done.append(1))
+    assert crew.submit(lambda: 7).result(GUARD) == 7
+    assert done == []
+    crew.close()
+    crew.join(GUARD)
 
 
 def test_a_task_that_comes_as_the_idle_thread_gives_up_waiting_is_done(client):

@@ -17,6 +17,7 @@ from tcm_sync import (
     MessageTooLargeError,
     PayloadTooLargeError,
     Route,
+    ShuttingDownError,
 )
 from tcm_sync._calls.learned_limits import RowLimits
 from tcm_sync._tensors import ModelSignature, TensorSpec
@@ -170,6 +171,16 @@ def test_a_close_without_a_limit_bounds_what_is_sent_from_then_on():
             with pytest.raises(MessageTooLargeError):
                 client.infer("m", {"x": X})
         assert len(manager.refused) == 1
+
+
+def test_the_manager_after_one_that_said_that_it_ends_may_have_another_limit():
+    manager = Refusing(message=1_000)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        with pytest.raises(MessageTooLargeError):
+            client.infer("m", {"x": X})
+        client._runtime.pool.shutting_down(ShuttingDownError("it ends"))
+        manager.message = None
+        assert np.array_equal(client.infer("m", {"x": X})["y"], X)
 
 
 def test_another_manager_may_have_another_limit():

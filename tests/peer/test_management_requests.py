@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -582,6 +583,19 @@ def test_a_deployment_whose_vm_has_no_known_id_is_deleted_by_its_address():
         {"action": "deletion", "docker": docker, "vm_ip": "10.0.0.7"},
         {"action": "deletion", "openstack": {"vm_id": "vm-1"}, "docker": docker},
     ]
+
+
+def test_the_time_limit_of_an_attempt_is_none_of_a_job():
+    def script(connection):
+        connection.welcome()
+        recv_job(connection)
+        time.sleep(0.3)  # the time under test
+        finish(connection, ["10.0.0.7", "vm-9"])
+        connection.wait_eof()
+
+    with ScriptedPeer(script) as peer, connect(peer, retry=RetryPolicy(attempt_timeout=0.05)) as client:
+        assert client.management("create_vm").data == ["10.0.0.7", "vm-9"]
+    assert peer.requests == 1
 
 
 def test_a_deployment_deletes_the_vm_that_is_named_rather_than_the_one_that_it_knows():

@@ -70,14 +70,24 @@ def in_any_place(*arguments):
     raise OSError("mine")
 
 
+def in_any_place_with_a_flag(*arguments, flag=True):
+    raise OSError("mine")
+
+
 def with_more(more, signum, frame):
     raise OSError("mine")
 
 
 @pytest.mark.parametrize(
     "handler",
-    [Handlers().method, Handlers(), in_any_place, functools.partial(with_more, 1)],
-    ids=["method", "object", "varargs", "partial"],
+    [
+        Handlers().method,
+        Handlers(),
+        in_any_place,
+        in_any_place_with_a_flag,
+        functools.partial(with_more, 1),
+    ],
+    ids=["method", "object", "varargs", "varargs and a flag", "partial"],
 )
 def test_a_handler_of_any_form_is_known(raising, handler):
     raising(None)
