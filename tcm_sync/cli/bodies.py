@@ -76,7 +76,7 @@ def _json(raw: bytes, what: str, otherwise: str) -> Any:
         value = msgspec.json.decode(raw)
         return _with_nan(value) if b"null" in raw else value
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise click.UsageError(f"{what}: neither JSON ({error}){otherwise}") from error
+        raise click.UsageError(f"{what}: neither JSON{otherwise} ({error})") from error
 
 
 def _with_nan(value: Any) -> Any:

@@ -130,7 +130,7 @@ class Patient:
             found = socket.getaddrinfo(host, self._endpoint.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise StepFailedError(
-                f"{host!r}: {error}",
+                f"the name {host!r} cannot be resolved: {error}",
                 "the host of --uri is misspelt, or this machine cannot ask a name server",
             ) from error
         return Finding(", ".join(dict.fromkeys(str(address[0]) for *_, address in found)))
@@ -163,11 +163,13 @@ class Patient:
             secured = self._context.wrap_socket(plain, server_hostname=name)
         except ssl.SSLCertVerificationError as error:
             plain.close()
-            raise StepFailedError(f"{name}: {error.verify_message}", _advice_on(error)) from error
+            raise StepFailedError(
+                f"the certificate of {name} is not trusted: {error.verify_message}", _advice_on(error)
+            ) from error
         except (OSError, ValueError) as error:
             plain.close()
             raise StepFailedError(
-                f"{name}: {error or 'timed out'}",
+                f"no TLS connection with {name}: {error or 'timed out'}",
                 "the port may not speak TLS (then the address is ws://), or wants a client's certificate",
             ) from error
         self._sockets.append(secured)

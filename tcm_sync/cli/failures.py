@@ -78,8 +78,10 @@ def line_of(error: BaseException) -> str:
             text = f"{text.rstrip('.')}; '{error.ctx.command_path} --help' shows how"
     elif isinstance(error, TcmError):
         text = "; ".join([str(error), *(advice for kind, advice in _ADVICE if isinstance(error, kind))])
-    elif isinstance(error, (CommandError, OSError)):
+    elif isinstance(error, CommandError):
         text = str(error)
+    elif isinstance(error, OSError):
+        text = f"reading or writing failed: {error}"
     else:
         text = f"unexpected {type(error).__name__}: {error}; --debug shows where"
     return " ".join(text.split())

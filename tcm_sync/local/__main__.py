@@ -91,8 +91,11 @@ def main(arguments: Sequence[str] | None, out: TextIO, err: TextIO) -> int:
     models, tokens = dict(options.pop("model")), options.pop("token")
     try:
         serve(models, out, tokens=tokens, shm=not options.pop("no_shm"), **options)
-    except (TcmError, OSError) as exc:
+    except TcmError as exc:
         print(f"{type(exc).__name__}: {exc}", file=err)
+        return 1
+    except OSError as exc:
+        print(f"reading or writing failed: {exc}", file=err)
         return 1
     return 0
 

@@ -108,6 +108,7 @@ def test_a_host_that_nobody_knows(examine):
     code, steps, todo = examine("--uri", "ws://nowhere.invalid/ws")
     assert (code, failed(steps)) == (3, ["name resolution"])
     assert "misspelt" in todo[0]
+    assert steps["name resolution"]["detail"].startswith("the name 'nowhere.invalid' cannot be resolved: ")
 
 
 def test_a_port_where_nobody_listens(cli, examine):
@@ -135,6 +136,7 @@ def test_a_certificate_that_nobody_trusts(examine, authority):
         code, steps, todo = examine("--uri", manager.uri)
     assert (code, failed(steps)) == (3, ["TLS"])
     assert "--ca-file" in todo[0]
+    assert steps["TLS"]["detail"].startswith("the certificate of 127.0.0.1 is not trusted: ")
 
 
 def test_a_certificate_of_another_name(examine, authority, ca_file):
@@ -169,6 +171,7 @@ def test_tls_where_there_is_none(examine, manager):
     code, steps, todo = examine("--uri", manager.uri.replace("ws:", "wss:"))
     assert (code, failed(steps)) == (3, ["TLS"])
     assert "ws://" in todo[0]
+    assert steps["TLS"]["detail"].startswith("no TLS connection with 127.0.0.1: ")
 
 
 def test_no_tls_where_there_is(examine, authority):

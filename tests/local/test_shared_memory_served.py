@@ -73,8 +73,7 @@ def test_a_model_is_given_the_very_memory_and_cannot_write_to_it(raw, segments, 
     segments.write("a", [3.0, 4.0])
     [array] = kept_arrays
     assert array.tolist() == [[3.0, 4.0]]
-    with pytest.raises(ValueError, match="read-only"):
-        array[0, 0] = 0
+    assert not array.flags.writeable
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def refused(tmp_path: Path, content: bytes, match: str) -> None:
 
 def test_a_file_that_is_missing_a_folder_or_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ModelFileError, match="No such file"):
+    with pytest.raises(ModelFileError, match="it cannot be read: "):
         analyze(tmp_path / "none.onnx")
     for name in ("", "pipe"):
         with pytest.raises(ModelFileError, match="it is no file"):
@@ -253,7 +253,7 @@ def test_a_folder_that_is_a_link_itself_will_do(tmp_path: Path) -> None:
 
 def test_external_weights_that_are_missing_short_or_no_file_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, offset=10)
-    with pytest.raises(ModelFileError, match=r"'w\.bin' are not beside it: No such file"):
+    with pytest.raises(ModelFileError, match=r"'w\.bin' are not beside it: "):
         analyze(path)
     (path.parent / "w.bin").write_bytes(bytes(109))
     with pytest.raises(ModelFileError, match="truncated: 109 bytes, and the model needs 110"):

@@ -96,7 +96,7 @@ def test_the_second_address_is_tried_if_the_first_refuses(monkeypatch, server, c
 
 def test_if_all_addresses_refuse_the_last_failure_is_told(monkeypatch, closed_port):
     resolve_to(monkeypatch, closed_port, closed_port)
-    with pytest.raises(ConnectFailedError, match=r"no connection to 127\.0\.0\.1:1: .*refused") as caught:
+    with pytest.raises(ConnectFailedError, match=r"no connection to 127\.0\.0\.1:1: ") as caught:
         connect()
     assert caught.value.retriable
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
