@@ -19,7 +19,7 @@ from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.runtime import Runtime
 from tcm_sync._process import notice_fork, refuse_green_threads, watch
 from tcm_sync._reentry import Callers, entrance
-from tcm_sync._shm.policy import Sharing
+from tcm_sync._shm.policy import ShmPolicy
 from tcm_sync._transport.counters import Counts
 from tcm_sync._wire.encode import size_of
 from tcm_sync.errors import ClientClosedError, ConfigError, MessageTooLargeError, TcmError
@@ -64,7 +64,7 @@ class Core:
     ----------
     counts : Counts
         The counters.
-    shm : Sharing
+    shm : ShmPolicy
         Which calls use shared memory, and the memory.
     callers : Callers
         The threads that are inside a call.
@@ -92,7 +92,7 @@ class Core:
         self.settings = settings
         self.key = key
         self.counts = Counts()
-        self.shm = Sharing(settings)
+        self.shm = ShmPolicy(settings)
         self.callers = self._callers = Callers()  # under the name that `entrance` takes, too
         self.prober = Connector(self.callers)
         self.row_limits = RowLimits()
@@ -310,7 +310,7 @@ class Core:
         self.counts.lock = threading.RLock()  # the parent's streams go on counting with them
         self.prober = Connector(self.callers)
         self.counts, self.counted_from = Counts(), None
-        self.shm = Sharing(self.settings)  # the segments are the parent's
+        self.shm = ShmPolicy(self.settings)  # the segments are the parent's
         self.workers, self._all_workers = None, weakref.WeakSet()
         runtime, self.runtime = self.runtime, None
         if runtime is not None:

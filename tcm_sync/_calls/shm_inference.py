@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tcm_sync._calls.options import CallOptions
     from tcm_sync._deadline import Deadline
     from tcm_sync._pool.runtime import Runtime
-    from tcm_sync._shm.policy import Sharing
+    from tcm_sync._shm.policy import ShmPolicy
     from tcm_sync._shm.segment import Segment
     from tcm_sync._transport.connection import Connection
     from tcm_sync._transport.counters import Counts
@@ -57,7 +57,7 @@ class SharedCall(InferenceCall):
         The inputs.
     deadline : Deadline
         The call's.
-    sharing : Sharing
+    sharing : ShmPolicy
         Lends segments, and remembers what works.
     counts : Counts
         Where it counts.
@@ -72,7 +72,7 @@ class SharedCall(InferenceCall):
         options: CallOptions,
         tensors: tuple[Tensor, ...],
         deadline: Deadline,
-        sharing: Sharing,
+        sharing: ShmPolicy,
         counts: Counts,
         by_reference: Callable[[tuple[SharedTensor, ...]], Pieces],
         by_value: Callable[[], Pieces],
@@ -105,13 +105,13 @@ class SharedCall(InferenceCall):
                 if not self._never_used:
                     self._never_used = True
                     continue
-                self._sharing.refused(self._route, error.message)
+                self._sharing.record_refusal(self._route, error.message)
                 if self._options.transport == "shm":
                     raise
                 self._obstacle = f"refused: {error.message}"
             else:
                 if self._shared:
-                    self._sharing.worked(self._route)
+                    self._sharing.record_success(self._route)
                 return
 
     def write(self, connection: Connection) -> Pieces:
@@ -137,7 +137,7 @@ class SharedCall(InferenceCall):
                 self.payload = self._by_value()
             except (MessageTooLargeError, InputError) as error:
                 raise also(error, why) from None
-        self._sharing.tell(why)
+        self._sharing.log_json(why)
         return self.payload
 
     def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:
@@ -164,11 +164,11 @@ class SharedCall(InferenceCall):
     def _reference(self, arena: Arena, tensor: Tensor, epoch: int) -> SharedTensor:
         """Have one tensor in a segment: its own, if it is the whole of one, or a copy."""
         array = tensor.array
-        segment = None if self._never_used else arena.borrow(array, self._route, epoch)
+        segment = None if self._never_used else arena.acquire_array(array, self._route, epoch)
         if segment is not None:
             self._lent.append(segment)
         else:
-            segment = arena.lend(self._route, array.nbytes, epoch, never_used=self._never_used)
+            segment = arena.acquire(self._route, array.nbytes, epoch, never_used=self._never_used)
             self._lent.append(segment)
             np.copyto(segment.array(array.dtype, array.shape), array)
         return SharedTensor(
@@ -177,11 +177,11 @@ class SharedCall(InferenceCall):
 
     def _give_back(self) -> None:
         while self._lent:
-            self._arena.give_back(self._lent.pop())
+            self._arena.release(self._lent.pop())
 
     def _let_go(self) -> None:
         while self._lent:
-            self._arena.quarantine(self._lent.pop())
+            self._arena.discard(self._lent.pop())
 
 
 def also(error: TcmError, why: str) -> TcmError:

@@ -1,4 +1,4 @@
-"""Tensors in shared memory: when they go that way, the segments that hold them, and who may reuse one.
+"""Tensors in shared memory: when a call uses it, the segments that hold them, and which call may reuse one.
 
-Does not belong here: the calls that use it (`tcm_sync._calls`).
+The calls themselves do not belong here (`tcm_sync._calls`).
 """

@@ -1,4 +1,4 @@
-"""The shared memory of a client: segments that are lent to requests, kept for the next, and unlinked."""
+"""The pool of a client's shared-memory segments: acquired for a request, then released or discarded."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from tcm_sync._shm.segment import DIRECTORY, Segment, room, segment_of, sweep
 if TYPE_CHECKING:
     from tcm_sync.settings import Route
 
-_MOST_IDLE = 64  # segments that are kept for the next request
-_PATIENCE = 5.0  # seconds in which a segment is made, however large
-_MOST_REGISTERED = 256  # keys that a server remembers, the least recently used dropped (docs/wire.rst)
+_MOST_IDLE = 64  # segments that are kept for later requests
+_CLOSE_TIMEOUT = 5.0  # seconds that close() waits for segments that are being made
+_MOST_REGISTERED = 256  # keys that a server keeps; it drops the least recently used (docs/wire.rst)
 
 
 class DeclinedError(Exception):
-    """There is no segment to be had. Its text says why, the kind first; it never leaves the package."""
+    """No segment can be acquired. The text begins with the kind of reason; users never see this class."""
 
 
 class Arena:
-    """Segments by the server that knows them and by their size.
+    """Keep the segments of a client, and acquire, release or discard them for requests.
 
-    A key means one file of one size for ever, on one route; so contents are changed in place, and only after
-    a good reply said that nobody reads them any more. After anything else a segment is quarantined: unlinked,
-    and never named again.
+    For a server a key always means the same file of the same size, so a segment is reused by changing its
+    contents in place. That is safe only after a good reply, which shows that the server has read it: then the
+    segment is released. After any other outcome it is discarded: unlinked and never used again.
 
     Parameters
     ----------
     max_pinned : int
-        Bytes that servers may be made to keep mapped: they do so for files that are long unlinked.
+        The most bytes that servers keep mapped for this client. They keep files mapped that are unlinked.
     group : int, optional
-        The id of the group that may use the files too.
+        The id of a group that may read and write the files too.
     """
 
     def __init__(self, max_pinned: int, group: int | None = None) -> None:
         self.max_pinned = max_pinned
         self._group = group
-        self._lock = threading.RLock()  # guards everything below, and what segments say of themselves
+        self._lock = threading.RLock()  # guards every attribute below and the mutable ones of the segments
         self._idle: list[Segment] = []  # the most recently used last
         self._made = threading.Condition(self._lock)
-        self._making: set[object] = set()  # one for each segment that is being made at the moment
+        self._making: set[object] = set()  # one for each segment that is being made now
         self._epoch = 0
         self._closed = False
-        # What each server has been told of, the least recently used first, and how large that is.
+        # The name and size of each segment that a server has registered, the least recently used first.
         self._registered: dict[Route, OrderedDict[str, int]] = {}
         self._pinned = 0
         self._live: weakref.WeakSet[Segment] = weakref.WeakSet()
-        self._home = object()  # by which its segments know each other
+        self._id = object()  # marks the segments of this arena
         sweep()
 
     def empty(self, byte_size: int) -> Segment:
@@ -68,21 +68,21 @@ class Arena:
         segment.owned = True
         return segment
 
-    def lend(self, route: Route, byte_size: int, epoch: int, *, never_used: bool = False) -> Segment:
+    def acquire(self, route: Route, byte_size: int, epoch: int, *, never_used: bool = False) -> Segment:
         """Return a segment of exactly this size, for one request on one route.
 
         Parameters
         ----------
         epoch : int
-            Of the connections that there are: idle segments of an earlier one are unlinked, since the
-            manager that knew them is gone.
+            The epoch of the open connections. Idle segments of an earlier epoch are unlinked, since the
+            manager that had registered them has ended.
         never_used : bool
-            Whether it must be one that no server was told of.
+            Whether it must be a new one, which no server has registered.
 
         Raises
         ------
         DeclinedError
-            It cannot be made, or would have more pinned than may be.
+            It cannot be made, or `max_pinned` would be exceeded.
         """
         with self._lock:
             if epoch > self._epoch:
@@ -97,12 +97,12 @@ class Arena:
             with self._lock:
                 self._mark(segment, route, epoch)
             return segment
-        except BaseException:  # others have used the budget up meanwhile, or there was an interrupt
-            self.quarantine(segment)
+        except BaseException:  # other threads have used the budget up, or there was an interrupt
+            self.discard(segment)
             raise
 
-    def borrow(self, array: np.ndarray[Any, Any], route: Route, epoch: int) -> Segment | None:
-        """Return the segment that an array is the whole of, if a request on this route may name it now."""
+    def acquire_array(self, array: np.ndarray[Any, Any], route: Route, epoch: int) -> Segment | None:
+        """Return the segment that a caller's array fills; None if a request on this route cannot use it."""
         segment = segment_of(array)
         if segment is None or not segment.owned or not _is_whole(array, segment):
             return None
@@ -110,12 +110,12 @@ class Arena:
             if epoch > self._epoch:
                 self._begin_epoch(epoch)
             known = segment.route is not None
-            free = not segment.busy and not segment.spent and segment.home is self._home
+            free = not segment.busy and not segment.discarded and segment.arena_id is self._id
             same = segment.epoch == epoch and (segment.route is route or segment.route == route)
             if not free or (known and not same):
                 return None
-            if not segment.is_there():
-                segment.spent = True
+            if not segment.exists():
+                segment.discarded = True
                 return None
             try:
                 self._mark(segment, route, epoch)
@@ -123,13 +123,13 @@ class Arena:
                 return None
         return segment
 
-    def give_back(self, segment: Segment) -> None:
-        """Take back a segment after a good reply: nobody reads it any more."""
+    def release(self, segment: Segment) -> None:
+        """Return a segment after a good reply, when no server reads it any more."""
         surplus: list[Segment] = []
         with self._lock:
             segment.busy = False
-            if self._closed or segment.spent or segment.epoch != self._epoch:
-                segment.spent = True
+            if self._closed or segment.discarded or segment.epoch != self._epoch:
+                segment.discarded = True
                 surplus = [segment]
             elif not segment.owned:
                 self._idle.append(segment)
@@ -140,27 +140,27 @@ class Arena:
         for each in surplus:
             each.unlink()
 
-    def quarantine(self, segment: Segment) -> None:
-        """Unlink a segment that a request may still be reading; it is named no more."""
+    def discard(self, segment: Segment) -> None:
+        """Unlink a segment that a server may still be reading; it is never used again."""
         with self._lock:
-            segment.busy, segment.spent = False, True
+            segment.busy, segment.discarded = False, True
         segment.unlink()
 
     def close(self) -> None:
-        """Unlink everything, and keep nothing from now on; arrays stay readable."""
+        """Unlink every segment and refuse to make more; the arrays over them stay readable."""
         with self._lock:
             self._closed = True
             self._idle.clear()
-            # Where the interpreter ends, other threads stop wherever they are: no file may appear after this.
-            self._made.wait_for(lambda: not self._making, _PATIENCE)
+            # When the interpreter ends, its threads stop anywhere: a file made after this would be left.
+            self._made.wait_for(lambda: not self._making, _CLOSE_TIMEOUT)
             live = list(self._live)
             for segment in live:
-                segment.spent = True
+                segment.discarded = True
         for segment in live:
             segment.unlink()
 
     def obstacle(self, byte_size: int) -> str | None:
-        """Say why so many bytes could not be lent, or None; idle segments may do all the same."""
+        """Return why no new segment of this size could be made, or None; an idle one may still fit."""
         with self._lock:
             pinned = self._pinned
         if pinned + byte_size > self.max_pinned:
@@ -171,7 +171,7 @@ class Arena:
     def read(self) -> dict[str, int]:
         """Return how many segments there are, their bytes, and how many bytes are pinned."""
         with self._lock:
-            live = [segment for segment in self._live if not segment.spent]
+            live = [segment for segment in self._live if not segment.discarded]
             return {
                 "shm_segments": len(live),
                 "shm_bytes": sum(segment.byte_size for segment in live),
@@ -179,7 +179,7 @@ class Arena:
             }
 
     def _make(self, byte_size: int) -> Segment:
-        if byte_size > (free := room()[1]):  # filling the directory up to find out takes seconds
+        if byte_size > (free := room()[1]):  # reserving memory until the directory is full takes seconds
             raise _no_room(byte_size, free)
         token = object()
         segment: Segment | None = None
@@ -190,7 +190,7 @@ class Arena:
             segment = Segment.make(byte_size, group=self._group)
             with self._lock:
                 self._live.add(segment)
-                segment.home = self._home
+                segment.arena_id = self._id
                 self._check_open()
                 return segment
         except OSError as error:
@@ -211,29 +211,29 @@ class Arena:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise DeclinedError("closed: the client is")
+            raise DeclinedError("closed: the client was closed")
 
     def _take_idle(self, route: Route, byte_size: int) -> Segment | None:
         for place in range(len(self._idle) - 1, -1, -1):
             segment = self._idle[place]
             if segment.byte_size == byte_size and segment.route == route:
                 del self._idle[place]
-                if segment.is_there():
+                if segment.exists():
                     return segment
-                segment.spent = True  # the manager that had attached it has ended
+                segment.discarded = True  # the manager that had attached it has ended
         return None
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Unlink what only an earlier manager knows; another thread may still be in an earlier epoch."""
+        """Unlink what an earlier manager had registered, but for segments of calls that are under way."""
         self._epoch = epoch
         self._idle.clear()
         for segment in list(self._live):
             if segment.route is not None and not segment.busy:
-                segment.spent = True
+                segment.discarded = True
                 segment.unlink()
 
     def _mark(self, segment: Segment, route: Route, epoch: int) -> None:
-        """Note that a server is about to be told of a segment, and may keep it mapped from now on."""
+        """Record that a request is about to name a segment, so that its server may keep it mapped."""
         known = self._registered.get(route)
         if known is None:
             known = self._registered[route] = OrderedDict()
@@ -256,7 +256,7 @@ class Arena:
 
 
 def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:
-    """Whether an array is all of a segment, from its beginning to its end, in C order."""
+    """Return whether an array covers a whole segment in C order."""
     return bool(
         array.nbytes == segment.byte_size
         and array.flags.c_contiguous
@@ -265,4 +265,4 @@ def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:
 
 
 def _no_room(byte_size: int, free: int) -> DeclinedError:
-    return DeclinedError(f"no room: {DIRECTORY} has none for {byte_size:,} bytes ({free:,} are free)")
+    return DeclinedError(f"no room: {DIRECTORY} has no {byte_size:,} bytes ({free:,} are free)")

@@ -28,34 +28,34 @@ Transport = Literal["auto", "json", "shm"]
 #: Bytes of tensors from which shared memory is faster than JSON (benchmarks/shared_memory.py).
 WORTH_SHARING = 16_384
 
-_TOLD_AGAIN = 3600.0  # seconds after which a reason is logged again
+_LOG_INTERVAL = 3600.0  # seconds between two log lines about one kind of reason
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds in which a route that could not is not asked again
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds for which a route gets JSON after a refusal
 
-#: Kinds of reasons that nobody expects who has set shared memory up, so that they are logged.
+#: Kinds of reasons that are logged: a user who has set shared memory up does not expect them.
 _UNEXPECTED = ("no room", "not made", "pinned", "refused")
 
 _is_own = lru_cache(maxsize=256)(is_own_address)
 
 
 def is_worth_sharing(tensors: Iterable[Tensor]) -> bool:
-    """Whether tensors are so large that shared memory is faster than JSON."""
+    """Return whether tensors are so large that shared memory is faster than JSON."""
     size = 0
     for tensor in tensors:
         size += tensor.array.nbytes
     return size >= WORTH_SHARING
 
 
-class Unable(NamedTuple):
-    """A route whose server could not be told of segments."""
+class _Pause(NamedTuple):
+    """For how long a route gets JSON, since its server refused to register segments."""
 
     until: float
-    pause: float
+    seconds: float
     why: str
 
 
-class Sharing:
-    """What a client knows of its shared memory, and the arena once there is one.
+class ShmPolicy:
+    """Decide which calls use shared memory, and hold the client's arena.
 
     Parameters
     ----------
@@ -65,11 +65,11 @@ class Sharing:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.RLock()  # guards changes of the three below
+        self._lock = threading.RLock()  # guards changes of _arena, _pauses and _closed
         self._arena: Arena | None = None
-        self._unable: dict[Route, Unable] = {}
+        self._pauses: dict[Route, _Pause] = {}
         self._closed = False
-        self._told: dict[str, float] = {}  # when a kind of reason was last logged; guarded by nothing
+        self._logged_at: dict[str, float] = {}  # by kind of reason; unguarded: one line too many does no harm
 
     def obstacle(
         self, tensors: Sequence[Tensor], route: Route, transport: Transport, *, allow_transient: bool
@@ -88,19 +88,21 @@ class Sharing:
         if transport == "shm":
             return None
         if allow_transient:
-            return "transient: a key works once with allow_transient, so transport='shm' has to ask for it"
+            return (
+                "transient: with allow_transient a key works only once; transport='shm' uses it nevertheless"
+            )
         if route.vm_ip is None:
-            return "elsewhere: the route names no vm_ip, so it is not known to be this machine"
+            return "elsewhere: the route has no vm_ip, so the server may be on another machine"
         if not _is_own(route.vm_ip):
-            return f"elsewhere: vm_ip {route.vm_ip} is no address of this machine"
-        unable = self._unable.get(route) if self._unable else None  # an empty one is nearly always what it is
-        if unable is not None and (left := unable.until - monotonic()) > 0.0:
-            return f"refused: {unable.why} (it is tried again in {left:.0f} s)"
+            return f"elsewhere: vm_ip {route.vm_ip} is not an address of this machine"
+        pause = self._pauses.get(route) if self._pauses else None  # nearly always empty: no hash of the route
+        if pause is not None and pause.until > monotonic():
+            return f"refused: {pause.why} (tried again after a pause of {pause.seconds:g} s)"
         return None
 
     @staticmethod
     def obstacle_on(connection: Connection, transport: Transport) -> str | None:
-        """Say why nothing can go through shared memory on this socket, or None."""
+        """Return why calls on this connection cannot use shared memory, or None."""
         if "shm" not in connection.capability:
             return "not granted: the manager did not grant shm"
         if transport == "auto" and not connection.is_local:
@@ -113,20 +115,20 @@ class Sharing:
         Raises
         ------
         DeclinedError
-            There can be none.
+            The client was closed, or has no shared memory.
         """
         arena = self._arena
         if arena is not None:
-            return arena  # which knows itself whether it is closed
+            return arena  # closed, it refuses by itself
         with self._lock:
             if self._closed:
-                raise DeclinedError("closed: the client is")
+                raise DeclinedError("closed: the client was closed")
             if self._arena is None:
                 self._arena = self._new_arena()
             return self._arena
 
     def _absent(self) -> str | None:
-        """Say why there is no shared memory for this client, or None."""
+        """Return why this client has no shared memory, or None."""
         if self._settings.shm == "off":
             return "switched off: the client was made with shm='off'"
         why = unsupported()
@@ -143,36 +145,36 @@ class Sharing:
             raise DeclinedError(error.message) from None
         return Arena(room()[0] // 4 if most is None else most, group)
 
-    def refused(self, route: Route, why: str) -> None:
-        """Note that a server could not be told of segments, twice in a row, one of them never used."""
+    def record_refusal(self, route: Route, why: str) -> None:
+        """Pause shared memory on a route whose server has refused two segments in a row, one of them new."""
         with self._lock:
-            before = self._unable.get(route)
+            before = self._pauses.get(route)
             if before is not None and monotonic() < before.until:
-                return  # calls that were under way together tell of one failure
-            pause = _FIRST_PAUSE if before is None else min(before.pause * 2, _LONGEST_PAUSE)
-            self._unable[route] = Unable(monotonic() + pause, pause, why)
+                return  # a call that was under way at the same time has recorded it
+            seconds = _FIRST_PAUSE if before is None else min(before.seconds * 2, _LONGEST_PAUSE)
+            self._pauses[route] = _Pause(monotonic() + seconds, seconds, why)
 
-    def tell(self, why: str) -> None:
-        """Log that tensors go as JSON which might be shared: once an hour for each kind of reason."""
+    def record_success(self, route: Route) -> None:
+        """End the pause of a route, since its server has registered segments again."""
+        if self._pauses and route in self._pauses:
+            with self._lock:
+                self._pauses.pop(route, None)
+
+    def log_json(self, why: str) -> None:
+        """Log that large tensors are sent as JSON, once an hour for each unexpected kind of reason."""
         kind, now = why.partition(":")[0], monotonic()
-        if kind in _UNEXPECTED and now - self._told.get(kind, -inf) >= _TOLD_AGAIN:
-            self._told[kind] = now
+        if kind in _UNEXPECTED and now - self._logged_at.get(kind, -inf) >= _LOG_INTERVAL:
+            self._logged_at[kind] = now
             log.warning("large tensors go as JSON, and not through shared memory: %s", why)
 
-    def worked(self, route: Route) -> None:
-        """Note that it could."""
-        if self._unable and route in self._unable:
-            with self._lock:
-                self._unable.pop(route, None)
-
     def read(self) -> dict[str, int]:
-        """Return how much memory there is."""
+        """Return the figures of `Arena.read`, empty while there is no arena."""
         with self._lock:
             arena = self._arena
         return {} if arena is None else arena.read()
 
     def close(self) -> None:
-        """Unlink every segment. It takes locks that a forked child cannot trust."""
+        """Unlink every segment. A forked child must not call it: the lock may be held by another thread."""
         with self._lock:
             self._closed = True
             arena = self._arena

@@ -1,4 +1,4 @@
-"""Tensors that the user has put into shared memory himself."""
+"""Inputs that users have put into shared memory themselves."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tcm_sync.errors import InputError
 
 
 class SHMReference(Struct, frozen=True):
-    """An input that lies in a file of /dev/shm that the caller made, and looks after.
+    """An input in a file of /dev/shm that the caller has made and removes.
 
-    It is sent as it is, and only beside others of its kind: a request that mixes loses its other inputs. A
-    key may be used with one size, on one route, and with new contents only in place (docs/wire.rst, "Shared
+    It is sent as it is. Either all inputs of a request are references or none: the manager loses the others.
+    Use a key with one size and on one route, and change its contents in place (docs/wire.rst, "Shared
     memory").
 
     Parameters
@@ -45,17 +45,17 @@ class SHMReference(Struct, frozen=True):
 
 
 def as_references(inputs: object) -> tuple[SharedTensor, ...] | None:
-    """Return the inputs of a call in the form of the wire if they are references, else None.
+    """Return the inputs of a call as the wire has them if they are references, else None.
 
     Raises
     ------
     InputError
-        One of them cannot be sent, or other inputs are among them.
+        One of them cannot be sent, or there are other inputs beside them.
     """
     if isinstance(inputs, Held):
-        inputs = inputs.inputs  # a signature says nothing of memory that somebody else looks after
+        inputs = inputs.inputs  # references are not checked against a signature
     if isinstance(inputs, SHMReference):
-        raise InputError("one SHMReference: put it in a list")
+        raise InputError("one SHMReference alone: put it in a list")
     if not isinstance(inputs, (list, tuple)) or not any(isinstance(each, SHMReference) for each in inputs):
         return None
     seen = set()
@@ -63,8 +63,8 @@ def as_references(inputs: object) -> tuple[SharedTensor, ...] | None:
     for place, each in enumerate(inputs):
         if not isinstance(each, SHMReference):
             raise InputError(
-                f"input {place} is of type {type(each).__name__}, beside an SHMReference: the manager loses "
-                "one or the other, so give all by reference or none"
+                f"input {place} is of type {type(each).__name__}, beside an SHMReference: the manager would "
+                "lose one of them, so pass all inputs by reference or none"
             )
         name = checked_name(each.name, place)
         if name in seen:

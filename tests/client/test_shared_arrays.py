@@ -111,7 +111,7 @@ def test_a_closed_client_makes_none(client):
 
 def test_there_is_none_where_there_is_no_shared_memory(client, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(InputError, match="no shared memory: not supported: shared memory is for Linux"):
+    with pytest.raises(InputError, match="no shared memory: not supported: shared memory needs Linux"):
         client.empty_shared(3, np.float32)
 
 

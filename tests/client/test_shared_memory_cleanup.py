@@ -290,7 +290,7 @@ with LocalManager({"sum": total}, tick=0, max_message_bytes=64 * MB) as manager:
                 try:
                     ask(other, 30 * MB, 1, transport=transport)
                 except kind as error:
-                    assert "no room: /dev/shm has none for 31,457,280 bytes" in str(error), error
+                    assert "no room: /dev/shm has no 31,457,280 bytes" in str(error), error
                 else:
                     raise AssertionError(transport)
                 try:

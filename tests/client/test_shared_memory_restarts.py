@@ -67,8 +67,8 @@ def test_what_the_manager_never_attached_is_retired_too(connect, manager, ours, 
     """It cannot be known what it had attached."""
     client = connect(manager)
     ask(client)
-    left = client._core.shm._arena.lend(manager.route, 100, 0)
-    client._core.shm._arena.give_back(left)
+    left = client._core.shm._arena.acquire(manager.route, 100, 0)
+    client._core.shm._arena.release(left)
     restart(manager, how, client)
     assert left.name in ours()
     ask(client)

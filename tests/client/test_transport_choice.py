@@ -141,7 +141,7 @@ def test_an_empty_tensor_has_no_file(serve, client_of):
 def test_a_route_without_an_address_is_not_known_to_be_here(client_of, manager):
     client = client_of(manager, route=Route("local"))
     assert way(client) == "elsewhere"
-    assert "and elsewhere: the route names no vm_ip" in client.explain({"x": WORTH})
+    assert "and elsewhere: the route has no vm_ip" in client.explain({"x": WORTH})
     assert way(client, vm_ip="127.0.0.1") == "shm"
 
 
@@ -149,7 +149,7 @@ def test_an_address_of_another_machine_is_not_here(client_of, serve):
     manager = serve({"sum": total}, vm_ip="192.0.2.7", max_message_bytes=LIMIT)
     client = client_of(manager)
     assert way(client) == "elsewhere"
-    assert "and elsewhere: vm_ip 192.0.2.7 is no address of this machine" in client.explain({"x": WORTH})
+    assert "and elsewhere: vm_ip 192.0.2.7 is not an address of this machine" in client.explain({"x": WORTH})
     assert way(client, transport="shm") == "shm", "siblings may share /dev/shm"
 
 
@@ -180,7 +180,7 @@ def test_it_can_be_switched_off(client_of, manager, ours):
 def test_another_system_takes_json(client, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert way(client) == "not supported"
-    assert "and not supported: shared memory is for Linux, and this is darwin" in client.explain({"x": WORTH})
+    assert "and not supported: shared memory needs Linux, and this is darwin" in client.explain({"x": WORTH})
 
 
 def test_it_is_looked_at_for_each_attempt_on_its_own_socket(client_of, manager, monkeypatch):
@@ -286,7 +286,7 @@ def test_a_map_tells_what_cannot_be_shared_as_the_failure_of_that_call(client):
     [
         ({"shm": "off"}, "switched off: the client was made with shm='off'"),
         ({"shm_max_pinned": 1}, "pinned: "),
-        ({"route": Route("local")}, "elsewhere: the route names no vm_ip"),
+        ({"route": Route("local")}, "elsewhere: the route has no vm_ip"),
     ],
     ids=["off", "pinned", "elsewhere"],
 )
@@ -364,7 +364,7 @@ def test_a_full_directory_is_a_reason(client, monkeypatch):
 
     monkeypatch.setattr("os.posix_fallocate", full)
     assert way(client) == "no room"
-    with pytest.raises(SharedMemoryUnavailableError, match="no room: /dev/shm has none for 16,384 bytes"):
+    with pytest.raises(SharedMemoryUnavailableError, match="no room: /dev/shm has no 16,384 bytes"):
         client.infer("sum", {"x": WORTH}, transport="shm")
     with pytest.raises(MessageTooLargeError, match=r"max_message_bytes.* no way either, no room: "):
         client.infer("sum", {"x": TOO_MANY})
@@ -423,7 +423,7 @@ def test_the_route_is_remembered_with_the_reason_and_nothing_is_tried_meanwhile(
         assert way(client) == "refused"
     told = client.explain({"x": WORTH})
     assert "and refused: [TritonThread] TRITON_SHM_REGISTRATION_FAILED" in told
-    assert told.endswith("(it is tried again in 5 s)")
+    assert told.endswith("(tried again after a pause of 5 s)")
     with pytest.raises(
         MessageTooLargeError, match=r"max_message_bytes.*; and shared memory is no way either"
     ):
@@ -440,7 +440,7 @@ def test_the_pause_doubles_up_to_ten_minutes_and_is_forgotten_when_it_works(clie
         assert client.stats().shm_sends == before + 2
         began = clock.now
         told = client.explain({"x": WORTH})
-        pause = float(told.rpartition("again in ")[2].removesuffix(" s)"))
+        pause = float(told.rpartition("a pause of ")[2].removesuffix(" s)"))
         clock.now = began + pause - 0.1
         assert way(client) == "refused"
         clock.now = began + pause
@@ -448,7 +448,7 @@ def test_the_pause_doubles_up_to_ten_minutes_and_is_forgotten_when_it_works(clie
     assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0]
     blind._regions._blind = False
     assert way(client) == "shm"
-    assert client._core.shm._unable == {}
+    assert client._core.shm._pauses == {}
 
 
 def test_calls_that_fail_together_make_one_pause(client_of, blind, clock):
@@ -456,7 +456,7 @@ def test_calls_that_fail_together_make_one_pause(client_of, blind, clock):
     with ThreadPoolExecutor(4) as threads:
         for _ in threads.map(lambda _: client.infer("sum", {"x": WORTH}), range(16)):
             pass
-    assert client.explain({"x": WORTH}).endswith("(it is tried again in 5 s)")
+    assert client.explain({"x": WORTH}).endswith("(tried again after a pause of 5 s)")
 
 
 def test_other_routes_are_not_held_to_it(client_of, blind, clock):
@@ -496,7 +496,8 @@ def test_a_transient_route_takes_json_unless_asked(client, transient):
     assert way(client, **transient) == "transient"
     told = client.explain({"x": WORTH}, **transient)
     assert (
-        "and transient: a key works once with allow_transient, so transport='shm' has to ask for it" in told
+        "and transient: with allow_transient a key works only once; transport='shm' uses it nevertheless"
+        in told
     )
     told = client.explain({"x": WORTH}, transport="shm", **transient)
     assert told.startswith("through shared memory: ")

@@ -52,8 +52,8 @@ def arena(make):
 
 def used(arena, route=A, size=100, epoch=0):
     """Lend a segment and have it back after a good reply; return its name."""
-    segment = arena.lend(route, size, epoch)
-    arena.give_back(segment)
+    segment = arena.acquire(route, size, epoch)
+    arena.release(segment)
     return segment.name
 
 
@@ -76,35 +76,35 @@ def test_another_server_or_size_gets_another(arena, other):
 
 
 def test_what_is_lent_is_lent_to_nobody_else(arena):
-    segments = [arena.lend(A, 100, 0) for _ in range(5)]
+    segments = [arena.acquire(A, 100, 0) for _ in range(5)]
     assert len({segment.name for segment in segments}) == 5
 
 
 def test_the_last_one_back_is_the_first_to_be_lent(arena):
-    first, second = arena.lend(A, 100, 0), arena.lend(A, 100, 0)
-    arena.give_back(second)
-    arena.give_back(first)
-    assert arena.lend(A, 100, 0) is first
-    assert arena.lend(A, 100, 0) is second
+    first, second = arena.acquire(A, 100, 0), arena.acquire(A, 100, 0)
+    arena.release(second)
+    arena.release(first)
+    assert arena.acquire(A, 100, 0) is first
+    assert arena.acquire(A, 100, 0) is second
 
 
 def test_one_that_must_be_new_is(arena):
     name = used(arena)
-    assert arena.lend(A, 100, 0, never_used=True).name != name
+    assert arena.acquire(A, 100, 0, never_used=True).name != name
 
 
-def test_one_in_quarantine_is_unlinked_and_never_lent_again(arena):
-    segment = arena.lend(A, 100, 0)
-    arena.quarantine(segment)
+def test_a_discarded_one_is_unlinked_and_never_acquired_again(arena):
+    segment = arena.acquire(A, 100, 0)
+    arena.discard(segment)
     assert not ours()
     assert used(arena) != segment.name
-    arena.give_back(segment)  # whoever is late
-    assert arena.lend(A, 100, 0) is not segment
+    arena.release(segment)  # whoever is late
+    assert arena.acquire(A, 100, 0) is not segment
 
 
 def test_one_whose_file_is_gone_is_not_lent(arena):
-    gone, name = arena.lend(A, 100, 0), used(arena)
-    arena.give_back(gone)
+    gone, name = arena.acquire(A, 100, 0), used(arena)
+    arena.release(gone)
     Path(f"/dev/shm/{gone.name}").unlink()
     assert used(arena) == name
     assert arena.read()["shm_segments"] == 1
@@ -126,33 +126,33 @@ def test_one_whose_file_was_made_anew_is_not_lent(arena):
 
 def test_a_new_epoch_unlinks_what_is_idle(arena):
     idle = [used(arena), used(arena, B)]
-    segment = arena.lend(A, 100, 1)
+    segment = arena.acquire(A, 100, 1)
     assert ours() == {segment.name}
     assert segment.name not in idle
 
 
 def test_what_comes_back_from_an_earlier_epoch_is_unlinked(arena):
-    early = arena.lend(A, 100, 0)
-    late = arena.lend(A, 100, 1)
-    arena.give_back(early)
+    early = arena.acquire(A, 100, 0)
+    late = arena.acquire(A, 100, 1)
+    arena.release(early)
     assert ours() == {late.name}
-    assert arena.lend(A, 100, 1) is not early
+    assert arena.acquire(A, 100, 1) is not early
 
 
 def test_a_call_that_is_still_in_an_earlier_epoch_retires_nothing(arena):
     name = used(arena, epoch=1)
-    arena.give_back(arena.lend(B, 100, 0))
+    arena.release(arena.acquire(B, 100, 0))
     assert used(arena, epoch=1) == name
 
 
 def test_a_new_epoch_unlinks_a_callers_too_if_a_server_was_told_of_it(arena):
     known, new = arena.empty(80).array(BYTES, (80,)), arena.empty(70).array(BYTES, (70,))
-    arena.give_back(arena.borrow(known, A, 0))
-    lent = arena.lend(A, 100, 1)
+    arena.release(arena.acquire_array(known, A, 0))
+    lent = arena.acquire(A, 100, 1)
     assert len(ours()) == 2
     assert arena.read()["shm_segments"] == 2
-    assert arena.borrow(known, A, 1) is None
-    assert arena.borrow(new, A, 1) is not lent
+    assert arena.acquire_array(known, A, 1) is None
+    assert arena.acquire_array(new, A, 1) is not lent
 
 
 # --- bounds ---
@@ -169,18 +169,18 @@ def test_of_too_many_idle_ones_the_least_recently_used_are_unlinked(arena, monke
 
 def test_of_too_many_idle_bytes_the_least_recently_used_are_unlinked(make):
     arena = make(max_pinned=250)
-    segments = [arena.lend(A, 100, 0), arena.lend(A, 100, 0)]
+    segments = [arena.acquire(A, 100, 0), arena.acquire(A, 100, 0)]
     arena._registered.clear()  # as if the server had forgotten them
     arena._pinned = 0
-    segments.append(arena.lend(A, 100, 0))
+    segments.append(arena.acquire(A, 100, 0))
     for segment in segments:
-        arena.give_back(segment)
+        arena.release(segment)
     assert ours() == {segments[1].name, segments[2].name}
 
 
 def test_what_is_lent_is_not_among_the_idle(arena, monkeypatch):
     monkeypatch.setattr(module, "_MOST_IDLE", 1)
-    lent = [arena.lend(A, 100, 0) for _ in range(4)]
+    lent = [arena.acquire(A, 100, 0) for _ in range(4)]
     assert ours() == {segment.name for segment in lent}
 
 
@@ -188,8 +188,8 @@ def test_what_is_lent_is_not_among_the_idle(arena, monkeypatch):
 
 
 def test_what_is_unlinked_is_still_counted_as_pinned(arena):
-    arena.quarantine(arena.lend(A, 100, 0))
-    arena.quarantine(arena.lend(B, 50, 0))
+    arena.discard(arena.acquire(A, 100, 0))
+    arena.discard(arena.acquire(B, 50, 0))
     assert arena.read() == {"shm_segments": 0, "shm_bytes": 0, "shm_pinned": 150}
 
 
@@ -201,12 +201,12 @@ def test_using_one_again_pins_no_more(arena):
 
 def test_more_than_may_be_pinned_is_declined_and_nothing_is_made(make):
     arena = make(max_pinned=250)
-    first = arena.lend(A, 100, 0)
-    arena.quarantine(arena.lend(B, 100, 0))
+    first = arena.acquire(A, 100, 0)
+    arena.discard(arena.acquire(B, 100, 0))
     with pytest.raises(DeclinedError, match=r"^pinned: .* 200 bytes .* 51 more .*shm_max_pinned \(250\)"):
-        arena.lend(A, 51, 0)
+        arena.acquire(A, 51, 0)
     assert ours() == {first.name}
-    assert arena.lend(A, 50, 0)
+    assert arena.acquire(A, 50, 0)
 
 
 def test_what_a_server_knows_already_may_be_lent_when_no_more_may_be_pinned(make):
@@ -227,7 +227,7 @@ def test_threads_that_lend_at_once_do_not_pass_the_budget_together(make, monkeyp
 
     monkeypatch.setattr(module.Segment, "make", met)
     with ThreadPoolExecutor(4) as threads:
-        lent = [threads.submit(arena.lend, A, 100, 0) for _ in range(4)]
+        lent = [threads.submit(arena.acquire, A, 100, 0) for _ in range(4)]
         failures = [future.exception() for future in lent]
     assert sum(failure is None for failure in failures) == 2
     assert {type(failure) for failure in failures} == {DeclinedError, type(None)}
@@ -259,8 +259,8 @@ def test_a_full_directory_is_told_with_what_is_free(arena, monkeypatch, number):
         raise OSError(number, "full")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DeclinedError, match=r"^no room: /dev/shm has none for 1,000 bytes \([\d,]+ are free"):
-        arena.lend(A, 1000, 0)
+    with pytest.raises(DeclinedError, match=r"^no room: /dev/shm has no 1,000 bytes \([\d,]+ are free"):
+        arena.acquire(A, 1000, 0)
     with pytest.raises(DeclinedError, match=r"^no room"):
         arena.empty(1000)
     assert arena.read() == {"shm_segments": 0, "shm_bytes": 0, "shm_pinned": 0}
@@ -269,7 +269,7 @@ def test_a_full_directory_is_told_with_what_is_free(arena, monkeypatch, number):
 def test_more_than_the_directory_has_is_no_room(make):
     arena = make(max_pinned=2**62)
     with pytest.raises(DeclinedError, match=r"^no room"):
-        arena.lend(A, room()[0] + 2**20, 0)
+        arena.acquire(A, room()[0] + 2**20, 0)
     assert not ours()
 
 
@@ -279,7 +279,7 @@ def test_any_other_failure_is_told_in_its_own_words(arena, monkeypatch):
 
     monkeypatch.setattr(module.Segment, "make", refused)
     with pytest.raises(DeclinedError, match=r"^not made: .*Too many open files"):
-        arena.lend(A, 1000, 0)
+        arena.acquire(A, 1000, 0)
 
 
 def test_what_is_in_the_way_is_told_without_making_anything(make):
@@ -296,53 +296,53 @@ def test_what_is_in_the_way_is_told_without_making_anything(make):
 def test_a_callers_segment_is_borrowed_for_the_whole_of_it(arena):
     array = arena.empty(80).array(np.dtype(np.float64), (2, 5))
     for view in (array, array.reshape(10), array.view(np.int64), array[:], array.view(np.uint8)):
-        segment = arena.borrow(view, A, 0)
+        segment = arena.acquire_array(view, A, 0)
         assert segment is not None
-        arena.give_back(segment)
+        arena.release(segment)
     assert arena.read()["shm_pinned"] == 80
 
 
 def test_it_is_not_borrowed_for_a_part_or_in_another_order(arena):
     array = arena.empty(80).array(np.dtype(np.float64), (2, 5))
     views = (array[1:], array[:, 1:], array.T, array[::-1], array[:, ::2], array.copy(), array + 0)
-    assert [arena.borrow(view, A, 0) for view in views] == [None] * len(views)
+    assert [arena.acquire_array(view, A, 0) for view in views] == [None] * len(views)
 
 
 def test_it_is_not_borrowed_twice_at_once(arena):
     array = arena.empty(80).array(BYTES, (80,))
-    segment = arena.borrow(array, A, 0)
-    assert arena.borrow(array, A, 0) is None
-    arena.give_back(segment)
-    assert arena.borrow(array, A, 0) is segment
+    segment = arena.acquire_array(array, A, 0)
+    assert arena.acquire_array(array, A, 0) is None
+    arena.release(segment)
+    assert arena.acquire_array(array, A, 0) is segment
 
 
 def test_of_many_threads_one_borrows_it(arena):
     array = arena.empty(80).array(BYTES, (80,))
     for _ in range(200):
         with ThreadPoolExecutor(4) as threads:
-            borrowed = list(threads.map(lambda _: arena.borrow(array, A, 0), range(4)))
+            borrowed = list(threads.map(lambda _: arena.acquire_array(array, A, 0), range(4)))
         [segment] = [each for each in borrowed if each is not None]
-        arena.give_back(segment)
+        arena.release(segment)
         borrowed.clear()
 
 
 def test_it_is_not_borrowed_for_a_second_server(arena):
     array = arena.empty(80).array(BYTES, (80,))
-    arena.give_back(arena.borrow(array, A, 0))
-    assert arena.borrow(array, B, 0) is None
-    assert arena.borrow(array, A, 0) is not None
+    arena.release(arena.acquire_array(array, A, 0))
+    assert arena.acquire_array(array, B, 0) is None
+    assert arena.acquire_array(array, A, 0) is not None
 
 
-@pytest.mark.parametrize("end", ["quarantine", "close", "epoch", "unlink", "replace"])
+@pytest.mark.parametrize("end", ["discard", "close", "epoch", "unlink", "replace"])
 def test_it_is_not_borrowed_again_after_what_ended_it_and_stays_of_use(arena, end):
     array = arena.empty(80).array(BYTES, (80,))
-    segment = arena.borrow(array, A, 0)
+    segment = arena.acquire_array(array, A, 0)
     array[:] = 7
     path = Path(f"/dev/shm/{segment.name}")
-    if end == "quarantine":
-        arena.quarantine(segment)
+    if end == "discard":
+        arena.discard(segment)
     else:
-        arena.give_back(segment)
+        arena.release(segment)
     if end == "close":
         arena.close()
     if end in ("unlink", "replace"):
@@ -350,7 +350,7 @@ def test_it_is_not_borrowed_again_after_what_ended_it_and_stays_of_use(arena, en
     if end == "replace":
         path.write_bytes(bytes(80))
     for _ in range(2):
-        assert arena.borrow(array, A, 1 if end == "epoch" else 0) is None
+        assert arena.acquire_array(array, A, 1 if end == "epoch" else 0) is None
     array += 1
     assert array.tolist() == [8] * 80
     if end == "replace":
@@ -359,41 +359,41 @@ def test_it_is_not_borrowed_again_after_what_ended_it_and_stays_of_use(arena, en
 
 def test_what_comes_back_after_a_new_epoch_is_unlinked_though_it_is_a_callers(arena):
     array = arena.empty(80).array(BYTES, (80,))
-    segment = arena.borrow(array, A, 0)
-    arena.give_back(arena.lend(B, 10, 1))
-    arena.give_back(segment)
+    segment = arena.acquire_array(array, A, 0)
+    arena.release(arena.acquire(B, 10, 1))
+    arena.release(segment)
     assert segment.name not in ours()
 
 
 def test_one_that_no_server_knows_is_borrowed_in_a_later_epoch(arena):
     array = arena.empty(80).array(BYTES, (80,))
-    arena.give_back(arena.lend(B, 10, 1))
-    assert arena.borrow(array, A, 1) is not None
+    arena.release(arena.acquire(B, 10, 1))
+    assert arena.acquire_array(array, A, 1) is not None
 
 
 def test_it_is_not_borrowed_where_no_more_may_be_pinned(make):
     arena = make(max_pinned=100)
     used(arena)
     array = arena.empty(80).array(BYTES, (80,))
-    assert arena.borrow(array, A, 0) is None
+    assert arena.acquire_array(array, A, 0) is None
     assert not arena.empty(80).busy
 
 
 def test_it_is_never_among_those_that_are_lent(arena):
-    segment = arena.borrow(arena.empty(80).array(BYTES, (80,)), A, 0)
-    arena.give_back(segment)
-    assert arena.lend(A, 80, 0) is not segment
+    segment = arena.acquire_array(arena.empty(80).array(BYTES, (80,)), A, 0)
+    arena.release(segment)
+    assert arena.acquire(A, 80, 0) is not segment
 
 
 def test_another_arenas_segment_is_not_borrowed(make):
     array = make().empty(80).array(BYTES, (80,))
-    assert make().borrow(array, A, 0) is None
+    assert make().acquire_array(array, A, 0) is None
 
 
 def test_a_segment_that_was_lent_is_no_callers(arena):
-    segment = arena.lend(A, 80, 0)
-    arena.give_back(segment)
-    assert arena.borrow(segment.array(BYTES, (80,)), A, 0) is None
+    segment = arena.acquire(A, 80, 0)
+    arena.release(segment)
+    assert arena.acquire_array(segment.array(BYTES, (80,)), A, 0) is None
 
 
 def test_a_callers_file_goes_with_the_array(arena):
@@ -409,7 +409,7 @@ def test_a_callers_file_goes_with_the_array(arena):
 
 def test_closing_unlinks_the_idle_the_lent_and_the_callers(arena):
     used(arena)
-    lent = arena.lend(A, 50, 0)
+    lent = arena.acquire(A, 50, 0)
     array = arena.empty(80).array(BYTES, (80,))
     assert len(ours()) == 3
     arena.close()
@@ -419,16 +419,16 @@ def test_closing_unlinks_the_idle_the_lent_and_the_callers(arena):
 
 
 def test_what_comes_back_after_the_closing_is_not_kept(arena):
-    lent = arena.lend(A, 50, 0)
+    lent = arena.acquire(A, 50, 0)
     arena.close()
-    arena.give_back(lent)
+    arena.release(lent)
     assert not arena._idle
 
 
 def test_nothing_is_made_after_the_closing(arena):
     used(arena)
     arena.close()
-    for call in (lambda: arena.lend(A, 100, 0), lambda: arena.empty(100)):
+    for call in (lambda: arena.acquire(A, 100, 0), lambda: arena.empty(100)):
         with pytest.raises(DeclinedError, match=r"^closed"):
             call()
     gc.collect()
@@ -446,7 +446,7 @@ def test_closing_waits_for_what_is_being_made_and_unlinks_that_too(arena, monkey
 
     monkeypatch.setattr(module.Segment, "make", slow)
     with ThreadPoolExecutor(2) as threads:
-        made = threads.submit(arena.lend, A, 100, 0)
+        made = threads.submit(arena.acquire, A, 100, 0)
         assert begun.wait(20.0)
         closed = threads.submit(arena.close)
         while not arena._closed:
@@ -458,7 +458,7 @@ def test_closing_waits_for_what_is_being_made_and_unlinks_that_too(arena, monkey
 
 
 def test_closing_waits_no_longer_than_it_can_take(arena, monkeypatch):
-    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    monkeypatch.setattr(module, "_CLOSE_TIMEOUT", 0.01)
     arena._making = 1  # as an interrupt may leave it
     arena.close()
     assert arena._closed
@@ -485,13 +485,13 @@ def test_it_sweeps_when_it_is_made(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_unlinks_nothing_whatever_it_does(arena):
     used(arena)
-    lent = arena.lend(A, 50, 0)
+    lent = arena.acquire(A, 50, 0)
     array = arena.empty(80).array(BYTES, (80,))
     names = ours()
     pid = os.fork()
     if not pid:
         try:
-            arena.quarantine(lent)
+            arena.discard(lent)
             arena.close()
             del array
             os._exit(0)
@@ -516,16 +516,16 @@ def test_each_has_its_own_under_reuse_and_everything_is_accounted_for(make, monk
         random = np.random.default_rng(thread)
         for number in range(rounds):
             size = int(random.integers(1, 6)) * 1000
-            segment = arena.lend((A, B)[number % 2], size, 0)
+            segment = arena.acquire((A, B)[number % 2], size, 0)
             array = segment.array(BYTES, (size,))
             array[:] = mark = (thread * 31 + number) % 251
             again = segment.array(BYTES, (size,))
             assert (again == mark).all()
             del array, again
             if random.random() < 0.1:
-                arena.quarantine(segment)
+                arena.discard(segment)
             else:
-                arena.give_back(segment)
+                arena.release(segment)
 
     try:
         with ThreadPoolExecutor(4) as threads:

@@ -180,14 +180,14 @@ def test_the_file_goes_when_the_last_array_over_it_does():
 def test_unlinking_twice_does_no_harm(segment):
     segment.unlink()
     segment.unlink()
-    assert not segment.is_there()
+    assert not segment.exists()
 
 
 def test_one_whose_file_was_replaced_is_not_there(segment):
-    assert segment.is_there()
+    assert segment.exists()
     path_of(segment).unlink()
     path_of(segment).write_bytes(bytes(4096))
-    assert not segment.is_there()
+    assert not segment.exists()
 
 
 def test_it_cannot_be_pickled(segment):
@@ -223,7 +223,7 @@ def test_a_copy_and_an_array_of_elsewhere_tell_none(segment):
 def test_other_systems_have_none(monkeypatch):
     assert unsupported() is None
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert unsupported() == "shared memory is for Linux, and this is darwin"
+    assert unsupported() == "shared memory needs Linux, and this is darwin"
 
 
 def test_a_directory_that_cannot_be_written_to_is_none(monkeypatch, tmp_path):
