@@ -1,4 +1,4 @@
-"""Texts, choices and flags that callers pass, checked before they are used; numbers are in `numeric`."""
+"""Check the texts, choices, flags and whole numbers that callers pass."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Kind = type[ConfigError] | type[InputError]
 
 
 def check_text(name: str, value: object, kind: Kind = ConfigError) -> str:
-    """Return a text that is not empty and that UTF-8 can carry, as a plain str.
+    """Return a value as a plain str if it is a non-empty text that UTF-8 can encode.
 
-    A subclass such as numpy's str has no form in JSON.
+    Subclasses such as numpy's str are converted, since the JSON encoders refuse them.
 
     Raises
     ------
@@ -43,14 +43,14 @@ def check_texts(name: str, values: object, example: str, kind: Kind = ConfigErro
 
 
 def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
-    """Whether a value is many, and no text, memory, mapping or array without dimensions."""
+    """Return whether a value is a collection of items: not a text, buffer, mapping or 0-d array."""
     if isinstance(value, (str, bytes, bytearray, memoryview, Mapping)) or getattr(value, "shape", None) == ():
         return False
     return isinstance(value, Iterable)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...], kind: Kind = InputError) -> None:
-    """Refuse a value that is none of the choices.
+    """Refuse a value that is not one of the choices.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...], kind: Kind 
 
 
 def check_flag(name: str, value: object, kind: Kind = InputError) -> bool:
-    """Return True or False, given as such, as numpy's or as a number; None is False.
+    """Return a bool, a numpy bool or an int as a bool; None is False.
 
     Raises
     ------

@@ -13,12 +13,12 @@ from tcm_sync._texts import text_fault
 
 
 class TcmError(Exception):
-    """What every error of this package is.
+    """The base class of every error of this package.
 
     Parameters
     ----------
     message : str
-        What happened, and what to do about it.
+        What failed, why, and what to do.
     **fields
         Any of the attributes below.
 
@@ -29,25 +29,25 @@ class TcmError(Exception):
     retriable : bool
         Whether the same request may succeed when it is sent again.
     retry_after : float or None
-        Seconds that the manager asks to wait before trying again.
+        Seconds to wait before the next attempt, as the manager asks.
     attempts : int
-        How many attempts the call made that count (see `RetryPolicy`); 0 if nothing was sent.
+        How many attempts the call made, of those that `RetryPolicy` counts; 0 if nothing was sent.
     history : tuple of TcmError
         The failures of the attempts before this one, oldest first.
     outcome_unknown : bool
-        Whether the request may have run although no result came back, in the last attempt or in one before.
+        Whether the request may have run although no result came back, in any of the attempts.
     model_name : str or None
         The model that was called.
     route : Route or None
-        Where the call was to run.
+        The route of the call.
     uuid : str or None
-        The uuid of the socket that was used: what the manager's log calls the client.
+        The uuid of the socket that was used, by which the manager's log names the client.
     elapsed : float or None
         Seconds from the start of the call to this error.
     error_id : str or None
-        What ``/ready`` gave to look for in the manager's log, where it was behind the failure.
+        The id from ``/ready`` under which the manager's log has the details, if the manager was not ready.
     chunks : tuple of str
-        What a stream had brought before it failed.
+        The chunks that a stream had received before it failed.
     """
 
     code: str | None = None
@@ -72,7 +72,7 @@ class TcmError(Exception):
 
     @property
     def message(self) -> str:
-        """What happened, without the facts of the call."""
+        """What failed, why, and what to do, without facts of the call: equal failures have equal texts."""
         return str(self.args[0])
 
     def __str__(self) -> str:
@@ -97,12 +97,12 @@ class TcmError(Exception):
 
 def _rebuild(kind: type[TcmError], message: str, fields: dict[str, Any]) -> TcmError:
     error = kind(message)
-    vars(error).update(fields)  # notes and what else users have put there, too
+    vars(error).update(fields)  # notes and other attributes that users have set, too
     return error
 
 
 class InputError(TcmError, ValueError):
-    """The arguments of a call cannot be sent. Found here, before anything was sent."""
+    """The arguments of a call cannot be sent; nothing was sent."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Route:
     container_id : str
         The container of the Triton server.
     vm_ip : str, optional
-        The address of its VM. Left out, the manager fills it in for a container that it knows; a wrong one
-        is trusted (docs/wire.rst, "Inference").
+        The address of its VM. The manager fills it in for a registered container, and does not check it
+        (docs/wire.rst, "Inference").
     vm_id : str, optional
         The VM's id.
     """

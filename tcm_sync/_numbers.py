@@ -1,4 +1,4 @@
-"""Numbers that callers pass: Python's, numpy's and other libraries', kept as plain int and float."""
+"""Convert numbers of Python, numpy and other libraries to plain int and float."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from tcm_sync._handlers import is_of_handler
 
-_NO_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex)
+_NOT_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex)
 
 
 def as_whole(value: object) -> int | None:
@@ -18,15 +18,15 @@ def as_whole(value: object) -> int | None:
     if not _may_be_number(value, "iu"):
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]  # it says whether it has one
-    except Exception as error:  # a tensor of a framework raises what it likes
+        return operator.index(value)  # type: ignore[arg-type]  # raises if it has none
+    except Exception as error:  # a framework's tensor may raise any class
         if is_of_handler(error):
             raise
         return None
 
 
 def as_number(value: object) -> int | float | None:
-    """Return a number of any real type as int or float, also if it is not finite; None for anything else."""
+    """Return a number of any real type, infinities and NaN included, as int or float; None otherwise."""
     if type(value) is float:
         return value
     whole = as_whole(value)
@@ -43,17 +43,17 @@ def as_number(value: object) -> int | float | None:
 
 
 def _may_be_number(value: object, kinds: str) -> bool:
-    """Return whether a value is a scalar of some kinds of dtype, or of a type that numpy does not know."""
+    """Return whether a value is a numpy scalar of these kinds of dtype, or a scalar of another library."""
     if isinstance(value, (np.generic, np.ndarray)):
         return value.ndim == 0 and value.dtype.kind in kinds
-    return not isinstance(value, _NO_NUMBERS) and getattr(value, "shape", ()) == ()
+    return not isinstance(value, _NOT_NUMBERS) and getattr(value, "shape", ()) == ()
 
 
 def shown(value: object) -> str:
-    """Return how a message shows a value that was refused, whatever its repr does."""
+    """Return the repr of a refused value for a message, shortened; its type if the repr fails."""
     try:
         return f"{value!r:.80}"
-    except Exception as error:  # an int of 5,000 digits has no repr, nor has what a user broke
+    except Exception as error:  # an int of 5,000 digits has no repr; a user's class may have a broken one
         if is_of_handler(error):
             raise
         return f"a {type(value).__name__}"

@@ -15,7 +15,7 @@ def text_fault(name: str, value: object) -> str | None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be sent: bytes that were no UTF-8 in a variable become lone surrogates."""
+    """Return whether UTF-8 can encode a text: variables with invalid bytes are read as lone surrogates."""
     if text.isascii():
         return True
     try:

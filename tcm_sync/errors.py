@@ -3,19 +3,19 @@
 ::
 
     TcmError
-    ├── ConnectionLostError (ConnectionError)     the socket died while a reply was awaited
+    ├── ConnectionLostError (ConnectionError)     the connection ended while a reply was awaited
     ├── ConnectFailedError (ConnectionError)      no socket could be opened
     ├── AuthenticationError                       the manager refused the token or the identity
     ├── PermissionDeniedError                     the identity lacks a role
     ├── CallTimeoutError (TimeoutError)           sent, and not answered within the deadline
-    ├── PoolTimeoutError (TimeoutError)           no socket came free within the deadline
+    ├── PoolTimeoutError (TimeoutError)           no socket became free within the deadline
     ├── ShuttingDownError                         the manager is draining
     ├── BackpressureError                         the manager dropped the request: too much work
-    ├── RateLimitedError                          the manager's limit of messages a second
+    ├── RateLimitedError                          over the manager's limit of messages a second
     ├── ProtocolError                             a message that breaks the protocol
-    ├── MessageTooLargeError                      a message over its limit, either way
+    ├── MessageTooLargeError                      a message over its limit, in either direction
     ├── ContractError (ValueError)                the manager refused the request's form
-    ├── InputError (ValueError)                   refused here, before anything was sent
+    ├── InputError (ValueError)                   refused by the client; nothing was sent
     ├── ConfigError (ValueError)                  a setting that cannot work
     ├── ModelFileError (ValueError)               a model file that cannot be read
     ├── ManagementError                           a management job failed
@@ -28,10 +28,10 @@
         │   ModelLoadError, SharedMemoryUnavailableError, SharedMemoryRegistrationError,
         │   ServerCreationError, MissingArgumentError, MissingInstanceError, TritonError   (fatal)
         ├── InferenceFailedError
-        │   └── KnownFaultError                   a fault of the manager that passes: sent again
+        │   └── KnownFaultError                   a temporary fault of the manager: sent again
         │       └── StreamBusyError               the server runs one stream at a time
         ├── PayloadTooLargeError                  413: over the manager's payload budget
-        └── StreamTimeoutError                    a stream ran into the manager's limit
+        └── StreamTimeoutError                    a stream reached the manager's time limit
 
 Every class survives ``pickle`` with all its fields, so that it can cross a process boundary.
 """
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 class ConnectionLostError(TcmError, ConnectionError):
-    """The socket died before the reply came. Whether the request ran is unknown."""
+    """The connection ended before the reply came. Whether the request ran is unknown."""
 
     retriable = True
 
@@ -62,7 +62,7 @@ class ConnectFailedError(TcmError, ConnectionError):
 
 
 class AuthenticationError(TcmError):
-    """The manager refused the token or the identity. Repeating the same one does not help."""
+    """The manager refused the token or the identity. The same one is refused again."""
 
 
 class PermissionDeniedError(TcmError):
@@ -75,8 +75,7 @@ class CallTimeoutError(TcmError, TimeoutError):
     Attributes
     ----------
     advisories : int
-        How often the manager said meanwhile that the request is delayed
-        (``BACKPRESSURE_INSUFFICIENT_BUDGET``).
+        How many notices of delay (``BACKPRESSURE_INSUFFICIENT_BUDGET``) the manager sent before the deadline.
     """
 
     advisories: int = 0
@@ -87,37 +86,37 @@ class PoolTimeoutError(TcmError, TimeoutError):
 
 
 class ShuttingDownError(TcmError):
-    """The manager is draining. Without ``dropped_type`` the request may have run all the same."""
+    """The manager is shutting down. `outcome_unknown` says whether the request may have run."""
 
     code = "SYSTEM_SHUTDOWN"
     retriable = True
 
 
 class BackpressureError(TcmError):
-    """The manager dropped the request because a queue was full or a quota used up. It did not run."""
+    """The manager dropped the request, since a queue was full or a quota used up. It did not run."""
 
     retriable = True
 
 
 class RateLimitedError(TcmError):
-    """The manager's limit of messages a second was passed. The request did not run."""
+    """The client sent more messages a second than the manager allows. The request did not run."""
 
     retriable = True
 
 
 class ProtocolError(TcmError):
-    """A message that the protocol does not allow. The socket it came on is given up."""
+    """A message that the protocol does not allow. Its socket was closed."""
 
 
 class MessageTooLargeError(TcmError):
-    """A message is over its limit: ours before sending, or the manager's (close code 1009).
+    """A message is over a size limit: the client's, found before sending, or the manager's (close code 1009).
 
     Attributes
     ----------
     size : int or None
-        Bytes of the message, where known.
+        Bytes of the message, if known.
     limit : int or None
-        The most bytes that a message may have, where known.
+        The most bytes that a message may have, if known.
     """
 
     size: int | None = None
@@ -125,7 +124,7 @@ class MessageTooLargeError(TcmError):
 
 
 class ContractError(TcmError, ValueError):
-    """The manager refused the form of the request. Mend the request; repeating it does not help."""
+    """The manager refused the form of the request. Correct the request; the same one is refused again."""
 
 
 class ConfigError(TcmError, ValueError):
@@ -142,24 +141,23 @@ class ManagementError(TcmError):
     Attributes
     ----------
     parts : mapping of str to str
-        Of a deletion, what became of its ``"server"``, ``"container"`` and ``"vm"``: each was ``"deleted"``,
-        was ``"missing"``, or ``"failed"`` to be deleted. Empty if the manager does not say, and for other
-        jobs.
+        For a deletion, the outcome for its ``"server"``, ``"container"`` and ``"vm"``: ``"deleted"``,
+        ``"missing"`` or ``"failed"``. Empty for other jobs, and if the manager does not report it.
     """
 
     parts: Mapping[str, str] = MappingProxyType({})
 
 
 class ClientClosedError(TcmError):
-    """The client was closed, before the call or while it waited."""
+    """The client was closed before the call or during it."""
 
 
 class ReentrantCallError(TcmError, RuntimeError):
-    """The thread is inside another call of the same client, as in a signal handler; nothing was sent."""
+    """The thread is already inside a call of this client, such as in a signal handler; nothing was sent."""
 
 
 class InferenceError(TcmError):
-    """The inference failed behind the manager. Codes that the table does not know have this class."""
+    """The inference failed behind the manager. Codes that are not in `ERROR_CODES` have this class."""
 
 
 class TritonTimeoutError(InferenceError):
@@ -177,14 +175,14 @@ class TritonNetworkError(InferenceError):
 
 
 class TritonOverloadedError(InferenceError):
-    """Triton has more work than it takes."""
+    """Triton refused the request because it has too much work."""
 
     code = "TRITON_OVERLOADED"
     retriable = True
 
 
 class CircuitOpenError(InferenceError):
-    """The manager has stopped asking this Triton for a while, after repeated failures."""
+    """The manager does not send requests to this Triton for a while, after repeated failures."""
 
     code = "TRITON_CIRCUIT_OPEN"
     retriable = True
@@ -217,7 +215,7 @@ class InferenceFailedError(InferenceError):
     Attributes
     ----------
     max_batch_size : int or None
-        The most rows that the model takes, where it refused more.
+        The most rows that the model takes, if it refused more.
     """
 
     code = "TRITON_INFERENCE_FAILED"
@@ -225,7 +223,7 @@ class InferenceFailedError(InferenceError):
 
 
 class KnownFaultError(InferenceFailedError):
-    """A fault of the manager that passes, although the manager says that it does not: see `KNOWN_FAULTS`."""
+    """A temporary fault of the manager that it reports as permanent: see `KNOWN_FAULTS`."""
 
     retriable = True
 
@@ -235,7 +233,7 @@ class StreamBusyError(KnownFaultError):
 
 
 class ShapeMismatchError(InferenceError):
-    """A tensor's data is not nested as its shape says, or the shape is not the model's."""
+    """A tensor's data does not have its stated shape, or the shape is not the model's."""
 
     code = "TRITON_SHAPE_MISMATCH"
 
@@ -300,7 +298,7 @@ class PayloadTooLargeError(InferenceError):
     Attributes
     ----------
     estimated_bytes : int or None
-        What the manager reckons from shapes and datatypes.
+        The size that the manager estimates from shapes and datatypes.
     limit_bytes : int or None
         Its budget for one request.
     """
@@ -311,19 +309,19 @@ class PayloadTooLargeError(InferenceError):
 
 
 class StreamTimeoutError(InferenceError):
-    """A stream ran into the manager's limit on the whole stream."""
+    """A stream reached the manager's limit on the duration of a stream."""
 
     code = "TRITON_INFERENCE_FAILED"
 
 
 class CodeRule(NamedTuple):
-    """What a code of the manager means here: the class to raise, and whether to try again."""
+    """What the client does for a code of the manager: the class to raise, and whether to retry."""
 
     error: type[TcmError]
     retriable: bool
 
 
-#: Every code that the manager is known to send (docs/wire.rst, "Error codes").
+#: Every error code of the manager (docs/wire.rst, "Error codes").
 ERROR_CODES: Mapping[str, CodeRule] = MappingProxyType(
     {
         "SYSTEM_SHUTDOWN": CodeRule(ShuttingDownError, retriable=True),
@@ -353,18 +351,18 @@ ERROR_CODES: Mapping[str, CodeRule] = MappingProxyType(
 
 
 class KnownFault(NamedTuple):
-    """A failure that the manager calls fatal, known by its text, which passes.
+    """A temporary failure that the manager reports as permanent, recognised by its text.
 
     Attributes
     ----------
     text : str
-        What the message holds.
+        A part of the manager's message.
     error : type of KnownFaultError
         The class to raise.
     recording : str
         The recording of a real manager that shows it (tests/wire/transcripts.jsonl).
     meaning : str
-        What is behind it.
+        The cause, for the message of the error.
     """
 
     text: str

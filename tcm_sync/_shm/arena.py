@@ -201,7 +201,7 @@ class Arena:
             raise DeclinedError(f"not made: no segment in {DIRECTORY}: {error}") from None
         except BaseException:  # an interrupt, whose kept traceback would keep the segment
             if segment is not None:
-                segment.spent = True
+                segment.discarded = True
                 segment.unlink()
             raise
         finally:

@@ -1,4 +1,7 @@
-"""numpy <-> the wire: checking and encoding the inputs of a call, and making arrays of its outputs."""
+"""numpy and the wire: check and encode the inputs of a call, and decode its outputs.
+
+Messages as a whole do not belong here (`tcm_sync._wire`), nor does shared memory (`tcm_sync._shm`).
+"""
 
 from tcm_sync._tensors.check import Held, HeldAll, HeldEach, check_call, fit_inputs
 from tcm_sync._tensors.datatypes import DATATYPES, Datatype

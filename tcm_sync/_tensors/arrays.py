@@ -1,6 +1,6 @@
-"""Whatever users call an array, as a numpy array: of one plain dtype, or an object array of `str`.
+"""Convert array-likes to numpy arrays of one plain dtype, or to object arrays of `str`.
 
-Lists are looked at element by element before numpy sees them, since numpy reads ``[1, "a"]`` as text,
+The elements of lists are checked before numpy converts them, since numpy reads ``[1, "a"]`` as text,
 ``[True, 2]`` as integers, ``[2**63, -1]`` as floats, and drops the NULs at the end of a string.
 """
 
@@ -21,7 +21,7 @@ from tcm_sync._tensors.foreign import check_kept
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-#: What numpy 1.26 can hold; nobody's model has more.
+#: numpy 1.26's limit.
 MAX_DIMENSIONS = 32
 
 _ARRAY_PROTOCOLS = ("__array__", "__array_interface__", "__array_struct__")
@@ -32,7 +32,7 @@ _KINDS = {bool: "bool", int: "int", float: "float", str: "text", bytes: "text"}
 
 
 def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
-    """Return a numpy array of the data, which is not copied where it need not be.
+    """Return the data as a numpy array, without a copy where possible.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
         or its older forms, with ``__dlpack__``, a buffer, or nested lists of bool, int, float, str, bytes
         or equal arrays.
     scalars : bool
-        Whether a bare bool, number or text will do, as a 0-d array.
+        Whether a bare bool, number or text is allowed, as a 0-d array.
 
     Returns
     -------
@@ -53,8 +53,8 @@ def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
     Raises
     ------
     Unfit
-        It is none of these, ragged, mixed, masked, or has elements that no datatype carries; or the library
-        that it is from made an array of other numbers. What its ``__array__`` raises goes up as it is.
+        It is not array-like, or is ragged, mixed or masked; or no datatype can carry its elements; or its
+        library changed numbers when it made the array. What its ``__array__`` raises is not caught.
     """
     if isinstance(data, (list, tuple)):
         return _from_lists(data)
@@ -68,11 +68,11 @@ def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
         if scalars:
             return _from_elements([data], (), {type(data)})
         raise Unfit(f"a bare {type(data).__name__} is 0-d, which the wire cannot carry; make a list of it")
-    raise Unfit(f"{type(data).__name__} is not array-like; give a numpy array or nested lists")
+    raise Unfit(f"{type(data).__name__} is not array-like; pass a numpy array or nested lists")
 
 
 def _is_array_like(kind: type) -> bool:
-    """Return whether values of the type make a numpy array by themselves; numpy's scalars do not count."""
+    """Return whether values of a type convert to numpy arrays; numpy's scalars do not count."""
     if issubclass(kind, np.generic):
         return False
     return _is_known_to_numpy(kind) or hasattr(kind, "__dlpack__")
@@ -88,7 +88,7 @@ def _through_protocol(data: Any) -> npt.NDArray[Any]:
         array = np.asarray(data) if _is_known_to_numpy(kind) else np.from_dlpack(data)
     except Exception as error:
         if is_of_callee(error):
-            raise  # it is of the user's own code, or of the library that the array is from
+            raise  # raised by the user's code or by the library that the array is from
         raise Unfit(f"{kind.__name__} did not become a numpy array: {error}") from error
     if array.dtype == object and array.ndim == 0:
         raise Unfit(f"{kind.__name__} did not become a numpy array")
@@ -99,15 +99,15 @@ def _through_protocol(data: Any) -> npt.NDArray[Any]:
 
 
 def _is_converted(kind: type) -> bool:
-    """Return whether the library of a type makes the array itself, and may convert the elements."""
+    """Return whether the type's own library makes the array, and so may convert the elements."""
     return hasattr(kind, "__array__")
 
 
 def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the array without its subclass, and text of every kind as `str`."""
+    """Return an array as a plain ndarray, with texts of every kind as `str`."""
     if type(array) is not np.ndarray:
         if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
-            raise Unfit("masked elements have no form in JSON; .filled() puts a value in their place")
+            raise Unfit("masked elements have no form in JSON; .filled() replaces them with a value")
         array = np.asarray(array)
     if array.dtype.kind not in "OUST":
         return array
@@ -118,7 +118,7 @@ def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _from_lists(data: Iterable[Any]) -> npt.NDArray[Any]:
-    """Take nested lists apart level by level: no recursion, whatever their depth."""
+    """Flatten nested lists level by level, without recursion, so that their depth does not matter."""
     level = list(data)
     shape = [len(level)]
     types = set(map(type, level))
@@ -160,7 +160,7 @@ def _from_elements(elements: list[Any], shape: tuple[int, ...], types: set[type]
 
 
 def _kind_of(kind: type) -> str:
-    """Return what an element of a rarer type is."""
+    """Return the kind of an element whose type is not in `_KINDS`."""
     if issubclass(kind, _TIMES):
         raise Unfit(f"{kind.__name__} has no datatype; send times as integers of a stated unit")
     if issubclass(kind, (complex, np.complexfloating)):
@@ -168,9 +168,9 @@ def _kind_of(kind: type) -> str:
     if issubclass(kind, np.longdouble):
         raise Unfit("longdouble has no datatype; make the numbers float")
     if kind is type(None):
-        raise Unfit("None is no value; a missing float is float('nan')")
+        raise Unfit("None is not a value; a missing float is float('nan')")
     if issubclass(kind, (list, tuple)):
-        raise Unfit("ragged: lists beside elements, or in an object array; all must be nested equally deep")
+        raise Unfit("ragged: lists beside elements, or in an object array; nest all elements equally deep")
     for bases, name in (
         ((str, bytes), "text"),
         (np.bool_, "bool"),
@@ -211,14 +211,14 @@ def _integers(elements: list[Any], types: set[type]) -> npt.NDArray[Any]:
 
 
 def _check_exact(elements: list[Any]) -> None:
-    """Refuse integers among floats that are beyond those that float64 has without gaps."""
+    """Refuse integers among floats that are too large for float64 to hold every integer."""
     for number in elements:
         if not isinstance(number, (float, np.floating)) and abs(int(number)) > _EXACT_IN_FLOAT:
             raise Unfit("an integer among the floats may have no exact float64; make it a float yourself")
 
 
 def _checked_text(elements: list[Any], types: set[type]) -> list[str]:
-    """Return the elements as plain `str`, of which all survive the way to the model.
+    """Return the elements as plain `str`; refuse a text that the model would not receive unchanged.
 
     The manager drops NULs at the end of a string, and JSON is UTF-8 (docs/wire.rst, "What cannot be
     carried").
@@ -238,7 +238,7 @@ def _checked_text(elements: list[Any], types: set[type]) -> list[str]:
 
 def _as_str(element: str | bytes) -> str:
     if isinstance(element, str):
-        return str.__str__(element)  # of a subclass, which may have a __str__ of its own
+        return str.__str__(element)  # a subclass may have a __str__ of its own
     try:
         return element.decode()
     except UnicodeDecodeError as error:

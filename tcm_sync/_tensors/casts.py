@@ -1,7 +1,7 @@
-"""From one numpy dtype to another without a value that changes meaning.
+"""Cast arrays from one numpy dtype to another without changing what a value means.
 
-Floats are rounded to the nearest of a narrower float; that is the only change there is. What numpy would
-wrap, cut or turn into an infinity is refused, as the manager would not notice it either (docs/wire.rst,
+The only change is that floats are rounded to the nearest value of a narrower float. A value that numpy would
+wrap, truncate or turn into an infinity is refused: the manager would not report it either (docs/wire.rst,
 "What cannot be carried").
 """
 
@@ -21,22 +21,22 @@ _NUMBERS = "iuf"
 
 
 def cast(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> npt.NDArray[Any]:
-    """Return the array in another dtype, or itself if it has it.
+    """Return an array in another dtype, or the array itself if it has that dtype.
 
     Parameters
     ----------
     array : ndarray
         Of bool, integers, floats, or an object array of str.
     dtype : numpy.dtype
-        One of the same choice.
+        The dtype to return, of one of these kinds.
     label : object
-        What messages call the dtype, if there are any.
+        The name of the dtype in messages.
 
     Raises
     ------
     Unfit
-        bool, numbers and text are not each other; or a value does not fit: out of range, a fraction or
-        NaN for an integer, an integer that the float can only approximate. An empty array always fits.
+        bool, numbers and text are not cast to each other; or a value does not fit: out of range, a fraction
+        or NaN for an integer, an integer that the float can only approximate. An empty array always fits.
     """
     source = array.dtype
     if source == dtype:
@@ -57,7 +57,7 @@ def cast(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> npt.ND
 
 
 def _check_range(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> None:
-    """Refuse integers that another integer dtype does not have."""
+    """Refuse integers that are out of range for another integer dtype."""
     limits = np.iinfo(dtype)
     for value in (int(array.min()), int(array.max())):
         if not limits.min <= value <= limits.max:
@@ -65,7 +65,7 @@ def _check_range(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -
 
 
 def _check_exact(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> None:
-    """Refuse integers between which a float dtype has gaps, unless it has these very ones."""
+    """Refuse integers that a float dtype cannot hold exactly."""
     reach = 2 ** (np.finfo(dtype).nmant + 1)
     if -reach <= int(array.min()) and int(array.max()) <= reach:
         return
@@ -79,7 +79,7 @@ def _check_exact(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -
 
 
 def _check_integral(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> None:
-    """Refuse floats that are no integer of the dtype: fractions, NaN, infinities, too large ones."""
+    """Refuse floats that are not integers of the dtype: fractions, NaN, infinities, or out of range."""
     limits = np.iinfo(dtype)
     wide = array.astype(np.float64)
     fits = (wide == np.trunc(wide)) & (wide >= float(limits.min)) & (wide < float(limits.max + 1))

@@ -1,4 +1,4 @@
-"""The inputs of a call, held to the signature of its model: all that is wrong is told at once."""
+"""Check the inputs of a call against the signature of its model, and report everything that is wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Dims = tuple[int, ...]
 
 
 class Held(Struct, frozen=True, eq=False):
-    """Inputs that are to be held to a signature when their call checks them.
+    """Inputs together with the signature that they are checked against.
 
     Attributes
     ----------
@@ -33,7 +33,7 @@ class Held(Struct, frozen=True, eq=False):
 
 
 class HeldEach:
-    """The inputs of many calls, each held to a signature when its turn comes."""
+    """The inputs of many calls, each of which is paired with the signature when it is read."""
 
     def __init__(self, signature: ModelSignature, many_inputs: Iterable[object]) -> None:
         self._signature = signature
@@ -44,14 +44,14 @@ class HeldEach:
 
 
 class HeldAll(HeldEach):
-    """The same where it is known how many there are."""
+    """A `HeldEach` of inputs with a length."""
 
     def __len__(self) -> int:
-        return len(self._many)  # type: ignore[arg-type]  # it is made of what has a length
+        return len(self._many)  # type: ignore[arg-type]  # it is only made of inputs with a length
 
 
 def check_call(inputs: object, *, sample: bool = False, infinities: bool = False) -> tuple[Tensor, ...]:
-    """Turn the inputs of a call into tensors that can be sent, and that its model takes if it is known.
+    """Turn the inputs of a call into tensors that can be sent, and check them against a signature, if any.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def check_call(inputs: object, *, sample: bool = False, infinities: bool = False
     Raises
     ------
     InputError
-        They cannot be sent, or are not what the signature says.
+        They cannot be sent, or do not fit the signature.
     """
     if type(inputs) is Held:
         return fit_inputs(inputs.signature, inputs.inputs, sample=sample, infinities=infinities)
@@ -80,11 +80,11 @@ def fit_inputs(
     uncut: bool = False,
     infinities: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Hold inputs to a signature.
+    """Check inputs against a signature, and convert them to its datatypes.
 
-    Integers become other integers and floats where every value stays what it is. Floats of an array become
-    wider ones and nothing else; Python's own have no width, and are rounded to the nearest. bool, numbers
-    and text do not become each other.
+    Integers are converted to other integers or floats if every value stays the same. Floats of an array are
+    only converted to wider floats. Python's floats have no width, and are rounded to the nearest. bool,
+    numbers and text are not converted to each other.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def fit_inputs(
     sample : bool
         Whether it is one sample, which gets its batch axis later.
     uncut : bool
-        Whether it is a batch that is going to be cut, so that it may be larger than the model's largest.
+        Whether it is a batch that will be cut, so that it may be larger than the model's maximum.
     infinities : bool
         Whether they may hold infinities, which have no form in JSON.
 
@@ -107,7 +107,7 @@ def fit_inputs(
     Raises
     ------
     InputError
-        They do not fit. The message has all that is wrong, and what was expected beside what was given.
+        They do not fit. The message lists every fault, with what was expected and what was given.
     """
     specs = {spec.name: spec for spec in signature.inputs}
     given: dict[str | int, Tensor | None] = {}
@@ -132,10 +132,10 @@ def fit_inputs(
     ]
     wrong += _batch_faults(batches, None if uncut else signature.max_batch_size)
     if not given and not wrong:
-        wrong = ["no inputs: a model needs one at least"]
+        wrong = ["no inputs: a model needs at least one"]
     if wrong:
-        told = f" {wrong[0]}" if len(wrong) == 1 else "".join(f"\n- {each}" for each in wrong)
-        raise InputError(f"the inputs are not those of the model's signature:{told}")
+        faults = f" {wrong[0]}" if len(wrong) == 1 else "".join(f"\n- {each}" for each in wrong)
+        raise InputError(f"the inputs do not fit the model's signature:{faults}")
     return tuple(tensor for tensor in given.values() if tensor is not None)
 
 
@@ -150,14 +150,14 @@ def _fit(
     sample: bool,
     infinities: bool,
 ) -> tuple[Tensor | None, Dims, list[str]]:
-    """Return one input as the model takes it, its shape, and what is wrong with it."""
+    """Return one input as the model takes it, its shape, and the faults found."""
     one: object = {name: data} if datatype is UNSET else [InferenceInput(name, shape, datatype, data)]
     try:
         (tensor,) = check_inputs(one, scalars=sample, infinities=infinities)
     except InputError as error:
         return None, (), [f"what cannot be sent: {error.message.partition(': ')[2]}"]
     if spec is None:
-        return None, (), [f"{tensor.datatype}{list(tensor.shape)}: the model takes none of this name"]
+        return None, (), [f"{tensor.datatype}{list(tensor.shape)}: the model has no input of this name"]
     faults = _shape_faults(signature, spec, tensor.shape, sample=sample)
     fitted = None
     try:
@@ -170,20 +170,20 @@ def _fit(
 
 
 def _named(signature: ModelSignature, inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Yield name, shape, datatype and data of each input; an array alone has the name of the only one."""
+    """Yield name, shape, datatype and data of each input; one array alone is the model's only input."""
     for name, shape, datatype, data in _stated(inputs):
         if data is inputs:
             needed = [spec.name for spec in signature.inputs if not spec.optional]
             if len(needed) != 1:
                 listed = ", ".join(f'"{quote(each)}"' for each in needed) or "none that is not optional"
-                raise InputError(f"one array alone: the inputs of the model are {listed}; give them by name")
+                raise InputError(f"one array alone: the inputs of the model are {listed}; pass them by name")
             yield needed[0], shape, datatype, data
         else:
             yield name, shape, datatype, data
 
 
 def _is_plain(data: object, datatype: object) -> bool:
-    """Return whether the data are Python's own numbers in lists, which have no dtype."""
+    """Return whether the data are Python's numbers in lists, which have no dtype."""
     if datatype is not UNSET:
         return False
     while isinstance(data, (list, tuple)) and data:
@@ -198,7 +198,7 @@ def _converted(tensor: Tensor, spec: TensorSpec, *, plain: bool) -> Tensor:
     wanted, found = datatype_named(spec.datatype), tensor.array.dtype
     loses = wanted.dtype.kind in "iu" or _is_narrower(wanted.dtype, found)
     if found.kind == "f" and loses and not plain:
-        raise Unfit(f"{found} would lose digits; .astype({wanted.dtype.name!r}) it if that is meant")
+        raise Unfit(f"{found} would lose digits; call .astype({wanted.dtype.name!r}) if that is intended")
     array = cast(tensor.array, wanted.dtype, wanted.name)
     return Tensor(tensor.name, wanted.name, tensor.shape, array)
 
@@ -208,10 +208,10 @@ def _is_narrower(dtype: np.dtype[Any], than: np.dtype[Any]) -> bool:
 
 
 def _shape_faults(signature: ModelSignature, spec: TensorSpec, shape: Dims, *, sample: bool) -> list[str]:
-    """Tell how a shape differs from the one declared."""
+    """Describe how a shape differs from the one declared."""
     if spec.dims is None:
         return []
-    dims = spec.dims or (1,)  # a 0-d tensor travels as one element (docs/wire.rst, "What cannot be carried")
+    dims = spec.dims or (1,)  # a 0-d tensor is sent as one element (docs/wire.rst, "What cannot be carried")
     forms: list[Dims] = []
     if signature.batch_axis is not False:
         forms.append(dims if sample else (-1, *dims))
@@ -245,9 +245,9 @@ def _has_batch(signature: ModelSignature, spec: TensorSpec, shape: Dims) -> bool
 
 def _batch_faults(batches: dict[str, int], most: int | None) -> list[str]:
     if len(set(batches.values())) > 1:
-        told = ", ".join(f'"{quote(name)}" has {size}' for name, size in batches.items())
-        return [f"all inputs have the same first dimension, the batch: {told}"]
+        sizes = ", ".join(f'"{quote(name)}" has {size}' for name, size in batches.items())
+        return [f"all inputs must have the same first dimension, the batch: {sizes}"]
     size = next(iter(batches.values()), 0)
     if most is not None and size > most:
-        return [f"a batch of {size}: the model takes {most} at most; infer_chunked() cuts it"]
+        return [f"a batch of {size}: the model takes at most {most}; infer_chunked() cuts it"]
     return []

@@ -13,7 +13,7 @@ from tcm_sync._numbers import shown
 
 
 class Unfit(Exception):
-    """Why something cannot be a tensor. Whoever knows the tensor's name raises the error that users see."""
+    """Why data cannot be a tensor. Callers turn it into an error for users, with the tensor's name."""
 
 
 class Datatype(msgspec.Struct, frozen=True):
@@ -22,13 +22,13 @@ class Datatype(msgspec.Struct, frozen=True):
     Attributes
     ----------
     name : str
-        What Triton and the wire call it.
+        Its name in Triton and on the wire.
     dtype : numpy.dtype
         Its numpy dtype, in native byte order; ``object`` (of `str`) for BYTES.
     itemsize : int or None
-        Bytes that an element has in Triton's memory; None for BYTES, whose elements differ.
+        Bytes of an element in Triton's memory; None for BYTES, whose elements differ.
     json_bytes : int
-        The fewest bytes of JSON that an element and what separates it from the next one need.
+        The fewest bytes that an element and its separator take in JSON.
     """
 
     name: str
@@ -69,8 +69,8 @@ def datatype_named(name: object) -> Datatype:
     Parameters
     ----------
     name : str
-        A name of `DATATYPES`, or as model configurations write it: ``TYPE_FP32``, and ``TYPE_STRING``
-        for BYTES.
+        A name in `DATATYPES`, or its form in model configurations: ``TYPE_FP32``, and ``TYPE_STRING`` for
+        BYTES.
 
     Raises
     ------
@@ -82,8 +82,8 @@ def datatype_named(name: object) -> Datatype:
         if plain in DATATYPES:
             return DATATYPES[plain]
         if plain == "BF16":
-            raise Unfit("BF16 has no form in JSON; the widest that is exact for it is FP32")
-    raise Unfit(f"{shown(name)} is not a datatype; there are {_NAMES}")
+            raise Unfit("BF16 has no form in JSON; FP32 holds every value of it")
+    raise Unfit(f"{shown(name)} is not a datatype; the datatypes are {_NAMES}")
 
 
 def datatype_of(dtype: np.dtype[Any]) -> Datatype:
@@ -92,7 +92,7 @@ def datatype_of(dtype: np.dtype[Any]) -> Datatype:
     Raises
     ------
     Unfit
-        None does; the message says what would be right.
+        There is none; the message says what to do.
     """
     found = _BY_DTYPE.get(dtype)
     if found is None and not dtype.isnative:
@@ -113,4 +113,4 @@ def _advice(dtype: np.dtype[Any]) -> str:
         return f"{dtype} (longdouble) has no datatype; send .astype('float64')"
     if dtype.name == "bfloat16":
         return "bfloat16 (BF16) has no form in JSON; send .astype('float32'), as FP32"
-    return f"{shown(dtype)} has no datatype; send an array that .astype() made bool, int, float or str"
+    return f"{shown(dtype)} has no datatype; use .astype() to make it bool, int, float or str"

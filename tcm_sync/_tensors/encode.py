@@ -1,4 +1,4 @@
-"""Tensors as JSON text, nested as their shapes say."""
+"""Encode tensors as JSON text, nested as their shapes say."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
     from tcm_sync._deadline import Deadline
 
-# Elements up to which looking for null in their text is faster than asking numpy. A message with so few in
-# all is never worth shared memory.
+# Up to so many elements it is faster to look for null in their text than to ask numpy for infinities. So few
+# are never worth shared memory.
 _FEW = 256
 
-# Elements that are written between two looks at the deadline, which takes some 10 ms.
+# Elements that are encoded between two checks of the deadline: some 10 ms.
 _PIECE = 2**18
 
 
 def encode_inputs(tensors: Iterable[Tensor], deadline: Deadline | None = None) -> list[bytes]:
-    """Write tensors as the inputs of a request, as `encode_described` does.
+    """Encode tensors as the inputs of a request, as `encode_described` does.
 
     Raises
     ------
     InputError
         A tensor holds an infinity.
     CallTimeoutError
-        The deadline passed meanwhile.
+        The deadline passed while they were encoded.
     """
     return encode_described(
         [(each.name, each.datatype, each.shape, _encode_pieces(each, deadline)) for each in tensors]
@@ -45,7 +45,7 @@ def encode_inputs(tensors: Iterable[Tensor], deadline: Deadline | None = None) -
 
 
 def encode_small(inputs: object) -> list[bytes] | None:
-    """Check and write in one go what is passed most often: a dict of arrays of few numbers in all.
+    """Check and encode the most frequent kind of inputs in one step: a dict of small arrays of numbers.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def encode_small(inputs: object) -> list[bytes] | None:
     Returns
     -------
     list of bytes or None
-        The very text that `encode_inputs` writes. None if anything about any of them is unusual, NaN
-        included, and all of them want a closer look.
+        The same text as `encode_inputs`. None if any of them is unusual, or holds NaN: then `check_inputs`
+        and `encode_inputs` are needed.
     """
     if type(inputs) is not dict:
         return None
@@ -78,12 +78,12 @@ def encode_small(inputs: object) -> list[bytes] | None:
 
 
 def encode_described(inputs: Iterable[tuple[str, str, tuple[int, ...], Sequence[bytes]]]) -> list[bytes]:
-    """Write inputs as the elements of a JSON list, in pieces, so that large texts are not copied.
+    """Encode inputs as the elements of a JSON list, in pieces, so that large texts are not copied.
 
     Parameters
     ----------
     inputs : iterable of (name, datatype, shape, data)
-        What is known of each, and its text in pieces.
+        `data` is JSON text in pieces.
     """
     pieces: list[bytes] = []
     for name, datatype, shape, data in inputs:
@@ -94,15 +94,15 @@ def encode_described(inputs: Iterable[tuple[str, str, tuple[int, ...], Sequence[
 
 @lru_cache(maxsize=1024)
 def _head(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
-    """Write an input up to its data, which is its last field."""
+    """Encode an input up to its data, which is its last field."""
     return encode_part(InputTensor(name, shape, datatype, Raw(b"null"))).removesuffix(b"null}")
 
 
 def encode_data(tensor: Tensor) -> bytes:
-    """Write the elements of a tensor, nested as its shape says. The text does not refer to the array.
+    """Encode the elements of a tensor, nested as its shape says. The text shares no memory with the array.
 
-    Floats have the fewest digits that identify them within their own datatype; NaN is ``null``
-    (docs/wire.rst, "Datatypes").
+    Floats have the fewest digits that identify them within their datatype; NaN is ``null`` (docs/wire.rst,
+    "Datatypes").
 
     Raises
     ------
@@ -116,13 +116,13 @@ def encode_data(tensor: Tensor) -> bytes:
         check_finite((tensor,))
         return _text_of(array)
     text = _text_of(array)
-    if b"null" in text:  # infinities are written so too
+    if b"null" in text:  # orjson encodes infinities as null too
         check_finite((tensor,))
     return text
 
 
 def _encode_pieces(tensor: Tensor, deadline: Deadline | None) -> Sequence[bytes]:
-    """Write the elements of a tensor as `encode_data` does, in pieces if there are many."""
+    """Encode the elements of a tensor as `encode_data` does, in pieces if there are many."""
     if tensor.array.size <= _PIECE:
         return (encode_data(tensor),)
     check_finite((tensor,))
@@ -130,7 +130,7 @@ def _encode_pieces(tensor: Tensor, deadline: Deadline | None) -> Sequence[bytes]
     for piece in _pieces_of(tensor.array):
         if deadline is not None and deadline.expired():
             raise CallTimeoutError(
-                "the deadline passed while the request was being written; nothing was sent",
+                "the deadline passed while the request was being encoded; nothing was sent",
                 elapsed=deadline.elapsed(),
             )
         pieces.append(piece)
@@ -138,7 +138,7 @@ def _encode_pieces(tensor: Tensor, deadline: Deadline | None) -> Sequence[bytes]
 
 
 def _pieces_of(array: npt.NDArray[Any]) -> Iterator[bytes]:
-    """Write an array, some rows at a time; rows that are too long themselves are cut as well."""
+    """Encode an array some rows at a time; a row that is too long is cut as well."""
     each = array.size // len(array)
     rows = max(1, _PIECE // each)
     for start in range(0, len(array), rows):
@@ -157,7 +157,7 @@ def _text_of(array: npt.NDArray[Any]) -> bytes:
 
 
 def _empty(shape: tuple[int, ...]) -> bytes:
-    """Write an array without elements, the last size of whose shape is 0; orjson takes long for many rows."""
+    """Encode an array whose last dimension is 0, for which orjson is slow if there are many rows."""
     text = b"[]"
     for size in reversed(shape[:-1]):
         text = b"[%b%b]" % ((text + b",") * (size - 1), text)
@@ -165,7 +165,7 @@ def _empty(shape: tuple[int, ...]) -> bytes:
 
 
 def _empty_bytes(shape: tuple[int, ...]) -> int:
-    """Count the bytes of that text."""
+    """Count the bytes of the text of `_empty`."""
     count = 2
     for size in reversed(shape[:-1]):
         count = 2 + size * count + size - 1
@@ -173,9 +173,9 @@ def _empty_bytes(shape: tuple[int, ...]) -> int:
 
 
 def minimum_json_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return how many bytes of JSON the data will have at least, without writing it.
+    """Return a lower bound of the data's size in JSON, without encoding it.
 
-    It is for refusing a message that is hopelessly over a limit before time and memory go into its text.
+    A message that is far over a limit is refused by it before its text takes time and memory.
     """
     total = 0
     for tensor in tensors:

@@ -1,8 +1,7 @@
-"""Numbers that another library changes on the way to a numpy array: found, and refused.
+"""Refuse arrays in which another library has changed numbers when it converted its data to numpy.
 
-pandas, polars and pyarrow make float64 of integers that stand beside floats or missing values, and of int64
-beside uint64; float64 has no integer between 2**53 and 2**53 + 2. What they made is compared with what they
-hold, where it may differ.
+pandas, polars and pyarrow convert integers beside floats or missing values, and int64 beside uint64, to
+float64, which cannot hold 2**53 + 1. Where numbers may have changed, the array is compared with the data.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _AS_LIST = ("to_pylist", "to_list", "tolist")
-_SAME = {"double": "float64", "float": "float32", "halffloat": "float16"}  # names that pyarrow has
+_SAME = {"double": "float64", "float": "float32", "halffloat": "float16"}  # pyarrow's names
 
 
 def check_kept(data: Any, array: npt.NDArray[Any]) -> None:
-    """Refuse an array in which numbers are not those of the data that it was made from.
+    """Refuse an array whose numbers differ from the data that it was made from.
 
     Parameters
     ----------
     data : object
         Nested lists, or an array, a column or a table of another library.
     array : ndarray
-        What numpy and that library made of it.
+        The array that numpy and the library made of it.
 
     Raises
     ------
     Unfit
-        An integer became a float that is another number, or bool became numbers. The message names the
-        column, if there are columns.
+        An integer became a float of another value, or bool became numbers. The message names the column, if
+        there are columns.
     """
     if array.dtype.kind not in "iuf" or _declared(data) == {array.dtype.name}:
         return
@@ -52,7 +51,7 @@ def check_kept(data: Any, array: npt.NDArray[Any]) -> None:
 
 
 def _declared(data: Any) -> set[str]:
-    """Return the dtypes that data have by their own account, as numpy calls them where it knows them."""
+    """Return the dtypes that data declares, by numpy's names where it has them."""
     schema = getattr(data, "schema", None)  # of pyarrow, and of polars
     for found in (getattr(data, "dtype", None), getattr(data, "type", None)):
         if found is not None:
@@ -90,12 +89,12 @@ def _check_columns(columns: list[tuple[object, Any]], whole: npt.NDArray[Any]) -
         except Unfit as reason:
             raise Unfit(f'column "{quote(str(name))}": {reason}') from None
     if len(kinds) > 1:
-        told = " and ".join(f'{kind} in column "{quote(str(name))}"' for kind, name in kinds.items())
-        raise Unfit(f"mixes {told}; send them as inputs of their own")
+        mixed = " and ".join(f'{kind} in column "{quote(str(name))}"' for kind, name in kinds.items())
+        raise Unfit(f"mixes {mixed}; send them as inputs of their own")
 
 
 def _check_elements(data: Any, array: npt.NDArray[Any]) -> None:
-    """Compare the elements one by one, unless all floats are small enough to be any integer."""
+    """Compare the elements one by one, unless all floats are so small that every integer is exact."""
     if not _beyond(array).any():
         return
     elements: Any = data if isinstance(data, (list, tuple)) else None
@@ -109,19 +108,19 @@ def _check_elements(data: Any, array: npt.NDArray[Any]) -> None:
 
 
 def _compare(elements: list[Any] | tuple[Any, ...], array: npt.NDArray[Any]) -> None:
-    """Refuse an integer among the elements that the array has as another number."""
+    """Refuse an integer that has another value in the array."""
     flat = array.reshape(-1)
     for place in np.flatnonzero(_beyond(flat)):
         given, made = elements[place], flat[place].item()
         if isinstance(given, numbers.Integral) and int(given) != made:
             raise Unfit(
-                f"{int(given)} became {made!r} on the way to {array.dtype}, which cannot hold it; send "
-                "integers without floats or missing values beside them, or make them floats yourself"
+                f"{int(given)} became {made!r} in the conversion to {array.dtype}, which cannot hold it; "
+                "send integers without floats or missing values beside them, or make them floats yourself"
             )
 
 
 def _beyond(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return where floats are so large that there are integers between them, infinities included."""
+    """Return where floats are so large that not every integer is exact, infinities included."""
     reach = array.dtype.type(2.0 ** (np.finfo(array.dtype).nmant + 1))
     beyond: npt.NDArray[Any] = (array >= reach) | (array <= -reach)
     return beyond

@@ -1,4 +1,4 @@
-"""The inputs of a call: what users may pass, checked as a whole before anything is sent."""
+"""Check the inputs that users pass to a call, all of them before anything is sent."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tcm_sync.errors import InputError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-#: The name of a tensor that is passed without one, as the manager's other clients have it.
+#: The name of an input that is passed without one, as in the manager's other clients.
 DEFAULT_NAME = "INPUT__0"
 
 _FORMS = (("name", "shape", "datatype", "data"), ("name", "dims", "type", "value"))
 
 
 class InferenceInput(Struct, frozen=True, eq=False):
-    """An input whose shape and datatype are stated, and the data held to them.
+    """An input with a stated shape and datatype, which its data must fit.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class InferenceInput(Struct, frozen=True, eq=False):
         ``"FP32"``, ``"INT64"``, ``"BYTES"`` ...: Triton's name (docs/wire.rst, "Datatypes").
     data : array_like
         Of that shape, or flat with as many elements. Floats are rounded to the nearest of a narrower
-        datatype. Values that would change otherwise are refused: ``1e39`` as FP32, ``300`` as INT8,
+        datatype. Values that would change in any other way are refused: ``1e39`` as FP32, ``300`` as INT8,
         ``1.5`` as INT32, ``2**24 + 1`` as FP32, bool for numbers, numbers for BYTES.
     """
 
@@ -50,7 +50,7 @@ class InferenceInput(Struct, frozen=True, eq=False):
 
 
 class Tensor(Struct, frozen=True, eq=False):
-    """An input that was found good.
+    """An input that has passed the checks.
 
     Attributes
     ----------
@@ -58,8 +58,8 @@ class Tensor(Struct, frozen=True, eq=False):
     datatype : str
     shape : tuple of int
     array : ndarray
-        C-contiguous, aligned, native, of the datatype's dtype; for BYTES an object array of `str`. It may
-        be the caller's own: never write to it.
+        C-contiguous, aligned, in native byte order, of the datatype's dtype; for BYTES an object array of
+        `str`. It may be the caller's own: never write to it.
     """
 
     name: str
@@ -81,9 +81,10 @@ def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = Fa
           ``value``.
         - One array-like alone, which is named ``INPUT__0``.
     scalars : bool
-        Whether 0-d tensors, and bare numbers and texts, will do: they are to be stacked before they are sent.
+        Whether 0-d tensors, bare numbers and texts are allowed, since they are stacked before they are sent.
     infinities : bool
-        Whether they may hold infinities: `encode_inputs` refuses those, since they may not go as JSON.
+        Whether they may hold infinities, since they may go through shared memory. `encode_inputs` refuses
+        infinities, which have no form in JSON.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = Fa
     Raises
     ------
     InputError
-        A tensor is not what it says, or is something that the wire cannot carry or would change
+        A tensor does not fit its stated shape or datatype, or the wire cannot carry it unchanged
         (docs/wire.rst, "What cannot be carried"). The message names it.
     """
     if type(inputs) is dict and (ready := _all_ready(inputs)):
@@ -115,16 +116,16 @@ def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = Fa
         except Unfit as reason:
             raise InputError(f'input "{quote(name)}": {reason}') from reason.__cause__
         except RecursionError:
-            raise InputError(f'input "{quote(name)}": arrays that hold arrays, too many deep') from None
+            raise InputError(f'input "{quote(name)}": arrays within arrays, nested too deeply') from None
     if not tensors:
-        raise InputError("no inputs: a model needs one at least")
+        raise InputError("no inputs: a model needs at least one")
     return tuple(tensors)
 
 
 def _all_ready(inputs: dict[Any, Any]) -> tuple[Tensor, ...] | None:
-    """Return the tensors of what is nearly always passed: arrays of numbers that can be sent as they are.
+    """Return the tensors of the most frequent kind of inputs: arrays of numbers that can be sent as they are.
 
-    It is None if anything about any of them is unusual, and all of them want a closer look.
+    It is None if any of them needs the full checks.
     """
     tensors = []
     for name, data in inputs.items():
@@ -136,7 +137,7 @@ def _all_ready(inputs: dict[Any, Any]) -> tuple[Tensor, ...] | None:
 
 
 def datatype_if_ready(name: Any, data: Any) -> str | None:
-    """Return the datatype of an input that can be sent as it is: an array of numbers, native and in order."""
+    """Return the datatype of an array of numbers that can be sent as it is (native, in C order), or None."""
     if type(data) is not np.ndarray or type(name) is not str or not name or not name.isascii():
         return None
     datatype, shape, flags = NATIVE_NUMBERS.get(data.dtype), data.shape, data.flags
@@ -146,7 +147,7 @@ def datatype_if_ready(name: Any, data: Any) -> str | None:
 
 
 def _is_described(inputs: object) -> TypeGuard[Sequence[Any]]:
-    """Whether inputs are a sequence of described ones, or an empty one; a memoryview may be released."""
+    """Return whether inputs are a sequence of described ones, or empty; a memoryview may be released."""
     return (
         isinstance(inputs, Sequence)
         and not isinstance(inputs, memoryview)
@@ -155,7 +156,7 @@ def _is_described(inputs: object) -> TypeGuard[Sequence[Any]]:
 
 
 def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Yield name, shape, datatype and data of each input; UNSET is what the user did not state."""
+    """Yield name, shape, datatype and data of each input; UNSET where the user did not state it."""
     if isinstance(inputs, Mapping):
         if isinstance(inputs.get("name"), str):
             raise InputError("one input described by a dict: put it in a list")
@@ -171,7 +172,7 @@ def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
                 yield _from_dict(item, place)
             else:
                 raise InputError(
-                    f"input {place} is of type {type(item).__name__}, beside described ones; describe it too"
+                    f"input {place} is of type {type(item).__name__}, beside described inputs; make it one"
                 )
     else:
         yield DEFAULT_NAME, UNSET, UNSET, inputs
@@ -190,9 +191,9 @@ def _from_dict(item: Mapping[Any, Any], place: int) -> tuple[Any, Any, Any, Any]
 
 
 def checked_name(name: object, place: int) -> str:
-    """Return the name of a tensor, unless it is none."""
+    """Return the name of a tensor as a plain str, or raise if it is not a text that can be sent."""
     if not isinstance(name, str) or not name:
-        raise InputError(f"input {place}: a tensor's name is a str that is not empty, not {shown(name)}")
+        raise InputError(f"input {place}: a tensor's name must be a non-empty str, not {shown(name)}")
     if not name.isascii():
         try:
             name.encode()
@@ -204,11 +205,11 @@ def checked_name(name: object, place: int) -> str:
 def _tensor(name: str, shape: Any, datatype: Any, data: object, *, scalars: bool) -> Tensor:
     stated = None if datatype is UNSET else datatype_named(datatype)
     array = as_array(data, scalars=scalars)
-    found = datatype_of(array.dtype)  # first of all, for its advice
+    found = datatype_of(array.dtype)  # before the cast, since its message says what to do
     target = stated or found
     array = _normal(cast(array, target.dtype, target.name), target)
     if array.ndim == 0 and not scalars:
-        raise Unfit("is 0-d, which the wire cannot carry; .reshape(1) it")
+        raise Unfit("is 0-d, which the wire cannot carry; .reshape(1) makes it 1-d")
     if array.ndim > MAX_DIMENSIONS:
         raise Unfit(f"has {array.ndim} dimensions, more than {MAX_DIMENSIONS}")
     if shape is not UNSET:
@@ -226,7 +227,7 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
     Raises
     ------
     InputError
-        A tensor holds one; it is named.
+        A tensor holds one; the message names it.
     """
     for tensor in tensors:
         try:
@@ -241,7 +242,7 @@ def _check_finite(array: npt.NDArray[Any]) -> None:
 
 
 def _normal(array: npt.NDArray[Any], datatype: Datatype) -> npt.NDArray[Any]:
-    """Return the array as the encoder needs it: C order, aligned. A cast has made it native already."""
+    """Return the array in C order and aligned, as the encoder needs it. The cast has made it native."""
     flags = array.flags
     if flags.c_contiguous and flags.aligned:
         return array
@@ -249,13 +250,13 @@ def _normal(array: npt.NDArray[Any], datatype: Datatype) -> npt.NDArray[Any]:
 
 
 def checked_shape(shape: Iterable[Any], *, scalars: bool = False) -> tuple[int, ...]:
-    """Return a stated shape, unless it is none."""
+    """Return a stated shape as a tuple of int, or raise if it is not a shape."""
     try:
         sizes = tuple(-1 if isinstance(size, bool) else operator.index(size) for size in shape)
     except (TypeError, ValueError):  # a memoryview that was released
         sizes = (-1,)
     if min(sizes, default=0) < 0:
-        raise Unfit(f"a shape is a sequence of sizes, each 0 or more, not {shown(shape)}")
+        raise Unfit(f"a shape must be a sequence of sizes, each 0 or more, not {shown(shape)}")
     if not sizes and not scalars:
         raise Unfit("the shape [] is 0-d, which the wire cannot carry; [1] is the nearest")
     if len(sizes) > MAX_DIMENSIONS:
@@ -264,7 +265,7 @@ def checked_shape(shape: Iterable[Any], *, scalars: bool = False) -> tuple[int, 
 
 
 def _shaped(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Hold the array to the stated shape; flat data is what other Triton clients pass."""
+    """Return the array in the stated shape; flat data is allowed, since other Triton clients pass it."""
     if array.shape == shape:
         return array
     if array.ndim == 1 and array.size == math.prod(shape):

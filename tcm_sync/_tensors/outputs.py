@@ -1,8 +1,8 @@
-"""Arrays from the JSON of a reply, which tells neither dtype nor shape (docs/wire.rst, "Inference").
+"""Decode the JSON of a reply, which has neither dtypes nor shapes, to arrays (docs/wire.rst, "Inference").
 
-msgspec reads the text, and not orjson, which turns integers over 64 bits into floats. A typed decoder
-refuses mixtures as it goes and costs no more than an untyped one. numpy then makes the array of the nested
-lists in one pass: of all that was measured only this is fast at every size.
+msgspec decodes the text, since orjson turns integers over 64 bits into floats. A typed decoder refuses mixed
+elements at no extra cost. numpy then makes the array from the nested lists in one pass, which was the only
+way measured that is fast at every size.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 Data = bytes | msgspec.Raw | Outline
 Text = bytes | msgspec.Raw | memoryview
 
-# numpy 2 keeps its error state in a context variable: a context that has it is entered in a tenth of the
-# time that np.errstate takes, which is a third of what a small output costs.
+# numpy 2 keeps its error state in a context variable. Entering a prepared context takes a tenth of the time
+# of np.errstate, which would be a third of the cost of a small output.
 _STATE_IN_CONTEXT = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 _OVERFLOW_RAISES = contextvars.Context()
 if _STATE_IN_CONTEXT:
@@ -53,7 +53,7 @@ if _STATE_IN_CONTEXT:
 
 
 class OutputDtypes(msgspec.Struct, frozen=True, eq=False):
-    """The dtypes that a caller wants, checked.
+    """The output dtypes that a caller wants, checked.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ _UNSTATED = OutputDtypes(None, {})
 
 
 def check_output_dtypes(output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None) -> OutputDtypes:
-    """Check the dtypes that a caller wants, before anything is sent for them.
+    """Check the output dtypes that a caller wants, before anything is sent.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def check_output_dtypes(output_dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLi
         return OutputDtypes(_checked_dtype(output_dtypes, "output_dtypes"), {})
     for name in output_dtypes:
         if not isinstance(name, str):
-            raise InputError(f"output_dtypes: the name of an output is a str, not {shown(name)}")
+            raise InputError(f"output_dtypes: the name of an output must be a str, not {shown(name)}")
     return OutputDtypes(
         None,
         {
@@ -110,8 +110,8 @@ def _checked_dtype(wanted: Any, where: str) -> np.dtype[Any]:
     if isinstance(wanted, str) and wanted in DATATYPES:
         right = "str" if wanted == "BYTES" else str(DATATYPES[wanted].dtype)
         raise InputError(f"{where}: {wanted} is a datatype of the wire; the numpy dtype is {right}")
-    if wanted is None:  # which numpy takes for float64
-        raise InputError(f"{where}: None is no dtype; leave the output out for numpy's reading of the JSON")
+    if wanted is None:  # numpy reads it as float64
+        raise InputError(f"{where}: None is not a dtype; leave the output out for the JSON's own type")
     try:
         dtype: np.dtype[Any] = np.dtype(wanted)
         if dtype.kind in "US" and dtype.itemsize == 0:
@@ -120,12 +120,12 @@ def _checked_dtype(wanted: Any, where: str) -> np.dtype[Any]:
     except Exception as error:
         if is_of_handler(error):
             raise
-        raise InputError(f"{where}: {shown(wanted)} is no dtype of an output: {error}") from error
+        raise InputError(f"{where}: {shown(wanted)} cannot be the dtype of an output: {error}") from error
     return dtype
 
 
 def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, npt.NDArray[Any]]:
-    """Make arrays of the data of a completed inference.
+    """Decode the data of a completed inference to arrays.
 
     Parameters
     ----------
@@ -133,28 +133,28 @@ def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, np
         JSON: an object of nested lists by the outputs' names. A bare string, number or bool is one
         element, of shape (1,).
     dtypes : OutputDtypes
-        What `check_output_dtypes` made of the caller's wishes.
+        The dtypes that the caller wants, from `check_output_dtypes`.
 
     Returns
     -------
     dict of str to ndarray
-        Writable, owning their memory. Of the dtype asked for: decimals are rounded to the nearest float,
-        ``null`` is NaN. Where none was asked for: float64, int64 (uint64 if a value needs it), bool, or
-        an object array of `str`; an empty list is float64.
+        Writable, owning their memory, of the dtypes in `dtypes`; decimals are rounded to the nearest float,
+        ``null`` is NaN. Without a dtype: float64, int64 (uint64 if a value needs it), bool, or an object
+        array of `str`; an empty list is float64.
 
     Raises
     ------
     ProtocolError
-        The JSON is broken, nested too deep, or no object; an output is ragged, mixed or a bare ``null``,
-        or does not fit the dtype asked for. The message names the output.
+        The JSON is invalid, nested too deeply, or not an object; an output is ragged, mixed or a bare
+        ``null``, or does not fit its dtype. The message names the output.
     InputError
-        A dtype is asked for an output that is not there.
+        `dtypes` names an output that the reply does not have.
     """
     try:
         return _arrays(_cut(data) if isinstance(data, Outline) else _object.decode(data), dtypes)
     except UNREADABLE as error:
         text = data.text if isinstance(data, Outline) else bytes(data)
-        reason = why_unreadable(error, text, misfit="it is no JSON object")
+        reason = why_unreadable(error, text, misfit="it is not a JSON object")
         raise ProtocolError(f"the outputs of the inference cannot be read: {reason}") from None
 
 
@@ -166,7 +166,7 @@ def _cut(data: Outline) -> Mapping[str, Text]:
         texts[name] = text if array is None else array
     if sum(type(text) is memoryview for text in texts.values()) == len(data.arrays):
         return texts
-    return _object.decode(bytes(data))  # one of them is no output, but part of something else
+    return _object.decode(bytes(data))  # an array is only a part of an output
 
 
 def _arrays(texts: Mapping[str, Text], dtypes: OutputDtypes) -> dict[str, npt.NDArray[Any]]:
@@ -198,7 +198,7 @@ def _decode(text: Text, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
             return whole
     if depth == 0:
         text = bytes(text)
-        if text == b"null":  # beside other elements it is NaN; alone it may be an output that is missing
+        if text == b"null":  # among other elements it is NaN; alone the output may be missing
             raise Unfit("null in place of a tensor")
         text, depth = b"[%b]" % text, 1
     try:
@@ -215,7 +215,7 @@ def _decode(text: Text, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
 
 
 def _kind_in(text: bytes, start: int) -> str:
-    """Return the kind of dtype that the first element asks for; the decoder holds the others to it."""
+    """Return the kind of dtype of the first element; the decoder refuses elements of other kinds."""
     first = text[start : start + 1]
     if first == b'"':
         return "O"
@@ -235,7 +235,7 @@ def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
 
 
 def _array(nested: list[Any], kind: str, text: Text) -> npt.NDArray[Any]:
-    """Make an array of lists whose elements are of one kind; of ragged text with too few dimensions."""
+    """Make an array of lists of one kind of elements; ragged lists of text have too few dimensions."""
     try:
         if kind in "iu":
             return _integers(nested, text)
@@ -248,11 +248,13 @@ def _floats(nested: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Make an array of floats of one dtype, each rounded once."""
     try:
         if _STATE_IN_CONTEXT:
-            return _OVERFLOW_RAISES.copy().run(np.array, nested, dtype)  # no two threads enter one context
+            return _OVERFLOW_RAISES.copy().run(np.array, nested, dtype)  # a context has one thread at a time
         with np.errstate(over="raise", under="ignore"):
             return np.array(nested, dtype=dtype)
     except FloatingPointError:
-        return cast(np.array(nested, dtype=np.float64), dtype, dtype)  # it says which one is too large
+        return cast(
+            np.array(nested, dtype=np.float64), dtype, dtype
+        )  # raises, with the value that is too large
     except ValueError:
         raise Unfit("ragged lists") from None
 

@@ -1,6 +1,6 @@
-"""Large arrays of floats, read a piece at a time: the lists between text and array stay small.
+"""Decode large arrays of floats piece by piece, so that the lists between text and array stay small.
 
-A list of a million floats takes 32 MB, and reading it as a whole is slower, since it fits no cache.
+A list of a million floats takes 32 MB, and decoding it as a whole is slower, since it does not fit a cache.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tcm_sync._tensors.datatypes import Unfit
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_PIECE = 64 * 1024  # bytes of text that are read at a time, and what is left of an element
-LARGE = 4 * 2**20  # bytes from which this is faster than reading all at once
+_PIECE = 64 * 1024  # bytes of text that are decoded at a time, besides the rest of an element
+LARGE = 4 * 2**20  # bytes from which this is faster than decoding all at once
 
 _SPACE = rb"[ \t\r\n]*"  # of JSON (RFC 8259, section 2)
 _ALONE = re.compile(rb"%b\[(.*)\]%b" % (_SPACE, _SPACE), re.DOTALL)
@@ -29,23 +29,24 @@ _ALONE = re.compile(rb"%b\[(.*)\]%b" % (_SPACE, _SPACE), re.DOTALL)
 def read_in_pieces(
     text: memoryview, depth: int, read: Callable[[bytes, int], npt.NDArray[Any]]
 ) -> npt.NDArray[Any] | None:
-    """Make an array of nested lists, or None if they are not rectangular, or no JSON.
+    """Decode nested lists to an array; None if they are not rectangular or not JSON.
 
     Parameters
     ----------
     text : memoryview
-        JSON: lists within lists, and nothing but numbers in the innermost.
+        JSON: nested lists, with only numbers in the innermost.
     depth : int
         How many brackets it begins with.
     read : callable
-        Makes an array of lists nested so deep, of the same dtype each time; it raises `Unfit`.
+        Decodes a piece, given with the depth of its nesting, to an array, always of the same dtype; raises
+        `Unfit`.
     """
     axes = depth
     while (found := _ALONE.fullmatch(text)) is not None:
         text = text[found.start(1) : found.end(1)]
         if axes == 1 or _between(axes).search(text) is not None:
             break
-        axes -= 1  # one list alone: its elements are what is cut
+        axes -= 1  # the outer list has one element, so that one is cut
     else:
         return None
     try:
@@ -63,7 +64,7 @@ def read_in_pieces(
 
 
 def _cut(text: memoryview, between: re.Pattern[bytes]) -> Iterator[memoryview]:
-    """Cut the elements of a list into pieces of some, without the comma between."""
+    """Cut the text of a list between elements into pieces, without the commas between them."""
     start = 0
     while (found := between.search(text, start + _PIECE)) is not None:
         yield text[start : found.end() - 1]
@@ -71,7 +72,7 @@ def _cut(text: memoryview, between: re.Pattern[bytes]) -> Iterator[memoryview]:
     yield text[start:]
 
 
-@functools.cache  # for as many axes as there can be
+@functools.cache  # axes are few
 def _between(axes: int) -> re.Pattern[bytes]:
     """Match the end of an element of a list of so many axes, and the comma behind it."""
     return re.compile((rb"\]" + _SPACE) * (axes - 1) + b",")

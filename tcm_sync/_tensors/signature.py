@@ -1,4 +1,4 @@
-"""What a model takes and returns."""
+"""The signature of a model: its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class TensorSpec(Struct, frozen=True, omit_defaults=True):
     ----------
     name : str
     datatype : str
-        Triton's name: ``"FP32"``, ``"BYTES"`` ... (docs/wire.rst, "Datatypes"); of what Triton has none for,
-        the name that the model's format has.
+        Triton's name: ``"FP32"``, ``"BYTES"`` ... (docs/wire.rst, "Datatypes"); where Triton has none, the
+        name in the model's format.
     dims : tuple of int, or None
-        The size of each dimension; -1 is any. None if not even their number is known.
+        The size of each dimension; -1 is any. None if the number of dimensions is not known.
     dim_names : tuple of (str or None)
-        What the model calls each dimension; empty if it names none.
+        The model's name of each dimension; empty if it names none.
     optional : bool
         Whether a request may leave it out.
     """
@@ -62,7 +62,7 @@ class TensorSpec(Struct, frozen=True, omit_defaults=True):
 
     @property
     def shape(self) -> str:
-        """The dims as text, by name where they are open and have one: ``[batch, 64]``."""
+        """The dims as text; open ones are shown by their name, if they have one: ``[batch, 64]``."""
         if self.dims is None:
             return "[...]"
         names = self.dim_names or (None,) * len(self.dims)
@@ -73,12 +73,12 @@ class TensorSpec(Struct, frozen=True, omit_defaults=True):
 
 
 def _all_of(values: object, kind: type | tuple[type, ...]) -> bool:
-    """Whether these are a tuple or list with elements of a kind alone."""
+    """Return whether values are a tuple or list with elements of one kind only."""
     return isinstance(values, (tuple, list)) and all(isinstance(value, kind) for value in values)
 
 
 class Described(Protocol):
-    """What has inputs and outputs: an analysis of a model file."""
+    """An object with inputs and outputs, such as the analysis of a model file."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -98,8 +98,8 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
     max_batch_size : int or None
         The most samples that a request may hold; None if there is no such limit, or it is not known.
     batch_axis : bool or None
-        Whether the shape of a request has a batch axis before the `dims`, as Triton's configurations have it
-        where they set a maximum. False: the dims are all there is. None: nobody told, so that both will do.
+        Whether the shape of a request has a batch axis before the `dims`, as in Triton's configurations with
+        a maximum batch size. False: the dims are the whole shape. None: unknown, so both are accepted.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -118,22 +118,22 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def from_analysis(cls, analysis: Described, *, max_batch_size: int | None = None) -> ModelSignature:
-        """Take the inputs and outputs that `tcm_sync.models.analyze` found.
+        """Make a signature from the analysis of a model file.
 
         Parameters
         ----------
         analysis : ModelAnalysis
-            What it returned.
+            The result of `tcm_sync.models.analyze`.
         max_batch_size : int, optional
-            As the model's configuration sets it, where it does; a model file knows of none.
+            As the model's configuration sets it; a model file does not have it.
         """
         return cls(tuple(analysis.inputs), tuple(analysis.outputs), max_batch_size, batch_axis=False)
 
     @classmethod
     def from_management(cls, data: Mapping[str, Any]) -> ModelSignature:
-        """Read the answer of a creation: its ``inputs`` and ``outputs``, each ``{name, type, dims}``.
+        """Read the reply to a creation: its ``inputs`` and ``outputs``, each ``{name, type, dims}``.
 
-        It does not tell whether a batch axis comes before the dims.
+        The reply does not say whether a batch axis comes before the dims.
 
         Parameters
         ----------
@@ -152,15 +152,15 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
     def from_metadata(
         cls, metadata: Mapping[str, Any] | str | bytes, *, max_batch_size: int | None = None
     ) -> ModelSignature:
-        """Read what a server of the KServe protocol tells of a model: ``GET v2/models/NAME``.
+        """Read the metadata of a model from a server of the KServe protocol: ``GET v2/models/NAME``.
 
         Parameters
         ----------
         metadata : mapping, str or bytes
             The answer: an object whose ``inputs`` and ``outputs`` are each ``{name, datatype, shape}``; or
-            its JSON. The shapes have the batch axis in them.
+            its JSON. The shapes include the batch axis.
         max_batch_size : int, optional
-            As the model's configuration sets it; the metadata do not tell.
+            As the model's configuration sets it; the metadata do not have it.
 
         Raises
         ------
@@ -173,9 +173,9 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
             except (ValueError, RecursionError) as error:
                 if is_of_handler(error):
                     raise
-                raise ProtocolError(f"the metadata are no JSON: {quote(str(error))}") from None
+                raise ProtocolError(f"the metadata are not JSON: {quote(str(error))}") from None
         if not isinstance(metadata, Mapping):
-            raise ProtocolError("the metadata are no object")
+            raise ProtocolError("the metadata are not an object")
         inputs, outputs = (_specs(metadata.get(where), where, ("datatype", "shape")) for where in _SIDES)
         return cls(inputs, outputs, max_batch_size, batch_axis=False)
 
@@ -196,7 +196,7 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
         try:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise InputError(f"no signature of a model: {quote(str(error))}") from None
+            raise InputError(f"not the JSON of a signature: {quote(str(error))}") from None
 
     def to_json(self) -> str:
         """Write it as JSON: an object with ``inputs`` and ``outputs``, each of ``{name, datatype, dims}``.
@@ -210,7 +210,7 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
 
     @property
     def output_dtypes(self) -> dict[str, np.dtype[Any]]:
-        """The dtypes of the outputs by name, those left out that have no form in JSON."""
+        """The dtypes of the outputs by name, without those that have no form in JSON."""
         return {
             spec.name: DATATYPES[spec.datatype].dtype for spec in self.outputs if spec.datatype in DATATYPES
         }
@@ -268,7 +268,7 @@ def _notes(signature: ModelSignature) -> list[str]:
 
 def _specs(found: object, where: str, keys: tuple[str, str]) -> tuple[TensorSpec, ...]:
     if not isinstance(found, Iterable) or isinstance(found, (str, Mapping)):
-        raise ProtocolError(f"{where} is no list")
+        raise ProtocolError(f"{where} is not a list")
     return tuple(_spec(each, f"{where}[{place}]", keys) for place, each in enumerate(found))
 
 
@@ -279,4 +279,4 @@ def _spec(found: object, where: str, keys: tuple[str, str]) -> TensorSpec:
         if isinstance(name, str) and isinstance(datatype, str) and isinstance(dims, Sequence) and whole:
             triton = datatype.removeprefix("TYPE_")
             return TensorSpec(name, "BYTES" if triton == "STRING" else triton, tuple(dims))
-    raise ProtocolError(f"{where} is no tensor with name, {keys[0]} and {keys[1]}")
+    raise ProtocolError(f"{where} is not a tensor with name, {keys[0]} and {keys[1]}")

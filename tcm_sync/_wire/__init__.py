@@ -1,1 +1,5 @@
-"""What travels: the messages as msgspec structs, their encoding and decoding (docs/wire.rst)."""
+"""The messages of the protocol as msgspec structs, their encoding and decoding (docs/wire.rst).
+
+What sends and receives them does not belong here (`tcm_sync._transport`), nor does the JSON of tensors
+(`tcm_sync._tensors`).
+"""

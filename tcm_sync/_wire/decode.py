@@ -1,4 +1,4 @@
-"""The manager's messages, read into structs; whatever is wrong with them is a ProtocolError."""
+"""Decode the manager's messages into structs; a message that cannot be decoded is a ProtocolError."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _payloads: dict[str, msgspec.json.Decoder[InferenceReply | InfoReply | Managemen
     "error": msgspec.json.Decoder(ErrorReply),
 }
 
-# How the manager begins its replies: type and uuid first. What begins otherwise is read whole.
+# The manager's replies begin with type and uuid. A message with another order is decoded whole.
 _PREFIX = re.compile(
     rb'\s{0,8}\{\s{0,8}"(type|uuid)"\s{0,8}:\s{0,8}"([^"\\]{1,200})"\s{0,8},'
     rb'\s{0,8}"(type|uuid)"\s{0,8}:\s{0,8}"([^"\\]{1,200})"\s{0,8},\s{0,8}"payload"\s{0,8}:'
@@ -53,10 +53,10 @@ _PREFIX = re.compile(
 
 
 def peek(message: bytes) -> tuple[str, str] | None:
-    """Return type and uuid of a message that begins with them, without reading the rest.
+    """Return type and uuid of a message that begins with them, without decoding the rest.
 
-    This is all that the reader thread looks at in an ordinary reply: the caller reads it whole, once, in
-    its own thread, and checks both again.
+    The reader thread decodes no more than this of an ordinary reply. The caller's thread decodes the whole
+    reply once, and checks both again.
     """
     found = _PREFIX.match(message)
     if found is None:
@@ -69,30 +69,30 @@ def peek(message: bytes) -> tuple[str, str] | None:
 
 
 def decode_message(message: bytes, secret: str | None = None) -> tuple[Envelope, Payload]:
-    """Read any message of the manager.
+    """Decode any message of the manager.
 
     Parameters
     ----------
     message : bytes
         A whole text message.
     secret : str, optional
-        The token, to be kept out of what an error quotes.
+        The token, which an error must not quote.
 
     Raises
     ------
     ProtocolError
-        It is not UTF-8, not JSON, nested too deep, or a field has the wrong type.
+        It is not UTF-8 or not JSON, is nested too deeply, or a field has the wrong type.
     """
     return _guarded(_read_message, message, secret)
 
 
 def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
-    """Read an inference's answer and check that it is for the socket it came on.
+    """Decode the reply to an inference, and check that it is for the socket on which it came.
 
     Raises
     ------
     ProtocolError
-        As `decode_message`; or its type or uuid is another, or its status is none of an inference.
+        As `decode_message`; or its type, uuid or status is not that of a reply to this inference.
     """
     reply = _large_reply(message, uuid) if len(message) > LARGE else None
     if reply is None:
@@ -103,20 +103,20 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
 
 
 def decode_stream(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
-    """Read a message of a stream, as `decode_inference` does; START and ONGOING are fine too."""
+    """Decode a message of a stream, as `decode_inference` does; START and ONGOING are allowed too."""
     reply = _reply_for(message, uuid, secret)
     if reply.status not in ("ONGOING", "START", "COMPLETED", "FAILED"):
-        raise ProtocolError(f"a stream knows no status {quote(reply.status, secret)}")
+        raise ProtocolError(f"a stream has no status {quote(reply.status, secret)}")
     return reply
 
 
 def decode_text(data: Data, secret: str | None = None) -> str:
-    """Read the data of a message that is to be text: a stream's chunk."""
+    """Decode the text of a stream's chunk."""
     return _guarded(_text.decode, bytes(data), secret)
 
 
 def decode_info(message: bytes, secret: str | None = None) -> InfoReply:
-    """Read the answer to a question about the manager. It carries no uuid."""
+    """Decode the reply to an info request. It has no uuid."""
     payload = decode_message(message, secret)[1]
     if not isinstance(payload, InfoReply):
         raise ProtocolError(f"expected an info_response, got {quote(message, secret)}")
@@ -124,7 +124,7 @@ def decode_info(message: bytes, secret: str | None = None) -> InfoReply:
 
 
 def decode_management(message: bytes, uuid: str, secret: str | None = None) -> ManagementReply:
-    """Read the answer of a management job, and check that it is for the socket it came on."""
+    """Decode the reply to a management job, and check that it is for the socket on which it came."""
     envelope, payload = decode_message(message, secret)
     if not isinstance(payload, ManagementReply) or envelope.uuid != uuid:
         raise ProtocolError(f"expected a management reply for uuid {uuid}, got {quote(message, secret)}")
@@ -132,17 +132,17 @@ def decode_management(message: bytes, uuid: str, secret: str | None = None) -> M
 
 
 def decode_value(data: bytes, secret: str | None = None) -> Any:
-    """Read data of any form: what an info or management answer holds."""
+    """Decode the data of an info or management reply, which may be any JSON."""
     return _guarded(_value.decode, bytes(data), secret)
 
 
 def decode_steps(data: Data, secret: str | None = None) -> dict[str, msgspec.Raw]:
-    """Read the data of a pipeline: the outputs of each step, unread, by the step's name."""
+    """Decode the data of a pipeline: the outputs of each step, as raw JSON, by the step's name."""
     return _guarded(_steps.decode, bytes(data), secret)
 
 
 def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
-    """Read a large inference's answer by its outline; None if that does not go well, for whatever reason."""
+    """Decode a large reply by its outline; None if the message has to be decoded as a whole."""
     found = outline(message)
     if found is None:
         return None
@@ -155,7 +155,7 @@ def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
     if decoded.type != "inference" or decoded.uuid != uuid or payload.status != "COMPLETED":
         return None
     data = found.with_text(bytes(payload.data))
-    if not data.is_whole():  # an array is in a field of nobody, which has to be JSON all the same
+    if not data.is_whole():  # a field outside the data has an array, which must be checked for valid JSON too
         return None
     return InferenceReply(payload.status, payload.model_name, cast("msgspec.Raw", data))
 
@@ -178,8 +178,8 @@ def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
 
 
 def decode_failure(data: Data, secret: str | None = None) -> Failure | str:
-    """Read the data of a FAILED reply: a failure with a code, or the manager's words alone."""
-    return _guarded(_failure.decode, bytes(data), secret)  # it may be a msgspec.Raw
+    """Decode the data of a FAILED reply: a failure with a code, or a text alone."""
+    return _guarded(_failure.decode, bytes(data), secret)  # the data may be a msgspec.Raw
 
 
 def _read_message(message: bytes) -> tuple[Envelope, Payload]:
@@ -196,7 +196,7 @@ def _read_message(message: bytes) -> tuple[Envelope, Payload]:
 
 
 def _check_utf8(message: bytes) -> None:
-    """Check what msgspec skips over: the text of raw and of unknown fields."""
+    """Check the text of raw and of unknown fields, which msgspec skips."""
     message.decode()
 
 

@@ -1,4 +1,4 @@
-"""Our messages as JSON text."""
+"""Encode the client's messages as JSON text."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import msgspec
 from tcm_sync._wire.messages import AuthRequest, InferencePayload, InputTensor, SharedTensor
 from tcm_sync.errors import MessageTooLargeError
 
-#: A text in pieces that are one behind the other: what is large is not copied to put something around it.
+#: A text as a sequence of pieces, so that a large one is not copied to add something before or after it.
 Pieces = tuple[bytes, ...]
 
 _encoder = msgspec.json.Encoder()
 
 
 def encode_payload(payload: AuthRequest | InferencePayload) -> Pieces:
-    """Write a payload as JSON. It is the same for every attempt and every socket."""
+    """Encode a payload as JSON. It is the same for every attempt and every socket."""
     return (_encoder.encode(payload),)
 
 
 def encode_part(part: InferencePayload | InputTensor | tuple[SharedTensor, ...]) -> bytes:
-    """Write what is to be part of a payload."""
+    """Encode a part of a payload."""
     return _encoder.encode(part)
 
 
@@ -31,12 +31,12 @@ def size_of(pieces: Iterable[bytes]) -> int:
 
 
 def encode_message(uuid: str, kind: str, payload: Pieces) -> Pieces:
-    """Put a payload into the envelope of the socket that it goes out on.
+    """Put a payload into the envelope for the socket on which it is sent.
 
     Parameters
     ----------
     uuid : str
-        The socket's own, of characters that JSON does not escape.
+        The socket's uuid, of characters that JSON does not escape.
     kind : str
         The message's type: ``"auth"``, ``"inference"``, ``"info"`` or ``"management"``.
     payload : tuple of bytes
@@ -46,25 +46,25 @@ def encode_message(uuid: str, kind: str, payload: Pieces) -> Pieces:
 
 
 class StatedLimit(int):
-    """A limit for messages that the manager stated when it refused a larger one."""
+    """A limit on the size of messages that the manager stated when it refused a larger one."""
 
 
 def check_size(size: int, limit: int, *, at_least: bool = False) -> None:
-    """Refuse a message that the manager would refuse (docs/wire.rst, "Sizes").
+    """Refuse a message that is too large for the manager (docs/wire.rst, "Sizes").
 
     Parameters
     ----------
     size : int
         Bytes of the whole message.
     limit : int
-        ``max_message_bytes`` of the client, which should be the manager's, or what the manager stated.
+        ``max_message_bytes`` of the client, or the limit that the manager has stated.
     at_least : bool
-        Whether `size` is only a lower bound, found before anything was encoded.
+        Whether `size` is a lower bound, computed before encoding.
 
     Raises
     ------
     MessageTooLargeError
-        Nothing was sent.
+        It is; nothing was sent.
     """
     if size > limit:
         whose = (

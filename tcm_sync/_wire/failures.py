@@ -1,4 +1,4 @@
-"""The manager's refusals as exceptions, by the table of codes (docs/errors.rst)."""
+"""Turn the manager's error messages into exceptions, by the table of codes (docs/errors.rst)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from tcm_sync.errors import (
     TcmError,
 )
 
-#: Advice that answers nothing: the request is only delayed, its reply still comes.
+#: A notice that a request is delayed. It is not a reply: the reply still comes.
 ADVISORY = "BACKPRESSURE_INSUFFICIENT_BUDGET"
 
-#: A message over what the manager takes of one tenant; its socket is closed.
+#: A message over the manager's limit for the tenant; its socket is closed.
 TENANT_LIMIT = "BACKPRESSURE_TENANT_LIMIT_REACHED"
 
 _PAYLOAD_TOO_LARGE = re.compile(
@@ -39,29 +39,28 @@ _PAYLOAD_TOO_LARGE = re.compile(
 _TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
 _BATCH_OVER_MAX = re.compile(r"inference request batch-size must be <= (\d{1,9}) ")
 _STREAM_TIMEOUT = "Stream timed out after"
-# What the manager's one client of a registered server cannot do, and what to do then.
+# Parts of failures of the manager's client for a registered server, and what users can do.
 _ADVICE = {
     "has no attribute 'start_stream'": (
         "the manager has an HTTP client for this registered server, which does not stream: streams need a "
         "decoupled model, or a container without a registered server and allow_transient=True"
     ),
     "Expected a message object, but got": (
-        "the manager has a gRPC client for this registered server, which streams and does nothing else: use "
-        "stream()"
+        "the manager has a gRPC client for this registered server, which can only stream: use stream()"
     ),
 }
 
-# How a manager refuses a good token whose key server cannot be asked, answers with an error, with no JSON, or
-# with no keys (docs/wire.rst, "Authentication").
+# The manager refuses a token with these texts when its key server cannot be reached, or answers with an
+# error, with invalid JSON or without keys (docs/wire.rst, "Authentication"). The token may be good.
 _KEY_SERVER = (
     "Fail to fetch data from the url",
     "The JWK Set did not contain any keys",
     "Expecting value: line ",
 )
 
-# Refusals of a message that the manager did not act on (docs/wire.rst, "Errors").
+# Beginnings of refusals that show that the manager did not run the request (docs/wire.rst, "Errors").
 _NOT_RUN = ("Invalid JSON", "Invalid type", "Missing required field", "Field ", "UUID ", "First message")
-#: What a failed deletion calls its parts, what they are here, and what it says of one that is not there.
+# The manager's name of each part of a deletion, ours, and its text for a part that does not exist.
 _DELETION_PARTS = {
     "triton_delete_server": ("server", "Server instance not found: "),
     "delete_container": ("container", "Container not found: "),
@@ -82,8 +81,8 @@ _UNKNOWN = CodeRule(InferenceError, retriable=False)
 def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmError:
     """Turn the data of a FAILED inference into the error to raise.
 
-    A text is a contract error: the manager did not get as far as asking Triton. Of a code that the table
-    does not know, the reply's own ``retriable`` decides.
+    A text alone is a contract error: the manager refused the request before it asked Triton. For a code that
+    is not in the table the reply's own ``retriable`` decides.
     """
     if isinstance(failure, str):
         return ContractError(f"the manager refused the request: {quote(failure, secret)}")
@@ -98,15 +97,15 @@ def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmEr
         )
     if _STREAM_TIMEOUT in failure.message:
         return StreamTimeoutError(
-            f"{text}: the manager is not told that a model has ended, and waits until its limit; "
-            "idle_timeout= ends a stream that has fallen silent",
+            f"{text}: the manager does not see when a model has ended, and waits for its time limit; "
+            "idle_timeout= ends a stream that has been silent for so long",
             code=code,
         )
     for fault in KNOWN_FAULTS:
         if fault.text in failure.message:
             return fault.error(f"{text}: {fault.meaning}", code=code)
-    for words, advice in _ADVICE.items():
-        if words in failure.message:
+    for part, advice in _ADVICE.items():
+        if part in failure.message:
             text += f": {advice}"
     if found := _BATCH_OVER_MAX.search(failure.message):
         return InferenceFailedError(
@@ -137,7 +136,7 @@ def failure_of_error(error: ErrorReply, secret: str | None = None) -> TcmError:
             f"the manager is shutting down: {text}", code=code, outcome_unknown=error.dropped_type is None
         )
     if rule.error is BackpressureError or error.dropped_type is not None:
-        return BackpressureError(f"the manager dropped the request, it was not run: {text}", code=code)
+        return BackpressureError(f"the manager dropped the request; it did not run: {text}", code=code)
     return rule.error(
         f"{code}: {text}",
         code=code,
@@ -147,9 +146,11 @@ def failure_of_error(error: ErrorReply, secret: str | None = None) -> TcmError:
 
 
 def _failure_without_code(message: str, text: str) -> TcmError:
-    """Read the manager's refusals that are words alone (docs/wire.rst, "Errors")."""
+    """Read a refusal that has a text and no code (docs/wire.rst, "Errors")."""
     if message.startswith("Forbidden"):
-        return PermissionDeniedError(f"{text}: give AuthContext(roles=...) the role, or the token its claim")
+        return PermissionDeniedError(
+            f"{text}: add the role to AuthContext(roles=...) or to the token's claims"
+        )
     if message.startswith("Rate limit exceeded"):
         return RateLimitedError(f"{text}; messages_per_second= keeps a client below the manager's limit")
     if found := _TOO_LARGE.match(message):
@@ -159,10 +160,10 @@ def _failure_without_code(message: str, text: str) -> TcmError:
             f"max_message_bytes={limit}",
             limit=limit,
         )
-    if message.startswith("Invalid token") and any(words in message for words in _KEY_SERVER):
+    if message.startswith("Invalid token") and any(part in message for part in _KEY_SERVER):
         return ConnectFailedError(
-            f"the manager could not check the token, its key server has failed: {text}; it passes, or the "
-            "manager's operator has to look",
+            f"the manager could not check the token, since its key server failed: {text}; if it lasts, ask "
+            "the manager's operator",
         )
     if message.startswith(("Invalid token", "Too many failed auth attempts")):
         return AuthenticationError(f"the manager refused the authentication: {text}")
@@ -173,25 +174,25 @@ def _failure_without_code(message: str, text: str) -> TcmError:
 
 def failure_of_job(action: str, text: str, secret: str | None = None) -> ManagementError:
     """Turn the text with which a management job failed into the error to raise."""
-    words = quote(text, secret)
+    quoted = quote(text, secret)
     if action == "deletion" and (parts := _deletion_parts(text)):
-        told = "; ".join(
+        outcome = "; ".join(
             f"{state}: {', '.join(part for part, its in parts.items() if its == state)}"
             for state in ("deleted", "missing", "failed")
             if state in parts.values()
         )
         return ManagementError(
-            f"the deletion did not find or delete all parts ({told}): {words}", parts=parts
+            f"the deletion did not find or delete all parts ({outcome}): {quoted}", parts=parts
         )
     if action.startswith("delete_") and _MISSING_ARGUMENT in text:
-        words += f'; {action} takes its ids beside the blocks alone: management("{action}", vm_id=..., ...)'
-    return ManagementError(f"the job failed: {words}")
+        quoted += f'; pass the ids of {action} outside the blocks: management("{action}", vm_id=..., ...)'
+    return ManagementError(f"the job failed: {quoted}")
 
 
 def _deletion_parts(text: str) -> dict[str, str]:
-    """Read what became of each part of a deletion that failed; nothing if the text does not say.
+    """Read the outcome for each part of a deletion that failed; empty if the text has another form.
 
-    The parts are tried one by one, and those that are not named were deleted (docs/wire.rst, "Management").
+    The manager tries each part; a part that the text does not name was deleted (docs/wire.rst, "Management").
     """
     before, *named = _PART.split(text.removeprefix(_DELETION_FAILED))
     if not text.startswith(_DELETION_FAILED) or before or not named:

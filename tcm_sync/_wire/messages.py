@@ -1,6 +1,6 @@
-"""Every envelope of the protocol, both ways, as frozen msgspec structs (docs/wire.rst, "Envelope").
+"""The messages of the protocol, in both directions, as frozen msgspec structs (docs/wire.rst, "Envelope").
 
-Unknown keys are ignored, and so are messages of unknown types (`Unknown`): newer managers add both.
+Unknown keys and messages of unknown types (`Unknown`) are ignored, since newer managers may add them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 
 class ClientIdentity(Struct, frozen=True, omit_defaults=True):
-    """Who says that it is calling; a manager in strict mode goes by the token instead."""
+    """The identity that the client states; a manager in strict mode takes it from the token instead."""
 
     sub: str | None = None
     tenant_id: str | None = None
@@ -47,9 +47,9 @@ class SharedTensor(Struct, frozen=True):
 
 
 class InferenceRequest(Struct, frozen=True):
-    """What is asked of the model: all inputs by reference, or none.
+    """The request to the model: either all inputs are references, or none.
 
-    Ours are written without inputs, whose texts are put in later: so it must not omit what is empty.
+    The client encodes it without inputs and adds their texts later, so empty fields must not be omitted.
     """
 
     inputs: tuple[InputTensor, ...] | tuple[SharedTensor, ...] = ()
@@ -59,7 +59,7 @@ class InferenceRequest(Struct, frozen=True):
 
 
 class StepRequest(Struct, frozen=True):
-    """One of several models run one after another."""
+    """One step of a pipeline."""
 
     model_name: str
     inputs: Raw
@@ -82,7 +82,7 @@ class InferencePayload(Struct, frozen=True):
 
 
 class Envelope(Struct, frozen=True):
-    """What every message from the manager has, its payload not yet looked into."""
+    """A message from the manager, with its payload as raw JSON."""
 
     type: str
     uuid: str | None = None
@@ -90,16 +90,16 @@ class Envelope(Struct, frozen=True):
 
 
 class AuthOk(Struct, frozen=True):
-    """The answer to a good auth. A manager that was not asked for capabilities names none."""
+    """The reply to an accepted auth. Without capabilities in the request there are none in the reply."""
 
     capability: tuple[str, ...] = ()
 
 
 class InferenceReply(Struct, frozen=True):
-    """The payload of an inference's answer.
+    """The payload of the reply to an inference.
 
-    `status` is COMPLETED or FAILED, and in streams START and ONGOING too. `data` of a large message is an
-    `Outline`, and like any other data it becomes its text by ``bytes``.
+    `status` is COMPLETED or FAILED, and in streams START and ONGOING too. In a large message `data` is an
+    `Outline`; ``bytes(data)`` is the JSON text of either.
     """
 
     status: str
@@ -108,7 +108,7 @@ class InferenceReply(Struct, frozen=True):
 
 
 class InferenceMessage(Struct, frozen=True):
-    """An inference's answer with its envelope: what a waiting caller decodes, once."""
+    """The reply to an inference with its envelope, which the waiting caller decodes once."""
 
     type: str
     uuid: str
@@ -116,7 +116,7 @@ class InferenceMessage(Struct, frozen=True):
 
 
 class Failure(Struct, frozen=True):
-    """The data of a FAILED inference, where the manager gives it a code."""
+    """The data of a FAILED inference that has a code."""
 
     code: str
     message: str = ""
@@ -125,7 +125,7 @@ class Failure(Struct, frozen=True):
 
 
 class InfoReply(Struct, frozen=True):
-    """The payload of an ``info_response``; it carries no uuid, `job_id` is the caller's own."""
+    """The payload of an ``info_response``, which has no uuid; `job_id` is that of the request."""
 
     status: str
     request_type: str | None = None
@@ -135,14 +135,14 @@ class InfoReply(Struct, frozen=True):
 
 
 class ManagementReply(Struct, frozen=True):
-    """The payload of a management job's answer; `data` is a str when `status` is False."""
+    """The payload of the reply to a management job; `data` is a str when `status` is False."""
 
     status: bool
     data: Raw = Raw(b"null")
 
 
 class ErrorReply(Struct, frozen=True):
-    """The payload of an ``error``. `dropped_type` proves that the request was not run."""
+    """The payload of an ``error``. With `dropped_type` the request did not run."""
 
     message: str = ""
     code: str | None = None
@@ -150,7 +150,7 @@ class ErrorReply(Struct, frozen=True):
 
 
 class Alert(Struct, frozen=True):
-    """Unasked-for news of the manager, sent to its first client only; answers nothing."""
+    """A notification of the manager, sent to its first client only. It is not a reply."""
 
     message: str = ""
     error_type: str | None = None
@@ -158,7 +158,7 @@ class Alert(Struct, frozen=True):
 
 
 class Unknown(Struct, frozen=True):
-    """A message of a type that this version does not know."""
+    """A message of a type that this version does not support."""
 
     type: str
 

@@ -1,9 +1,10 @@
-"""Large messages, read without their long arrays, which are then read once and straight to their types.
+"""Decode large messages without their long arrays, each of which is decoded once, straight to its type.
 
-Each level of `msgspec.Raw` scans all text below it: 20 ms for an array of 20 MB, twice in a reply. So long
-runs of numbers are cut out first. In JSON what is between a ``[`` and the next quotation mark has no text in
-it, so its last ``]`` is where such a run can end; a name that nobody can know stands in its place. A cut in
-the wrong place leaves an outline that is no JSON, or a name that is no output: then all is read as it is.
+Each level of `msgspec.Raw` scans all the text below it: 20 ms for an array of 20 MB, twice in a reply. So
+long arrays of numbers are cut out first, and a random name is put in their place. Between a ``[`` and the
+next quotation mark there is no text, so the array can only end at the last ``]`` before it. A cut in the
+wrong place leaves an outline that is not JSON, or a name outside the outputs: then the message is decoded
+as a whole.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import secrets
 import msgspec
 
 LARGE = 64 * 1024  # bytes from which a message is outlined
-_LONG = 16 * 1024  # bytes of an array that is worth cutting out
-_LOOKS = 10_000  # of text there may be millions of pieces, and none of them is worth it
+_LONG = 16 * 1024  # bytes from which an array is cut out
+_LOOKS = 10_000  # candidates that are looked at: a message of texts may have millions, none of them long
 _PREFIX = b'"%b:' % secrets.token_hex(16).encode()
 _NAME = re.compile(_PREFIX + rb'(\d+)"')
 
 
 class Outline(msgspec.Struct, frozen=True, eq=False):
-    """JSON whose long arrays are elsewhere.
+    """JSON from which long arrays are cut out.
 
     Attributes
     ----------
     text : bytes
-        With a name in place of each.
+        The JSON with a name in place of each array.
     arrays : tuple of memoryview
-        Their own text, unread.
+        The JSON text of each array, not decoded.
     """
 
     text: bytes
@@ -39,17 +40,17 @@ class Outline(msgspec.Struct, frozen=True, eq=False):
         return Outline(text, self.arrays)
 
     def array(self, value: bytes) -> memoryview | None:
-        """Return the array that a value of the outline stands for, or None if it is a value itself."""
+        """Return the array whose name a value is, or None if it is an ordinary value."""
         if not value.startswith(_PREFIX):
             return None
         return self.arrays[int(value[len(_PREFIX) : -1])]
 
     def is_whole(self) -> bool:
-        """Whether every array is somewhere in the text: what is not, nobody would ever read."""
+        """Return whether the text has the name of every array, so that all of them will be decoded."""
         return self.text.count(_PREFIX) == len(self.arrays)
 
     def __bytes__(self) -> bytes:
-        """Return the text as it was."""
+        """Return the JSON text with its arrays."""
         return _NAME.sub(lambda found: bytes(self.arrays[int(found[1])]), self.text)
 
 

@@ -1,4 +1,4 @@
-"""Free-form values on their way into JSON: checked, so that none is changed or lost without a word."""
+"""Encode values of users' own forms as JSON, and refuse those that JSON would change or lose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plain_json(value: Mapping[str, object]) -> bytes:
     Raises
     ------
     InputError
-        Something in it has no form in JSON, or not the same one; the message names its path.
+        A value in it has no form in JSON, or would be changed; the message names its path.
     """
     _check(value, "", 0)
     return json.dumps(value, separators=(",", ":"), default=_as_builtin).encode()
@@ -36,7 +36,7 @@ def _check(value: object, path: str, depth: int) -> None:
     if depth > _DEEPEST:
         raise InputError(f"{path[:80]}...: nested more than {_DEEPEST} deep")
     number = as_number(value)
-    if number is not None:  # numpy's and others' are written as Python's own
+    if number is not None:  # numbers of numpy and other libraries are checked as Python's
         value = number
     if isinstance(value, int) and value.bit_length() > _BITS:
         raise InputError(f"{path}: an integer of over {_BITS} bits")
@@ -53,7 +53,7 @@ def _check(value: object, path: str, depth: int) -> None:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InputError(f"{path or 'the request'}: the key {shown(key)} is no str")
+                raise InputError(f"{path or 'the request'}: the key {shown(key)} is not a str")
             _check(key, f"{path}: the key", depth)
             _check(item, f"{path}.{key}" if path else key, depth + 1)
     elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):

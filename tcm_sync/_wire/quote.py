@@ -1,4 +1,4 @@
-"""The manager's words, made safe to show: escaped, shortened, and without the token."""
+"""Quote the manager's texts safely: escaped, shortened, and without the token."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quote(text: str | bytes, secret: str | None = None) -> str:
         text = text.decode("utf-8", "backslashreplace")
     text = _without(text, forms)
     if cut and longest:
-        text = text[:-longest]  # half a token may be left at the end
+        text = text[:-longest]  # the cut may have left a part of a token at the end
     shown = text[: _LONGEST + 1]
     if not shown.isprintable():
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
@@ -57,7 +57,7 @@ def _without(text: str, forms: list[str]) -> str:
 
 
 def _forms(secret: str) -> list[str]:
-    """Return the token as JSON has it and as it is; the longest first, since they may contain each other."""
+    """Return the token as it is and as JSON escapes it, the longest first, since one may contain another."""
     if len(secret) < _SHORTEST_HIDDEN:
         return []
     forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}

@@ -1,4 +1,4 @@
-"""What ``/ready`` answers."""
+"""The answer of ``/ready``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tcm_sync._wire.quote import quote
 
 @dataclass(frozen=True)
 class Readiness:
-    """What ``/ready`` said (docs/wire.rst, "Endpoints").
+    """The answer of ``/ready`` (docs/wire.rst, "Endpoints").
 
-    It is true in a condition if the manager is ready. A draining manager says that it is, until its port
-    closes, so this is a hint and no promise.
+    It is true in a condition if the manager is ready. A manager that is shutting down still answers that it
+    is ready, until its port closes.
 
     Attributes
     ----------
@@ -25,16 +25,16 @@ class Readiness:
     status : str
         ``"ready"``, ``"not_ready"``, or ``"unreachable"`` if no answer came.
     reason : str or None
-        Why not, in a word.
+        The manager's short name for why it is not ready.
     detail : str or None
-        Why not, in more of them.
+        The manager's description of why it is not ready.
     error_id : str or None
-        What an operator finds in the manager's log.
+        The id under which the manager's log has the details.
     raw : mapping
-        The whole answer, where it was a JSON object.
+        The whole answer, if it was a JSON object.
     triton : mapping of str to int
-        How many Triton servers are ``registered`` with the manager, and how many are ``healthy``. Empty if it
-        did not say.
+        How many Triton servers are ``registered`` with the manager, and how many are ``healthy``. Empty if
+        the answer does not say.
     """
 
     ok: bool
@@ -47,14 +47,14 @@ class Readiness:
 
     @classmethod
     def read(cls, status: int, body: bytes) -> Readiness:
-        """Read the answer of a probe: its HTTP status and its body, whatever it is.
+        """Read the HTTP status and the body of an answer.
 
         Parameters
         ----------
         status : int
             The HTTP status.
         body : bytes
-            The body, whatever it is.
+            The body, which may be anything.
         """
         try:
             answer = msgspec.json.decode(body)
@@ -65,18 +65,18 @@ class Readiness:
             return cls(ok, "ready" if ok else "not_ready", detail=f"HTTP {status}: {quote(body)}")
         texts = {key: answer.get(key) for key in ("reason", "detail", "error_id")}
         known = {key: quote(value) for key, value in texts.items() if isinstance(value, str)}
-        told = answer.get("triton")
-        counts = told.items() if isinstance(told, dict) else ()
+        servers = answer.get("triton")
+        counts = servers.items() if isinstance(servers, dict) else ()
         triton = {quote(name): count for name, count in counts if type(count) is int}
         return cls(ok, str(answer.get("status", status)), **known, triton=triton, raw=answer)
 
     @property
     def explanation(self) -> str:
-        """What it said, in a line."""
-        said = [f"{self.status}"] + [str(text) for text in (self.reason, self.detail) if text]
+        """The answer in one line."""
+        parts = [f"{self.status}"] + [str(text) for text in (self.reason, self.detail) if text]
         if self.triton:
-            said.append("Triton servers: " + ", ".join(f"{n} {name}" for name, n in self.triton.items()))
-        return ", ".join(said) + (f" (error_id {self.error_id})" if self.error_id else "")
+            parts.append("Triton servers: " + ", ".join(f"{n} {name}" for name, n in self.triton.items()))
+        return ", ".join(parts) + (f" (error_id {self.error_id})" if self.error_id else "")
 
     def __bool__(self) -> bool:
         return self.ok

@@ -1,4 +1,4 @@
-"""Why JSON could not be read, in words of this package: those of a library change with its version."""
+"""Describe why JSON could not be decoded, in this package's words: msgspec's change with its version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 from tcm_sync._wire.quote import quote
 
-#: What reading JSON with msgspec can raise.
+#: What decoding JSON with msgspec can raise.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -17,18 +17,18 @@ def why_unreadable(
     misfit: str = "a field is missing or of the wrong type",
     secret: str | None = None,
 ) -> str:
-    """Say why JSON could not be read; the library's words follow, for the details.
+    """Describe why JSON could not be decoded; msgspec's own message follows, for the details.
 
     Parameters
     ----------
     error : Exception
         One of `UNREADABLE`.
     text : bytes
-        What was read.
+        The JSON.
     misfit : str
-        What is wrong with JSON that is valid and not what was expected.
+        The description of JSON that is valid but does not have the expected form.
     secret : str, optional
-        The token, to be kept out of what is quoted.
+        The token, which the description must not contain.
     """
     if isinstance(error, RecursionError):
         return "nested too deep"

@@ -459,10 +459,10 @@ def test_closing_waits_for_what_is_being_made_and_unlinks_that_too(arena, monkey
 
 def test_closing_waits_no_longer_than_it_can_take(arena, monkeypatch):
     monkeypatch.setattr(module, "_CLOSE_TIMEOUT", 0.01)
-    arena._making = 1  # as an interrupt may leave it
+    arena._making.add(1)  # as an interrupt may leave it
     arena.close()
     assert arena._closed
-    arena._making = 0
+    arena._making.clear()
 
 
 def test_an_arena_that_nobody_has_any_more_unlinks_what_it_had():

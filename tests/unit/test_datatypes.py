@@ -61,7 +61,7 @@ def test_model_configurations_call_bytes_string() -> None:
 
 @pytest.mark.parametrize("name", ["fp32", "float32", "STRING", "", "TYPE_", None, 32, ["FP32"]])
 def test_an_unknown_name_is_answered_with_the_names_there_are(name: object) -> None:
-    with pytest.raises(Unfit, match=r"is not a datatype; there are BOOL, .*FP32.*BYTES"):
+    with pytest.raises(Unfit, match=r"is not a datatype; the datatypes are BOOL, .*FP32.*BYTES"):
         datatype_named(name)
 
 
@@ -78,7 +78,7 @@ def test_bf16_is_refused_with_what_to_use(name: str) -> None:
         (np.dtype("datetime64[s]"), r"datetime64\[s\] .*send integers"),
         (np.dtype("timedelta64[ms]"), r"timedelta64\[ms\] .*send integers"),
         (np.dtype([("x", "f4"), ("y", "i4")]), "structured; send each field"),
-        (np.dtype("V4"), "send an array that .astype"),
+        (np.dtype("V4"), "use .astype"),
         (np.dtype("U3"), "has no datatype"),
     ],
 )

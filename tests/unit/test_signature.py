@@ -128,7 +128,7 @@ def test_any_can_be_shown(signature: ModelSignature) -> None:
     ],
 )
 def test_json_of_something_else_is_refused(text) -> None:
-    with pytest.raises(InputError, match="no signature of a model"):
+    with pytest.raises(InputError, match="not the JSON of a signature"):
         ModelSignature.from_json(text)
 
 

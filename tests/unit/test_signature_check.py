@@ -23,7 +23,7 @@ def taking(*dims: int, datatype: str = "FP32", **how: Any) -> ModelSignature:
 
 def problems(signature: ModelSignature, inputs: object, **how: Any) -> list[str]:
     """Return what the error lists, line by line."""
-    with pytest.raises(InputError, match=r"^the inputs are not those of the model's signature:") as caught:
+    with pytest.raises(InputError, match=r"^the inputs do not fit the model's signature:") as caught:
         fit_inputs(signature, inputs, **how)
     told = caught.value.message.partition("signature:")[2]
     return told.split("\n- ")[1:] if told.startswith("\n") else [told.removeprefix(" ")]
@@ -61,11 +61,11 @@ def test_everything_wrong_is_told_at_once_with_what_was_expected_beside_what_was
     assert image.startswith(
         'input "image": expected FP32[batch, 4], given FP64[2, 5]: float64 would lose digits;'
     )
-    assert image.endswith(".astype('float32') it if that is meant, and dimension 1 is 5, not 4")
-    nothing = "None is no value; a missing float is float('nan')"
+    assert image.endswith(".astype('float32') if that is intended, and dimension 1 is 5, not 4")
+    nothing = "None is not a value; a missing float is float('nan')"
     assert others == [
         'input "ids": expected INT32[-1, 3], given INT32[3]: 1 dimensions, not 2',
-        'input "extra": given INT8[1]: the model takes none of this name',
+        'input "extra": given INT8[1]: the model has no input of this name',
         f'input "w": expected FP64[2], given what cannot be sent: {nothing}',
         'input "mask": expected INT64[batch], given nothing',
     ]
@@ -76,14 +76,14 @@ def test_what_is_optional_may_be_left_out_or_given() -> None:
 
 
 def test_no_inputs_at_all_are_refused_even_where_all_are_optional() -> None:
-    assert problems(ModelSignature((TEXT,), ()), {}) == ["no inputs: a model needs one at least"]
+    assert problems(ModelSignature((TEXT,), ()), {}) == ["no inputs: a model needs at least one"]
 
 
 def test_a_name_that_is_none_and_one_given_twice_are_told_among_the_rest() -> None:
     described = [InferenceInput("image", (1, 4), "FP32", np.zeros(4))] * 2
     assert problems(ModelSignature((IMAGE,), ()), described) == ['input "image": given twice']
     assert problems(ModelSignature((TEXT,), ()), {3: [1], "text": ["a"]}) == [
-        "input 0: given what cannot be sent: a tensor's name is a str that is not empty, not 3"
+        "input 0: given what cannot be sent: a tensor's name must be a non-empty str, not 3"
     ]
 
 
@@ -128,9 +128,9 @@ def test_a_cast_that_loses_nothing_is_made(dtype: str, datatype: str) -> None:
 @pytest.mark.parametrize(
     ("data", "datatype", "match"),
     [
-        (np.zeros(1), "FP32", "float64 would lose digits; .astype('float32')"),
+        (np.zeros(1), "FP32", "float64 would lose digits; call .astype('float32')"),
         (np.zeros(1, np.float32), "FP16", "float32 would lose digits"),
-        (np.zeros(1, np.float32), "INT64", "float32 would lose digits; .astype('int64')"),
+        (np.zeros(1, np.float32), "INT64", "float32 would lose digits; call .astype('int64')"),
         ([np.float64(0.5)], "FP32", "float64 would lose digits"),
         (np.array([300]), "INT8", "300 is out of range for INT8"),
         (np.array([-1]), "UINT64", "-1 is out of range"),
@@ -233,7 +233,7 @@ def test_a_batch_over_the_largest_is_refused_unless_it_is_going_to_be_cut(dims, 
     signature = taking(*dims, batch_axis=batch_axis, max_batch_size=3)
     fit_inputs(signature, {"x": np.zeros((3, 4), np.float32)})
     inputs = {"x": np.zeros((5, 4), np.float32)}
-    assert problems(signature, inputs) == ["a batch of 5: the model takes 3 at most; infer_chunked() cuts it"]
+    assert problems(signature, inputs) == ["a batch of 5: the model takes at most 3; infer_chunked() cuts it"]
     assert fit_inputs(signature, inputs, uncut=True)[0].shape == (5, 4)
 
 
@@ -241,7 +241,7 @@ def test_inputs_of_a_batch_have_one_size() -> None:
     signature = ModelSignature((IMAGE, MASK), (), 8, batch_axis=False)
     fit_inputs(signature, GOOD)
     assert problems(signature, {**GOOD, "mask": np.zeros(3, np.int64)}) == [
-        'all inputs have the same first dimension, the batch: "image" has 2, "mask" has 3'
+        'all inputs must have the same first dimension, the batch: "image" has 2, "mask" has 3'
     ]
 
 

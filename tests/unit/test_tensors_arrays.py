@@ -173,7 +173,7 @@ def test_pandas_objects_are_arrays() -> None:
 def test_what_pandas_holds_besides_is_refused() -> None:
     pd = pytest.importorskip("pandas")
     refused(pd.DataFrame({"a": [1], "b": ["x"]}), "mixes int and str")
-    refused(pd.Series(["a", None], dtype=object), "None is no value")
+    refused(pd.Series(["a", None], dtype=object), "None is not a value")
     refused(pd.Series([1, pd.NA], dtype=object), "NAType has no datatype")
     refused(pd.Series(pd.to_datetime(["2020-01-01"])), "datetime64.*integers")
     refused(pd.Series(pd.to_datetime(["2020-01-01"])).astype(object), "Timestamp.*integers")
@@ -184,7 +184,7 @@ BIG = 2**53 + 1  # the first integer that no float64 is
 
 def test_numbers_that_pandas_turned_into_others_are_refused_by_column() -> None:
     pd = pytest.importorskip("pandas")
-    changed = rf"{BIG} became 9007199254740992\.0 on the way to float64"
+    changed = rf"{BIG} became 9007199254740992\.0 in the conversion to float64"
     refused(pd.DataFrame({"s": [0.5], "id": [BIG]}), rf'column "id": {changed}')
     refused(pd.DataFrame({"s": np.float32([0.5]), "id": [BIG]}), rf'column "id": {changed}')
     refused(pd.DataFrame({"k": [-1], "id": np.uint64([BIG])}), rf'column "id": {changed}')
@@ -443,7 +443,7 @@ def test_members_of_an_integer_enum_are_integers() -> None:
         ([10**5000], "fit neither INT64 nor UINT64"),
         ([2**53 + 1, 0.5], "an integer among the floats"),
         ([10**400, 0.5], "an integer among the floats"),
-        ([None, 1.0], "None is no value; a missing float is"),
+        ([None, 1.0], "None is not a value; a missing float is"),
         ([1j], "complex has no datatype.*two tensors"),
         ([np.complex64(1)], "complex64 has no datatype.*two tensors"),
         ([decimal.Decimal(1)], "Decimal has no datatype; elements are bool, int"),
@@ -458,7 +458,7 @@ def test_members_of_an_integer_enum_are_integers() -> None:
         ([np.void(b"a")], "void has no datatype"),
         ([float("inf")], "infinity"),
         ([[1.5], [-float("inf")]], "infinity"),
-        ({"y": 1}, "dict is not array-like; give a numpy array or nested lists"),
+        ({"y": 1}, "dict is not array-like; pass a numpy array or nested lists"),
         ({1, 2}, "set is not array-like"),
         (iter([1]), "list_iterator is not array-like"),
         (object(), "object is not array-like"),
@@ -499,7 +499,7 @@ def test_lists_nested_32_deep_pass_and_arrays_in_them_count() -> None:
 def test_an_array_that_holds_itself_is_refused() -> None:
     data = np.empty(1, object)
     data[0] = data
-    refused(data, "arrays that hold arrays, too many deep")
+    refused(data, "arrays within arrays, nested too deeply")
     data[0] = None
 
 

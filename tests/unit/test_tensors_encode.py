@@ -166,7 +166,7 @@ def test_a_long_text_is_given_up_when_the_deadline_passes(monkeypatch: pytest.Mo
     monkeypatch.setattr(encode, "_PIECE", 10)
     tensors = check_inputs({"x": np.zeros((100, 5)), "y": np.zeros(5)})
     deadline = Counted(20)
-    with pytest.raises(CallTimeoutError, match="being written; nothing was sent") as caught:
+    with pytest.raises(CallTimeoutError, match="being encoded; nothing was sent") as caught:
         encode_inputs(tensors, deadline)
     assert not caught.value.outcome_unknown
     assert deadline.looks == -1

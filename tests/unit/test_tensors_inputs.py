@@ -101,7 +101,7 @@ def test_an_array_may_be_called_name() -> None:
 
 
 def test_an_array_beside_described_inputs_is_refused() -> None:
-    with pytest.raises(InputError, match="input 1 is of type ndarray, beside described ones"):
+    with pytest.raises(InputError, match="input 1 is of type ndarray, beside described inputs"):
         check_inputs([InferenceInput("x", [1], "FP32", [1]), ONE])
 
 
@@ -143,7 +143,7 @@ def test_wrong_keys_are_refused_by_name(item: dict[Any, Any], said: str) -> None
 @pytest.mark.parametrize("name", ["", None, 5, b"x", ("x",)], ids=repr)
 def test_a_name_that_is_no_text_is_refused(name: object) -> None:
     for inputs in ({name: ONE}, [InferenceInput(name, [1, 2], "FP32", ONE)]):  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="input 0: a tensor's name is a str that is not empty"):
+        with pytest.raises(InputError, match="input 0: a tensor's name must be a non-empty str"):
             check_inputs(inputs)
 
 
@@ -205,7 +205,9 @@ def test_data_of_another_shape_is_refused(shape: tuple[int, ...], data: list[Any
 
 @pytest.mark.parametrize("shape", [(-1, 2), (1.0, 2), ("1", 2), "12", 2, None, (True, 2), (None,)], ids=repr)
 def test_a_shape_that_is_not_made_of_sizes_is_refused(shape: Any) -> None:
-    with pytest.raises(InputError, match='input "x": a shape is a sequence of sizes, each 0 or more, not '):
+    with pytest.raises(
+        InputError, match='input "x": a shape must be a sequence of sizes, each 0 or more, not '
+    ):
         check_inputs([InferenceInput("x", shape, "FP32", ONE)])
 
 
@@ -245,7 +247,9 @@ def test_a_sum_that_overflows_is_no_infinity(size: int) -> None:
     ids=lambda data: f"{type(data).__name__} {data!r}",
 )
 def test_a_scalar_is_refused(data: object) -> None:
-    with pytest.raises(InputError, match=r'input "x": .*(0-d, which the wire cannot carry|None is no value)'):
+    with pytest.raises(
+        InputError, match=r'input "x": .*(0-d, which the wire cannot carry|None is not a value)'
+    ):
         check_inputs({"x": data})
 
 

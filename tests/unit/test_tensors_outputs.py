@@ -187,13 +187,13 @@ def test_a_dtype_for_an_output_that_is_not_there_is_the_callers_mistake() -> Non
     [
         ("complex64", "complex64.*two tensors"),
         ("datetime64[s]", "datetime64.*integers"),
-        ("nonsense", "nonsense.*is no dtype of an output"),
-        ("U5", "U5.*is no dtype of an output"),
-        ("S5", "S5.*is no dtype of an output"),
-        ("V4", "V4.*is no dtype of an output"),
+        ("nonsense", "nonsense.*cannot be the dtype of an output"),
+        ("U5", "U5.*cannot be the dtype of an output"),
+        ("S5", "S5.*cannot be the dtype of an output"),
+        ("V4", "V4.*cannot be the dtype of an output"),
         ([("a", "f4")], "structured"),
-        (object(), "is no dtype of an output"),
-        (5, "5 is no dtype of an output"),
+        (object(), "cannot be the dtype of an output"),
+        (5, "5 cannot be the dtype of an output"),
         ("FP32", "FP32 is a datatype of the wire; the numpy dtype is float32"),
         ("BYTES", "BYTES is a datatype of the wire; the numpy dtype is str"),
     ],
@@ -206,12 +206,12 @@ def test_a_dtype_that_no_output_can_have_is_refused_before_sending(wanted: Any, 
 
 
 def test_none_is_not_read_as_float64_as_numpy_does() -> None:
-    with pytest.raises(InputError, match=r'output_dtypes\["y"\]: None is no dtype'):
+    with pytest.raises(InputError, match=r'output_dtypes\["y"\]: None is not a dtype'):
         check_output_dtypes({"y": None})
 
 
 def test_the_name_of_an_output_is_text() -> None:
-    with pytest.raises(InputError, match="the name of an output is a str, not 0"):
+    with pytest.raises(InputError, match="the name of an output must be a str, not 0"):
         check_output_dtypes({0: "f4"})  # type: ignore[dict-item]
 
 

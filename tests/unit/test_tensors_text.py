@@ -46,7 +46,7 @@ def test_text_arrays_of_either_byte_order_and_any_stride_are_read() -> None:
 def test_string_dtype_arrays_are_read() -> None:
     assert text(np.array(["a", "é"], np.dtypes.StringDType())).tolist() == ["a", "é"]
     missing = np.array(["a", None], np.dtypes.StringDType(na_object=None))
-    refused(missing, "None is no value")
+    refused(missing, "None is not a value")
     refused(np.array(["a\0"], np.dtypes.StringDType()), "ends in NUL")
 
 

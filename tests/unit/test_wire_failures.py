@@ -128,7 +128,7 @@ def test_backpressure_says_that_nothing_ran(code):
     error = failure_of_error(ErrorReply("queue full", code, "inference"))
     assert type(error) is BackpressureError
     assert (error.code, error.retriable, error.outcome_unknown) == (code, True, False)
-    assert error.message == "the manager dropped the request, it was not run: queue full"
+    assert error.message == "the manager dropped the request; it did not run: queue full"
 
 
 @pytest.mark.parametrize("code", BEHIND_THE_MANAGER)
