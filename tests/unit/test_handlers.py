@@ -196,7 +196,7 @@ def looking_for_a_segment(monkeypatch):
     try:
         with monkeypatch.context() as patch:
             patch.setattr("tcm_sync._shm.segment.os.stat", interrupted)
-            segment.is_there()
+            segment.exists()
     finally:
         segment.unlink()
         segment.close()
@@ -210,7 +210,7 @@ def sweeping(monkeypatch):
 
 def lending(monkeypatch):
     monkeypatch.setattr(Segment, "make", interrupted)
-    Arena(2**30).lend(Route("c"), 4096, 0)
+    Arena(2**30).acquire(Route("c"), 4096, 0)
 
 
 def ending_a_socket(monkeypatch):
