@@ -6,6 +6,8 @@ import functools
 import itertools
 import multiprocessing
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ def every_error():
 
 @pytest.mark.parametrize(
     "method",
-    # The server of "forkserver" would outlive the test.
+    # The server of "forkserver" would outlive the test: that method has a test of its own.
     [method for method in multiprocessing.get_all_start_methods() if method != "forkserver"],
 )
 # From Python 3.12 on, forking beside other threads is warned of; that it works all the same is the test.
@@ -59,6 +61,36 @@ def test_a_multiprocessing_pool_takes_a_client_and_returns_its_results_and_error
         pool.join()
     ask(client)
     assert len(set(manager.stats().uuids)) == len(manager.stats().uuids) > 2
+
+
+_FORKSERVER = """
+import multiprocessing
+from tcm_sync import TcmClient
+from tcm_sync.local import LocalManager
+
+def double(inputs):
+    return {"y": inputs["x"] * 2}
+
+def call(client, number):
+    with client:
+        return client.infer("double", {"x": [number]})["y"].tolist()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    with LocalManager({"double": double}) as manager, TcmClient(manager.uri, route=manager.route) as client:
+        client.open()
+        with context.Pool(2) as pool:
+            print(pool.starmap(call, [(client, number) for number in range(3)]))
+"""
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="there is none")
+def test_a_process_of_a_forkserver_takes_a_client(tmp_path):
+    """In a process of its own: the server that makes the others ends with it."""
+    program = tmp_path / "program.py"
+    program.write_text(_FORKSERVER)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[[0], [2], [4]]\n", "")
 
 
 def test_a_pickled_client_is_a_client_of_its_own(serve, client_of):

@@ -257,3 +257,11 @@ def test_the_page_on_architecture_has_every_package_and_is_linked() -> None:
     for page in (README, ROOT / "CONTRIBUTING.md"):
         assert "(docs/architecture.rst)" in text_of(page)
     assert re.search(r"^   architecture$", text_of(ROOT / "docs" / "index.rst"), re.M)
+
+
+def test_the_page_on_architecture_names_the_threads_as_they_are_named() -> None:
+    source = "".join(text_of(path) for path in (ROOT / "tcm_sync").glob("_*/*.py"))
+    source += "".join(text_of(path) for path in (ROOT / "tcm_sync").glob("*.py"))
+    named = set(re.findall(r"^   \* - ``(tcm-sync-\w+)``", text_of(ROOT / "docs" / "architecture.rst"), re.M))
+    started = set(re.findall(r'"(tcm-sync-[a-z]+)"', source))
+    assert named == started
