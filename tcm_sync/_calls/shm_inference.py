@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec import Struct
@@ -11,6 +11,7 @@ from msgspec import Struct
 from tcm_sync._calls.request import InferenceCall
 from tcm_sync._shm.arena import Arena, DeclinedError
 from tcm_sync._tensors import Tensor
+from tcm_sync._tensors.arrays import distinct
 from tcm_sync._wire.messages import SharedTensor
 from tcm_sync.errors import (
     BackpressureError,
@@ -192,4 +193,10 @@ def also(error: TcmError, why: str) -> TcmError:
 
 def copied(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return tensors whose arrays nobody else has."""
-    return tuple([Tensor(each.name, each.datatype, each.shape, each.array.copy()) for each in tensors])
+    return tuple([Tensor(each.name, each.datatype, each.shape, _copy(each.array)) for each in tensors])
+
+
+def _copy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Copy an array; one that is repeated stays so, and takes no more memory."""
+    once = distinct(array).copy()
+    return once if once.shape == array.shape else np.broadcast_to(once, array.shape)

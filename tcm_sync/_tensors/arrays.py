@@ -98,6 +98,16 @@ def _through_protocol(data: Any) -> npt.NDArray[Any]:
     return made
 
 
+def distinct(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the part of an array that is in memory once: the axes along which it is repeated have length 1.
+
+    `np.broadcast_to` makes arrays of any size out of little memory. What examines every element uses this.
+    """
+    if 0 not in array.strides:
+        return array
+    return array[tuple([slice(None) if stride else slice(0, 1) for stride in array.strides])]
+
+
 def _is_converted(kind: type) -> bool:
     """Return whether the type's own library makes the array, and so may convert the elements."""
     return hasattr(kind, "__array__")

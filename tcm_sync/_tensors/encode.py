@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 from msgspec import Raw
 
+from tcm_sync._tensors.arrays import distinct
 from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._tensors.inputs import Tensor, check_finite, datatype_if_ready
 from tcm_sync._wire.encode import encode_part
@@ -153,6 +154,8 @@ def _pieces_of(array: npt.NDArray[Any]) -> Iterator[bytes]:
 def _text_of(array: npt.NDArray[Any]) -> bytes:
     if array.dtype.kind == "O":
         return orjson.dumps(array.tolist())
+    if not array.flags.c_contiguous:  # it repeats an array
+        array = np.ascontiguousarray(array)
     return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -184,5 +187,6 @@ def minimum_json_bytes(tensors: Iterable[Tensor]) -> int:
             continue
         total += tensor.array.size * DATATYPES[tensor.datatype].json_bytes
         if tensor.datatype == "BYTES":
-            total += sum(map(len, tensor.array.ravel().tolist()))
+            once = distinct(tensor.array)
+            total += sum(map(len, once.ravel().tolist())) * (tensor.array.size // once.size)
     return total

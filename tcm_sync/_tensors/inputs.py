@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import UNSET, Struct
 
 from tcm_sync._numbers import shown
-from tcm_sync._tensors.arrays import MAX_DIMENSIONS, as_array
+from tcm_sync._tensors.arrays import MAX_DIMENSIONS, as_array, distinct
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import NATIVE_NUMBERS, Datatype, Unfit, datatype_named, datatype_of
 from tcm_sync._wire.quote import quote
@@ -59,7 +59,8 @@ class Tensor(Struct, frozen=True, eq=False):
     shape : tuple of int
     array : ndarray
         C-contiguous, aligned, in native byte order, of the datatype's dtype; for BYTES an object array of
-        `str`. It may be the caller's own: never write to it.
+        `str`. Or a view that repeats such an array, as `np.broadcast_to` makes it. It may be the caller's
+        own: never write to it.
     """
 
     name: str
@@ -204,10 +205,15 @@ def checked_name(name: object, place: int) -> str:
 
 def _tensor(name: str, shape: Any, datatype: Any, data: object, *, scalars: bool) -> Tensor:
     stated = None if datatype is UNSET else datatype_named(datatype)
-    array = as_array(data, scalars=scalars)
+    plain = distinct(data) if type(data) is np.ndarray else data
+    array = as_array(plain, scalars=scalars)
+    whole = data.shape + array.shape[data.ndim :] if type(data) is np.ndarray else array.shape
+    array = distinct(array)  # arrays of other libraries may repeat memory too
     found = datatype_of(array.dtype)  # before the cast, since its message says what to do
     target = stated or found
     array = _normal(cast(array, target.dtype, target.name), target)
+    if array.shape != whole:
+        array = np.broadcast_to(array, whole)
     if array.ndim == 0 and not scalars:
         raise Unfit("is 0-d, which the wire cannot carry; .reshape(1) makes it 1-d")
     if array.ndim > MAX_DIMENSIONS:
@@ -237,7 +243,7 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
 
 
 def _check_finite(array: npt.NDArray[Any]) -> None:
-    if array.dtype.kind == "f" and np.count_nonzero(np.isinf(array)):
+    if array.dtype.kind == "f" and np.count_nonzero(np.isinf(distinct(array))):
         raise Unfit("holds an infinity, which has no form in JSON (NaN has); clip it first")
 
 

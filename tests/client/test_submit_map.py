@@ -19,7 +19,6 @@ from tcm_sync import (
     CallTimeoutError,
     ClientClosedError,
     ConfigError,
-    ConnectFailedError,
     InferenceFailedError,
     InferResult,
     InputError,
@@ -27,7 +26,6 @@ from tcm_sync import (
     ProtocolError,
     TcmClient,
 )
-from tcm_sync._calls import worker_threads
 from tcm_sync.local import ModelFailure
 
 from ..helpers.waiting import GUARD, wait_until
@@ -142,55 +140,22 @@ def test_closing_ends_what_waits_and_what_runs(manager, gated):
         client.submit("picky", {"x": [1]})
 
 
-def test_workers_may_be_closed_inside_their_own_lock_and_after_an_interrupted_start(client):
-    """As the collector does with a map that was dropped; and a thread that was made and never started."""
-    crew = client._core.new_workers(1)
-    crew._threads.add(threading.Thread(target=crew._work))
-    assert crew.submit(lambda: 7).result(GUARD) == 7
-    with crew._lock:
-        crew.close()
-    crew.join(GUARD)
+def test_workers_may_be_closed_inside_their_own_lock(client):
+    """As the collector does with a map that was dropped."""
+    workers = client._core.new_workers(1)
+    assert workers.submit(lambda: 7).result(GUARD) == 7
+    with workers._threads._lock:
+        workers.close()
+    workers.join(GUARD)
     with pytest.raises(ClientClosedError):
-        crew.submit(lambda: 7)
-
-
-def test_a_task_for_which_there_is_no_thread_is_refused_and_never_done(client, monkeypatch):
-    def no_more(thread):
-        raise RuntimeError("can't start new thread")
-
-    crew, done = client._crew(1), []
-    with monkeypatch.context() as patch:
-        patch.setattr(worker_threads, "start_thread", no_more)
-        with pytest.raises(ConnectFailedError, match="no thread to make the call with"):
-            crew.submit(lambda: done.append(1))
-    assert crew.submit(lambda: 7).result(GUARD) == 7
-    assert done == []
-    crew.close()
-    crew.join(GUARD)
-
-
-def test_a_task_that_comes_as_the_idle_thread_gives_up_waiting_is_done(client):
-    crew = client._core.new_workers(1)
-    wait, late = crew._changed.wait, []
-
-    def give_up(timeout):
-        crew._changed.wait = wait
-        late.append(crew.submit(lambda: 7))  # by whoever had the lock when the time was over
-        return False
-
-    crew._changed.wait = give_up
-    assert crew.submit(lambda: 1).result(GUARD) == 1
-    wait_until(lambda: late, "the thread has waited")
-    assert late[0].result(GUARD) == 7
-    crew.close()
-    crew.join(GUARD)
+        workers.submit(lambda: 7)
 
 
 def test_a_client_that_is_dropped_with_idle_workers_is_collected(manager, monkeypatch):
     client = TcmClient(manager.uri, route=manager.route, timeout=GUARD)
     client.submit("picky", {"x": [1]}).result(GUARD)
     workers = client._core.workers
-    wait_until(lambda: workers._idle == 1, "it has let go of its task")
+    wait_until(lambda: workers._threads._waiting == 1, "it has let go of its task")
     runtime = client._core.runtime
     with pytest.warns(ResourceWarning, match="unclosed"):  # noqa: PT031 - it is collected by the second
         del client

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from tcm_sync import ClientClosedError, _process, _threads
+from tcm_sync import ClientClosedError, ConnectFailedError, _process, _threads
 from tcm_sync._calls.worker_threads import Workers
 from tcm_sync._process import start_thread, watch
 from tcm_sync._reentry import Callers
@@ -136,6 +136,39 @@ def test_jobs_run_in_their_order_and_not_at_all_once_withdrawn_or_stopped():
     assert threads.is_idle()
     assert threads.stop() == []
     assert not threads.submit(lambda: ran.append("e"))
+
+
+def test_a_task_for_which_there_is_no_thread_is_refused_and_never_done(monkeypatch):
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    workers, done = Workers(1, Callers()), []
+    with monkeypatch.context() as patch:
+        patch.setattr(_threads, "start_thread", no_more)
+        with pytest.raises(ConnectFailedError, match="no thread to make the call with"):
+            workers.submit(lambda: done.append(1))
+    assert workers.submit(lambda: 7).result(PATIENCE) == 7
+    assert done == []
+    workers.close()
+    workers.join(PATIENCE)
+
+
+def test_a_job_that_comes_as_the_idle_thread_gives_up_waiting_is_run():
+    threads, run = DaemonThreads("tcm-sync-test", 1, idle=PATIENCE), threading.Event()
+    wait = threads._changed.wait
+
+    def give_up(timeout):
+        threads._changed.wait = wait
+        threads.submit(run.set)  # by whoever had the lock when the time was over
+        return False
+
+    threads._changed.wait = give_up
+    threads.submit(lambda: None)
+    try:
+        assert run.wait(PATIENCE)
+    finally:
+        threads.stop()
+        threads.join(PATIENCE)
 
 
 def test_closing_workers_ends_what_waits_and_cancelling_takes_it_out():
