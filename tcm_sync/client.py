@@ -86,7 +86,7 @@ class TcmClient:
     max_idle, max_lifetime : float
         Seconds after which an unused socket is closed, and any socket is replaced, less up to a fifth.
     messages_per_second : float, optional
-        The manager's limit for one socket, if it is known; otherwise it is learned from a refusal.
+        The manager's limit for one socket, if you have it; otherwise it is learned from a refusal.
     management_sockets : int
         The most sockets for management jobs, which are apart from the pool's: opened when needed, closed
         when idle.
@@ -769,8 +769,9 @@ class TcmClient:
             As `infer` takes them; every call of the model has them.
         signature : ModelSignature, optional
             What the model takes and returns: from `tcm_sync.models.analyze`, a deployment, or a server's
-            metadata. The inputs of every call are held to it before anything is sent, and one array-like
-            alone will do where it names one input. ``output_dtypes``, left out, are those that it states.
+            metadata. The inputs of every call are checked against it before anything is sent, and one
+            array-like alone will do where it names one input. ``output_dtypes``, left out, are those that
+            it states.
         batch : BatchPolicy, optional
             Lets `Model.infer_sample` put the samples of several threads into one message. Left out, each goes
             out alone. It holds no more of them than the signature's ``max_batch_size``.
@@ -908,7 +909,7 @@ class TcmClient:
         Parameters
         ----------
         action : str
-            ``"queue_stats"`` is the one that is known; a manager answers others with a ``message``.
+            ``"queue_stats"`` is the one that managers have so far; they answer others with a ``message``.
         timeout : float or None, optional
             Seconds; None is no limit. Left out, the client's.
         **payload
@@ -1068,7 +1069,7 @@ class TcmClient:
 
         The manager tries the three parts one by one, and reports a failure if one of them is missing, though
         it has deleted the others. So a deletion that is repeated fails, and so does one with a wrong id:
-        nothing in the answer distinguishes them. ``missing_ok`` is for those who know that the ids are right.
+        nothing in the answer distinguishes them. ``missing_ok`` is for ids that are certainly right.
 
         Parameters
         ----------
@@ -1159,7 +1160,7 @@ class Model:
     ----------
     model_name : str
     signature : ModelSignature or None
-        What the inputs of every call are held to, if it is known.
+        What the inputs of every call are checked against, if there is one.
     """
 
     def __init__(
@@ -1202,7 +1203,7 @@ class Model:
         ----------
         inputs : mapping, sequence or array-like
             As `TcmClient.infer` takes them, without a batch axis; a 0-d array or a bare number will do. Texts
-            lose their shape on the wire: one a sample comes back 0-d, and more cannot be told apart.
+            lose their shape on the wire: one a sample comes back 0-d, and more cannot be separated.
         timeout : float or None, optional
             Seconds for this sample; None is no limit. Left out, the client's. The others of its batch are
             not disturbed when it has passed.

@@ -129,7 +129,7 @@ class QueueStats:
         How many more jobs are accepted. As shipped, an idle manager has 100, 50 and 200 (settings of the
         manager); each job that waits or runs takes one, and one that hangs does not give it back.
     extra : mapping
-        What else the manager told.
+        Further fields of the answer.
     """
 
     info_users: int
@@ -195,7 +195,7 @@ class QueueStats:
         Raises
         ------
         InputError
-            The kind is not known, or more jobs are accepted than `size` allows: the size is wrong.
+            There is no such kind, or more jobs are accepted than `size` allows: the size is wrong.
         """
         if kind not in _SHIPPED_SIZES:
             raise InputError(f"kind must be one of {', '.join(_SHIPPED_SIZES)}, not {kind!r:.80}")

@@ -69,7 +69,7 @@ class Batcher:
     def after_fork(self) -> None:
         """Begin anew: the samples of a parent process are its own."""
         self._lock = threading.RLock()  # guards what is below, and all batches and samples
-        self._changed = threading.Condition(self._lock)  # told when a batch may leave
+        self._changed = threading.Condition(self._lock)  # notified when a batch may leave
         self._open: dict[Hashable, Batch] = {}
         self._inside: set[Sample] = set()  # of all callers that are here
         self._bare: dict[Hashable, int] = {}  # bytes of a message without its samples, by their key
@@ -139,16 +139,16 @@ class Batcher:
         return self._policy.max_size if learned is None else min(self._policy.max_size, learned)
 
     def _shut(self, batch: Batch) -> None:
-        """Let nobody join any more."""
+        """Close a batch to further samples."""
         batch.open = False
         for key, found in list(self._open.items()):
             if found is batch:
                 del self._open[key]
 
     def _wait(self, sample: Sample) -> None:
-        """Wait for the outcome, or to be told to lead."""
+        """Wait for the outcome, or to be woken to lead."""
         left = sample.deadline.remaining()
-        if sample.told.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
+        if sample.wakeup.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
             return
         with self._lock:
             if sample.outcome is not None or sample.batch.leader is sample:
@@ -164,7 +164,7 @@ class Batcher:
             )
 
     def _leave(self, sample: Sample) -> None:
-        """Take a sample out, whatever became of it; if its caller led, the next one does."""
+        """Remove a sample, whatever its outcome; if its caller led, the next one does."""
         with self._lock:
             self._inside.discard(sample)
             batch = getattr(sample, "batch", None)
@@ -175,7 +175,7 @@ class Batcher:
                     self._shut(batch)
                 elif batch.leader is sample:
                     batch.leader = batch.samples[0]
-                    batch.leader.tell()
+                    batch.leader.wake()
             self._changed.notify_all()
 
     # --- the leader ---
@@ -215,7 +215,7 @@ class Batcher:
                 if sample.outcome is None and sample in batch.samples:
                     sample.outcome = outcome
                     if sample is not leader:
-                        sample.tell()
+                        sample.wake()
             batch.samples.clear()
 
     def _fewer(self, call: BatchCall, error: TcmError) -> int | None:
@@ -235,15 +235,15 @@ class Batcher:
             for sample in samples:
                 try:
                     room = self._room(sample)
-                except TcmError as error:  # too large by itself, as it is known by now
+                except TcmError as error:  # too large by itself: the limit has been learned meanwhile
                     sample.outcome = error
-                    sample.tell()
+                    sample.wake()
                     continue
                 if part is None or len(part.samples) >= most or sample.size > part.room:
                     part = Batch(sample, room)
                     part.open, part.sendings = False, batch.sendings
                     if sample is not leader:
-                        sample.tell()
+                        sample.wake()
                 else:
                     part.samples.append(sample)
                     part.room -= sample.size
@@ -271,7 +271,7 @@ class Batcher:
                 self._changed.wait(left)
 
     def close(self, batch: Batch) -> tuple[list[Sample], Pieces]:
-        """Let nobody join a batch any more, and write it: its connection is there."""
+        """Close a batch to further samples, and write it: its connection is there."""
         with self._lock:
             self._shut(batch)
             batch.sent = True

@@ -121,7 +121,7 @@ def _send_rows(core: Core, job: _Job, start: int, stop: int, payload: Pieces) ->
 
 
 class _Job:
-    """A batch that is cut: its rows, what every message of it has, and what is known of its outcome."""
+    """A batch that is cut: its rows, what every message of it has, and which of them may have run."""
 
     def __init__(
         self,
@@ -145,8 +145,8 @@ def _common_rows(tensors: tuple[Tensor, ...]) -> int:
     """Return how many rows all inputs have."""
     lengths = {tensor.name: tensor.shape[0] for tensor in tensors}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f'"{quote(name)}" has {length}' for name, length in lengths.items())
-        raise InputError(f"the inputs of a batch have as many rows: {told}")
+        rows = ", ".join(f'"{quote(name)}" has {length}' for name, length in lengths.items())
+        raise InputError(f"the inputs of a batch have as many rows: {rows}")
     length = next(iter(lengths.values()))
     if length == 0:
         raise InputError("the batch has no rows")

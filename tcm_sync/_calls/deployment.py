@@ -93,11 +93,11 @@ class Deployment:
             for name, text in texts.items():
                 if not isinstance(text, str):
                     raise ProtocolError(f"its {name} is no text")
-            told = data.get("vm_id")
+            answered = data.get("vm_id")
             return cls(
                 **texts,  # type: ignore[arg-type]
                 signature=ModelSignature.from_management(data),
-                vm_id=told if isinstance(told, str) else vm_id,
+                vm_id=answered if isinstance(answered, str) else vm_id,
             )
         except ProtocolError as error:
             raise ProtocolError(
@@ -136,15 +136,15 @@ class Deployment:
         return self._bound().stream(self.model_name, inputs, **self._routed(options))
 
     def delete(self, *, vm_id: str | None = None, **options: Any) -> ManagementResult:
-        """Delete the VM and the container: `TcmClient.delete` with what is known of them.
+        """Delete the VM and the container: `TcmClient.delete` with their ids.
 
-        Where the VM's id is not known its address is sent, and the manager takes the one VM that has it. Do
-        that once only, and soon: the address may be given to another VM after a deletion.
+        If the deployment has no id of the VM, its address is sent, and the manager takes the one VM that has
+        it. Do that once only, and soon: the address may be given to another VM after a deletion.
 
         Parameters
         ----------
         vm_id : str, optional
-            The VM's id, if it is not known here.
+            The VM's id, if the deployment has none.
         **options
             What else `TcmClient.delete` takes.
         """

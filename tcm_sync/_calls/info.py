@@ -51,7 +51,7 @@ class InfoCall(Call):
         self._job_id = job_id
 
     def read(self, connection: Connection, message: bytes) -> TcmError | None:
-        """Take the answer, if it is to this question: nothing but its ``job_id`` tells."""
+        """Read the answer, after checking that it is to this question: by its ``job_id`` alone."""
         secret = connection.secret
         reply = decode_info(message, secret)
         if reply.job_id != self._job_id:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Target = tuple[Route, str]
 
-_MOST_TARGETS = 256  # routes and models that are remembered
+_MOST_TARGETS = 256  # routes and models that limits are kept of
 
 
 class MessageLimit:
@@ -73,7 +73,7 @@ class RowLimits:
         self._bytes: dict[Target, int] = {}  # of arrays: a payload budget
 
     def rows(self, target: Target, row_bytes: int) -> int | None:
-        """Return the most rows that a request may have, None if that is not known.
+        """Return the most rows that a request may have, None if there is no such limit.
 
         Parameters
         ----------
@@ -101,24 +101,24 @@ class RowLimits:
         if rows < 2:
             return None
         if isinstance(error, InferenceFailedError) and error.max_batch_size is not None:
-            most = _remember(self._rows, target, min(error.max_batch_size, rows - 1))
+            most = _lower(self._rows, target, min(error.max_batch_size, rows - 1))
         elif isinstance(error, PayloadTooLargeError):
             if error.estimated_bytes and error.limit_bytes:
                 budget = rows * row_bytes * error.limit_bytes // error.estimated_bytes
-                most = _remember(self._bytes, target, budget) // max(1, row_bytes)
+                most = _lower(self._bytes, target, budget) // max(1, row_bytes)
             else:
-                most = _remember(self._rows, target, rows // 2)
+                most = _lower(self._rows, target, rows // 2)
         elif isinstance(error, MessageTooLargeError) and error.size is None:
             # A limit that was stated holds for every message of the client: the rows' text decides.
-            most = rows if error.limit is not None else _remember(self._rows, target, rows // 2)
+            most = rows if error.limit is not None else _lower(self._rows, target, rows // 2)
         else:
             return None
         return max(1, min(most, rows - 1))
 
 
-def _remember(known: dict[Target, int], target: Target, limit: int) -> int:
+def _lower(limits: dict[Target, int], target: Target, limit: int) -> int:
     """Keep the lower limit."""
-    if target not in known and len(known) >= _MOST_TARGETS:
-        known.clear()
-    known[target] = limit = min(limit, known.get(target, limit))
+    if target not in limits and len(limits) >= _MOST_TARGETS:
+        limits.clear()
+    limits[target] = limit = min(limit, limits.get(target, limit))
     return limit

@@ -68,12 +68,12 @@ _ADVICE_ON = {
 
 # After these a job has not run, or has run and failed; whether it may have, the others say themselves.
 _NOT_RUN = (ManagementError, PermissionDeniedError, BackpressureError, RateLimitedError)
-_KNOWS_ITSELF = (ShuttingDownError, ConnectionLostError, ClientClosedError, CallTimeoutError)
+_STATES_OUTCOME = (ShuttingDownError, ConnectionLostError, ClientClosedError, CallTimeoutError)
 
 _ALL_DELETED = {"server": "deleted", "container": "deleted", "vm": "deleted"}
 _NO_VM_ID = "Deletion missing required field: 'vm_id'"
 
-#: What the manager is known to do.
+#: The actions of managers so far.
 Action = Literal[
     "creation",
     "deletion",
@@ -87,14 +87,14 @@ Action = Literal[
 
 
 class Openstack(TypedDict, total=False):
-    """What is known of the block ``openstack``; it may hold more, as the manager is configured."""
+    """Fields of the block ``openstack``; there may be more, as the manager is configured."""
 
     name: str
     vm_id: str
 
 
 class Docker(TypedDict, total=False):
-    """What is known of the block ``docker``; it may hold more, as the manager is configured."""
+    """Fields of the block ``docker``; there may be more, as the manager is configured."""
 
     image: str
     container_id: str
@@ -132,7 +132,7 @@ def management(
         try:
             attempts = perform(core, call, policy, once=True)
         except TcmError as error:
-            if error.uuid is not None and not _is_known(error):
+            if error.uuid is not None and not _states_outcome(error):
                 error.outcome_unknown = True
             if error.outcome_unknown:
                 error.args = (f"{error.message}; {_ADVICE_ON.get(action, _ADVICE)}",)
@@ -193,11 +193,11 @@ def delete(
         raise
 
 
-def _is_known(error: TcmError) -> bool:
-    """Whether a failure says by itself whether the job may have run."""
+def _states_outcome(error: TcmError) -> bool:
+    """Whether a failure says itself whether the job may have run."""
     if isinstance(error, MessageTooLargeError):
         return error.size is None  # the manager's own refusal, not a reply that is too large for us
-    return isinstance(error, (*_NOT_RUN, *_KNOWS_ITSELF))
+    return isinstance(error, (*_NOT_RUN, *_STATES_OUTCOME))
 
 
 def _with(
@@ -233,7 +233,7 @@ class ManagementCall(Call):
         return True
 
     def read(self, connection: Connection, message: bytes) -> TcmError | None:
-        """Take the answer: the failure that it tells of, or None."""
+        """Read the answer: the failure that it reports, or None."""
         reply = decode_management(message, connection.uuid, connection.secret)
         data = decode_value(reply.data, connection.secret)
         if reply.status:

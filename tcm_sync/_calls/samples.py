@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 class Sample:
     """One caller's inputs, and what becomes of them. All but the lock is guarded by the batcher's."""
 
-    __slots__ = ("batch", "deadline", "key", "nbytes", "outcome", "since", "size", "tensors", "texts", "told")
+    __slots__ = (
+        "batch",
+        "deadline",
+        "key",
+        "nbytes",
+        "outcome",
+        "since",
+        "size",
+        "tensors",
+        "texts",
+        "wakeup",
+    )
 
     def __init__(self, tensors: tuple[Tensor, ...], deadline: Deadline) -> None:
         self.tensors = tensors
@@ -32,13 +43,15 @@ class Sample:
         self.since = monotonic()
         self.batch: Batch
         self.outcome: InferResult | TcmError | None = None
-        self.told = threading.Lock()  # held until there is an outcome, or it is to lead; guards nothing
-        self.told.acquire()
+        self.wakeup = (
+            threading.Lock()
+        )  # released once there is an outcome, or its caller is to lead; guards nothing
+        self.wakeup.acquire()
 
-    def tell(self) -> None:
+    def wake(self) -> None:
         """Wake its caller, unless that was done; under the batcher's lock."""
-        if self.told.locked():
-            self.told.release()
+        if self.wakeup.locked():
+            self.wakeup.release()
 
 
 class Batch:

@@ -89,7 +89,7 @@ class StreamCall(Call):
         self._replies = StreamReplies(_BUFFER_BYTES)
         self._items: deque[bytes | Refusal] = deque()
         self._started = False
-        self._heard = 0.0  # since when it can be heard, where it was paused
+        self._resumed_at = 0.0  # when the connection was last resumed after a pause
         return self._replies
 
     def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:  # noqa: ARG002
@@ -158,30 +158,30 @@ class StreamCall(Call):
                     outcome_unknown=True,
                     advisories=self._replies.advisories,
                 )
-            patience = self._patience()
-            bounds = [seconds for seconds in (left, patience) if seconds is not None]
+            silence = self._silence_left()
+            bounds = [seconds for seconds in (left, silence) if seconds is not None]
             self._items.extend(self._replies.take(min(bounds, default=None)))
             if self.connection.paused:
-                self._heard = monotonic()
+                self._resumed_at = monotonic()
                 self.connection.pool.reader.resume(self.connection)  # type: ignore[union-attr]
             if self._items:
                 return True
-            if self._patience() == 0.0 and not self.deadline.expired():
+            if self._silence_left() == 0.0 and not self.deadline.expired():
                 if self._idle_ends:
                     self.ended = "idle"
                     return False
                 raise CallTimeoutError(
                     f"the stream was silent for {self._idle_timeout:.3g} s (idle_timeout); the manager does "
-                    "not tell when a model has just ended: on_idle='end' takes silence for the end",
+                    "not report when a model has just ended: on_idle='end' takes silence for the end",
                     outcome_unknown=True,
                     advisories=self._replies.advisories,
                 )
 
-    def _patience(self) -> float | None:
+    def _silence_left(self) -> float | None:
         """Seconds of silence that are left, once the model has started."""
         if self._idle_timeout is None or not self._started:
             return None
-        silent_since = max(self._replies.last_at, self._heard)
+        silent_since = max(self._replies.last_at, self._resumed_at)
         return max(0.0, silent_since + self._idle_timeout - monotonic())
 
     def finish(self, *, reusable: bool = False) -> None:

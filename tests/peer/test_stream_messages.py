@@ -170,8 +170,10 @@ def test_silence_is_a_timeout_otherwise_with_the_chunks_so_far():
 
 def test_waiting_for_the_start_is_no_silence(monkeypatch):
     go_on = threading.Event()
-    patience = StreamCall._patience
-    monkeypatch.setattr(StreamCall, "_patience", lambda call: PATIENCE if go_on.is_set() else patience(call))
+    patience = StreamCall._silence_left
+    monkeypatch.setattr(
+        StreamCall, "_silence_left", lambda call: PATIENCE if go_on.is_set() else patience(call)
+    )
 
     def script(connection):
         connection.welcome()
@@ -206,7 +208,7 @@ def test_what_has_come_is_taken_however_late_the_caller_is():
         replies = client._core.running().reader.pending.get(peer.uuids[0])
         wait_until(lambda: len(replies._items) == 3)
         chunks._call._idle_timeout = 0.01
-        wait_until(lambda: chunks._call._patience() == 0.0)
+        wait_until(lambda: chunks._call._silence_left() == 0.0)
         assert list(chunks) == ["b", "c"]
     assert chunks.ended_by == "completed"
 

@@ -70,7 +70,7 @@ def poet(inputs: dict[str, Any]) -> Iterator[str | None]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let silence count only behind the bard's last word: before it, the machine was busy."""
-    advance, patience = StreamCall.advance, StreamCall._patience
+    advance, patience = StreamCall.advance, StreamCall._silence_left
 
     def listen(call: StreamCall) -> object:
         call.heard = advance(call)
@@ -78,7 +78,9 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(StreamCall, "advance", listen)
     monkeypatch.setattr(
-        StreamCall, "_patience", lambda call: patience(call) if getattr(call, "heard", "") == "not" else None
+        StreamCall,
+        "_silence_left",
+        lambda call: patience(call) if getattr(call, "heard", "") == "not" else None,
     )
 
 
