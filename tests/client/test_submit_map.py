@@ -94,7 +94,7 @@ def test_what_waits_can_be_cancelled_and_what_runs_cannot(manager, client, gated
     waiting = [client.submit("picky", {"x": [number]}) for number in range(3)]
     assert [each.cancel() for each in running] == [False] * 4
     assert waiting[1].cancel()
-    assert len(client._core.workers._tasks) == 2, "what was cancelled is still in the queue"
+    assert len(client._core.workers._threads._jobs) == 2, "what was cancelled is still in the queue"
     gated.open_all()
     assert [number_of(waiting[place].result(GUARD)) for place in (0, 2)] == [0, 4]
     assert waiting[1].cancelled()

@@ -178,7 +178,7 @@ def test_the_manager_after_one_that_said_that_it_ends_may_have_another_limit():
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         with pytest.raises(MessageTooLargeError):
             client.infer("m", {"x": X})
-        client._runtime.pool.shutting_down(ShuttingDownError("it ends"))
+        client._core.runtime.pool.shutting_down(ShuttingDownError("it ends"))
         manager.message = None
         assert np.array_equal(client.infer("m", {"x": X})["y"], X)
 
