@@ -169,7 +169,7 @@ def calls(client, manager) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
         "Model.map": (lambda **given: list(model.map(**given)), {"many_inputs": [INPUTS]}, model.map),
         "Model.stream": (
             lambda **given: client.model("llm").stream(**given).close(),
-            {"inputs": INPUTS, **streaming},
+            {"inputs": INPUTS, **{name: value for name, value in streaming.items() if name not in WHERE}},
             model.stream,
         ),
         "signed Model.infer": (
@@ -255,6 +255,9 @@ class Everything:
     def __call__(self, *_: Any, **__: Any) -> Any:
         return self
 
+
+#: What a bound model has already.
+WHERE = ("vm_ip", "container_id", "vm_id")
 
 NAMES = tuple(calls(Everything(), Everything()))
 

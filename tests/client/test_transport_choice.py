@@ -619,7 +619,7 @@ def test_they_are_not_mixed(client, other):
 def test_explain_refuses_what_cannot_be_sent_at_all(client):
     with pytest.raises(InputError, match="no inputs"):
         client.explain({})
-    with pytest.raises(InputError, match="nothing says where to run"):
+    with pytest.raises(InputError, match="there is no route"):
         type(client)("ws://127.0.0.1:1/ws").explain({"x": WORTH})
 
 
