@@ -182,9 +182,3 @@ def test_a_header_callable_travels_by_its_name():
         with copy:
             copy.open(wait=True)
     assert peer.connections[0].headers["x-key"] == BEARER
-
-
-def test_a_header_callable_that_cannot_travel_is_an_error_that_names_the_setting():
-    client = TcmClient(URI, headers={"Authorization": lambda: BEARER})
-    with pytest.raises(ConfigError, match=r"^the setting headers cannot be pickled: .*module-level function"):
-        pickle.dumps(client)
