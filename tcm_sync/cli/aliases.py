@@ -1,4 +1,4 @@
-"""The commands of ``tcm-client-cli`` that have another name here."""
+"""Commands under the names that they have in ``tcm-client-cli``."""
 
 from __future__ import annotations
 

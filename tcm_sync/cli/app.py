@@ -16,7 +16,7 @@ from tcm_sync._wire.quote import hide
 from tcm_sync.cli.failures import code_of, line_of
 from tcm_sync.cli.options import Group, Session
 
-#: Where each command is, so that one run imports one of them.
+#: The module of each command, so that a run imports only the one that it needs.
 _COMMANDS = {
     "queue-stats": "info",
     "info": "info",
@@ -38,7 +38,7 @@ _COMMANDS = {
 
 
 class _Lazy(Group):
-    """A group whose commands are imported when they are asked for."""
+    """A group whose commands are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -75,7 +75,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = root.main(arguments, prog_name="tcm-sync", standalone_mode=False, obj=session)
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # whoever read it had enough, of which click makes an exit
+    except (BrokenPipeError, SystemExit):  # the reader has closed the pipe, which click turns into an exit
         _drop_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - a command ends in a line, whatever happens
@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _drop_output() -> None:
-    """Let go of what could not be written: the interpreter tries once more at its end, and ends with 120."""
+    """Discard what could not be written: the interpreter would try again at its end, and exit with 120."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

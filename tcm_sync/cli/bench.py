@@ -1,4 +1,4 @@
-"""How fast a model answers: ``bench``."""
+"""Measure how fast a model answers: ``bench``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tcm_sync.client import TcmClient
 
-_PATIENCE = 5.0  # seconds without an answer and without /health after which the manager is given up
+_SILENCE = 5.0  # seconds without an answer after which the run ends if /health does not answer either
 _THREADS, _OPEN_THREADS, _BATCHES = 4, 64, 4
 
 _SECONDS = click.FloatRange(0, min_open=True)
@@ -70,12 +70,11 @@ def bench(
     batch: int | None,
     allow_transient: bool,
 ) -> int:
-    """Call a model for a while, and tell how long it took.
+    """Call a model for a while, and report throughput and latency.
 
-    Closed loop: each of --threads calls again when it has its answer, so that a stall of the manager
-    delays the requests that would have shown it. Open loop (--rate): requests are due at a steady rate
-    whatever happens, and latency counts from when they were due, so that a stall shows in all that it held
-    up.
+    Closed loop: each of --threads calls again when it has its answer, so that a stall of the manager delays
+    the requests that would show it. Open loop (--rate): requests are due at a steady rate, and latency counts
+    from when they were due, so that a stall shows in every request that it delays.
     """
     arrays = _inputs(session, inputs, datatypes, onnx, samples=batch is not None)
     if threads is None:
@@ -85,13 +84,13 @@ def bench(
         model = client.model(model_name, allow_transient=allow_transient, batch=policy)
         ask = model.infer if batch is None else model.infer_sample
         report, code = _measure(client, lambda: ask(arrays), threads, rate, warm_up, duration)
-    told = {"model_name": model_name, "threads": threads, "rate": rate, "batch": batch, **report}
+    figures = {"model_name": model_name, "threads": threads, "rate": rate, "batch": batch, **report}
     if session.as_json:
-        session.output.json(told)
+        session.output.json(figures)
     else:
-        _tell(session, told)
+        _print(session, figures)
     if code == UNREACHABLE:
-        raise CommandError(f"the manager has gone: no answer for {_PATIENCE:g} s", code)
+        raise CommandError(f"the manager is unreachable: no answer for {_SILENCE:g} s", code)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code == FAILED:
@@ -109,7 +108,7 @@ def _inputs(
     session: Session, inputs: tuple[str, ...], datatypes: tuple[str, ...], onnx: str | None, *, samples: bool
 ) -> dict[str, Any]:
     if bool(inputs) == (onnx is not None):
-        raise click.UsageError("one of --input and --onnx says what to send")
+        raise click.UsageError("give either --input or --onnx")
     if onnx is None:
         return read_inputs(session, inputs, datatypes, samples=samples)
     from tcm_sync.models import analyze, sample_inputs
@@ -130,7 +129,7 @@ def _measure(
     from tcm_sync.cli.load import ClosedLoop, Load, OpenLoop
     from tcm_sync.cli.output import working
 
-    call()  # what is wrong with the request, or cannot be reached, is told at once
+    call()  # a wrong request or an unreachable manager fails here, before the load starts
     start = time.monotonic()
     since, end = start + warm_up, start + warm_up + duration
     load = Load(call, threads, ClosedLoop(end) if rate is None else OpenLoop(start, end, rate, since), since)
@@ -142,7 +141,7 @@ def _measure(
         watch.code = INTERRUPTED
     seconds = max(0.0, time.monotonic() - since)
     stats = client.stats().since(watch.before)
-    client.close()  # ends the calls under way, where it ends early
+    client.close()  # ends the calls under way, if the run ends early
     load.stop()
     total = load.total()
     report = {
@@ -161,7 +160,7 @@ def _measure(
 
 
 class _Watch:
-    """Looks after a load while it runs: where the counting begins, and whether the manager is still there."""
+    """Watch a load while it runs: when counting begins, and whether the manager still answers."""
 
     def __init__(self, client: TcmClient, since: float) -> None:
         self._client = client
@@ -171,26 +170,26 @@ class _Watch:
         self.code = 0
 
     def look(self, silence: float) -> bool:
-        """Tell whether to give up, after so many seconds without an answer."""
+        """Return whether to end the run, after so many seconds without an answer."""
         if not self._warm and time.monotonic() >= self._since:
             self._warm, self.before = True, self._client.stats()
-        if silence > _PATIENCE and not self._client.health(timeout=1.0):
+        if silence > _SILENCE and not self._client.health(timeout=1.0):
             self.code = UNREACHABLE
         return self.code != 0
 
 
-def _tell(session: Session, told: dict[str, Any]) -> None:
-    how = "closed loop" if told["rate"] is None else f"open loop, {told['rate']:g} a second"
-    batch = "" if told["batch"] is None else f", batches of up to {told['batch']}"
+def _print(session: Session, found: dict[str, Any]) -> None:
+    how = "closed loop" if found["rate"] is None else f"open loop, {found['rate']:g} a second"
+    batch = "" if found["batch"] is None else f", batches of up to {found['batch']}"
     facts = {
-        told["model_name"]: f"{how}, {told['threads']} threads{batch}",
-        "answered": f"{told['answered']:,} in {told['seconds']:.1f} s, {told['per_second']:,.1f} a second",
-        "errors": _counts(told["errors"]),
-        "repeats": _counts(told["repeats"]),
-        "bytes": ", ".join(f"{told[f'bytes_{how}']:,} {how}" for how in ("sent", "received", "shared")),
-        "unsent": f"{told['unsent']:,} were due, and had no turn" if told["unsent"] else None,
+        found["model_name"]: f"{how}, {found['threads']} threads{batch}",
+        "answered": f"{found['answered']:,} in {found['seconds']:.1f} s, {found['per_second']:,.1f} a second",
+        "errors": _counts(found["errors"]),
+        "repeats": _counts(found["repeats"]),
+        "bytes": ", ".join(f"{found[f'bytes_{how}']:,} {how}" for how in ("sent", "received", "shared")),
+        "unsent": f"{found['unsent']:,} were due, but no thread was free" if found["unsent"] else None,
     }
-    session.output.pairs(facts | {name: f"{value:,.1f} ms" for name, value in told["latency_ms"].items()})
+    session.output.pairs(facts | {name: f"{value:,.1f} ms" for name, value in found["latency_ms"].items()})
 
 
 def _counts(counts: dict[str, int]) -> str:

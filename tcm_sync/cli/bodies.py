@@ -1,4 +1,4 @@
-"""What users give on the command line: tensors, bodies of requests, and single fields of them."""
+"""Read tensors and bodies of requests from the command line and from files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NUMPY = b"\x93NUMPY"
 def read_inputs(
     session: Session, given: Sequence[str], datatypes: Sequence[str], *, samples: bool = False
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Read what ``--input`` and ``--dtype`` say.
+    """Read the tensors of ``--input``, with the datatypes of ``--dtype``.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def read_inputs(
     datatypes : sequence of str
         ``NAME=DATATYPE``, or a datatype for all.
     samples : bool
-        Whether they are to be stacked before they are sent, so that 0-d ones will do.
+        Whether they will be stacked before they are sent, so that 0-d ones are allowed.
     """
     values = {}
     for text in given:
@@ -47,7 +47,7 @@ def read_inputs(
 
 
 def split(text: str, option: str, form: str) -> tuple[str, str]:
-    """Cut ``NAME=VALUE``."""
+    """Split ``NAME=VALUE``."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise click.UsageError(f"{option}: {text!r:.80} is not {form}")
@@ -68,7 +68,7 @@ def _value(session: Session, name: str, text: str) -> Any:
     try:
         return np.load(io.BytesIO(raw), allow_pickle=False)
     except (ValueError, EOFError, OSError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        raise click.UsageError(f"{what}: {text!r:.80} is no .npy file that can be read: {error}") from error
+        raise click.UsageError(f"{what}: {text!r:.80} is not a readable .npy file: {error}") from error
 
 
 def _json(raw: bytes, what: str, otherwise: str) -> Any:
@@ -80,7 +80,7 @@ def _json(raw: bytes, what: str, otherwise: str) -> Any:
 
 
 def _with_nan(value: Any) -> Any:
-    """Read null as the wire does, and as outputs are written."""
+    """Read null as NaN, as the wire and the JSON of outputs have it."""
     if isinstance(value, list):
         return [_with_nan(item) for item in value]
     return math.nan if value is None else value
@@ -109,7 +109,7 @@ def _array(name: str, value: Any, datatype: str | None, samples: bool) -> np.nda
 
 
 def output_dtypes(given: Sequence[str]) -> Any:
-    """Read what ``--output-dtype`` says: dtypes by name, or one for all."""
+    """Read the values of ``--output-dtype``: dtypes by name, or one for all."""
     from tcm_sync._tensors import DATATYPES
 
     found: dict[str, Any] = {}
@@ -121,7 +121,7 @@ def output_dtypes(given: Sequence[str]) -> Any:
         if not equals and len(given) == 1:
             return known.dtype
         if not equals:
-            raise click.UsageError(f"--output-dtype {datatype} is for all outputs, and stands alone")
+            raise click.UsageError(f"--output-dtype {datatype} is for all outputs, so give it once and alone")
         found[name] = known.dtype
     return found or None
 
@@ -129,7 +129,7 @@ def output_dtypes(given: Sequence[str]) -> Any:
 def read_body(
     session: Session, file: str | None, fields: Sequence[str], *, reserved: Collection[str]
 ) -> dict[str, Any]:
-    """Read the body of a request from a file, YAML or JSON, and put single fields into it.
+    """Read the body of a request from a YAML or JSON file, and add single fields.
 
     Parameters
     ----------
@@ -140,20 +140,20 @@ def read_body(
     fields : sequence of str
         ``KEY.KEY=VALUE``: the value is JSON, or else a text.
     reserved : collection of str
-        Keys that have another place on the command line.
+        Keys that have their own option or argument on the command line.
     """
     body: dict[str, Any] = {}
     if file is not None:
         found = _yaml(session.read(file, "--file"), file)
         if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
-            raise click.UsageError(f"--file: {file!r} holds no object with texts as keys")
+            raise click.UsageError(f"--file: {file!r} must hold an object with texts as keys")
         body = dict(found)
     for text in fields:
         path, value = split(text, "--set", "KEY.KEY=VALUE")
         _put(body, path.split("."), _json_or_text(value), path)
     for name in reserved:
         if name in body:
-            raise click.UsageError(f"the body holds {name!r}, which belongs on the command line")
+            raise click.UsageError(f"the body must not hold {name!r}: give it on the command line")
     return body
 
 
@@ -179,7 +179,7 @@ def _put(body: dict[str, Any], keys: Sequence[str], value: Any, path: str) -> No
     for key in above:
         inner = body.get(key, {})
         if not isinstance(inner, Mapping):
-            raise click.UsageError(f"--set {path}: {key!r} holds no object")
+            raise click.UsageError(f"--set {path}: {key!r} is not an object")
         body[key] = dict(inner)
         body = body[key]
     if not all(keys):

@@ -29,11 +29,11 @@ def ask_capability(
     sock : socket.socket
         Connected.
     rest : bytes
-        What came behind the handshake.
+        The bytes received after the handshake.
     settings : Settings
-        Who to be.
+        Has the identity.
     deadline : Deadline
-        For all of it.
+        For the whole authentication.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def ask_capability(
     Raises
     ------
     AuthenticationError, ShuttingDownError, ConnectFailedError, ProtocolError
-        It refused, or said nothing.
+        The manager refused it, or did not answer.
     """
     auth = settings.auth or AuthContext()
     token = Credentials(settings).token()
@@ -59,7 +59,7 @@ def ask_capability(
             while not events:
                 data = receive(sock, 16_384, deadline)
                 if not data:
-                    raise ConnectFailedError("the socket was closed instead of authenticated")
+                    raise ConnectFailedError("the manager closed the socket during the authentication")
                 events.extend(decoder.feed(data))
             granted = _read(*events.popleft(), token)
             if granted is not None:

@@ -1,4 +1,4 @@
-"""How a command ends when it fails: its exit status, and one line that says what to do."""
+"""The exit status and the error line of a command that fails."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _ADVICE: tuple[tuple[type[TcmError], str], ...] = (
     (PermissionDeniedError, "--roles or the token must grant the role"),
     (ConnectFailedError, "'tcm-sync doctor' looks for the reason step by step"),
     (MessageTooLargeError, "'tcm-sync infer --chunked' cuts a batch"),
-    (CallTimeoutError, "--timeout gives it longer"),
-    (PoolTimeoutError, "--timeout gives it longer"),
+    (CallTimeoutError, "--timeout allows more time"),
+    (PoolTimeoutError, "--timeout allows more time"),
 )
 
 
@@ -47,7 +47,7 @@ class CommandError(Exception):
     Parameters
     ----------
     message : str
-        What happened, and what to do.
+        What failed, why, and what to do.
     code : int
         The exit status.
     """
@@ -58,7 +58,7 @@ class CommandError(Exception):
 
 
 def code_of(error: BaseException) -> int:
-    """Return the exit status that a failure has."""
+    """Return the exit status for a failure."""
     if isinstance(error, CommandError):
         return error.code
     if isinstance(error, click.UsageError):
@@ -69,7 +69,7 @@ def code_of(error: BaseException) -> int:
 
 
 def line_of(error: BaseException) -> str:
-    """Return what a failure has to say, in one line."""
+    """Return the message of a failure in one line."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return "interrupted"
     if isinstance(error, click.ClickException):

@@ -47,7 +47,7 @@ TRANSIENT = click.option(
     "wanted",
     metavar="[NAME=]DATATYPE",
     multiple=True,
-    help="What an output is read as; the wire does not tell.",
+    help="What an output is read as, since the wire has no dtypes.",
 )
 @click.option(
     "--output",
@@ -74,7 +74,7 @@ def infer(
 ) -> None:
     """Run a model and show its outputs."""
     if not inputs:
-        raise click.UsageError("no --input: a model needs one at least")
+        raise click.UsageError("no --input: a model needs at least one")
     if rows is not None and not chunked:
         raise click.UsageError("--rows needs --chunked beside it")
     save = _target(target, session)
@@ -92,7 +92,7 @@ def infer(
 
 
 def show_result(session: Session, result: InferResult, files: Mapping[str, Path] | None = None) -> None:
-    """Write what a model returned, or the files where that is."""
+    """Print a model's outputs, or the files to which they were written."""
     if session.as_json:
         session.output.json(result_json(result, files))
     elif files:
@@ -103,7 +103,7 @@ def show_result(session: Session, result: InferResult, files: Mapping[str, Path]
 
 
 def result_json(result: InferResult, files: Mapping[str, Path] | None = None) -> dict[str, Any]:
-    """Return what a model returned, as JSON tells it."""
+    """Return a model's outputs in their JSON form."""
     from tcm_sync.cli.output import tensor
 
     outputs = {name: tensor(array) for name, array in result.items()}
@@ -119,20 +119,20 @@ def result_json(result: InferResult, files: Mapping[str, Path] | None = None) ->
 
 
 def _target(target: str | None, session: Session) -> Callable[[InferResult], dict[str, Path]]:
-    """Return what saves the outputs, after a look at whether that will do."""
+    """Return the function that saves the outputs, after checking that the target can be written."""
     if target is None:
         return lambda _: {}
     if target == "-":
         if session.as_json:
-            raise click.UsageError("--output - and --json want the standard output for themselves")
+            raise click.UsageError("--output - and --json both need the standard output: use one of them")
         if sys.stdout.isatty():
-            raise click.UsageError("--output - writes bytes, which are not for a terminal: redirect it")
+            raise click.UsageError("--output - writes binary data: redirect it to a file or a pipe")
         return _write
     folder = Path(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise click.UsageError(f"--output: {target!r} is no folder to write to: {error.strerror}") from error
+        raise click.UsageError(f"--output: {target!r} is not a writable folder: {error.strerror}") from error
     return lambda result: _save(result, folder)
 
 
@@ -188,7 +188,7 @@ def pipeline(session: Session, file: str) -> None:
         steps = msgspec.json.decode(session.read(file, "FILE.json"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise click.UsageError(f"{file!r} is not JSON: {error}") from error
-    if isinstance(steps, dict) and set(steps) == {"pipeline"}:  # as the manager has it
+    if isinstance(steps, dict) and set(steps) == {"pipeline"}:  # the manager's own form
         steps = steps["pipeline"]
     with session.client(routed=True) as client:
         results = client.pipeline(steps)

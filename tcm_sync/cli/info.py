@@ -1,4 +1,4 @@
-"""How the manager is: ``queue-stats``, ``info``, ``health`` and ``ready``."""
+"""Query the manager's state: ``queue-stats``, ``info``, ``health`` and ``ready``."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tcm_sync.errors import CallTimeoutError
 if TYPE_CHECKING:
     from tcm_sync.client import TcmClient
 
-_LOOK = 5.0  # seconds that a look at /health or /ready takes at most
+_PROBE_TIMEOUT = 5.0  # seconds for /health and /ready
 
 
 @click.command("queue-stats", cls=Command)
-@click.option("--repeat", type=click.IntRange(1), default=1, help="Ask so often, and tell how long it took.")
-@click.option("--concurrency", type=click.IntRange(1, 64), default=1, help="So many at a time.")
+@click.option("--repeat", type=click.IntRange(1), default=1, help="Ask so often, and report the latencies.")
+@click.option("--concurrency", type=click.IntRange(1, 64), default=1, help="Requests at the same time.")
 @click.pass_obj
 def queue_stats(session: Session, repeat: int, concurrency: int) -> None:
     """Show how many users and jobs the manager has."""
     with session.client() as client:
         if repeat > 1:
-            _tell_times(session, _times(client, repeat, concurrency), concurrency)
+            _print_times(session, _times(client, repeat, concurrency), concurrency)
             return
         counts = asdict(client.queue_stats())
     if session.as_json:
@@ -61,15 +61,15 @@ def _times(client: TcmClient, repeat: int, concurrency: int) -> list[float]:
         return list(pool.map(ask, range(repeat)))
 
 
-def _tell_times(session: Session, times: list[float], concurrency: int) -> None:
-    told = {"avg": float(np.mean(times))}
-    told |= {f"p{rank}": float(np.percentile(times, rank)) for rank in (50, 95, 99)}
+def _print_times(session: Session, times: list[float], concurrency: int) -> None:
+    latencies = {"avg": float(np.mean(times))}
+    latencies |= {f"p{rank}": float(np.percentile(times, rank)) for rank in (50, 95, 99)}
     if session.as_json:
-        summary = {"requests": len(times), "concurrency": concurrency, "latency_seconds": told}
+        summary = {"requests": len(times), "concurrency": concurrency, "latency_seconds": latencies}
         session.output.json({"queue_stats_summary": summary})
         return
     facts: dict[str, Any] = {"requests": len(times), "at a time": concurrency}
-    session.output.pairs(facts | {name: f"{seconds * 1e3:.1f} ms" for name, seconds in told.items()})
+    session.output.pairs(facts | {name: f"{seconds * 1e3:.1f} ms" for name, seconds in latencies.items()})
 
 
 @click.command("info", cls=Command)
@@ -92,7 +92,7 @@ def info(session: Session, action: str, fields: tuple[str, ...]) -> None:
 def health(session: Session) -> int:
     """Ask whether the manager's process answers."""
     with session.client(opened=False) as client:
-        ok = client.health(timeout=session.timeout or _LOOK)
+        ok = client.health(timeout=session.timeout or _PROBE_TIMEOUT)
         uri = session.arguments()["uri"]
     if session.as_json:
         session.output.json({"ok": ok})
@@ -100,14 +100,17 @@ def health(session: Session) -> int:
         session.output.say(f"ok: {uri}", "green")
     else:
         raise CommandError(
-            f"{uri} is not healthy, or not there; 'tcm-sync doctor' looks for the reason", UNREACHABLE
+            f"{uri} is unhealthy or unreachable; 'tcm-sync doctor' looks for the reason", UNREACHABLE
         )
     return 0 if ok else UNREACHABLE
 
 
 @click.command("ready", cls=Command)
 @click.option(
-    "--wait", metavar="SECONDS", type=click.FloatRange(0, min_open=True), help="Go on asking so long."
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    help="Wait up to so long until it is ready.",
 )
 @click.pass_obj
 def ready(session: Session, wait: float | None) -> int:
@@ -116,7 +119,7 @@ def ready(session: Session, wait: float | None) -> int:
 
     with session.client(opened=False) as client:
         if wait is None:
-            answer = client.ready(timeout=session.timeout or _LOOK)
+            answer = client.ready(timeout=session.timeout or _PROBE_TIMEOUT)
         else:
             try:
                 with working(f"waiting for {session.arguments()['uri']}"):
@@ -124,7 +127,7 @@ def ready(session: Session, wait: float | None) -> int:
             except CallTimeoutError as error:
                 if not session.as_json:
                     raise CommandError(error.message, UNREACHABLE) from error
-                answer = client.ready(timeout=_LOOK)
+                answer = client.ready(timeout=_PROBE_TIMEOUT)
     if session.as_json:
         session.output.json({name: value for name, value in asdict(answer).items() if name != "raw"})
     elif answer.ok:

@@ -56,7 +56,7 @@ def management(
     peer_action: str | None,
     peer_file: str | None,
 ) -> None:
-    """Have the manager do a job, such as create_vm, and wait for it to be done."""
+    """Run a management job, such as create_vm, and wait until it is done."""
     action = action or peer_action or ("creation" if peer_file is not None else None)
     if action is None:
         from typing import get_args
@@ -85,15 +85,15 @@ def create(session: Session, file: str | None, fields: tuple[str, ...]) -> None:
             facts[side] = [spec(each) for each in getattr(made.signature, side)]
         session.output.json(facts)
         return
-    told = {side: ", ".join(map(str, getattr(made.signature, side))) for side in ("inputs", "outputs")}
-    session.output.pairs(facts | told)
+    sides = {side: ", ".join(map(str, getattr(made.signature, side))) for side in ("inputs", "outputs")}
+    session.output.pairs(facts | sides)
 
 
 @click.command("delete", cls=Command)
 @click.option("--vm-id", metavar="ID", help="The VM to delete.")
 @click.option("--vm-ip", metavar="ADDRESS", help="The VM's address, in place of its id.")
 @click.option("--container-id", metavar="ID", help="The container to delete.")
-@click.option("--missing-ok", is_flag=True, help="Parts that are gone already are no failure.")
+@click.option("--missing-ok", is_flag=True, help="Do not fail if a part does not exist any more.")
 @_BODY
 @_SET
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -108,11 +108,11 @@ def delete(
     fields: tuple[str, ...],
     yes: bool,
 ) -> None:
-    """Delete a VM with its container. What is gone already is a failure, unless --missing-ok is given."""
+    """Delete a VM with its container. A part that does not exist is a failure without --missing-ok."""
     body = read_body(session, file, fields, reserved=(*_RESERVED, "missing_ok"))
     named = {"vm_id": vm_id, "vm_ip": vm_ip, "container_id": container_id}
     if not any(named.values()) and not body:
-        raise click.UsageError("nothing says what to delete: --vm-id, --container-id or --file")
+        raise click.UsageError("nothing to delete is named: give --vm-id, --container-id or --file")
     if not yes:
         _confirm(session, vm_id or (vm_ip and f"at {vm_ip}"), container_id, body)
     given = {name: value for name, value in named.items() if value is not None}
@@ -127,7 +127,7 @@ def delete(
 
 def _confirm(session: Session, vm_id: str | None, container_id: str | None, body: dict[str, Any]) -> None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise click.UsageError("nobody is here to confirm it: --yes deletes without asking")
+        raise click.UsageError("there is no terminal to confirm it: --yes deletes without asking")
     from tcm_sync.cli.output import printable
 
     named = [("VM", vm_id), ("container", container_id), ("what the body names:", body or None)]
@@ -138,21 +138,21 @@ def _confirm(session: Session, vm_id: str | None, container_id: str | None, body
 
 
 def _job(session: Session, call: str, title: str, /, *arguments: Any, **body: Any) -> Any:
-    """Call a method of the client that takes minutes, and show that time passes."""
+    """Call a method of the client that may take minutes, with a spinner."""
     from tcm_sync.cli.output import working
     from tcm_sync.settings import UNSET
 
     with session.client() as client, working(title):
-        timeout = UNSET if session.timeout is None else session.timeout  # TCM_TIMEOUT is about other calls
+        timeout = UNSET if session.timeout is None else session.timeout  # TCM_TIMEOUT is for shorter calls
         return getattr(client, call)(*arguments, timeout=timeout, **body)
 
 
 def _show(session: Session, result: ManagementResult) -> None:
     if session.as_json:
-        told = {"action": result.action, "data": result.data}
+        facts = {"action": result.action, "data": result.data}
         if result.parts:
-            told["parts"] = result.parts
-        session.output.json(told | {"attempts": result.attempts, "elapsed": result.elapsed})
+            facts["parts"] = result.parts
+        session.output.json(facts | {"attempts": result.attempts, "elapsed": result.elapsed})
     elif isinstance(result.data, dict):
         session.output.pairs(result.data)
     else:

@@ -1,4 +1,4 @@
-"""Load on a manager: calls from many threads, paced, and how long each took."""
+"""Put load on a manager from many threads at a given pace, and measure the latencies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tcm_sync.errors import ClientClosedError, TcmError
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
-_LOWEST, _HIGHEST, _DIGITS = 1, 3_600_000_000, 3  # microseconds, and digits that are kept
-_LOOK = 0.1  # seconds between two looks at whether it is over
+_LOWEST, _HIGHEST, _DIGITS = 1, 3_600_000_000, 3  # microseconds, and significant digits
+_CHECK_INTERVAL = 0.1  # seconds between two checks of whether the load is over
 
 
 class Turn(NamedTuple):
@@ -26,9 +26,9 @@ class Turn(NamedTuple):
     Attributes
     ----------
     due : float
-        Since when the request is due, on the monotonic clock.
+        When the request is due, on the monotonic clock.
     missed : float or None
-        Seconds it had waited when the time was over, where no thread was free before: it is not sent.
+        Seconds that a request which is not sent, since no thread was free, had waited at the end.
     """
 
     due: float
@@ -36,19 +36,19 @@ class Turn(NamedTuple):
 
 
 class Pace(Protocol):
-    """Says when requests are due."""
+    """Decides when requests are due."""
 
     def wait(self, stop: threading.Event) -> Turn | None:
-        """Wait until the next request is due. None when there is none left."""
+        """Wait until the next request is due; None if there are no more."""
 
 
 class ClosedLoop:
-    """The next request of a thread is due when its last one is answered.
+    """A pace at which a thread's next request is due when its last one is answered.
 
     Parameters
     ----------
     end : float
-        On the monotonic clock.
+        When it ends, on the monotonic clock.
     """
 
     def __init__(self, end: float) -> None:
@@ -61,7 +61,7 @@ class ClosedLoop:
 
 
 class OpenLoop:
-    """Requests are due at a steady rate, whether those before are answered or not.
+    """A pace at which requests are due at a steady rate, whether earlier ones are answered or not.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ class OpenLoop:
     rate : float
         Requests a second.
     since : float
-        When the counting begins: what was due before, and had no turn by then, is left out, so that it does
-        not take the time of those that count.
+        When counting begins. Requests that were due before and not yet sent are skipped, so that they do not
+        delay those that count.
     """
 
     def __init__(self, start: float, end: float, rate: float, since: float = 0.0) -> None:
@@ -81,7 +81,7 @@ class OpenLoop:
         self._lock = threading.Lock()
 
     def wait(self, stop: threading.Event) -> Turn | None:
-        """Wait until the next request is due. Where all threads were busy it was due a while ago."""
+        """Wait until the next request is due; if all threads were busy, it was due earlier."""
         with self._lock:
             now = time.monotonic()
             due = next(due for due in self._due if due >= self._since or now < self._since)
@@ -94,13 +94,12 @@ class OpenLoop:
 
 @dataclass
 class Tally:
-    """What was measured.
+    """The measurements of one or more threads.
 
     Attributes
     ----------
     latencies : HdrHistogram
-        In microseconds: of answered requests, and of those never sent what they had waited since they were
-        due.
+        In microseconds: of answered requests, and the waits of those that were never sent.
     answered, unsent : int
         How many of each.
     errors : Counter
@@ -116,29 +115,29 @@ class Tally:
     answered_at: float = field(default_factory=time.monotonic)
 
     def record(self, seconds: float) -> None:
-        """Take a latency."""
+        """Record a latency."""
         self.latencies.record_value(min(max(round(seconds * 1e6), _LOWEST), _HIGHEST))
 
     def add(self, other: Tally) -> None:
-        """Take what another thread has measured."""
+        """Add the measurements of another thread."""
         self.latencies.add(other.latencies)
         self.answered += other.answered
         self.unsent += other.unsent
         self.errors += other.errors
 
     def milliseconds(self) -> dict[str, float]:
-        """Return the latencies as they are told."""
+        """Return minimum, mean, percentiles and maximum of the latencies."""
         latencies = self.latencies
         if not latencies.get_total_count():
             return {}
-        told = {"min": latencies.get_min_value(), "mean": latencies.get_mean_value()}
-        told |= {f"p{rank:g}": latencies.get_value_at_percentile(rank) for rank in PERCENTILES}
-        told["max"] = latencies.get_max_value()
-        return {name: round(value / 1e3, 3) for name, value in told.items()}
+        found = {"min": latencies.get_min_value(), "mean": latencies.get_mean_value()}
+        found |= {f"p{rank:g}": latencies.get_value_at_percentile(rank) for rank in PERCENTILES}
+        found["max"] = latencies.get_max_value()
+        return {name: round(value / 1e3, 3) for name, value in found.items()}
 
 
 class Load:
-    """Threads that call as paced.
+    """Threads that make calls at a pace.
 
     Parameters
     ----------
@@ -149,7 +148,7 @@ class Load:
     pace : Pace
         When requests are due.
     since : float
-        Requests that are due before are not counted: the warm-up.
+        Requests that are due before this are the warm-up, and do not count.
     """
 
     def __init__(self, call: Callable[[], object], threads: int, pace: Pace, since: float) -> None:
@@ -168,24 +167,24 @@ class Load:
         Parameters
         ----------
         is_lost : callable
-            Asked now and then, with the seconds since the last answer, whether to give up.
+            Called at intervals with the seconds since the last answer; returns whether to stop.
         """
         for thread in self._threads:
             thread.start()
         while alive := [thread for thread in self._threads if thread.is_alive()]:
-            alive[0].join(_LOOK)
+            alive[0].join(_CHECK_INTERVAL)
             if is_lost(time.monotonic() - max(tally.answered_at for tally in self._tallies)):
                 return
 
     def stop(self) -> None:
-        """Send no more, and wait for the threads: their calls must have been ended."""
+        """Send no more requests, and wait for the threads; the calls under way must have been ended."""
         self._stop.set()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
 
     def total(self) -> Tally:
-        """Add up what was measured; once it is stopped."""
+        """Add up the measurements of all threads, after `stop`."""
         total = Tally()
         for tally in self._tallies:
             total.add(tally)
@@ -197,7 +196,7 @@ class Load:
             if turn.missed is not None:
                 if counted:
                     tally.unsent += 1
-                    tally.record(turn.missed)  # the wait is not hidden
+                    tally.record(turn.missed)  # so that the wait shows in the latencies
                 continue
             try:
                 self._call()

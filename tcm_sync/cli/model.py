@@ -1,4 +1,4 @@
-"""ONNX files: ``model analyze``, ``model config`` and ``model check``."""
+"""Work with ONNX files: ``model analyze``, ``model config`` and ``model check``."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def model() -> None:
 @click.argument("file", metavar="FILE.onnx", type=click.Path(allow_dash=True))
 @click.pass_obj
 def analyze(session: Session, file: str) -> None:
-    """Show what a model takes and returns, and what else its file tells."""
+    """Show a model's inputs and outputs, and the other facts in its file."""
     analyze_file(session, file)
 
 
 def analyze_file(session: Session, file: str, name: str | None = None) -> None:
-    """Show what is in a file."""
+    """Show the analysis of a file."""
     found = _analysis(session, file)
     if session.as_json:
         from tcm_sync.cli.output import spec
 
-        told = msgspec.to_builtins(found)
-        told |= {side: [spec(each) for each in getattr(found, side)] for side in _SIDES}
-        session.output.json(told if name is None else {"name": name, **told})
+        facts = msgspec.to_builtins(found)
+        facts |= {side: [spec(each) for each in getattr(found, side)] for side in _SIDES}
+        session.output.json(facts if name is None else {"name": name, **facts})
         return
     axis = found.first_axis
     output = session.output
@@ -151,7 +151,7 @@ def check(session: Session, file: str, model_name: str, batch: int, allow_transi
     table = [(row["name"], row["expected"] or "", row["shape"] or "", row["problem"] or "ok") for row in rows]
     session.output.table(("output", "in the file", "came back", ""), table)
     if wrong:
-        raise CommandError(f"{model_name} is not the model in {file}: see {', '.join(map(str, wrong))}")
+        raise CommandError(f"{model_name} differs from the model in {file}: {', '.join(map(str, wrong))}")
     return 0
 
 
@@ -167,9 +167,9 @@ def _sizes(specs: Sequence[TensorSpec], arrays: Mapping[str, np.ndarray[Any, Any
 
 
 def _problem(spec: TensorSpec, found: np.ndarray[Any, Any] | None, sizes: Mapping[str, int]) -> str | None:
-    """Compare an output with what the file declares."""
+    """Compare an output with its declaration in the file."""
     if found is None:
-        return "it did not come back"
+        return "the reply does not have it"
     known = DATATYPES.get(spec.datatype)
     if known is not None and found.dtype.kind not in _KINDS[known.dtype.kind]:
         return f"{found.dtype} is not {spec.datatype}"
@@ -180,7 +180,7 @@ def _problem(spec: TensorSpec, found: np.ndarray[Any, Any] | None, sizes: Mappin
         sizes.get(name or "", -1) if size < 0 else size for name, size in zip(names, spec.dims, strict=True)
     ]
     if not wanted:
-        wanted = [1]  # a 0-d tensor travels as one element
+        wanted = [1]  # a 0-d tensor is sent as one element
     fits = len(wanted) == found.ndim and all(
         size in (-1, has) for size, has in zip(wanted, found.shape, strict=True)
     )

@@ -21,23 +21,23 @@ DEFAULT_URI = "ws://127.0.0.1:8000/ws"
 
 
 class Session:
-    """What the shared options said, for one run of the command."""
+    """The values of the shared options, for one run of the command."""
 
     def __init__(self) -> None:
-        self.variables: dict[str, str] = {}  # what options say in the place of TCM_* variables
+        self.variables: dict[str, str] = {}  # options by the TCM_* variable that they override
         self.as_json = False
         self.debug = False
         self._stdin_is: str | None = None
 
     @property
     def timeout(self) -> float | None:
-        """What ``--timeout`` says, for calls that the variable is not meant for."""
+        """The value of ``--timeout``, for calls that ``TCM_TIMEOUT`` is not meant for."""
         text = self.variables.get("TCM_TIMEOUT")
         return None if text is None else float(text)
 
     @property
     def token(self) -> str | None:
-        """The token, which nothing may show."""
+        """The token, which must not be printed."""
         token = self.variables.get("TCM_CLIENT_TOKEN") or os.environ.get("TCM_CLIENT_TOKEN") or ""
         return token.strip(AROUND_SECRETS) or None
 
@@ -58,14 +58,14 @@ class Session:
         Parameters
         ----------
         routed : bool
-            Whether it is of no use without a container.
+            Whether the command needs a container.
         opened : bool
-            Whether to open it, so that a manager that is not there is reported at once.
+            Whether to open it, so that an unreachable manager is reported at once.
         """
         arguments = self.arguments()
         if routed and "route" not in arguments:
             raise click.UsageError(
-                "nothing says where to run: --container-id or TCM_CONTAINER_ID", click.get_current_context()
+                "no container is named: give --container-id or TCM_CONTAINER_ID", click.get_current_context()
             )
         client = TcmClient(**arguments)
         try:
@@ -84,13 +84,13 @@ class Session:
         name : str
             The file.
         what : str
-            What asks for it, for an error to name.
+            The option that names it, for error messages.
         """
         try:
             if name != "-":
                 return Path(name).read_bytes()
             if self._stdin_is is not None:
-                raise click.UsageError(f"{what}: - is taken already, by {self._stdin_is}")
+                raise click.UsageError(f"{what}: the standard input (-) is already read for {self._stdin_is}")
             self._stdin_is = what
             return sys.stdin.buffer.read() if sys.stdin is not None else b""
         except (OSError, ValueError) as error:
@@ -99,7 +99,7 @@ class Session:
 
 
 def _open(client: TcmClient) -> None:
-    """Open a client without lines in the log: a failure ends the command, which is a line of its own."""
+    """Open a client without log lines, since a failure is reported as the command's own error line."""
     log = logging.getLogger("tcm_sync.pool")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -140,15 +140,15 @@ def _store_flag(context: click.Context, parameter: click.Parameter, value: bool)
 
 
 def _option(name: str, variable: str, metavar: str, text: str, kind: Any = None) -> click.Option:
-    told = f"{text}  [{variable}]"
+    described = f"{text}  [{variable}]"
     return click.Option(
-        [name], metavar=metavar, type=kind, help=told, expose_value=False, callback=_stores(variable)
+        [name], metavar=metavar, type=kind, help=described, expose_value=False, callback=_stores(variable)
     )
 
 
 _SECONDS = click.FloatRange(0, min_open=True)
 
-#: Of every command that talks to a manager.
+#: The options of every command that connects to a manager.
 CONNECTING = (
     _option("--uri", "TCM_WS_URI", "URI", f"The manager's address; left out, {DEFAULT_URI}."),
     click.Option(
@@ -156,10 +156,10 @@ CONNECTING = (
         metavar="FILE",
         expose_value=False,
         callback=_store_token,
-        help="Where the token is; - is the standard input.  [TCM_CLIENT_TOKEN holds the token itself]",
+        help="The file with the token; - is the standard input.  [TCM_CLIENT_TOKEN holds the token itself]",
     ),
-    _option("--token", "TCM_CLIENT_TOKEN", "TOKEN", "The token, for all to see who list processes."),
-    _option("--uuid", "TCM_CLIENT_UUID", "NAME", "How the manager's log calls the sockets."),
+    _option("--token", "TCM_CLIENT_TOKEN", "TOKEN", "The token; the list of processes shows it."),
+    _option("--uuid", "TCM_CLIENT_UUID", "NAME", "The name of the sockets in the manager's log."),
     _option("--sub", "TCM_CLIENT_SUB", "NAME", "The subject."),
     _option("--tenant-id", "TCM_CLIENT_TENANT_ID", "NAME", "The tenant."),
     _option("--roles", "TCM_CLIENT_ROLES", "ROLE,...", "The roles."),
@@ -171,7 +171,7 @@ CONNECTING = (
     _option("--pool-size", "TCM_POOL_SIZE", "N", "Sockets at most.", click.IntRange(1)),
 )
 
-#: Of every command.
+#: The options of every command.
 GENERAL = (
     click.Option(
         ["--json", "as_json"],
@@ -191,12 +191,12 @@ GENERAL = (
 
 
 class _Sharing(click.Command):
-    """A command that has the shared options beside its own, told apart in its help."""
+    """A command with the shared options beside its own, in a section of their own in its help."""
 
     shared: tuple[click.Option, ...] = (*CONNECTING, *GENERAL)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the parameters: a command's own go before shared ones of the same name."""
+        """Return the parameters; a command's own option replaces a shared one of the same name."""
         *own, help_option = super().get_params(ctx)
         taken = {name for parameter in own for name in parameter.opts}
         return [*own, *(each for each in self.shared if not taken.intersection(each.opts)), help_option]
@@ -218,11 +218,11 @@ class _Sharing(click.Command):
 
 
 class Command(_Sharing):
-    """A command that talks to a manager."""
+    """A command that connects to a manager."""
 
 
 class LocalCommand(_Sharing):
-    """A command that does without one."""
+    """A command that needs no manager."""
 
     shared = GENERAL
 

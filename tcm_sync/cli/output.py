@@ -1,4 +1,4 @@
-"""What commands write: tables for people, a line of JSON for programs."""
+"""Write the results of commands: tables for people, a line of JSON for programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
-_WIDE = 10_000  # columns where nobody looks: nothing is wrapped or cut on its way into a file
+_WIDE = 10_000  # columns of output that does not go to a terminal, so that nothing is wrapped or cut
 
 
 class Output:
@@ -58,7 +58,7 @@ class Output:
         sys.stdout.flush()
 
     def text(self, text: str) -> None:
-        """Write a text for programs as it is, at once: in UTF-8 whatever the locale is, but to a terminal."""
+        """Write a text unchanged and at once: in UTF-8 in any locale, escaped only for a terminal."""
         binary = getattr(sys.stdout, "buffer", None)
         if self.is_terminal or binary is None:
             sys.stdout.write(printable(text) if self.is_terminal else text)
@@ -72,7 +72,7 @@ class Output:
         self._console.print(Text(printable(text), style=style), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Write a table; numbers stand to the right."""
+        """Write a table, with numbers aligned to the right."""
         table = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(any(columns)))
         for place, name in enumerate(columns):
             numbers = any(isinstance(row[place], (int, float)) for row in rows)
@@ -85,7 +85,7 @@ class Output:
             click.echo(line.rstrip(), color=True)
 
     def pairs(self, facts: Mapping[str, object]) -> None:
-        """Write names and what they are, a line each."""
+        """Write names and values, one pair a line."""
         rows = [(name, _cell(value)) for name, value in facts.items() if value is not None]
         self.table(("", ""), rows)
 
@@ -101,7 +101,7 @@ def ascii_json(value: object) -> str:
     """Write a value as JSON of ASCII characters alone."""
     try:
         text = orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY).decode()
-    except TypeError:  # of an integer over 64 bits, or of a name that is not UTF-8
+    except TypeError:  # an integer over 64 bits, or a name that is not UTF-8
         return json.dumps(_builtin(value), separators=(",", ":"), allow_nan=False)
     return text if text.isascii() else _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
@@ -120,7 +120,7 @@ def _builtin(value: object) -> object:
 
 
 def printable(text: str) -> str:
-    """Return a text without what a terminal would obey."""
+    """Return a text with control characters escaped, which a terminal would act on."""
     if text.isprintable():
         return text
     return "".join(
@@ -131,7 +131,7 @@ def printable(text: str) -> str:
 
 @contextlib.contextmanager
 def working(title: str) -> Iterator[None]:
-    """Show a spinner and the elapsed time on the standard error, if somebody looks."""
+    """Show a spinner and the elapsed time on the standard error, if it is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -144,12 +144,12 @@ def working(title: str) -> Iterator[None]:
 
 
 def tensor(array: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """Return an array as JSON tells it."""
+    """Return an array in its JSON form."""
     return {"dtype": str(array.dtype), "shape": list(array.shape), "data": array}
 
 
 def spec(each: TensorSpec) -> dict[str, Any]:
-    """Return what a model declares as JSON tells it, whatever of it is not said."""
+    """Return a declared tensor in its JSON form, with fields that have their default too."""
     return {name: getattr(each, name) for name in each.__struct_fields__}
 
 
@@ -160,7 +160,7 @@ def _cell(value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, np.ndarray):  # of texts, or of an order or a dtype that orjson does not write
+    if isinstance(value, np.ndarray):  # texts, or an order or dtype that orjson does not support
         return value.tolist()
     if isinstance(value, (tuple, frozenset, Mapping)):
         return dict(value) if isinstance(value, Mapping) else list(value)

@@ -1,4 +1,4 @@
-"""A manager on this machine: ``serve``."""
+"""Run a local manager: ``serve``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tcm_sync.cli.options import LocalCommand, Session
     "--container-id", default="local", show_default=True, help="The id of the container where the models run."
 )
 @click.option(
-    "--token", "tokens", multiple=True, help="A token that clients may use; left out, nobody needs one."
+    "--token", "tokens", multiple=True, help="A token that clients may use; without it no token is needed."
 )
 @click.option(
     "--tick", metavar="SECONDS", type=float, default=0.010, show_default=True, help="Between two wakes."

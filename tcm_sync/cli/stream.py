@@ -1,4 +1,4 @@
-"""Models that answer in chunks of text: ``stream``."""
+"""Run models that answer in chunks of text: ``stream``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIMEOUT = 150.0  # seconds: the manager's own limit is 120 s
 
 @click.command("stream", cls=Command)
 @click.argument("model_name", metavar="MODEL")
-@click.option("--text", help="The text that the model goes on from; - is the standard input.")
+@click.option("--text", help="The text that the model continues; - is the standard input.")
 @click.option("--text-name", default="text", show_default=True, help="The input that takes --text.")
 @INPUT
 @DTYPE
@@ -26,7 +26,7 @@ _TIMEOUT = 150.0  # seconds: the manager's own limit is 120 s
     "--idle-end",
     metavar="SECONDS",
     type=click.FloatRange(0, min_open=True),
-    help="Take so long a silence for the end: the manager is not told when a model just ends.",
+    help="End after so long a silence: the manager does not report the end of every model's output.",
 )
 @TRANSIENT
 @click.pass_obj
@@ -48,7 +48,7 @@ def stream(
             raise click.UsageError(f"the input {text_name!r} is given by --text and by --input")
         arrays[text_name] = [_text(session) if text == "-" else text]
     if not arrays:
-        raise click.UsageError("nothing to go on from: --text or --input")
+        raise click.UsageError("no input: give --text or --input")
     started = time.monotonic()
     with (
         session.client(routed=True) as client,
@@ -76,7 +76,7 @@ def _text(session: Session) -> str:
 
 
 def _write(session: Session, chunks: InferStream) -> int:
-    """Write each chunk at once, and a newline at the end, however it comes."""
+    """Write each chunk at once, and a final newline even after a failure."""
     output = session.output
     count, ends_line = 0, True
     try:

@@ -1,4 +1,4 @@
-"""A manager for laptops and tests: see `LocalManager`."""
+"""A manager in this process, for laptops and tests: see `LocalManager`."""
 
 from tcm_sync.local.cloud import Cloud, CloudJob, CloudStep, Container, RegisteredServer, VirtualMachine
 from tcm_sync.local.manager import LocalManager

@@ -17,7 +17,7 @@ from tcm_sync.local.manager import LocalManager
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_LINGER = 0.5  # what the recorded manager takes to end when it is idle
+_LINGER = 0.5  # seconds that the recorded manager takes to end when it is idle
 
 
 def _named_file(text: str) -> tuple[str, str]:
@@ -54,7 +54,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--token",
         action="append",
-        help="a token that clients may use (may be repeated; default: nobody needs one)",
+        help="a token that clients may use (may be repeated; default: no token is needed)",
     )
     parser.add_argument(
         "--tick",
@@ -108,32 +108,32 @@ def serve(
     as_json: bool = False,
     **settings: Any,
 ) -> None:
-    """Serve until a signal comes, which drains; a second one ends it at once.
+    """Serve until a signal comes, then drain; a second signal ends it at once.
 
     Parameters
     ----------
     models : mapping of str to str
         ONNX files by name.
     out : file
-        Told in a line where it serves, once it does.
+        Gets a line with the address once the manager serves.
     step_seconds : float
-        What each step of a management job takes.
+        Seconds that each step of a management job takes.
     as_json : bool
         Whether that line is JSON.
     **settings
-        What else `LocalManager` takes.
+        Other arguments of `LocalManager`.
 
     Raises
     ------
     TcmError, OSError
-        It cannot be served.
+        The manager cannot be started.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     manager = LocalManager(
         models, on_cloud_step=lambda _: time.sleep(step_seconds), linger=_LINGER, **settings
     )
     try:
-        # Both raise KeyboardInterrupt here, also where a shell has started us with SIGINT ignored.
+        # Both raise KeyboardInterrupt, also if a shell has started this process with SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         manager.start()
@@ -142,7 +142,7 @@ def serve(
             while True:
                 time.sleep(3600)
         manager.stop()
-    except KeyboardInterrupt:  # while starting, or asked twice
+    except KeyboardInterrupt:  # while starting, or a second signal
         manager.kill()
 
 

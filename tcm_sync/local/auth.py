@@ -1,4 +1,4 @@
-"""Who may connect, and what they may do (docs/wire.rst, "Authentication")."""
+"""Authenticate clients, and decide what they may do (docs/wire.rst, "Authentication")."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
     from tcm_sync.local.settings import Claims, Tokens
 
-#: Whose everything is when nobody says whose it is: all of the open mode.
+#: The tenant of clients that state none, which is every client in the open mode.
 ANYBODY = "unknown"
 
 
 class AuthRefused(Exception):
-    """The auth message is refused; the text is what the client is told."""
+    """The auth message is refused; the text is sent to the client."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A client that was let in.
+    """The identity of an authenticated client.
 
     Attributes
     ----------
     tenant : str
-        Whose quota its work counts against.
+        The tenant against whose quota its requests count.
     roles : tuple of str
-        What it may do.
+        Its roles.
     unrestricted : bool
-        Whether it may do everything, whatever its roles.
+        Whether it may do everything, regardless of its roles.
     sub, tenant_id : str or None
-        What its token says of it.
+        The claims of its token.
     """
 
     tenant: str
@@ -45,27 +45,27 @@ class Identity:
 
     @property
     def claims(self) -> dict[str, object]:
-        """What the manager repeats of it in its reply to a management job."""
+        """The claims that the manager repeats in its reply to a management job."""
         return {"sub": self.sub, "tenant_id": self.tenant_id, "roles": list(self.roles)}
 
     def may(self, role: str) -> bool:
-        """Tell whether the client has the role, itself or as admin."""
+        """Return whether the client has the role, or is an admin."""
         return self.unrestricted or role in self.roles or "admin" in self.roles
 
 
 class Authenticator:
-    """Judges auth messages.
+    """Check auth messages.
 
-    Without tokens the mode is open: who sends no roles may do everything, and all are one tenant. With a
-    collection of tokens one of them must be sent, and the client block tells roles and tenant. With a mapping
-    or a callable roles and tenant are those of the token's claims, and the client block is ignored, as by a
-    manager in strict mode; tokens without a tenant are one tenant together.
+    Without tokens the mode is open: a client that sends no roles may do everything, and all clients are one
+    tenant. With a collection of tokens a client must send one of them, and the client block states roles and
+    tenant. With a mapping or a callable, roles and tenant are those of the token's claims and the client
+    block is ignored, as by a manager in strict mode; all tokens without a tenant are one tenant.
 
     Parameters
     ----------
     tokens : mapping of str to claims or roles, collection of str, callable, or None
     failures_per_minute : int or None
-        After so many failures of one uuid within a minute it is refused unheard.
+        After so many failures within a minute a uuid is refused without a check.
     """
 
     def __init__(self, tokens: Tokens, failures_per_minute: int | None) -> None:
@@ -74,25 +74,25 @@ class Authenticator:
         self._failures: dict[str, SlidingWindow] = {}
 
     def identify(self, uuid: str, payload: Mapping[str, Any]) -> Identity:
-        """Tell who sent the payload of an auth message.
+        """Return the identity of the client that sent the payload of an auth message.
 
         Raises
         ------
         AuthRefused
-            If the token is not good.
+            If the token is not valid.
         """
         failures = self._failures.get(uuid)
         if failures is not None and failures.is_full():
             raise AuthRefused("Too many failed auth attempts for this client")
         try:
-            return self._judge(payload)
+            return self._check(payload)
         except AuthRefused:
             if self._failures_per_minute is not None:
                 window = self._failures.setdefault(uuid, SlidingWindow(self._failures_per_minute, 60.0))
                 window.admit()
             raise
 
-    def _judge(self, payload: Mapping[str, Any]) -> Identity:
+    def _check(self, payload: Mapping[str, Any]) -> Identity:
         token = payload.get("token")
         if self._tokens is not None and not token:
             raise AuthRefused("Invalid token: Missing token in auth payload")
@@ -118,26 +118,26 @@ def _verified(verify: Callable[[str], Claims], token: Any) -> Claims:
 
 
 def _strict(claims: Claims) -> Identity:
-    """Read the claims of a token; of those that mean the same, the first that is not empty counts."""
+    """Read the claims of a token; of several names for one claim, the first that is not empty counts."""
     tenant = claims.get("tenant_id") or claims.get("tenant")
     roles = _roles(claims.get("roles") or claims.get("role") or claims.get("permissions"))
     return Identity(str(tenant or ANYBODY), roles, sub=claims.get("sub"), tenant_id=tenant)
 
 
 def _roles(stated: object) -> tuple[str, ...]:
-    """Read roles: a collection of them, or one that stands alone."""
+    """Read roles: a collection of them, or a single one."""
     if isinstance(stated, str):
         return (stated,)
     return tuple(role for role in stated if isinstance(role, str)) if isinstance(stated, Collection) else ()
 
 
 def granted(asked: object, known: Collection[str]) -> list[str] | None:
-    """Pick what of the asked capabilities this manager knows, in the order asked.
+    """Return those of the requested capabilities that this manager has, in the order of the request.
 
     Returns
     -------
     list of str or None
-        ``["json"]`` if it has none of them; None if none was asked for.
+        ``["json"]`` if it has none of them; None if none was requested.
     """
     if not isinstance(asked, list) or not asked:
         return None

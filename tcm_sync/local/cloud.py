@@ -1,7 +1,7 @@
-"""The pretend cloud: virtual machines, the containers on them, and the Triton servers in those.
+"""A simulated cloud: virtual machines, the containers on them, and the Triton servers in the containers.
 
-It is what management jobs change and what inferences look their container up in. It outlives the manager, as
-a cloud does: what a stopped `LocalManager` has created is there when it is started again.
+Management jobs change it, and inferences look up their container in it. It outlives the manager, as a cloud
+does: when a stopped `LocalManager` is started again, everything that it has created is still there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class VirtualMachine:
 
 @dataclass(frozen=True)
 class Container:
-    """A container that the manager knows.
+    """A container that the manager can find.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Container:
 
 @dataclass(frozen=True)
 class RegisteredServer:
-    """A Triton server that the manager keeps a connection to; its container and machine may be gone.
+    """A Triton server to which the manager keeps a connection; its container and machine may be deleted.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class RegisteredServer:
     grpc : bool
         Whether the connection is a gRPC one, and not an HTTP one.
     answers : bool
-        Whether the server answers, as far as the manager has noticed.
+        Whether the server answered the manager the last time.
     """
 
     container_id: str
@@ -105,13 +105,13 @@ class CloudJob:
     Attributes
     ----------
     uuid : str
-        Who asked for it.
+        The uuid of the client that requested it.
     action : str
         Such as ``"creation"``.
     state : str
         ``"running"``, ``"done"`` or ``"failed"``.
     data : object
-        What the reply says, once there is one.
+        The data of the reply, once there is one.
     """
 
     uuid: str
@@ -122,16 +122,16 @@ class CloudJob:
 
 @dataclass(frozen=True)
 class CloudStep:
-    """A step of a job that is about to be done.
+    """A step of a job that is about to run.
 
     Attributes
     ----------
     name : str
         ``"create_vm"``, ``"create_container"``, ``"create_server"``, or the same with ``delete``.
     subject : str
-        The name of the virtual machine to be created, or the id of what the step is about.
+        The name of the virtual machine to be created, or the id of the object of the step.
     action, uuid : str
-        The job, and who asked for it.
+        The action of the job, and the uuid of the client that requested it.
     """
 
     name: str
@@ -144,12 +144,12 @@ OnStep = Callable[[CloudStep], None]
 
 
 class Cloud:
-    """What there is, and what jobs there were; safe from any thread.
+    """The state of the simulated cloud, and a record of the jobs; safe from any thread.
 
     Parameters
     ----------
     given : iterable of Container
-        Containers that no job has created. Jobs may delete them.
+        Containers that exist from the start. Jobs may delete them.
     forget_after : float
         Seconds after which the manager drops its connection to a server that does not answer.
     clock : callable
@@ -165,8 +165,8 @@ class Cloud:
     ) -> None:
         self._forget_after = forget_after
         self._clock = clock
-        self._lost: dict[str, float] = {}  # since when a server does not answer
-        self._lock = threading.Lock()  # guards all but the settings
+        self._lost: dict[str, float] = {}  # when each server that does not answer has stopped answering
+        self._lock = threading.Lock()  # guards every attribute but _forget_after and _clock
         self._given = {container.container_id: container for container in given}
         self._servers = {
             key: RegisteredServer(key, None, container.grpc)
@@ -199,7 +199,7 @@ class Cloud:
 
     @property
     def jobs(self) -> tuple[CloudJob, ...]:
-        """The jobs that have begun, in that order; those that only wait are not among them."""
+        """The jobs that have begun, in that order; waiting ones are not among them."""
         with self._lock:
             return tuple(self._jobs)
 
@@ -275,7 +275,7 @@ class Cloud:
             return vm
 
     def create_container(self, vm_ip: str, name: str | None = None) -> Container:
-        """Create a container, whose name is its id; nothing serves in it yet.
+        """Create a container, whose name is its id, without a server.
 
         Parameters
         ----------

@@ -1,7 +1,6 @@
-"""What the sockets of a `LocalManager` share: who is connected, what waits, what runs, how it ends.
+"""The state that the sessions of a `LocalManager` share: clients, queues, workers, and shutdown.
 
-Everything here happens in the event loop's thread, except the models and the management jobs, which the
-workers run.
+All of it runs in the event loop's thread, except models and management jobs, which the workers run.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ class Receiver(Protocol):
 
 
 class Core:
-    """The manager behind its sockets.
+    """The part of a manager that all its sessions share.
 
     Parameters
     ----------
@@ -93,7 +92,7 @@ class Core:
         self.counters = counters
         self.capabilities = ("json",) if shared_memory is None else ("json", "shm")
         self.draining = False
-        self.taking = True  # work; for a while also while draining
+        self.taking = True  # whether new work is accepted, for a while also while draining
         self.authenticator = Authenticator(settings.tokens, settings.auth_failures_per_minute)
         self.scheduler = Scheduler(
             {
@@ -130,7 +129,9 @@ class Core:
         self._management = Management(
             cloud, models, settings.on_cloud_step, known_faults=settings.known_faults
         )
-        self._nowhere = Outlet(loop, lambda _: None, in_a_hurry=lambda: True)  # for streams of who is gone
+        self._nowhere = Outlet(
+            loop, lambda _: None, in_a_hurry=lambda: True
+        )  # for streams of clients that have disconnected
         self._nowhere.close()
         self._loop = loop
         self._sessions: dict[str, Receiver] = {}  # by uuid, in the order in which they connected
@@ -148,11 +149,11 @@ class Core:
         return self.counters.snapshot(self.scheduler.lanes, connected=self.connected, hung=hung)
 
     def join(self, uuid: str, session: Receiver) -> bool:
-        """Let a session hold a uuid, unless another one does."""
+        """Register a session under its uuid; return False if another session has it."""
         return self._sessions.setdefault(uuid, session) is session
 
     def leave(self, uuid: str) -> None:
-        """Give the uuid free, if it was held. What was asked under it goes on."""
+        """Free a uuid. The requests that were sent under it go on."""
         self._sessions.pop(uuid, None)
 
     def admit_tenant(self, tenant: str) -> bool:
@@ -162,7 +163,7 @@ class Core:
         return self._tenants[tenant].admit()
 
     def send(self, uuid: str, message: Mapping[str, Any]) -> None:
-        """Send to whoever holds the uuid now, if anybody does; it need not be who asked."""
+        """Send to the session that has the uuid now, if any; another one may have sent the request."""
         session = self._sessions.get(uuid)
         if session is not None:
             session.send(message)
@@ -175,9 +176,9 @@ class Core:
             )
 
     def enqueue(self, job: Job) -> None:
-        """Let a job wait for its turn, or refuse it."""
+        """Queue a job, or refuse it."""
         if not self.taking:
-            return  # its sender is told so for every message while the manager drains
+            return  # while the manager drains, the session refuses every message itself
         if self.scheduler.put(job):
             self._work.set()
         else:
@@ -247,7 +248,7 @@ class Core:
         if self.scheduler.can_tick:
             self._work.set()
         if text is None:
-            return  # all that there is to be said has been said
+            return  # no reply, or a stream that has been sent already
         session = self._sessions.get(job.uuid)
         if session is None:
             self.counters.count("lost_replies")
@@ -259,12 +260,12 @@ class Core:
         self.send(job.uuid, error_message(message, code, dropped_type=job.kind))
 
     async def drain(self, linger: float) -> None:
-        """Drop what waits, let what runs finish, and handle and refuse what is sent meanwhile.
+        """Drop waiting jobs and wait for running ones; new messages are still handled, and refused.
 
         Parameters
         ----------
         linger : float
-            Seconds that this takes at least.
+            The least seconds that this takes.
         """
         self.draining = True
         for job in self.scheduler.drop_all():
@@ -274,24 +275,24 @@ class Core:
             elapsed = self._loop.time() - start
             if self.taking and elapsed >= SCHEDULER_STAYS:
                 self.taking = False
-                self.scheduler.drop_all()  # refused when it was sent
+                self.scheduler.drop_all()  # they were refused when they were sent
             if elapsed >= linger and not self.scheduler.is_busy:
                 return
             await asyncio.sleep(_DRAIN_POLL)
 
     def abandon_work(self) -> None:
-        """Let nothing more begin, and no stream go on. Any thread may call this and those below."""
+        """Start no more work, and end streams at their next chunk. Any thread may call this."""
         for workers in self._workers.values():
             workers.discard()
         if self.faults is not None:
             self.faults.release()
 
     def dismiss_workers(self) -> None:
-        """Let the workers end when they have done what they were given."""
+        """Let the workers end after the jobs that they were given. Any thread may call this."""
         for workers in self._workers.values():
             workers.finish()
 
     def join_workers(self) -> None:
-        """Wait for the workers to end, after `dismiss_workers`."""
+        """Wait until the workers have ended, after `dismiss_workers`. Any thread may call this."""
         for workers in self._workers.values():
             workers.join()

@@ -36,7 +36,7 @@ GAP = 3
 
 
 class Answer(NamedTuple):
-    """What came back for one digit: the model's answer, or the error in its place."""
+    """The result for one digit: the model's answer, or the error."""
 
     digit: Digit
     label: int | None = None
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
     @property
     def right(self) -> bool:
-        """Whether the model read what was written."""
+        """Whether the model's answer is right."""
         return self.label == self.digit.label
 
     @property

@@ -1,4 +1,4 @@
-"""What inference requests are told when they fail (docs/wire.rst, "Inference")."""
+"""The failures of inferences, and the replies that report them (docs/wire.rst, "Inference")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class ContractFailure(Exception):
-    """The request lacks something: answered by its text alone, with no code and no model."""
+    """The request breaks the contract: the reply has this text alone, without a code or a model."""
 
 
 class CodedFailure(ModelFailure):
@@ -45,28 +45,28 @@ def missing(field: str) -> NoReturn:
 
 
 def required(payload: Mapping[str, Any], field: str, where: str = "") -> Any:
-    """Pick a field that must be there, and not null; `where` is what its name begins with in the refusal."""
+    """Return a field that must be there and not null; `where` is the path before its name in the refusal."""
     value = payload.get(field)
     return missing(where + field) if value is None else value
 
 
 def text_of(exc: BaseException) -> str:
-    """Return the text of an exception, or its class where it has none that can be had."""
+    """Return the text of an exception, or the name of its class if its text cannot be made."""
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001 - it is the user's own
+    except Exception:  # noqa: BLE001 - a user's class may raise anything
         return type(exc).__name__
 
 
 def failed_reply(exc: BaseException, model_name: str) -> dict[str, Any]:
-    """Make the payload of a reply that tells of a failure.
+    """Make the payload of a reply that reports a failure.
 
     Parameters
     ----------
     exc : BaseException
         A `ContractFailure`, a `ModelFailure`, or anything that a model raised.
     model_name : str
-        What the request called it.
+        The model's name in the request.
     """
     if isinstance(exc, StepFailure):
         model_name, exc = exc.model_name, exc.why

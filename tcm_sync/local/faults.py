@@ -1,9 +1,9 @@
-"""Known faults of the recorded manager's HTTP connections to registered servers (docs/wire.rst, "Inference").
+"""Imitate known faults of the manager's HTTP connections to registered servers (docs/wire.rst, "Inference").
 
-Its one HTTP client of a server does not bear being used by one worker and then by another: such a request
-fails, and requests that overlap hang for good, each with its worker. Here it is as regular as can be, so that
-tests can rely on it: from the moment at which two inferences of any kind have overlapped, every other request
-fails; of requests that overlap on one server, the first two hang.
+The manager's HTTP client of a server fails when another worker uses it than before, and requests that
+overlap hang for good, each with its worker. Here the faults are regular, so that tests can rely on them:
+after two inferences of any kind have overlapped, every other request fails; of requests that overlap on one
+server, the first two hang.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SWITCHED = (
 
 @dataclass(eq=False)
 class _Use:
-    """A request that a client is doing."""
+    """A request that a client is sending."""
 
     hangs: bool = False
 
@@ -44,7 +44,7 @@ class Faults:
     """Makes requests on registered HTTP servers fail and hang; safe from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards all below but the event
+        self._lock = threading.Lock()  # guards _busy, _overlapped, _clients and _hung
         self._busy = 0
         self._overlapped = False
         self._clients: dict[str, _Client] = {}
@@ -53,11 +53,11 @@ class Faults:
 
     @property
     def hung(self) -> int:
-        """How many requests hang, each in a worker."""
+        """The number of requests that hang, each in a worker."""
         return self._hung
 
     def release(self) -> None:
-        """End what hangs, as only the end of the process does."""
+        """End the requests that hang, which in a real manager only the end of the process does."""
         self._released.set()
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""One inference over HTTP, of one model or of several: from the request's payload to the reply's.
+"""Answer inferences that have one reply, of one model or of a pipeline.
 
-The order of the checks, and the words, are those of the recorded manager (docs/wire.rst, "Inference" and
-"Pipelines"). What is answered chunk by chunk is in streams.py.
+The order of the checks and the messages are those of the recorded manager (docs/wire.rst, "Inference" and
+"Pipelines"). Streams are in streams.py.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Inference:
     Parameters
     ----------
     triton : Triton
-        What runs the models.
+        Runs the models.
     find : callable
-        Returns the container of an id, or None.
+        Returns the container with an id, or None.
     """
 
     def __init__(self, triton: Triton, find: Find) -> None:
@@ -47,7 +47,7 @@ class Inference:
         Returns
         -------
         dict
-            The payload of the reply; failures are answers too.
+            The payload of the reply, which may report a failure.
         """
         is_pipeline = has_pipeline(payload)
         model_name = payload.get("model_name")
@@ -61,7 +61,7 @@ class Inference:
         return self._outputs(read_request(payload, self._find))
 
     def _run_pipeline(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the steps one after another; the first failure is that of the whole."""
+        """Run the steps one after another; the first failure is the failure of the pipeline."""
         steps = read_pipeline(payload, self._find)
         require_session(steps[0].request.target)
         return {step.name: self._step_outputs(step.request) for step in steps}
@@ -90,7 +90,7 @@ def _output_name(name: object) -> str:
 
 
 def _array(value: object) -> NDArray[Any]:
-    """Return an output as an array of the very numbers that the model returned."""
+    """Return an output as an array of exactly the numbers that the model returned."""
     array = np.asarray(value)
     try:
         check_kept(value, array)

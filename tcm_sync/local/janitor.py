@@ -1,8 +1,8 @@
-"""Unlinks shared memory files once the process that told of them has ended, by whatever means.
+"""Unlink shared memory files after the process that uses them has ended, in whatever way.
 
-Run by its path, in a process of its own (see `tcm_sync.local.shared_memory`): it reads names, in hexadecimal
-and one a line, until the pipe is closed, which a SIGKILL does too. It imports next to nothing, to be small
-and soon there.
+It is run by its path as a process of its own (see `tcm_sync.local.shared_memory`). It reads names, in
+hexadecimal and one a line, until the pipe is closed, which happens after a SIGKILL too. It imports little, to
+be small and to start fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_SPARE = 1024  # names that may be remembered beside those of files that there are
+_SPARE = 1024  # names kept, beside those of existing files, before the list is cleaned
 
 
 def clean_up(lines: Iterable[bytes], directory: bytes) -> None:
@@ -24,17 +24,17 @@ def clean_up(lines: Iterable[bytes], directory: bytes) -> None:
     most = _SPARE
     for line in lines:
         paths.add(directory + b"/" + bytes.fromhex(line.decode()))
-        if len(paths) > most:  # clients unlink most of them themselves
+        if len(paths) > most:  # clients unlink most files themselves
             paths = {path for path in paths if os.path.lexists(path)}
             most = len(paths) + _SPARE
     for path in paths:
         try:
             os.unlink(path)
-        except OSError:  # gone, or no longer ours
+        except OSError:  # removed already, or not ours
             continue
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the process that it is to outlive
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the process that this one must outlive
         signal.signal(number, signal.SIG_IGN)
     clean_up(sys.stdin.buffer, os.fsencode(sys.argv[1]))

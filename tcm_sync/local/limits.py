@@ -32,7 +32,7 @@ class SlidingWindow:
         self._events: deque[float] = deque()
 
     def is_full(self) -> bool:
-        """Tell whether one event more would be too many."""
+        """Return whether one more event would be too many."""
         if self._limit is None:
             return False
         start = self._clock() - self._period
@@ -85,7 +85,7 @@ class TokenBucket:
         now = self._clock()
         self._left = min(self._size, self._left + (now - self._filled) * self._size)
         self._filled = now
-        if self._left < 1 - 1e-9:  # what was added in steps may lack a rounding error
+        if self._left < 1 - 1e-9:  # a sum of steps may be short of 1 by a rounding error
             return False
         self._left -= 1
         return True

@@ -29,19 +29,19 @@ class LoadedModel:
     Attributes
     ----------
     name : str
-        What requests call it.
+        Its name in requests.
     run : callable
         Takes a dict of arrays by input name, returns a mapping of array-likes by output name, or an iterator
         of chunks. Any thread may call it, several at a time.
     inputs : tuple of TensorSpec or None
-        What the model declares; None for a callable, which takes what comes.
+        The declared inputs; None for a callable, which takes any inputs.
     outputs : tuple of TensorSpec
-        The same for what it returns; empty for a callable.
+        The declared outputs; empty for a callable.
     max_batch_size : int or None
         The most rows of a request, as in Triton's configuration: the first dimension of every input is the
-        batch. 0 is a model without a batch; None is not known, and nothing is checked.
+        batch. 0 is a model without a batch; None is unknown, and nothing is checked.
     decoupled : bool
-        Whether it is known to stream: it is a generator function, or its ``__call__`` is one.
+        Whether it streams for certain: it is a generator function, or its ``__call__`` is one.
     """
 
     name: str
@@ -52,7 +52,7 @@ class LoadedModel:
     decoupled: bool = False
 
     def check(self, datatypes: Mapping[str, str], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Compare a request with the inputs that the model declares, in the words of Triton.
+        """Compare a request with the declared inputs; the messages are Triton's.
 
         Raises
         ------

@@ -1,6 +1,6 @@
-"""Management jobs: what a request asks of the cloud, and what it is answered (docs/wire.rst, "Management").
+"""Run management jobs on the simulated cloud, and answer them (docs/wire.rst, "Management").
 
-Where each action reads its ids, what it answers, and how it fails are the recorded manager's.
+Where each action reads its ids, its replies and its failures are those of the recorded manager.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _TRITON_ARGUMENT = "[TritonThread] TRITON_MISSING_ARGUMENT: model='manager' retr
 
 
 class _Refused(Exception):
-    """The job cannot be done; the text is the whole of what the client is told."""
+    """The job cannot be done; the text is sent to the client as it is."""
 
 
 class Management:
-    """Does management jobs; safe from any thread.
+    """Run management jobs; safe from any thread.
 
     Parameters
     ----------
     cloud : Cloud
     models : mapping of str to LoadedModel
-        What can be deployed.
+        The models that can be deployed.
     on_step : callable or None
-        Called before each step of a job, in the thread that does it; what it raises is the job's failure.
+        Called before each step of a job, in the job's thread; what it raises fails the job.
     known_faults : bool
         Whether jobs fail as those of manager 2.0.0 do.
     """
@@ -56,12 +56,12 @@ class Management:
         self.known_faults = known_faults
 
     def answer(self, uuid: str, payload: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Do a job.
+        """Run a job.
 
         Returns
         -------
         dict or None
-            The payload of the reply; failures are answers too. None is a job that is never answered.
+            The payload of the reply, which may report a failure; None for a job that is never answered.
         """
         action = payload.get("action")
         if not isinstance(action, str) or action not in _ACTIONS:
@@ -82,7 +82,7 @@ class Management:
 
 
 class _Job:
-    """One job: a method an action, which returns the data of the reply."""
+    """One job, with a method for each action that returns the data of the reply."""
 
     def __init__(self, management: Management, uuid: str, action: str, payload: Mapping[str, Any]) -> None:
         self._cloud = management.cloud
@@ -126,7 +126,7 @@ class _Job:
         return self._deploy(container_id, self._field("openstack", "vm_id"), model)
 
     def deletion(self) -> Any:
-        """Try all three parts, each whatever became of the others."""
+        """Try to delete all three parts, whether the others fail or not."""
         vm_id, container_id = self._vm_id_to_delete(), self._field("docker", "container_id")
         for field, value in (("vm_id", vm_id), ("container_id", container_id)):
             if value is None:
@@ -180,7 +180,7 @@ class _Job:
         }
 
     def _refuse_at_fault(self, model: LoadedModel) -> None:
-        """Fail as manager 2.0.0 does, whose HTTP client cannot be asked whether a server is ready."""
+        """Fail as manager 2.0.0 does when it asks an HTTP server whether it is ready."""
         if self._known_faults and not model.decoupled:
             raise TypeError(
                 "InferenceServerClient.is_server_ready() got an unexpected keyword argument 'client_timeout'"
@@ -249,7 +249,7 @@ class _Job:
         return str(name)
 
     def _model(self) -> LoadedModel:
-        """Find what is to be deployed: the model that is named, else the first that there is."""
+        """Return the model to deploy: the one that is named, else the first."""
         minio = self._block("minio")
         name = self._field("triton", "model_name") or minio.get("model_name") or minio.get("folder")
         if name is None:

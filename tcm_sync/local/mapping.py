@@ -1,4 +1,4 @@
-"""The files of /dev/shm: found by their keys, and mapped without a descriptor that stays open."""
+"""Find the files of /dev/shm by their keys, and map them without keeping a descriptor open."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import stat
 import sys
 from typing import Any
 
-DIRECTORY = "/dev/shm"  # noqa: S108 - no directory of temporary files, though it looks like one
+DIRECTORY = "/dev/shm"  # noqa: S108 - it is not used for temporary files
 
 
 def is_usable() -> bool:
-    """Tell whether this machine has shared memory that this process may use."""
+    """Return whether this machine has shared memory that this process may use."""
     return sys.platform == "linux" and os.path.isdir(DIRECTORY) and os.access(DIRECTORY, os.R_OK | os.W_OK)
 
 
@@ -24,7 +24,7 @@ def path_of(key: str) -> str:
     Raises
     ------
     FileNotFoundError
-        If no key looks so: ``/NAME``.
+        If it does not have the form of a key, ``/NAME``.
     """
     name = key[1:]
     if not key.startswith("/") or "/" in name or name in ("", ".", ".."):
@@ -33,7 +33,7 @@ def path_of(key: str) -> str:
 
 
 def look_up(key: str) -> os.stat_result:
-    """Return what there is to know of the file that a key names.
+    """Return the status of the file that a key names.
 
     Raises
     ------
@@ -50,10 +50,10 @@ def look_up(key: str) -> os.stat_result:
 
 
 class Mapping:
-    """The first bytes of an open file, to be read; ``numpy.asarray`` makes an array of it without a copy.
+    """Map the first bytes of an open file for reading; ``numpy.asarray`` makes an array of it without a copy.
 
-    It is unmapped when the last array over it is gone. The descriptor may be closed at once: `mmap.mmap`
-    would keep a copy of it for as long as the mapping is there.
+    It is unmapped when the last array over it is collected. The descriptor may be closed at once, whereas
+    `mmap.mmap` would keep a copy of it open as long as the mapping exists.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class Mapping:
         if address == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         self._size = size
-        self._unmap = libc.munmap  # kept, as modules may be gone before the last array
+        self._unmap = libc.munmap  # kept here, since modules may be unloaded before the last array
         self._address = address
 
     @property

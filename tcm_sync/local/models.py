@@ -1,4 +1,4 @@
-"""What a `LocalManager` can run: Python callables and ONNX models."""
+"""Load the models that a `LocalManager` can run: Python callables and ONNX models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Model = str | os.PathLike[str] | bytes | ModelFunction
 
 
 class ModelFailure(Exception):
-    """Raised by a model in Python to have its request answered by an error code of its choice.
+    """Raised by a model in Python to fail its request with an error code of its choice.
 
     Parameters
     ----------
@@ -27,9 +27,10 @@ class ModelFailure(Exception):
     message : str
         The reason, which becomes the end of the reply's message.
     retriable : bool, optional
-        What the reply says of itself. Left out, it is what is known of the code, and false for others.
+        Whether the reply says that the request may be repeated. The default is that of the code in
+        `tcm_sync.errors.ERROR_CODES`, and False for other codes.
     retry_after_seconds : float, optional
-        Put in the reply if given.
+        Seconds to wait before a retry, sent in the reply if given.
     """
 
     def __init__(
@@ -69,19 +70,19 @@ def load_model(name: str, model: Model, max_batch_size: int | None = None) -> Lo
     Parameters
     ----------
     name : str
-        What requests call it.
+        Its name in requests.
     model : str, path, bytes or callable
         An ONNX file, its contents, or a callable from a dict of arrays to a mapping of array-likes or to an
         iterator of chunks.
     max_batch_size : int, optional
-        Left out, that of the file's ``config.pbtxt``, if it is in a model repository of Triton's.
+        The default is that of the file's ``config.pbtxt``, if it is in a model repository of Triton's.
 
     Raises
     ------
     ModelFileError
         If the ONNX model cannot be read.
     ConfigError
-        If it is something else.
+        If `model` is something else.
     """
     if isinstance(model, str | bytes | os.PathLike):
         loaded = load_onnx(name, model)

@@ -1,4 +1,4 @@
-"""The way of a stream's messages from the thread of its model to the socket."""
+"""Pass the messages of a stream from the thread of its model to the socket."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-#: How many characters wait for the socket at most, so that a client that does not read costs no memory.
+#: The most characters that wait for the socket, so that a client that does not read costs little memory.
 ROOM = 2**18
-#: How long, in seconds, a draining manager waits for a client that does not read.
-PATIENCE = 1.0
+#: Seconds that a draining manager waits for a client that does not read.
+DRAIN_WAIT = 1.0
 
 
 class Outlet:
-    """Messages that workers write and the event loop sends; it is full when the client does not read.
+    """A bounded queue of messages that workers put in and the event loop sends.
 
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
         The loop that `take` is called in.
     announce : callable
-        Called there with the outlet when there is something to take.
+        Called in that loop with the outlet when there are messages to take.
     in_a_hurry : callable
-        Tells, in any thread, whether a client that does not read is to be given up.
+        Returns whether to stop waiting for a client that does not read; called in any thread.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Outlet:
         self._closed = threading.Event()
 
     def put(self, text: str) -> None:
-        """Have a message sent, waiting until there is room; closed, it swallows everything at once."""
+        """Queue a message, waiting while the queue is full; a closed outlet drops it."""
         with self._changed:
-            while not self._changed.wait_for(self._has_room, PATIENCE):
+            while not self._changed.wait_for(self._has_room, DRAIN_WAIT):
                 if self._in_a_hurry():
                     self._closed.set()
             if self._closed.is_set():
@@ -54,14 +54,14 @@ class Outlet:
             self._texts.append(text)
             self._held += len(text)
             if len(self._texts) > 1:
-                return  # which is announced already
+                return  # the first message has been announced
         try:
             self._loop.call_soon_threadsafe(self._announce, self)
-        except RuntimeError:  # the loop was closed: the manager has been killed meanwhile
+        except RuntimeError:  # the loop was closed, since the manager was killed
             self.close()
 
     def take(self) -> list[str]:
-        """Take what is to be sent next."""
+        """Remove and return all messages."""
         with self._changed:
             texts, self._texts = self._texts, []
             self._held = 0
@@ -69,7 +69,7 @@ class Outlet:
         return texts
 
     def close(self) -> None:
-        """Swallow everything from now on, and let go who waits."""
+        """Drop all messages from now on, and wake the threads that wait."""
         with self._changed:
             self._closed.set()
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""What a manager says over HTTP: whether it is ready, and its metrics (docs/wire.rst, "Endpoints")."""
+"""The manager's answers over HTTP: readiness and metrics (docs/wire.rst, "Endpoints")."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("tcm_sync.local")
 
 
 def readiness(cloud: Cloud, probe: Callable[[], object] | None) -> tuple[int, dict[str, Any]]:
-    """Answer ``/ready``; that the manager drains plays no part.
+    """Answer ``/ready``, regardless of whether the manager is draining.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def readiness(cloud: Cloud, probe: Callable[[], object] | None) -> tuple[int, di
 
 
 def may_read_metrics(address: str, forwarded_for: str | None) -> bool:
-    """Return whether a caller has a loopback or private address; a proxy on this host is believed."""
+    """Return whether a caller has a loopback or private address; a proxy on this host may state another."""
     caller = ipaddress.ip_address(address)
     if forwarded_for is not None and caller.is_loopback:
         try:
@@ -57,7 +57,7 @@ def may_read_metrics(address: str, forwarded_for: str | None) -> bool:
 
 
 def metrics(stats: LocalStats) -> str:
-    """Write the metrics for Prometheus: of the real manager's, the one that tests ask for."""
+    """Write the metrics for Prometheus: one of the real manager's."""
     name = "tcm_ws_connections_total"
     return (
         f"# HELP {name} Total WebSocket connections accepted\n"

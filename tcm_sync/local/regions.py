@@ -1,7 +1,6 @@
-"""What the pretend Triton servers have registered of shared memory (docs/wire.rst, "Shared memory").
+"""The shared memory that the simulated Triton servers have registered (docs/wire.rst, "Shared memory").
 
-Like the cloud that they run in it outlives the manager: what one manager has registered is refused to the
-next one.
+Like the cloud it outlives the manager: a key that one manager has registered is refused to the next one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tcm_sync.local.models import ModelFailure
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Keys that stay taken although nothing is read by them any more; a real Triton forgets none, and grows.
+#: The most unreachable regions whose keys stay taken. A real Triton keeps all of them, and grows.
 MOST_STRANDED = 4096
 
 
@@ -32,7 +31,7 @@ class Region:
     Attributes
     ----------
     name : str
-        What the server calls it.
+        Its name on the server.
     vm_ip : str
         Where the server runs.
     key : str
@@ -41,9 +40,9 @@ class Region:
     kept : bool
         Whether it was registered over a connection that the manager keeps.
     memory : array of bytes, or None
-        The mapping, which stays when the file is unlinked; None once nobody can name the region any more.
+        The mapping, which stays when the file is unlinked; None once no request can use the region.
     inode : int
-        Of the file that was mapped.
+        The inode of the mapped file.
     """
 
     name: str
@@ -56,17 +55,17 @@ class Region:
 
 
 class Regions:
-    """The regions of all servers: one server for each address, as a machine has one Triton.
+    """The regions of all servers, with one server for each address.
 
     Parameters
     ----------
     blind : bool
-        Whether the servers see another /dev/shm than the manager does, as in a container of their own.
+        Whether the servers have another /dev/shm than the manager, as in a container of their own.
 
     Attributes
     ----------
     lock : threading.Lock
-        Held by whoever calls a method.
+        Guards all regions; callers hold it while they call a method.
     """
 
     def __init__(self, *, blind: bool = False) -> None:
@@ -76,7 +75,7 @@ class Regions:
         self._stranded: deque[Region] = deque()
 
     def register(self, vm_ip: str, key: str, byte_size: int, *, kept: bool) -> Region:
-        """Map the first bytes of a file, whose key must be new to the server.
+        """Register a file under a key that is new to the server, and map its first bytes.
 
         Raises
         ------
@@ -91,9 +90,9 @@ class Regions:
             raise refused_arguments(name)
         if other is not None:
             raise _refused(f"[500] Invalid shared memory region: '{key}'")
-        if self._blind:  # not recorded: the words are those of Triton's source
+        if self._blind:  # not recorded: the message is from Triton's source
             raise _refused(f"[500] Unable to open shared memory region: '{key}'")
-        # Triton wants to write, too; and waits for nobody who has made a pipe of the file meanwhile.
+        # Triton opens it for writing too. O_NONBLOCK: opening a named pipe would wait.
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path_of(key), flags)
         try:
@@ -113,9 +112,9 @@ class Regions:
         self._regions.pop((region.vm_ip, region.key), None)
 
     def strand(self, region: Region) -> None:
-        """Unmap a region that nobody can name any more; its key stays taken.
+        """Unmap a region that no request can use any more; its key stays taken.
 
-        Triton goes on mapping it, which nobody can tell but by the memory that it takes.
+        A real Triton would keep it mapped, which shows only in the memory that it takes.
         """
         region.memory = None
         self._stranded.append(region)
@@ -124,7 +123,7 @@ class Regions:
 
 
 def refused_arguments(name: str) -> ModelFailure:
-    """Make Triton's refusal of a region that is larger than its file, or that it takes for such a one."""
+    """Make Triton's refusal of a region that is larger than its file, or that it treats as such."""
     return _refused(f"[400] failed to register shared memory region '{name}': invalid args")
 
 

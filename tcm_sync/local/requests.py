@@ -1,4 +1,4 @@
-"""Inference requests as they are sent, read in the order and refused in the words of the recorded manager."""
+"""Read inference requests, with the order of checks and the messages of the recorded manager."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Target:
     Attributes
     ----------
     container : Container
-        A container that the manager knows.
+        The container.
     vm_ip : str
-        Where the request says that it runs.
+        The address that the request states.
     allow_transient : bool
-        Whether a connection may be made for this one request.
+        Whether a connection may be made for this request only.
     """
 
     container: Container
@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Reference:
-    """An input that is not in the message: where in shared memory it is."""
+    """An input in shared memory."""
 
     name: str
     key: str
@@ -64,7 +64,7 @@ class Request:
     protocol : str
         ``"http"`` or ``"grpc"``.
     output_name : str
-        The output that a stream consists of.
+        The output whose text a stream sends.
     """
 
     target: Target
@@ -77,25 +77,25 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a pipeline: what its outputs are called in the reply, and what runs."""
+    """One step of a pipeline: its name in the reply, and its request."""
 
     name: str
     request: Request
 
 
 def has_pipeline(payload: Mapping[str, Any]) -> bool:
-    """Return whether an inference is a pipeline, whatever stands beside it; null or empty is none."""
+    """Return whether an inference has a pipeline that is not null or empty."""
     return bool(payload.get("pipeline"))
 
 
 def is_stream(payload: Mapping[str, Any]) -> bool:
-    """Tell whether an inference is to be answered chunk by chunk."""
+    """Return whether an inference requests a stream."""
     request = payload.get("request")
     return isinstance(request, dict) and request.get("protocol") == "grpc" and not has_pipeline(payload)
 
 
 def read_request(payload: Mapping[str, Any], find: Find) -> Request:
-    """Read the payload of an inference that is no pipeline.
+    """Read the payload of an inference that is not a pipeline.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def read_request(payload: Mapping[str, Any], find: Find) -> Request:
     Raises
     ------
     ContractFailure
-        If something is missing, or nobody knows the container.
+        If something is missing, or the container is unknown.
     ValueError
         If an input that refers to shared memory cannot be read from there.
     """
@@ -164,7 +164,7 @@ def _read_step(step: object, where: str, target: Target) -> Step:
 
 
 def _find_container(payload: Mapping[str, Any], find: Find) -> tuple[Container | None, str]:
-    """Find the container, and where it is said to run: where it is known to run if nothing is said."""
+    """Return the container, and the address that the request states, or else the container's own."""
     container = find(required(payload, "container_id"))
     vm_ip = payload.get("vm_ip") or (container.vm_ip if container is not None else missing("vm_ip"))
     return container, vm_ip
@@ -205,7 +205,7 @@ def _read_reference(sent: dict[str, Any], where: str) -> Reference:
 
 
 def _read_tensor(sent: dict[str, Any], where: str) -> Tensor:
-    """Read an input in either form of the wire: the manager's own has dims, type and value."""
+    """Read an input in either of its forms; the manager's own form has dims, type and value."""
     name = sent.get("name")
     shape = sent.get("shape", sent.get("dims"))
     datatype = sent.get("datatype", sent.get("type"))

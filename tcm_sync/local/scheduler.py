@@ -1,6 +1,6 @@
-"""Which jobs run next (docs/wire.rst, "Timing").
+"""Decide which jobs run next (docs/wire.rst, "Timing").
 
-Pure bookkeeping: it knows nothing of sockets, threads or time, but for a clock to forget by.
+It does not use sockets or threads, and needs a clock only to forget idle uuids.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: The jobs of info that a manager holds; here they never wait.
+#: The info jobs that a manager's executor can hold; here they never wait.
 _INFO_ROOM = 100
 
 
 @dataclass(eq=False)
 class Job:
-    """One inference, or one management job, on its way.
+    """One inference or management job.
 
     Attributes
     ----------
     uuid : str
-        Who asked, and where the reply goes.
+        The client that sent it and gets the reply.
     tenant : str
-        Whose quantum it uses.
+        The tenant whose quantum it uses.
     payload : dict
         The request.
     kind : str
         ``"inference"`` or ``"management"``.
     claims : mapping
-        Subject, tenant and roles of who asked, as the manager states them in its reply to a management job.
+        Subject, tenant and roles of the client, which the reply to a management job repeats.
     passed_over : int
-        How many ticks served others while this was the next of its uuid.
+        How many ticks skipped it although it was the next of its uuid.
     """
 
     uuid: str
@@ -46,7 +46,7 @@ class Job:
 
 
 class Round(NamedTuple):
-    """What one tick takes out of the queues: to run now, and to drop because the executor is full."""
+    """The jobs that one tick takes out of the queues: to run, and to drop because the executor is full."""
 
     run: list[Job]
     dropped: list[Job]
@@ -54,18 +54,18 @@ class Round(NamedTuple):
 
 @dataclass
 class Lane:
-    """All jobs of one kind.
+    """The limits and counts of the jobs of one kind.
 
     Attributes
     ----------
     queue_size : int
-        The most of one uuid that wait.
+        The most jobs of one uuid in its queue.
     room : int
-        The most that are with the workers, those that run included.
+        The most jobs in the executor, running ones included.
     workers : int
-        How many of those run at a time.
+        How many jobs run at the same time.
     waiting, running : int
-        How many there are in the queues and with the workers.
+        How many jobs are in the queues and in the executor.
     """
 
     queue_size: int
@@ -76,12 +76,12 @@ class Lane:
 
     @property
     def pending(self) -> int:
-        """How many wait for a worker, out of their queues already."""
+        """How many jobs in the executor wait for a worker."""
         return max(0, self.running - self.workers)
 
     @property
     def available(self) -> int:
-        """How many more the workers can take."""
+        """How many more jobs the executor can take."""
         return self.room - self.running
 
 
@@ -104,7 +104,7 @@ class Scheduler:
     quantum : int
         The most jobs of one kind and one tenant that one tick takes.
     forget_after : float
-        Seconds after which an idle uuid is forgotten; should it come back, it is the youngest.
+        Seconds after which an idle uuid is forgotten; if it sends work again, it is the youngest.
     clock : callable
         Returns seconds; it never goes back.
     """
@@ -135,7 +135,7 @@ class Scheduler:
         return any(lane.waiting or lane.running for lane in self.lanes.values())
 
     def note(self, uuid: str, kind: str) -> None:
-        """Remember that the uuid sent work of this kind."""
+        """Record that a uuid has sent work of a kind."""
         user = self._users.get(uuid)
         if user is None:
             user = self._users[uuid] = _User(self._clock())
@@ -143,12 +143,12 @@ class Scheduler:
         user.kinds.add(kind)
 
     def put(self, job: Job) -> bool:
-        """Let a job wait for its turn.
+        """Queue a job.
 
         Returns
         -------
         bool
-            False if the queue of its kind and uuid is full: the job was not taken.
+            False if the queue of its kind and uuid is full, so that the job was not queued.
         """
         self.note(job.uuid, job.kind)
         lane, queue = self.lanes[job.kind], self._users[job.uuid].waiting[job.kind]
@@ -191,7 +191,7 @@ class Scheduler:
                 taken.dropped.append(job)
 
     def finish(self, kind: str) -> None:
-        """Note that one of the jobs that ran is done."""
+        """Record that a running job is done."""
         self.lanes[kind].running -= 1
 
     def drop_all(self) -> list[Job]:
@@ -200,7 +200,7 @@ class Scheduler:
         Returns
         -------
         list of Job
-            What waited in them.
+            The jobs that were in them.
         """
         dropped: list[Job] = []
         for user in self._users.values():
@@ -212,7 +212,7 @@ class Scheduler:
         return dropped
 
     def queue_stats(self) -> dict[str, int]:
-        """Count users and jobs, as the info action ``queue_stats`` tells them."""
+        """Count users and jobs for the info action ``queue_stats``."""
         users = Counter(kind for user in self._users.values() for kind in user.kinds)
         management, inference = self.lanes["management"], self.lanes["inference"]
         return {
@@ -233,7 +233,7 @@ class Scheduler:
         }
 
     def _forget(self) -> None:
-        """Drop the users that have been idle for long; looked for now and then, since it visits them all."""
+        """Drop users that have been idle for long; done at intervals, since it visits all of them."""
         now = self._clock()
         if now < self._next_purge:
             return

@@ -1,4 +1,4 @@
-"""The sockets of a `LocalManager`: WebSocket and HTTP on one port, served by a thread of its own."""
+"""Serve the sockets of a `LocalManager`, WebSocket and HTTP on one port, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tcm_sync.local")
 
-#: What the WebSocket library takes at most, far over what the manager takes, which says more when it refuses.
+#: The WebSocket library's limit in bytes, far above the manager's own, whose refusal has a better message.
 _LIBRARY_LIMIT = 16 * 2**20
-#: How long a client may take to answer a close frame, in seconds.
-CLOSE_PATIENCE = 2.0
+#: Seconds that a client may take to answer a close frame.
+CLOSE_TIMEOUT = 2.0
 
 
 class Server:
@@ -91,14 +91,14 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Drain, close everything, and wait until it is done."""
+        """Drain, close everything, and wait for the end."""
         self._post(lambda: self._stop.set())
         self._thread.join()
         self.join_workers()
         self._close_shared_memory()
 
     def kill(self) -> None:
-        """Drop every connection at once; models that run are not waited for."""
+        """Drop every connection at once, without waiting for running models."""
         self.core.abandon_work()
         self._post(lambda: self._kill.set())
         self._thread.join()
@@ -109,7 +109,7 @@ class Server:
         self._post(lambda: self.core.alert(message, error_type))
 
     def join_workers(self) -> None:
-        """Wait for the models and jobs that still run."""
+        """Wait for running models and jobs."""
         self.core.join_workers()
 
     def _close_shared_memory(self) -> None:
@@ -160,7 +160,7 @@ class Server:
         transports = self._transports
 
         class Connection(ServerConnection):
-            """Known from its first byte on, so that it can be dropped at any time."""
+            """A connection that is registered from its first byte, so that it can be dropped at any time."""
 
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
                 super().connection_made(transport)
@@ -180,7 +180,7 @@ class Server:
                 create_connection=Connection,
                 compression=None,
                 max_size=max(_LIBRARY_LIMIT, 4 * self._settings.max_message_bytes),
-                close_timeout=CLOSE_PATIENCE,
+                close_timeout=CLOSE_TIMEOUT,
                 logger=logging.getLogger("tcm_sync.local.websockets"),
             )
         except (OSError, ValueError) as error:  # a name that IDNA cannot write is a ValueError
@@ -188,7 +188,7 @@ class Server:
             raise ConfigError(f"the manager cannot listen on {where}: {error}") from error
 
     def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answer what is no WebSocket, and let ``/ws`` through to its handshake."""
+        """Answer plain HTTP requests, and let ``/ws`` through to its handshake."""
         path = request.path.partition("?")[0]
         if path == "/ws":
             return None
@@ -227,13 +227,13 @@ class Server:
         for session in self._sessions:
             session.close(NORMAL)
         if self._sessions:
-            await asyncio.wait(self._sessions.values(), timeout=CLOSE_PATIENCE)
+            await asyncio.wait(self._sessions.values(), timeout=CLOSE_TIMEOUT)
 
     async def _drop_connections(self) -> None:
         while self._transports:
             for transport in tuple(self._transports):
                 transport.abort()
-            await asyncio.sleep(0)  # the loop tells the connections, which then leave the set
+            await asyncio.sleep(0)  # the loop calls connection_lost, which removes them from the set
 
 
 def _json_response(connection: ServerConnection, status: int, body: Mapping[str, Any]) -> Response:

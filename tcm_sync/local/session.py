@@ -1,4 +1,4 @@
-"""One connection: what it may say, and what it is told (docs/wire.rst)."""
+"""Serve one connection: read, check and answer its messages (docs/wire.rst)."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class _Envelope(NamedTuple):
 
 
 class _Malformed(Exception):
-    """A message without the form of an envelope; the text is what the client is told."""
+    """A message that is not a valid envelope; the text is sent to the client."""
 
 
 def _read_envelope(text: str) -> _Envelope:
     try:
-        message = orjson.loads(text)  # which knows no NaN, no Infinity and no 1e400
+        message = orjson.loads(text)  # it refuses NaN, Infinity and 1e400
     except orjson.JSONDecodeError:
         raise _Malformed("Invalid JSON format") from None
     if not isinstance(message, dict):
@@ -65,7 +65,7 @@ def _read_envelope(text: str) -> _Envelope:
 
 
 def _asked(payload: Mapping[str, Any]) -> Any:
-    """Return the action of a question, whose key has two names."""
+    """Return the action of an info request, for which there are two keys."""
     return payload["action"] if "action" in payload else payload.get("request_type", "unknown")
 
 
@@ -98,11 +98,11 @@ class Session:
             with contextlib.suppress(ConnectionClosed):
                 await self._read()
         finally:
-            self._core.leave(self._uuid)  # also when it is still to be closed
+            self._core.leave(self._uuid)  # even if the connection is not closed yet
             self.outlet.close()
             self._outgoing.put_nowait(None)
             await writer
-            logger.debug("%s is gone", self._uuid or "a stranger")
+            logger.debug("%s has disconnected", self._uuid or "a client without a uuid")
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message, after those before it."""
@@ -117,7 +117,7 @@ class Session:
             self._outgoing.put_nowait(text)
 
     def close(self, code: int) -> None:
-        """Close the connection once everything is sent; nothing more will be sent or handled."""
+        """Close the connection after the messages before are sent; nothing else is sent or handled."""
         if not self._closing:
             self._closing = True
             self._outgoing.put_nowait(code)
@@ -134,7 +134,7 @@ class Session:
                 await self._connection.close(item)
 
     async def _send_all(self, texts: list[str]) -> None:
-        """Send messages at one go, which is what makes streams fast; waits while the socket takes no more."""
+        """Send messages in one write, which makes streams fast; waits while the socket's buffer is full."""
         connection = self._connection
         async with connection.send_context():
             for text in texts:
@@ -148,11 +148,11 @@ class Session:
         while not self._closing and (text := await self._receive()) is not None:
             self._core.counters.count("messages")
             self._handle(text)
-            if self._core.draining:  # it is handled, and refused nevertheless
+            if self._core.draining:  # the message was handled, and is still refused
                 self._shut_down()
 
     async def _receive(self) -> str | None:
-        """Receive a message; None if the connection is to be closed, or is."""
+        """Receive a message; None if the connection is closed or will be."""
         message = await self._connection.recv()
         if not isinstance(message, str):
             self._connection.transport.abort()

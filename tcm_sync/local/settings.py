@@ -1,4 +1,4 @@
-"""What a `LocalManager` is made with, checked."""
+"""The settings of a `LocalManager`, and their checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Claims = Mapping[str, object]
 Tokens = Mapping[str, Collection[str] | Claims] | Collection[str] | Callable[[str], Claims] | None
 
 _MOST_THREADS = 10_000
-_LONGEST = 1e9  # seconds, which every wait takes
+_LONGEST = 1e9  # seconds, which every kind of wait supports
 
 #: The least and the most of each whole number.
 _WHOLE: dict[str, tuple[int, int]] = {
@@ -54,7 +54,7 @@ _FLAGS = ("shm", "triton_shm", "known_faults")
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a `LocalManager`, whose docstring tells what each means."""
+    """The settings of a `LocalManager`, whose docstring describes them."""
 
     host: str
     port: int

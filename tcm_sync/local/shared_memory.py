@@ -1,4 +1,4 @@
-"""The manager's half of shared memory: which files it has attached (docs/wire.rst, "Shared memory")."""
+"""The manager's part in shared memory: the files that it has attached (docs/wire.rst, "Shared memory")."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tcm_sync.local")
 
-#: The most registrations with one server; the least recently used go.
+#: The most registrations with one server; the least recently used are dropped.
 MOST_REGIONS = 256
 
 
 @dataclass(frozen=True)
 class MappedMemory:
-    """What a `LocalManager` holds of shared memory, files that are unlinked included.
+    """The shared memory that a `LocalManager` has mapped, unlinked files included.
 
     Attributes
     ----------
     keys : tuple of str
-        What is mapped, by server, the least recently used first.
+        The keys of the mapped files, by server, the least recently used first.
     mapped_bytes : int
-        How much that is.
+        The bytes of all of them.
     """
 
     keys: tuple[str, ...] = ()
@@ -49,19 +49,19 @@ class MappedMemory:
 
 @dataclass(frozen=True)
 class Attached:
-    """A reference, and the region that it was found to mean."""
+    """A reference, and the region that it names."""
 
     reference: Reference
     region: Region
-    memory: NDArray[Any]  # the region's, which may be pushed out meanwhile
+    memory: NDArray[Any]  # kept here, since the region may be dropped before it is used
 
     def array(self, model_name: str) -> NDArray[Any]:
-        """Make the array, of which nothing is copied or read.
+        """Make the array, without copying or reading its data.
 
         Raises
         ------
         ValueError
-            If it does not fit the region, in the words of Triton.
+            If it does not fit the region; the message is Triton's.
         """
         wanted, region = self.reference, self.region
         if wanted.offset >= region.byte_size:
@@ -79,12 +79,12 @@ class Attached:
 
 
 class SharedMemory:
-    """What one run of a manager has attached; safe from any thread.
+    """The shared memory of one run of a manager; safe from any thread.
 
     Parameters
     ----------
     regions : Regions
-        What the Triton servers have registered, by this manager and by those before it.
+        The registrations of the Triton servers, by this manager and earlier ones.
     """
 
     def __init__(self, regions: Regions) -> None:
@@ -99,14 +99,14 @@ class SharedMemory:
         return self._regions.lock
 
     def attach(self, references: list[Reference], target: Target) -> list[Attached]:
-        """Find the regions that a request means, and register those that are new.
+        """Return the regions that a request names, and register new ones.
 
         Raises
         ------
         ModelFailure
-            If a file is not there, or Triton refuses it.
+            If a file does not exist, or Triton refuses it.
         """
-        own: dict[str, Region] = {}  # without a kept connection a request knows no regions but its own
+        own: dict[str, Region] = {}  # without a kept connection a request finds only its own regions
         with self._lock:
             if self._is_closed:
                 raise ModelFailure("TRITON_SHM_UNAVAILABLE", "the manager has ended")
@@ -122,20 +122,20 @@ class SharedMemory:
             return attached
 
     def _find(self, reference: Reference, target: Target, own: dict[str, Region]) -> Region:
-        """Find the region of a reference among those that the manager knows, or register it."""
+        """Return the region of a reference, and register it if it is new."""
         key, byte_size = reference.key, reference.byte_size
         kept = target.container.registered
-        status = look_up(key)  # a file must be there, though it need not be the one that is mapped
+        status = look_up(key)  # a file must exist, though it need not be the one that is mapped
         known = self._known.setdefault(target.container.container_id, OrderedDict())
         region = (known if kept else own).get(key)
         if region is None or region.byte_size != byte_size:
-            self._tell_janitor(key)
+            self._record_for_janitor(key)
             region = self._regions.register(target.vm_ip, key, byte_size, kept=kept)
             known[key] = own[key] = region
             if len(known) > MOST_REGIONS:
                 self._push_out(known)
         elif status.st_ino == region.inode and status.st_size < byte_size:
-            raise refused_arguments(region.name)  # cut short since, where reading would end this process
+            raise refused_arguments(region.name)  # the file was truncated: reading it would end this process
         if kept:
             known.move_to_end(key)
         return region
@@ -144,11 +144,11 @@ class SharedMemory:
         _, oldest = known.popitem(last=False)
         if oldest.kept:
             self._regions.unregister(oldest)
-        else:  # the connection that it was registered over is gone, and cannot take it back
+        else:  # the connection over which it was registered is closed, so it cannot be unregistered
             self._regions.strand(oldest)
 
     def drop_gone(self, find: Find) -> None:
-        """Forget the servers that jobs have deleted."""
+        """Drop the regions of servers that jobs have deleted."""
         with self._lock:
             for container_id in list(self._known):
                 container = find(container_id)
@@ -160,7 +160,7 @@ class SharedMemory:
                         self._regions.unregister(region)
 
     def mapped(self) -> MappedMemory:
-        """Tell what is mapped at the moment."""
+        """Return what is mapped now."""
         with self._lock:
             regions = [region for known in self._known.values() for region in known.values()]
         return MappedMemory(
@@ -168,9 +168,9 @@ class SharedMemory:
         )
 
     def close(self) -> None:
-        """Unmap everything, and unlink every file that was ever attached, whosever it is.
+        """Unmap everything, and unlink every file that was ever attached, including those of other processes.
 
-        So does the recorded manager when it ends, however it ends. Arrays that a model still has stay good.
+        The recorded manager does so in whatever way it ends. Arrays that a model still has stay valid.
         """
         with self._lock:
             self._is_closed = True
@@ -183,30 +183,32 @@ class SharedMemory:
     at_exit = close
 
     def after_fork(self) -> None:
-        """Own nothing of the parent's, and keep its janitor from nothing."""
+        """Give up the parent's regions in a forked child, and leave its janitor to the parent."""
         self._regions.lock = threading.Lock()
         self._is_closed = True
         self._known = {}
         if self._janitor is not None:
             assert self._janitor.stdin is not None
             self._janitor.stdin.close()
-            self._janitor.returncode = 0  # it is no child of ours
+            self._janitor.returncode = 0  # it is not a child of this process
             self._janitor = None
 
-    def _tell_janitor(self, key: str) -> None:
-        """Have the file unlinked when this process ends."""
+    def _record_for_janitor(self, key: str) -> None:
+        """Send the file's name to the janitor, which unlinks it when this process ends."""
         line = os.fsencode(key[1:]).hex().encode() + b"\n"
         try:
             self._janitor = self._janitor or _start_janitor()
             _write(self._janitor, line)
         except BrokenPipeError:
-            logger.warning("somebody killed the process that unlinks shared memory at the end")
+            logger.warning(
+                "the process that unlinks shared memory at the end was killed; it is started again"
+            )
             self._dismiss_janitor()
             self._janitor = _start_janitor()
             _write(self._janitor, line)
 
     def _dismiss_janitor(self) -> None:
-        """Let the janitor do its work, and wait until it is done."""
+        """Let the janitor unlink the files, and wait for it."""
         if self._janitor is not None:
             assert self._janitor.stdin is not None
             self._janitor.stdin.close()
@@ -217,7 +219,7 @@ class SharedMemory:
 def _start_janitor() -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - our own file
         [sys.executable, "-I", "-S", janitor.__file__, DIRECTORY],
-        bufsize=0,  # what is told is told at once; and a fork finds no lock of a buffer held
+        bufsize=0,  # names are sent at once, and there is no buffer whose lock a fork could copy
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

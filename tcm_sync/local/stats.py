@@ -1,4 +1,4 @@
-"""Counters, for tests that ask what the manager saw."""
+"""Counters of a `LocalManager`, for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalStats:
-    """What a `LocalManager` has seen since it was started.
+    """The counts of a `LocalManager` since it was started.
 
     Attributes
     ----------
@@ -29,17 +29,17 @@ class LocalStats:
     messages : int
         Messages received, without the auth messages.
     executions : mapping of str to int
-        How often each model was run, whatever came of it.
+        How often each model was run, failures included.
     nacks : mapping of str to int
         Errors sent: by code, or by message where there is no code.
     waiting, running : int
-        Inferences in the queues, and with the workers, at the moment.
+        Inferences in the queues and in the executor now.
     management_waiting, management_running : int
-        Management jobs, likewise.
+        Management jobs in the queues and in the executor now.
     hung : int
         Inferences that hang in their workers for good (`known_faults`).
     lost_replies : int
-        Replies whose uuid nobody held when they were ready; streams do not count.
+        Replies whose uuid was not connected when they were ready; streams do not count.
     """
 
     connections: int

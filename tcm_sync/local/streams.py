@@ -1,4 +1,4 @@
-"""Inferences that are answered chunk by chunk (docs/wire.rst, "Streams")."""
+"""Answer inferences that are streams, chunk by chunk (docs/wire.rst, "Streams")."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from tcm_sync.local.requests import Find
     from tcm_sync.local.triton import Triton
 
-_HTTP_STATUS = re.compile(r"^\[\d+\] ")  # begins what Triton says over HTTP, and over HTTP alone
+_HTTP_STATUS = re.compile(r"^\[\d+\] ")  # how Triton's messages begin over HTTP, but not over gRPC
 
 
 class Streams:
-    """Answers the requests of streams; safe from any thread.
+    """Answer requests for streams; safe from any thread.
 
-    A stream that has begun ends when the first of these has happened, and then only once the model is silent:
-    it raised; a chunk was no text; the client is gone; `timeout` seconds have passed since the start.
+    A stream ends after the first of these, but only once the model sends no more: the model raised; a chunk
+    was not text; the client has disconnected; `timeout` seconds have passed since the start.
 
     Parameters
     ----------
     triton : Triton
-        What runs the models.
+        Runs the models.
     find : callable
-        Returns the container of an id, or None.
+        Returns the container with an id, or None.
     timeout : float
         Seconds that a stream may take.
     is_abandoned : callable
-        Tells whether models that are in the middle of a stream are to be left.
+        Returns whether to stop reading from models that are in the middle of a stream.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Streams:
         self._is_abandoned = is_abandoned
 
     def answer(self, uuid: str, payload: Mapping[str, Any], outlet: Outlet) -> None:
-        """Run one request and send all that it is answered; in the thread of the worker that it holds."""
+        """Run one request and send all its replies, in the worker's thread."""
 
         def send(status: str, data: object = None, model_name: str | None = None) -> None:
             reply = {"data": data, "status": status, "model_name": model_name}
@@ -70,7 +70,7 @@ class Streams:
             send("COMPLETED", model_name=model_name)
 
     def _responses(self, returned: object) -> Iterator[object]:
-        """Iterate over what a model returned: its chunks, or the one response of a model that has no more."""
+        """Iterate over what a model returned: its chunks, or its only response."""
         if isinstance(returned, Mapping):
             yield returned
             return
@@ -92,10 +92,10 @@ class Streams:
         say: Callable[[str], None],
         outlet: Outlet,
     ) -> None:
-        """Say each chunk, and return when the stream is complete.
+        """Send each chunk, and return when the stream is complete.
 
-        A response that is no text is how the manager learns of the end, unless it is the first; yet what
-        comes after it is said too. Without any such response it waits in vain.
+        The manager takes a response that is not text as the end, unless it is the first one; chunks after it
+        are still sent. Without such a response it waits until the time limit.
         """
         said = complete = False
         failure: Exception | None = None
@@ -121,7 +121,7 @@ def _decode(response: object, output_name: str) -> str:
     Raises
     ------
     TypeError, IndexError, ValueError
-        If there is none; in the words of Python and numpy, as from the recorded manager.
+        If there is none; the message is Python's or numpy's, as in the recorded manager.
     """
     tensor: Any
     if isinstance(response, Mapping):
@@ -140,5 +140,5 @@ def _decode(response: object, output_name: str) -> str:
 
 
 def _as_over_grpc(exc: BaseException) -> BaseException:
-    """Leave out the status of HTTP, where Triton's own refusal begins with it."""
+    """Remove the HTTP status with which a refusal of Triton begins."""
     return ValueError(_HTTP_STATUS.sub("", str(exc))) if type(exc) is ValueError else exc

@@ -1,7 +1,6 @@
-"""Tensors in JSON, and back (docs/wire.rst, "What cannot be carried").
+"""Decode tensors from JSON, and encode them (docs/wire.rst, "What cannot be carried").
 
-They are read and written here without `tcm_sync._tensors`, so that a mistake there is not hidden by the
-same mistake here.
+`tcm_sync._tensors` is not used here, so that a mistake in it does not go unnoticed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype(np.float64),
     "BYTES": np.dtype(np.object_),
 }
-_TEXT_BYTES = 1  # what a text counts for when payloads are judged by shape and datatype alone
+_TEXT_BYTES = 1  # the size of a text when payloads are estimated from shapes and datatypes
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,13 @@ class Tensor:
 
     @property
     def estimated_bytes(self) -> int:
-        """What it will take, judged from shape and datatype."""
+        """Its size, estimated from shape and datatype."""
         itemsize = _TEXT_BYTES if self.datatype == "BYTES" else _DTYPES[self.datatype].itemsize
         return math.prod(self.shape) * itemsize
 
 
 def encoded_bytes(tensor: Tensor) -> int:
-    """Return what an input takes in Triton's binary form: of texts 4 bytes of length each, and the text."""
+    """Return the size of an input in Triton's binary form, where 4 bytes of length precede a text."""
     array = to_array(tensor.data, tensor.shape, tensor.datatype)
     if tensor.datatype != "BYTES":
         return int(array.nbytes)
@@ -58,7 +57,7 @@ def encoded_bytes(tensor: Tensor) -> int:
 
 
 def is_datatype(name: str) -> bool:
-    """Tell whether a name is that of a Triton datatype which has a JSON form."""
+    """Return whether a name is that of a Triton datatype with a JSON form."""
     return name in _DTYPES
 
 
@@ -68,7 +67,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
 
 
 def nesting(data: object) -> list[int]:
-    """Tell the shape of nested lists by their first elements; a bare value counts as a list of one."""
+    """Return the shape of nested lists by their first elements; a bare value counts as a list of one."""
     if not isinstance(data, list):
         return [1]
     shape = []
@@ -101,7 +100,7 @@ def to_array(data: Any, shape: list[int], datatype: str) -> NDArray[Any]:
         return _texts(data, shape)
     if dtype.kind in "iu":
         return _integers(data, dtype)
-    with np.errstate(over="ignore"):  # what overflows becomes infinite without a word
+    with np.errstate(over="ignore"):  # what overflows becomes infinite without a warning
         return np.array(data, dtype=dtype)
 
 
@@ -130,9 +129,9 @@ def _texts(data: list[Any], shape: list[int]) -> NDArray[Any]:
 
 
 def to_json(array: NDArray[Any]) -> Any:
-    """Make what JSON can carry of an output, with the losses of the recorded manager.
+    """Encode an output for JSON, with the losses of the recorded manager.
 
-    Texts lose their shape and a single one its list; FP16 is widened; what is not finite becomes null.
+    Texts lose their shape, and a single text its list; FP16 is widened; what is not finite becomes null.
 
     Raises
     ------

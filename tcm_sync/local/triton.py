@@ -1,4 +1,4 @@
-"""The pretend Triton servers: who may talk to which, and what they run."""
+"""The simulated Triton servers: check the connection for a request, and run its model."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _ONE_STREAM = (
 
 
 class Triton:
-    """Runs models; safe from any thread.
+    """Run models; safe from any thread.
 
     Parameters
     ----------
     models : mapping of str to LoadedModel
     shared_memory : SharedMemory or None
-        What finds the tensors that a request only refers to.
+        Finds tensors in shared memory.
     max_payload_bytes : int or None
-        The budget for one request, judged from shapes and datatypes.
+        The limit on a request's tensors, estimated from shapes and datatypes.
     count_execution : callable
-        Told the name of a model that is about to run.
+        Called with the name of a model that is about to run.
     faults : Faults or None
-        The known faults of connections that are kept.
+        Imitates the known faults of kept connections.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Triton:
         self._max_payload_bytes = max_payload_bytes
         self._count_execution = count_execution
         self._faults = faults
-        self._lock = threading.Lock()  # guards the set below
+        self._lock = threading.Lock()  # guards _streaming
         self._streaming: set[str] = set()  # the registered servers that a stream runs on
 
     def run(self, request: Request) -> object:
@@ -73,7 +73,7 @@ class Triton:
         Raises
         ------
         Exception
-            Whatever it raised, and what a manager or Triton would have said instead of running it.
+            What the model raised, or the refusal of the manager or of Triton.
         """
         container = request.target.container
         if self._faults is None or request.protocol == "grpc" or not container.registered:
@@ -95,30 +95,30 @@ class Triton:
         return self._run_model(self._find(request), datatypes, arrays, request.protocol)
 
     def connect(self, request: Request) -> None:
-        """Refuse a request that the manager has no connection for.
+        """Refuse a request for which the manager has no connection.
 
-        Where it keeps one, that one is used, whatever the request allows.
+        A kept connection is used if there is one, whether the request allows a transient one or not.
 
         Raises
         ------
         ValueError
-            In the words of the recorded manager.
+            With the message of the recorded manager.
         """
         container, target = request.target.container, request.target
         require_session(target)
-        if target.vm_ip != container.vm_ip or not container.answers:  # a wrong vm_ip is believed
+        if target.vm_ip != container.vm_ip or not container.answers:  # vm_ip is not checked
             raise ValueError("[Errno 111] Connection refused")
         if container.registered and container.grpc != (request.protocol == "grpc"):
             raise ValueError(_wrong_connection(request))
 
     @contextlib.contextmanager
     def streaming(self, target: Target) -> Iterator[None]:
-        """Hold the one stream that a registered server has; as many as there are for one that is not.
+        """Hold the one stream that a registered server allows; other servers allow any number.
 
         Raises
         ------
         ValueError
-            If there is one already, in the words of the recorded manager.
+            If there is one already; with the message of the recorded manager.
         """
         container_id = target.container.container_id
         if not target.container.registered:
@@ -135,7 +135,7 @@ class Triton:
                 self._streaming.discard(container_id)
 
     def _run_on_references(self, request: Request) -> object:
-        """Run a model on tensors in shared memory; those that were sent beside them are lost."""
+        """Run a model on tensors in shared memory; other tensors of the request are ignored."""
         if self._shared_memory is None:
             raise ModelFailure("TRITON_SHM_UNAVAILABLE", "this local manager has no shared memory")
         self.connect(request)
@@ -171,13 +171,13 @@ class Triton:
 
 
 def require_session(target: Target) -> None:
-    """Refuse a request where the manager neither keeps a connection nor may make one."""
+    """Refuse a request if the manager neither keeps a connection nor may make one."""
     if not target.container.registered and not target.allow_transient:
         raise ValueError("No active Triton session for this instance")
 
 
 def _wrong_connection(request: Request) -> str:
-    """Say what comes of using a kept connection for the other protocol."""
+    """Return the failure of a kept connection that is used for the other protocol."""
     if request.protocol == "grpc":
         return "'InferenceServerClient' object has no attribute 'start_stream'"
     described: list[dict[str, Any]] = [

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Workers:
     """A fixed number of daemon threads that take calls from one queue.
 
-    Not a `concurrent.futures.ThreadPoolExecutor`, whose threads hold up the interpreter's exit.
+    `concurrent.futures.ThreadPoolExecutor` is not used, since the interpreter's exit waits for its threads.
 
     Parameters
     ----------
@@ -34,15 +34,15 @@ class Workers:
             thread.start()
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Have a thread make the call, which must not raise."""
+        """Queue a call, which must not raise, for one of the threads."""
         self._calls.put(call)
 
     def discard(self) -> None:
-        """Make no further call of those that wait."""
+        """Drop the calls that have not begun."""
         self.is_discarding = True
 
     def finish(self) -> None:
-        """Let each thread end once the calls before this are made."""
+        """Let the threads end after the calls that are queued."""
         for _ in self._threads:
             self._calls.put(None)
 

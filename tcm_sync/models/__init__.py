@@ -1,4 +1,4 @@
-"""Model files: what an ONNX model takes and returns, its config.pbtxt, and inputs to try it with."""
+"""Model files: analyse ONNX models, write their config.pbtxt, and make inputs to try them with."""
 
 from tcm_sync.models.analysis import ModelAnalysis, analyze
 from tcm_sync.models.batch import FirstAxis

@@ -1,4 +1,4 @@
-"""What an ONNX model takes and returns, and what else can be told of it without running it."""
+"""Analyse an ONNX model without running it: its inputs, outputs, versions and size."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _OVERRIDABLE_SINCE = 4  # before it, every initialiser had to be an input as wel
 
 
 class ModelAnalysis(Struct, frozen=True, kw_only=True):
-    """What `analyze` found.
+    """The analysis of a model file, from `analyze`.
 
     Attributes
     ----------
     source : str
-        The file; or what was given in its place.
+        The file, or ``"bytes"`` or ``"ModelProto"``.
     graph : str
         The name of the model's graph.
     inputs, outputs : tuple of TensorSpec
-        In the model's order. Initialisers that are inputs too are left out.
+        In the model's order, without inputs that are initialisers too.
     overridable : tuple of TensorSpec
-        Those, where a request may override them.
+        The inputs that are initialisers too, if a request may override them.
     unsupported : mapping of str to str
         Why no request or reply can carry an input or output, by its name.
     first_axis : FirstAxis
@@ -49,16 +49,16 @@ class ModelAnalysis(Struct, frozen=True, kw_only=True):
     opsets : mapping of str to int
         The versions of the operator sets by domain; ONNX's own is ``"ai.onnx"``.
     producer : str
-        What wrote the file, with its version.
+        The program that wrote the file, with its version.
     parameters : int
-        Elements of all initialisers and of the constants in nodes.
+        The number of elements of all initialisers and of the constants in nodes.
     parameter_bytes : int
-        What they take; text does not count.
+        The bytes of these elements, without texts.
     file_bytes : int or None
-        The size of the file; None if a ``ModelProto`` was given.
+        The size of the file; None for a ``ModelProto``.
     external : mapping of str to int
-        The sizes of the files beside it that hold weights, by name. If the model was not read from a file,
-        what is needed of each.
+        The sizes of the external files with weights, by name. If the model was not read from a file, the
+        bytes that it needs of each.
     """
 
     source: str
@@ -108,16 +108,16 @@ class ModelAnalysis(Struct, frozen=True, kw_only=True):
 
 
 def analyze(model: str | os.PathLike[str] | bytes | ModelProto) -> ModelAnalysis:
-    """Look at an ONNX model without loading its weights.
+    """Analyse an ONNX model without loading its weights.
 
-    They are passed over, wherever they are, so that it takes the same time and memory for a model of any
-    size. Files with external weights are only looked for, in the model's own folder;
-    where the model's name is a link, in the folder that it leads to as well.
+    Weights are skipped, so that time and memory do not depend on the size of the model. Files with external
+    weights are not read, but must be in the model's folder or, if the model's name is a link, in that of the
+    link's target.
 
     Parameters
     ----------
     model : str, path, bytes or onnx.ModelProto
-        The file, what is in it, or what it was parsed to.
+        The file's path, its contents, or the parsed model.
 
     Returns
     -------
@@ -127,27 +127,27 @@ def analyze(model: str | os.PathLike[str] | bytes | ModelProto) -> ModelAnalysis
     Raises
     ------
     ModelFileError
-        There is no such file; it is empty, truncated, damaged or no ONNX; it is made to do harm (nested
-        without end, with external weights outside its folder); or its external weights are missing.
+        The file is missing, empty, truncated, damaged or not ONNX; it is malicious (nested too deeply, or
+        with external weights outside its folder); or its external weights are missing.
     """
     if isinstance(model, (str, os.PathLike)):
         source = os.fsdecode(model)
-        return _told_of(source, lambda: _of_file(source))
+        return _naming(source, lambda: _of_file(source))
     if isinstance(model, (bytes, bytearray, memoryview)):
         try:
             data = bytes(model)
         except ValueError as error:
             raise ModelFileError(f"the memory given cannot be read: {error}") from error
-        return _told_of("the bytes given", lambda: _analysis(_of_bytes(data), "bytes", len(data), None))
+        return _naming("the bytes given", lambda: _analysis(_of_bytes(data), "bytes", len(data), None))
     if getattr(getattr(model, "DESCRIPTOR", None), "name", None) == "ModelProto":
-        return _told_of("the ModelProto given", lambda: _analysis(model, "ModelProto", None, None))
+        return _naming("the ModelProto given", lambda: _analysis(model, "ModelProto", None, None))
     raise ModelFileError(
-        f"a model is the path of an ONNX file, its bytes or a ModelProto, not {type(model).__name__}"
+        f"a model must be the path of an ONNX file, its bytes or a ModelProto, not {type(model).__name__}"
     )
 
 
-def _told_of(source: str, analysis: Callable[[], ModelAnalysis]) -> ModelAnalysis:
-    """Say of what it is told, whatever is wrong with it."""
+def _naming(source: str, analysis: Callable[[], ModelAnalysis]) -> ModelAnalysis:
+    """Run an analysis, and name its source in the message of a failure."""
     try:
         return analysis()
     except ModelFileError as error:
@@ -168,12 +168,12 @@ def _of_bytes(data: bytes) -> ModelProto:
 def _skimmed_file(path: str) -> tuple[bytes, int]:
     """Return a file without its weights, and its size."""
     try:
-        # O_NONBLOCK: the opening of a pipe would wait for somebody to write to it.
+        # O_NONBLOCK: opening a named pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise ModelFileError("it is no file")
+                raise ModelFileError("it is not a file")
             if not found.st_size:
                 raise ModelFileError("it is empty")
             with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
@@ -193,17 +193,17 @@ def _parsed(slim: bytes) -> ModelProto:
 
     try:
         return cast("ModelProto", ModelProto.FromString(slim))
-    except Exception as error:  # protobuf's own class, and what it is called depends on its version
+    except Exception as error:  # protobuf's class, whose name depends on the version
         if is_of_handler(error):
             raise
-        raise ModelFileError(f"it is damaged, or no ONNX model, or nested too deep: {error}") from error
+        raise ModelFileError(f"it is damaged, not an ONNX model, or nested too deeply: {error}") from error
 
 
 def _analysis(model: ModelProto, source: str, file_bytes: int | None, file: str | None) -> ModelAnalysis:
     graph = model.graph
     opsets = {text(each.domain) or "ai.onnx": each.version for each in model.opset_import}
     if not model.HasField("graph") or model.ir_version < 1:
-        raise ModelFileError(f"it is no ONNX model: it has no {'IR version' if graph.input else 'graph'}")
+        raise ModelFileError(f"it is not an ONNX model: it has no {'IR version' if graph.input else 'graph'}")
     if not opsets and model.ir_version >= _OPSETS_SINCE:
         raise ModelFileError("it names no operator set, which comes last in a model: it may be truncated")
     weights = weigh(model, file)
@@ -232,7 +232,7 @@ def _analysis(model: ModelProto, source: str, file_bytes: int | None, file: str 
 
 
 def _specs(values: Iterable[Any], kind: str, unsupported: dict[str, str]) -> tuple[TensorSpec, ...]:
-    """Read inputs or outputs, and note those that no message can carry."""
+    """Read inputs or outputs, and add those that no message can carry to `unsupported`."""
     specs: dict[str, TensorSpec] = {}
     for place, value in enumerate(values):
         name = text(value.name)

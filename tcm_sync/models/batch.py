@@ -1,4 +1,4 @@
-"""Whether the first dimension of a model's tensors is a batch: ONNX does not say, but there are signs."""
+"""Guess whether the first dimension of a model's tensors is a batch, which ONNX does not declare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tcm_sync._tensors import TensorSpec
 _BATCH = re.compile(r"(?i)n|bs?|(?:.*[^a-z])?batch(?:[^a-z].*|size)?|.*[a-z]Batch(?:[^a-z].*|Size)?|samples?")
 _OTHER = re.compile(r"(?i).*(?:seq|time|len|step|token|height|width|channel|past|class).*")
 
-# What exporters and shape inference call a dimension of which they know nothing.
+# Names that exporters and shape inference make up for unknown dimensions.
 _MADE_UP = re.compile(
     r"unk_*\d*"  # tf2onnx and onnx.shape_inference: unk__12
     r"|(?:p2o\.)?DynamicDimension\.\d+"  # Paddle2ONNX
@@ -26,15 +26,15 @@ _MADE_UP = re.compile(
 
 
 class FirstAxis(Struct, frozen=True):
-    """What the first dimension of a model's inputs and outputs seems to be.
+    """A guess whether the first dimension of a model's inputs and outputs is a batch.
 
     Attributes
     ----------
     is_batch : bool
-        Whether it is a batch, as far as can be told.
+        Whether it is probably a batch.
     certainty : {"certain", "likely", "unsure"}
     reason : str
-        The signs.
+        Why.
     """
 
     is_batch: bool
@@ -43,18 +43,18 @@ class FirstAxis(Struct, frozen=True):
 
 
 def is_made_up(name: str) -> bool:
-    """Return whether the name of a dimension is one that an exporter makes up, and says nothing."""
+    """Return whether an exporter has made up the name of a dimension, so that it means nothing."""
     return _MADE_UP.fullmatch(name) is not None
 
 
 def has_first_size_again(spec: TensorSpec) -> bool:
-    """Return whether another dimension has the name of the first, and so its size: then it is no batch."""
+    """Return whether another dimension has the first one's name, and so its size: then it is not a batch."""
     name, *others = spec.dim_names or (None,)
     return name is not None and name in others and not is_made_up(name)
 
 
 def guess_first_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> FirstAxis:
-    """Look whether all tensors have an open first dimension, and what it is called."""
+    """Guess from the sizes and names of the tensors' first dimensions."""
     if not inputs or not outputs:
         return FirstAxis(False, "certain", f"it has no {'outputs' if inputs else 'inputs'}")
     specs = [*inputs, *outputs]

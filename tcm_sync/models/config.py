@@ -1,4 +1,4 @@
-"""A model's configuration for Triton, ``config.pbtxt``."""
+"""Write a model's configuration for Triton, ``config.pbtxt``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConfigError, ModelFileError
 from tcm_sync.models.batch import FirstAxis, has_first_size_again
 
-_MAX_BATCH_SIZE = 32  # what a BatchPolicy sends at most, unless it is told otherwise
+_MAX_BATCH_SIZE = 32  # the default of BatchPolicy
 _UNSAFE = re.compile(r'["\\\x00-\x1f\x7f]')
 
 
 class Analysis(Protocol):
-    """What a configuration is written from: a `ModelAnalysis`."""
+    """The part of a `ModelAnalysis` that a configuration needs."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -55,43 +55,43 @@ def config_pbtxt(
     Parameters
     ----------
     analysis : ModelAnalysis
-        What `analyze` returned.
+        The result of `analyze`.
     name : str, optional
-        The model's name; left out, Triton takes that of its folder.
+        The model's name. By default Triton uses the name of its folder.
     max_batch_size : int, optional
-        The most samples of a batch; the first dimension is then not among the dims. 0 is a model whose
-        dims are all there is. Left out, it is 32 if the first dimension is a batch for certain or in all
-        likelihood (``analysis.first_axis``), and else 0.
+        The most samples of a batch. The first dimension is then not among the dims. With 0 the dims are the
+        whole shape. The default is 32 if the first dimension is certainly or likely a batch
+        (``analysis.first_axis``), and else 0.
     overridable : bool
-        Whether initialisers that a request may override are written too, as optional inputs.
+        Whether to write initialisers that a request may override, as optional inputs.
     instances : int, optional
-        How many of the model run at a time (on each GPU).
+        How many instances of the model run at the same time, on each GPU if they run on GPUs.
     kind : {"auto", "cpu", "gpu"}
         Where they run.
     gpus : sequence of int
         On which GPUs.
     dynamic_batching : bool
-        Whether Triton may join requests to batches.
+        Whether Triton may combine requests into batches.
     preferred_batch_sizes : sequence of int
-        Sizes that it does not wait with; with `dynamic_batching`.
+        Sizes at which Triton runs a batch without waiting for more; with `dynamic_batching`.
     max_queue_delay : float, optional
-        Seconds that a request waits for others at most; with `dynamic_batching`.
+        The most seconds that a request waits for others; with `dynamic_batching`.
 
     Returns
     -------
     str
-        The text, in the order and form of Triton's own documentation. A tensor that has no dimension but the
-        batch, or none at all, is written as one of ``[1]`` that Triton reshapes.
+        The text, in the order and form of Triton's documentation. A tensor without dimensions, or with only
+        the batch, is written with the dims ``[1]`` and a reshape.
 
     Raises
     ------
     ModelFileError
-        An input or output has no form in Triton, or its rank is not known.
+        Triton has no datatype for an input or output, or its rank is not known.
     ConfigError
         The arguments contradict each other or the model.
     """
     if not hasattr(analysis, "first_axis"):
-        raise ConfigError(f"analysis must be what analyze returned, not {type(analysis).__name__}")
+        raise ConfigError(f"analysis must be the result of analyze, not {type(analysis).__name__}")
     overridable = check_flag("overridable", overridable, ConfigError)
     dynamic_batching = check_flag("dynamic_batching", dynamic_batching, ConfigError)
     check_choice("kind", kind, ("auto", "cpu", "gpu"), ConfigError)
@@ -115,7 +115,7 @@ def config_pbtxt(
     if dynamic_batching:
         message["dynamic_batching"] = _batching(max_batch_size, preferred_batch_sizes, max_queue_delay)
     elif preferred_batch_sizes or max_queue_delay is not None:
-        raise ConfigError("preferred_batch_sizes and max_queue_delay are of dynamic_batching=True")
+        raise ConfigError("preferred_batch_sizes and max_queue_delay need dynamic_batching=True")
     return "\n".join(_lines(message)) + "\n"
 
 
@@ -166,7 +166,7 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
 
 def _instance_group(instances: int | None, kind: str, gpus: Sequence[int]) -> dict[str, Any]:
     if gpus and kind == "cpu":
-        raise ConfigError("gpus are of no use with kind='cpu'")
+        raise ConfigError("gpus cannot be given with kind='cpu'")
     group: dict[str, Any] = {}
     if instances is not None:
         group["count"] = _check_count("instances", instances)
@@ -197,7 +197,7 @@ def _batching(most: int, preferred: Sequence[int], delay: float | None) -> dict[
 
 
 class _Word(str):
-    """What is written without quotes: a name of an enumeration, true or false."""
+    """A value that is written without quotes: a name of an enumeration, true or false."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""ONNX's types of values, and the datatypes that Triton has for them."""
+"""Read ONNX's types of values, and map them to Triton's datatypes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRITON_DATATYPES = {
     **{name: name for name in DATATYPES if "INT" in name},
 }
 
-#: Bits of an element; those of text are not known.
+#: Bits of an element; 0 for text, whose size is not known.
 BITS = {
     **dict.fromkeys(("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
     **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
@@ -28,28 +28,28 @@ BITS = {
     "COMPLEX128": 128,
     "STRING": 0,
 }
-_BITS_OF_OTHERS = 8  # the kinds of FLOAT8, of which there are ever more; INT8, UINT8, BOOL
+_BITS_OF_OTHERS = 8  # INT8, UINT8, BOOL, and every kind of FLOAT8
 
 MOST_DIMS = 64  # numpy's limit; no model has more
 
 
 def element_name(number: int) -> str:
-    """Return what ONNX calls an element type."""
+    """Return ONNX's name of an element type."""
     from onnx import TensorProto
 
     try:
         return str(TensorProto.DataType.Name(number))
     except ValueError:
-        return f"ELEMENT_TYPE_{number}"  # of an ONNX that is newer than the one installed
+        return f"ELEMENT_TYPE_{number}"  # from a newer ONNX than the one installed
 
 
 def text(found: str | bytes) -> str:
-    """Return a text of a message; protobuf leaves it in bytes where it is not UTF-8.
+    """Return a text of a message; protobuf leaves it as bytes if it is not UTF-8.
 
     Raises
     ------
     ModelFileError
-        It is not.
+        It is not UTF-8.
     """
     if isinstance(found, str):
         return found
@@ -67,22 +67,22 @@ def read_value(value: Any, *, optional: bool = False) -> tuple[TensorSpec, str |
     Parameters
     ----------
     value : onnx.ValueInfoProto
-        What the graph declares.
+        The declaration in the graph.
     optional : bool
-        Whether a request may leave it out, as the graph has a value of its own.
+        Whether a request may leave it out, since the graph has a default value.
 
     Returns
     -------
     TensorSpec
-        Where Triton has no datatype for it, its datatype is ONNX's name: ``"COMPLEX64"``,
+        If Triton has no datatype for it, its datatype is ONNX's name: ``"COMPLEX64"``,
         ``"seq(tensor(float))"``.
     str or None
-        Why no request can carry it, if none can.
+        Why no request can carry it, or None if one can.
 
     Raises
     ------
     ModelFileError
-        It has more dimensions than there can be.
+        It has more dimensions than numpy allows.
     """
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
@@ -94,7 +94,7 @@ def read_value(value: Any, *, optional: bool = False) -> tuple[TensorSpec, str |
         what = {"sequence_type": "a sequence", "map_type": "a map", "optional_type": "an optional value"}
         if kind is None:
             return spec, "its type is not stated"
-        return spec, f"it is {what.get(kind, 'no dense tensor')}, and Triton takes tensors only"
+        return spec, f"it is {what.get(kind, 'not a dense tensor')}, and Triton takes only tensors"
     tensor = value.type.tensor_type
     element = element_name(tensor.elem_type)
     datatype = TRITON_DATATYPES.get(element, element)
@@ -107,7 +107,7 @@ def read_value(value: Any, *, optional: bool = False) -> tuple[TensorSpec, str |
 
 
 def _dims(name: str, tensor: Any) -> tuple[tuple[int, ...] | None, tuple[str | None, ...]]:
-    """Return the dims of a tensor and their names: None if not even the rank is known."""
+    """Return the dims of a tensor and their names; None for the dims if the rank is not known."""
     if not tensor.HasField("shape"):
         return None, ()
     dims = tensor.shape.dim

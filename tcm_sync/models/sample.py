@@ -1,4 +1,4 @@
-"""Inputs to try a model with."""
+"""Make inputs to try a model with."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def sample_inputs(
 ) -> dict[str, npt.NDArray[Any]]:
     """Make arrays that a model takes, for smoke tests and benchmarks.
 
-    Floats are from 0 up to 1. Integers are 0 or 1, which are indices of nearly anything. Texts are ``"0"``
+    Floats are from 0 up to 1. Integers are 0 or 1, which are valid indices in most models. Texts are ``"0"``
     or ``"1"``. The same arguments make the same arrays.
 
     Parameters
     ----------
     signature : ModelSignature
-        What the model takes. Inputs that may be left out are.
+        The signature of the model. Optional inputs are left out.
     batch : int
-        The size of the batch axis; that is the first dimension where it is open, or the one before the dims
-        unless ``signature.batch_axis`` is False.
+        The size of the batch axis: the axis before the dims, or the first dimension if it is open and
+        ``signature.batch_axis`` is False.
     seed : int
-        Of the random numbers.
+        The seed of the random numbers.
     sizes : mapping of str to int, optional
-        The sizes of other open dimensions by name; those that it does not name are 1, unless their name is
-        that of the batch. Dimensions of one name have one size.
+        The sizes of other open dimensions by name. Those without an entry are 1, unless they have the name of
+        the batch. Dimensions of one name have one size.
 
     Returns
     -------
@@ -50,14 +50,16 @@ def sample_inputs(
     Raises
     ------
     InputError
-        An argument is wrong, the model has no batch, or no request can carry what it takes.
+        An argument is wrong, the model has no batch, or no request can carry one of its inputs.
     """
     if not isinstance(signature, ModelSignature):
         raise InputError(f"signature must be a ModelSignature, not {type(signature).__name__}")
     batch = check_whole("batch", batch, kind=InputError)
     known = _sizes(signature, batch, {} if sizes is None else sizes)
     if signature.max_batch_size is not None and batch > signature.max_batch_size:
-        raise InputError(f"batch: the model takes {signature.max_batch_size} at most, not {shown(batch)}")
+        raise InputError(
+            f"batch must be at most {signature.max_batch_size} for the model, not {shown(batch)}"
+        )
     random = np.random.default_rng(check_whole("seed", seed, 0, InputError))
     arrays = {}
     open_somewhere = False
@@ -72,12 +74,10 @@ def sample_inputs(
             arrays[spec.name] = _values(random, spec.datatype, shape)
         except (MemoryError, ValueError) as error:
             raise InputError(
-                f'input "{quote(spec.name)}": no array of shape {shown(shape)}: {error}'
+                f'input "{quote(spec.name)}": an array of shape {shown(shape)} cannot be made: {error}'
             ) from error
     if batch > 1 and not open_somewhere:
-        raise InputError(
-            f"batch: no input has an open first dimension, so that there is none of {shown(batch)}"
-        )
+        raise InputError(f"batch must be 1, not {shown(batch)}: no input has an open first dimension")
     return arrays
 
 
@@ -107,7 +107,7 @@ def _shape(
         return (batch, *shape), True
     if spec.dims[:1] == (-1,):
         return (sizes.get(names[0] or "", batch), *shape[1:]), True
-    return tuple(shape) or (1,), False  # a 0-d tensor travels as one element
+    return tuple(shape) or (1,), False  # a 0-d tensor is sent as one element
 
 
 def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -1,9 +1,9 @@
-"""An ONNX file without its weights: what an analysis needs, for protobuf to parse.
+"""Copy an ONNX file without its weights, so that protobuf parses only what an analysis needs.
 
-protobuf keeps every field that it reads, known or not, beside the bytes that it reads it from: twice the size
-of the file, for weights that nobody looks at. So they are left out before. Only tags and lengths are read
-here, to find where each field ends (https://protobuf.dev/programming-guides/encoding); what the fields
-mean is protobuf's business, and which there are is told by the descriptors of onnx.
+protobuf keeps a copy of every field beside the file's bytes, which would take twice the size of the file for
+weights that are not needed. So they are left out before parsing. Only tags and lengths are decoded here, to
+find where each field ends (https://protobuf.dev/programming-guides/encoding). The numbers of the fields come
+from onnx's descriptors.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     Buffer = bytes | mmap.mmap  # indexing gives an int, slicing bytes
 
-MOST_PARTS = 10_000_000  # fields that are passed by: some 10 s
-MOST_BYTES = 16 * 1024 * 1024  # that are kept: parsed, they may take a hundred times as much
-MOST_DEEP = 100  # messages within messages, which is protobuf's own limit
+MOST_PARTS = 10_000_000  # fields that are read, in some 10 s
+MOST_BYTES = 16 * 1024 * 1024  # bytes that are kept: parsed, they may take a hundred times as much memory
+MOST_DEEP = 100  # levels of nested messages, which is protobuf's limit
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
-#: What is kept of each message. Those of types that are not named here are kept whole.
+#: The fields that are kept of each type of message. Messages of other types are kept whole.
 _KEPT = {
     "ModelProto": (
         "ir_version",
@@ -44,33 +44,33 @@ _KEPT = {
     "SparseTensorProto": ("values", "indices"),
     "TensorProto": ("dims", "data_type", "name", "external_data", "data_location"),
 }
-#: Lists that may have millions of elements, each with a tag of its own. An attribute has one value: there
-#: is nothing of interest behind them.
+#: Lists that may have millions of elements, each with its own tag. An attribute has one value, so nothing
+#: that is needed follows them.
 _ENDING = ("floats", "ints", "strings")
 
-_WHOLE: dict[int, Any] = {}  # stands for a field that is kept as it is
-_END: dict[int, Any] = {}  # stands for one that ends its message
+_WHOLE: dict[int, Any] = {}  # marks a field that is kept as it is
+_END: dict[int, Any] = {}  # marks a field after which nothing of its message is kept
 
 
 def skim(data: Buffer) -> bytes:
-    """Return an ONNX model without weights, nodes' plain attributes, and texts for people.
+    """Return an ONNX model without weights, nodes' plain attributes, and documentation.
 
     Parameters
     ----------
     data : bytes or mmap
-        A serialised ``ModelProto``. Of a mapped file only the pages are read that hold tags and names.
+        A serialised ``ModelProto``. Only the pages of a mapped file are read that hold tags and names.
 
     Raises
     ------
     ModelFileError
-        It ends too early, is nested too deep, or has more parts than a model may have.
+        It is truncated, nested too deeply, or has too many parts.
     """
     return _Skimmer(data).message(0, len(data), _table()["ModelProto"], 0)
 
 
 @functools.cache
 def _table() -> Mapping[str, dict[int, Any]]:
-    """Return, for each kind of message, what becomes of its fields by their numbers."""
+    """Return, for each type of message, how to handle its fields, by their numbers."""
     from onnx import ModelProto
 
     table: dict[str, dict[int, Any]] = {name: {} for name in _KEPT}
@@ -102,7 +102,7 @@ class _Skimmer:
         self._bytes = 0
 
     def message(self, start: int, end: int, fields: Mapping[int, Any], depth: int) -> bytes:
-        """Return what is kept of the message from start to end."""
+        """Return the kept parts of the message from start to end."""
         if depth > MOST_DEEP:
             raise ModelFileError(f"it is nested more than {MOST_DEEP} deep, which no model is")
         data, kept = self._data, []
@@ -136,7 +136,7 @@ class _Skimmer:
         return part
 
     def _stop(self, tag: int, place: int, end: int) -> int:
-        """Return where the field ends whose tag is before place."""
+        """Return the end of the field whose tag ends at place."""
         kind = tag & 7
         if kind == _LENGTH:
             length, place = self._varint(place, end)
@@ -146,7 +146,7 @@ class _Skimmer:
         elif kind in (_FIXED64, _FIXED32):
             stop = place + (8 if kind == _FIXED64 else 4)
         else:
-            raise ModelFileError(f"it is damaged, or no ONNX: byte {place - 1:,} begins no field")
+            raise ModelFileError(f"it is damaged or not ONNX: byte {place - 1:,} does not begin a field")
         if stop > end:
             raise ModelFileError(
                 f"it is truncated or damaged: the part that begins at byte {place:,} has {stop - place:,} "
@@ -155,7 +155,7 @@ class _Skimmer:
         return stop
 
     def _varint(self, place: int, end: int) -> tuple[int, int]:
-        """Read a number of variable length; return it, and where the next thing begins."""
+        """Decode a number of variable length; return it and its end."""
         data, value, shift = self._data, 0, 0
         while place < end and shift < 70:
             byte = data[place]

@@ -1,4 +1,4 @@
-"""How many weights a model has, and where those are that are not in its file. None of them is read."""
+"""Count the weights of a model and find its external files, without reading any weights."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tcm_sync.models.elements import MOST_DIMS, bits_of, element_name, text
 
 
 class Weights(NamedTuple):
-    """What all tensors of a model come to.
+    """The totals of all tensors of a model.
 
     Attributes
     ----------
     parameters : int
-        Elements, of initialisers and of constants in nodes.
+        The number of elements of initialisers and of constants in nodes.
     parameter_bytes : int
-        What they take; text does not count.
+        The bytes of these elements, without texts.
     external : dict of str to int
-        The bytes of each file that holds some of them, by its name beside the model; without a folder to
-        look into, those that are needed of it.
+        The size of each external file, by its name; if the model was not read from a file, the bytes that it
+        needs of each.
     """
 
     parameters: int
@@ -42,12 +42,12 @@ def weigh(model: Any, file: str | None) -> Weights:
     model : onnx.ModelProto
         Its weights may have been left out.
     file : str or None
-        The model's file, beside which those with external weights are; None if it was not read from one.
+        The model's file, in whose folder the external files are; None if the model was not read from a file.
 
     Raises
     ------
     ModelFileError
-        A tensor has an impossible shape; or its file is missing, too short, or outside the folder.
+        A tensor has an invalid shape; or its file is missing, too short, or outside the folder.
     """
     parameters = total = 0
     needed: dict[str, int] = {}
@@ -69,7 +69,7 @@ def _tensors(model: Any) -> Iterator[Any]:
     graphs = [model.graph, *model.functions]
     while graphs:
         graph = graphs.pop()
-        if hasattr(graph, "initializer"):  # which a function has not
+        if hasattr(graph, "initializer"):  # a function has none
             yield from graph.initializer
             yield from (sparse.values for sparse in graph.sparse_initializer)
         for node in graph.node:
@@ -94,7 +94,7 @@ def _elements(tensor: Any) -> int:
 
 
 def _external(tensor: Any, size: int) -> tuple[str, int]:
-    """Return the file that a tensor is in, and how many bytes the file must have for it."""
+    """Return the external file of a tensor, and the least size that the file must have."""
     entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
     try:
@@ -102,13 +102,13 @@ def _external(tensor: Any, size: int) -> tuple[str, int]:
     except ValueError:
         offset = length = -1
     if offset < 0 or length < 0:
-        raise ModelFileError(f"{_called(tensor)} is at no place of its external file: {quote(str(entries))}")
+        raise ModelFileError(f"{_called(tensor)} has an invalid place in its file: {quote(str(entries))}")
     parts = PurePosixPath(location.replace("\\", "/")).parts
     if not location or "\0" in location or not parts:
         raise ModelFileError(f"{_called(tensor)} is external, and the name of its file is {location!r}")
     if location.startswith(("/", "\\")) or PureWindowsPath(location).is_absolute() or ".." in parts:
         raise ModelFileError(
-            f"{_called(tensor)} is in {quote(location)!r}, outside the model's folder: that is not looked at"
+            f"{_called(tensor)} is in {quote(location)!r}, outside the model's folder, which is not allowed"
         )
     return location, offset + max(length, size)
 
@@ -116,7 +116,7 @@ def _external(tensor: Any, size: int) -> tuple[str, int]:
 def _size_of(file: str, location: str, needed: int) -> int:
     """Return the size of a file with weights, which must be in the model's folder.
 
-    That is the folder of the name, or of the file that the name is a link to: in the cache of Hugging Face
+    That is the folder of the model's name or, if the name is a link, of its target: in Hugging Face's cache
     the files of a model are links to ``blobs``.
     """
     folder = os.path.dirname(os.path.abspath(file))
@@ -125,7 +125,7 @@ def _size_of(file: str, location: str, needed: int) -> int:
     allowed = os.path.realpath(folder), os.path.dirname(os.path.realpath(file))
     if all(os.path.commonpath([each, target]) != each for each in allowed):
         raise ModelFileError(
-            f"the external weights {quote(location)!r} are a link out of the model's folder, and that is not "
+            f"the external weights {quote(location)!r} are a link out of the model's folder, which is not "
             "followed; put the file itself beside the model"
         )
     try:
@@ -134,10 +134,10 @@ def _size_of(file: str, location: str, needed: int) -> int:
         if is_of_handler(error):
             raise
         raise ModelFileError(
-            f"the external weights {quote(location)!r} are not beside it: {error.strerror}"
+            f"the external weights {quote(location)!r} are not in its folder: {error.strerror}"
         ) from None
     if not stat.S_ISREG(found.st_mode):
-        raise ModelFileError(f"the external weights {quote(location)!r} are no file")
+        raise ModelFileError(f"the external weights {quote(location)!r} are not a file")
     if found.st_size < needed:
         raise ModelFileError(
             f"the external weights {quote(location)!r} are truncated: {found.st_size:,} bytes, and the model "

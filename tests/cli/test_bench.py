@@ -120,8 +120,8 @@ def test_repeats_are_counted_by_their_reason(cli):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("echo",), 2, "one of --input and --onnx"),
-        (("echo", *INPUT, "--onnx", "x"), 2, "one of --input and --onnx"),
+        (("echo",), 2, "give either --input or --onnx"),
+        (("echo", *INPUT, "--onnx", "x"), 2, "give either --input or --onnx"),
         (("nobody", *INPUT), 1, "nobody"),
         (("echo", *INPUT, "--rate", "0"), 2, "--rate"),
         (("echo", *INPUT, "--duration", "0"), 2, "--duration"),
@@ -134,7 +134,7 @@ def test_what_cannot_be_measured_is_said_at_once(cli, manager, arguments, code, 
 
 
 def test_a_manager_that_dies_amid_it(cli, monkeypatch):
-    monkeypatch.setattr(bench, "_PATIENCE", 0.3)
+    monkeypatch.setattr(bench, "_SILENCE", 0.3)
     gated = Gated()
     with LocalManager({"gated": gated}, tick=0) as manager:
         gated.open(1.0)
@@ -152,7 +152,7 @@ def test_a_manager_that_dies_amid_it(cli, monkeypatch):
         killer.join()
     assert done.code == 3
     assert json.loads(done.out)["answered"] >= 10  # the first is not counted, and four may be on their way
-    assert done.err == "tcm-sync: the manager has gone: no answer for 0.3 s\n"
+    assert done.err == "tcm-sync: the manager is unreachable: no answer for 0.3 s\n"
 
 
 def test_a_model_of_which_nothing_comes_is_a_failure(cli, monkeypatch):

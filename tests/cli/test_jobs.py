@@ -138,7 +138,7 @@ def test_what_to_delete_is_never_taken_from_the_variables(cli, manager, monkeypa
     monkeypatch.setenv("TCM_VM_ID", "vm-1")
     done = cli("delete", "--yes")
     assert done.code == 2
-    assert "nothing says what to delete" in done.err
+    assert "nothing to delete is named" in done.err
     assert not manager.cloud.jobs
 
 
@@ -154,14 +154,14 @@ def test_a_job_that_fails(cli, manager):
         ((), b"", "no ACTION: it is one of creation, deletion, create_vm"),
         (("create_vm", "--file", "/no/such"), b"", "cannot be read"),
         (("create_vm", "--file", "-"), b"a: [", "neither YAML nor JSON"),
-        (("create_vm", "--file", "-"), b"[1]", "holds no object"),
+        (("create_vm", "--file", "-"), b"[1]", "must hold an object"),
         (("create_vm", "--file", "-"), b"1: 2", "texts as keys"),
         (("create_vm", "--file", "-"), b"a: &x [*x]", "nested more than"),
         (("create_vm", "--file", "-"), b"a: 2024-01-01", "date has no form in JSON"),
         (("create_vm", "--file", "-"), b"a: !!python/object:os.system {}", "neither YAML nor JSON"),
-        (("create_vm", "--file", "-"), b"timeout: 3", "belongs on the command line"),
+        (("create_vm", "--file", "-"), b"timeout: 3", "give it on the command line"),
         (("create_vm", "--set", "a"), b"", "not KEY.KEY=VALUE"),
-        (("create_vm", "--set", "a=1", "--set", "a.b=1"), b"", "holds no object"),
+        (("create_vm", "--set", "a=1", "--set", "a.b=1"), b"", "is not an object"),
         (("create_vm", "--set", "a..b=1"), b"", "empty key"),
         (("create_vm", "--set", ".=1"), b"", "empty key"),
     ],

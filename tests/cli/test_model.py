@@ -126,7 +126,7 @@ def test_check_finds_the_model_of_the_file(cli, deployed, file):
             "other",
             {
                 "SUM": "the shape is not [2, 1]",
-                "DIFF": "it did not come back",
+                "DIFF": "the reply does not have it",
                 "MORE": "the file has no such output",
             },
         ),
@@ -143,7 +143,7 @@ def test_check_tells_another_model(cli, deployed, file, model, problems):
     assert {row["name"]: row["problem"] for row in found["outputs"]} == problems
     done = cli(*given)
     assert done.code == 1
-    assert f"{model} is not the model in {file}" in done.err
+    assert f"{model} differs from the model in {file}" in done.err
 
 
 def test_check_of_texts_looks_at_no_shape(cli, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def test_other_inputs_and_the_name_of_the_text(cli, manager):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "nothing to go on from"),
+        ((), "no input: give --text or --input"),
         (("--text", "a", "--input", "text=[1]"), "given by --text and by --input"),
         (("--text", "-"), "not UTF-8"),
         (("--text", "a", "--idle-end", "0"), "--idle-end"),

@@ -46,7 +46,7 @@ def steps():
 @pytest.fixture
 def serve(gated, talker, steps, monkeypatch):
     """Start managers with models ``echo``, ``gated`` and ``llm``, with no pauses unless the test says so."""
-    monkeypatch.setattr(server, "CLOSE_PATIENCE", 0.2)  # the raw client answers no close while nobody reads
+    monkeypatch.setattr(server, "CLOSE_TIMEOUT", 0.2)  # the raw client answers no close while nobody reads
     ours = {"echo": echo, "gated": gated, "llm": talker}
     managers = []
 

@@ -385,7 +385,7 @@ def test_stopping_waits_for_the_end_of_a_stream(serve, dial, talker):
 
 
 def test_stopping_gives_up_a_client_that_does_not_read(serve, dial, monkeypatch):
-    monkeypatch.setattr(outlet, "PATIENCE", 0.05)
+    monkeypatch.setattr(outlet, "DRAIN_WAIT", 0.05)
     model = Endless(ends_after=100_000)
     manager = serve({"llm": model})
     raw = dial(manager, "u")

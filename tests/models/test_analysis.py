@@ -103,7 +103,11 @@ def test_an_output_without_a_type_is_kept_as_unsupported() -> None:
             "map(string,tensor(float))",
             "a map",
         ),
-        (helper.make_sparse_tensor_type_proto(TensorProto.DOUBLE, [3]), "sparse_tensor(double)", "no dense"),
+        (
+            helper.make_sparse_tensor_type_proto(TensorProto.DOUBLE, [3]),
+            "sparse_tensor(double)",
+            "not a dense",
+        ),
     ],
 )
 def test_what_is_no_tensor_is_kept_as_unsupported(kind, shown: str, reason: str) -> None:

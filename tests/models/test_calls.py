@@ -162,7 +162,7 @@ def test_a_batch_of_samples_is_no_larger_than_the_model_takes(client: TcmClient)
 def test_a_long_batch_is_cut_into_batches_that_the_model_takes(client: TcmClient, recorder: Recorder) -> None:
     model = client.model("double", signature=with_batches_of(4))
     long = np.repeat(ROW, 10, axis=0)
-    with pytest.raises(InputError, match="a batch of 10: the model takes 4 at most"):
+    with pytest.raises(InputError, match="a batch of 10: the model takes at most 4"):
         model.infer(long)
     for rows, most in ((None, 4), (99, 4), (3, 3)):
         recorder.shapes.clear()

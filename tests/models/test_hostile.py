@@ -47,7 +47,7 @@ def test_a_file_that_is_missing_a_folder_or_a_pipe_is_refused_at_once(tmp_path: 
     with pytest.raises(ModelFileError, match="it cannot be read: "):
         analyze(tmp_path / "none.onnx")
     for name in ("", "pipe"):
-        with pytest.raises(ModelFileError, match="it is no file"):
+        with pytest.raises(ModelFileError, match="it is not a file"):
             analyze(tmp_path / name)
     with pytest.raises(ModelFileError, match="null"):
         analyze("m\0.onnx")
@@ -73,7 +73,7 @@ def test_a_file_that_was_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = model([value("x"), value("w", dims=[50, 50])], weights=[weight("w", 50, 50)]).SerializeToString()
     analyze(whole)
     for size in [*range(1, 200), *range(200, len(whole), 97), *range(len(whole) - 60, len(whole))]:
-        refused(tmp_path, whole[:size], "truncated|damaged|no ONNX model")
+        refused(tmp_path, whole[:size], "truncated|damaged|not an ONNX model")
 
 
 def test_a_file_with_bits_flipped_is_read_or_refused_and_never_crashes() -> None:
@@ -253,18 +253,18 @@ def test_a_folder_that_is_a_link_itself_will_do(tmp_path: Path) -> None:
 
 def test_external_weights_that_are_missing_short_or_no_file_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, offset=10)
-    with pytest.raises(ModelFileError, match=r"'w\.bin' are not beside it: "):
+    with pytest.raises(ModelFileError, match=r"'w\.bin' are not in its folder: "):
         analyze(path)
     (path.parent / "w.bin").write_bytes(bytes(109))
     with pytest.raises(ModelFileError, match="truncated: 109 bytes, and the model needs 110"):
         analyze(path)
     (path.parent / "w.bin").unlink()
     (path.parent / "w.bin").mkdir()
-    with pytest.raises(ModelFileError, match="are no file"):
+    with pytest.raises(ModelFileError, match="are not a file"):
         analyze(path)
 
 
 @pytest.mark.parametrize("entries", [{"offset": -1}, {"length": "many"}, {"offset": "9" * 5000}])
 def test_a_place_in_external_weights_that_is_none_is_refused(tmp_path: Path, entries) -> None:
     content = model(weights=[outside("w.bin", 4, **entries)]).SerializeToString()
-    refused(tmp_path, content, "at no place of its external file")
+    refused(tmp_path, content, "has an invalid place in its file")

@@ -86,7 +86,7 @@ def test_a_batch_that_is_none_is_refused(batch) -> None:
 
 
 def test_a_batch_that_the_model_does_not_take_is_refused() -> None:
-    with pytest.raises(InputError, match="takes 4 at most, not 5"):
+    with pytest.raises(InputError, match="must be at most 4 for the model, not 5"):
         sample_inputs(signature(TensorSpec("x", "FP32", (-1,)), max_batch_size=4), 5)
     with pytest.raises(InputError, match="no input has an open first dimension"):
         sample_inputs(signature(TensorSpec("x", "FP32", (1, 3))), 2)
