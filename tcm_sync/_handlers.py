@@ -13,7 +13,7 @@ def is_of_handler(error: BaseException) -> bool:
     Python runs handlers between two instructions of the main thread, so that what a handler raises appears
     inside whatever call was under way. An alarm's TimeoutError is not a socket's, and goes up as it is.
 
-    A handler is known by its arguments, the number of the signal and the frame that was interrupted.
+    A handler is recognized by its arguments, the number of the signal and the frame that was interrupted.
     """
     traceback: TracebackType | None = error.__traceback__
     while traceback is not None:

@@ -107,7 +107,7 @@ class Log:
         self._log(logging.INFO, text, args)
 
     def warning(self, text: str, *args: object) -> None:
-        """Log what somebody should look at."""
+        """Log what needs attention."""
         self._log(logging.WARNING, text, args)
 
     def error(self, text: str, *args: object, failure: BaseException | None = None) -> None:
@@ -151,7 +151,7 @@ def _record(
 
 
 def _handle(logger: logging.Logger, record: logging.LogRecord, kept: type[BaseException] = Exception) -> None:
-    """Have the handlers write a record; errors of these kinds are kept from whoever logs."""
+    """Have the handlers write a record; errors of these kinds are kept from the code that logs."""
     try:
         logger.handle(record)
     except kept as error:

@@ -44,6 +44,10 @@ class WrittenLog(pytest.LogCaptureFixture):
         flush(PATIENCE)
         return super().handler
 
+    def get_records(self, when):
+        flush(PATIENCE)
+        return super().get_records(when)
+
 
 @pytest.fixture
 def caplog(request):

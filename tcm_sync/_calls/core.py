@@ -168,9 +168,9 @@ class Core:
         if not wait:
             runtime.pool.warm()
             return
-        lease = runtime.pool.lease(deadline, eager=True)
+        lease = runtime.pool.acquire(deadline, eager=True)
         try:
-            lease.unused()
+            lease.release(used=False)
         except BaseException:
             lease.discard("open() was interrupted")
             raise
@@ -264,7 +264,7 @@ class Core:
         if not self.callers.have():
             self._close(seconds)
         elif (runtime := self.runtime) is not None:
-            runtime.reader.do(self._end)  # which waits for the locks that this thread may hold
+            runtime.reader.run_soon(self._end)  # which waits for the locks that this thread may hold
 
     @entrance
     def _close(self, timeout: float) -> None:

@@ -50,7 +50,7 @@ class MessageLimit:
         stated = self._stated
         if stated is None:
             return self._set
-        if runtime is None or runtime.standing.managers == self._stated_by:
+        if runtime is None or runtime.manager_state.managers == self._stated_by:
             return stated
         self._stated = None
         self.inference_room = self._set - self.envelope_bytes("inference")
@@ -60,7 +60,7 @@ class MessageLimit:
         """Keep the limit that the manager stated, or did not, when it refused a message of so many bytes."""
         limit = refused - 1 if stated is None else stated
         if 0 < limit < self.now(runtime) and runtime is not None:
-            self._stated_by = runtime.standing.managers
+            self._stated_by = runtime.manager_state.managers
             self._stated = StatedLimit(limit)
             self.inference_room = limit - self.envelope_bytes("inference")
 

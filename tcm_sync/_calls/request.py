@@ -136,7 +136,7 @@ class InferenceCall(Call):
         if isinstance(error, ProtocolError):
             error.uuid = self._connection.uuid
             if self._connection.pool is not None and not sound:
-                self._connection.pool.retire(self._connection, "it sent outputs that cannot be read")
+                self._connection.pool.expire(self._connection, "it sent outputs that cannot be read")
 
 
 def is_readable(data: bytes) -> bool:

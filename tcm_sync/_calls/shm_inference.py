@@ -26,7 +26,7 @@ from tcm_sync.errors import (
 if TYPE_CHECKING:
     from tcm_sync._calls.options import CallOptions
     from tcm_sync._deadline import Deadline
-    from tcm_sync._pool.runtime import Runtime
+    from tcm_sync._pool.call import Sender
     from tcm_sync._shm.policy import ShmPolicy
     from tcm_sync._shm.segment import Segment
     from tcm_sync._transport.connection import Connection
@@ -94,7 +94,7 @@ class SharedCall(InferenceCall):
         self._never_used = options.allow_transient  # whether segments must be new to the server
         self._obstacle: str | None = None  # why the tensors go as JSON from now on
 
-    def attempt(self, runtime: Runtime) -> None:
+    def attempt(self, runtime: Sender) -> None:
         """Make one attempt; a segment that cannot be registered is replaced once, then it is JSON's turn."""
         while True:
             try:

@@ -16,8 +16,8 @@ from tcm_sync.errors import CallTimeoutError, ConnectionLostError, ProtocolError
 
 if TYPE_CHECKING:
     from tcm_sync._deadline import Deadline
+    from tcm_sync._pool.call import Sender
     from tcm_sync._pool.lease import Lease
-    from tcm_sync._pool.runtime import Runtime
     from tcm_sync._transport.connection import Connection
     from tcm_sync._transport.replies import Future, PendingReplies
     from tcm_sync._wire.encode import Pieces
@@ -71,17 +71,17 @@ class StreamCall(Call):
         """Let the next stream of the container begin."""
         self._turns.leave(self.target[0].container_id, self)
 
-    def attempt(self, runtime: Runtime) -> None:
+    def attempt(self, runtime: Sender) -> None:
         """Make one attempt, once the other streams of a server that runs one at a time have ended."""
         container_id = self.target[0].container_id
-        self._turns = runtime.turns
+        self._turns = runtime.stream_turns
         try:
-            runtime.turns.enter(container_id, self)
+            runtime.stream_turns.enter(container_id, self)
             runtime.attempt(self)
         except BaseException as error:
             self._leave()
             if isinstance(error, StreamBusyError) and error.uuid is not None:
-                runtime.turns.refused(container_id, error)
+                runtime.stream_turns.refused(container_id, error)
             raise
 
     def future(self) -> Future:
@@ -163,7 +163,7 @@ class StreamCall(Call):
             self._items.extend(self._replies.take(min(bounds, default=None)))
             if self.connection.paused:
                 self._resumed_at = monotonic()
-                self.connection.pool.reader.resume(self.connection)  # type: ignore[union-attr]
+                self.connection.reader.resume(self.connection)  # type: ignore[union-attr]
             if self._items:
                 return True
             if self._silence_left() == 0.0 and not self.deadline.expired():
@@ -194,7 +194,7 @@ class StreamCall(Call):
         if whole and not self._more_came():
             self._lease.release()
             return
-        self._lease.let_go()
+        self._lease.discard_soon("its stream was left early")
         if self._pending.claim(self.connection.uuid) is not None:  # another thread may wait for a chunk
             self._replies.resolve(Refusal(ConnectionLostError("the stream was closed")))
 
@@ -202,14 +202,14 @@ class StreamCall(Call):
         """Give back the connection of an interrupted caller, if there is one."""
         if hasattr(self, "_lease"):
             self._leave()
-            self._lease.let_go()
+            self._lease.discard_soon("its stream was left early")
             self._pending.claim(self.connection.uuid)
 
-    def let_go(self) -> None:
+    def discard_soon(self) -> None:
         """Have the reader close the connection, and end what waits on it."""
         notice_fork()
         if not self.connection.inherited:
-            self._lease.let_go()
+            self._lease.discard_soon("its stream was left early")
 
     def _more_came(self) -> bool:
         """Wait for nothing more; whether anything came behind the end."""

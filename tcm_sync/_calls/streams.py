@@ -160,7 +160,7 @@ class InferStream(Iterator[str]):
         elif self._going_on:  # inside a call, as in a signal handler: this waits for no lock
             self._going_on.clear()
             self.ended_by = "closed"
-            self._call.let_go()
+            self._call.discard_soon()
 
     @entrance
     def _close(self) -> None:

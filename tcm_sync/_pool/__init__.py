@@ -6,11 +6,12 @@ what is sent, and what a reply means to its caller (`tcm_sync._calls`).
 Order of locks; each is taken only while locks above it, or none, are held:
 
 1. a client's own (`tcm_sync._calls`), then those of shared memory (`tcm_sync._shm`);
-2. the pool's: guards which connections there are and who waits for one;
-3. one of: a gate's, a connection's (guards its closing and each call on its socket), the connector's, that of
-   the counters.
+2. that of a pool's state: guards which connections there are and who waits for one;
+3. one of: a gate's, the pace's, a connection's (guards its closing and each call on its socket), the
+   connector's, that of the counters.
 
-Under the pool's lock nothing is called that could wait: no network socket, no user callback, no log call.
+Under the lock of a pool's state nothing is called that could wait: no network socket, no user callback, no
+log call.
 Finalizers take one lock, which is re-entrant and held for no longer than it takes to write a byte to the
 reader's wake-up socket without waiting.
 """

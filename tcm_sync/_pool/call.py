@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Protocol
 
-from tcm_sync._transport.replies import Future, Refusal, ReplyFuture
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool.lease import Lease
+from tcm_sync._pool.stream_turns import StreamTurns
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.replies import Future, PendingReplies, Refusal, ReplyFuture
+from tcm_sync._wire.encode import Pieces
 from tcm_sync.errors import CallTimeoutError, ClientClosedError, ConnectionLostError, TcmError
+from tcm_sync.settings import Route
 
-if TYPE_CHECKING:
-    from tcm_sync._deadline import Deadline
-    from tcm_sync._pool.lease import Lease
-    from tcm_sync._pool.runtime import Runtime
-    from tcm_sync._transport.connection import Connection
-    from tcm_sync._transport.replies import PendingReplies
-    from tcm_sync._wire.encode import Pieces
-    from tcm_sync.settings import Route
+
+class Sender(Protocol):
+    """What an attempt is made with: the runtime of a client."""
+
+    stream_turns: StreamTurns
+
+    def attempt(self, call: Call) -> None:
+        """Send a call once, and have its answer read."""
 
 
 class Call:
@@ -46,7 +52,7 @@ class Call:
         self.patient = patient
         self.target = target
 
-    def attempt(self, runtime: Runtime) -> None:
+    def attempt(self, runtime: Sender) -> None:
         """Make one attempt, behind the gates.
 
         Raises
@@ -57,12 +63,12 @@ class Call:
         runtime.attempt(self)
 
     def write(self, connection: Connection) -> Pieces:  # noqa: ARG002
-        """Return the payload to be sent on `connection`, which is there and held.
+        """Return the payload to be sent on `connection`, which is leased.
 
         Raises
         ------
         TcmError
-            There is none: nothing is sent, and the connection is for others to use.
+            There is none: nothing is sent, and the connection is released.
         """
         return self.payload
 
@@ -97,7 +103,7 @@ class Call:
                 advisories=future.advisories,
             )
         if future.outcome is None:
-            future.wait(None)  # somebody has claimed it, so the outcome is a moment away
+            future.wait(None)  # the reader has claimed it, and resolves it at once
         outcome = future.outcome
         if isinstance(outcome, Refusal):
             return blamed(outcome, future)
@@ -113,12 +119,12 @@ class Call:
         return future.wait(left)
 
     def read(self, connection: Connection, message: bytes) -> TcmError | None:
-        """Read the whole reply while its connection is held: the failure that it tells of, or None.
+        """Read the whole reply while its connection is leased: the failure that it reports, or None.
 
         Raises
         ------
         ProtocolError
-            It is not the reply that was waited for.
+            It is not the reply to this request.
         """
         raise NotImplementedError
 

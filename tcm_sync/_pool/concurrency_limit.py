@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from tcm_sync._pool.gate import again
+from tcm_sync._transport.connection import Connection
+from tcm_sync.errors import TcmError
 
-if TYPE_CHECKING:
-    from tcm_sync._transport.connection import Connection
-    from tcm_sync.errors import TcmError
-
-_CALM = 8  # full windows of answers that make room for one request more
-_REST = 5.0  # seconds without a refusal that do, too, since some models take as long for each answer
+_ANSWERS = 8  # times the limit in answers that raise it by one
+_REST = 5.0  # seconds without a refusal that do so too, since some models take as long for each answer
 
 
-class Window:
-    """Halved by a refusal, widened by one for every so many answers: TCP's way to share what it cannot see.
+class ConcurrencyLimit:
+    """Halved by a refusal, raised by one for every so many answers, as TCP does (additive increase).
 
-    It knows no lock: the pool's guards it. What is under way is counted from the pool's books, so nothing is
-    ever to be given back. Streams are not counted: they stay for as long as somebody reads them.
+    It has no lock: that of the pool's state guards it. What is under way is counted from the pool's leases.
+    Streams are not counted: they stay for as long as their callers read them.
 
     Parameters
     ----------
     size : int
-        The most requests that there could be; no window is needed beyond.
+        The most requests that there could be; beyond, there is no limit.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.exact: float | None = None  # None: no refusal yet, or long forgotten
-        self._narrowed_at = 0.0
-        self._rested_at = 0.0  # when time last widened it, or a refusal narrowed it
+        self.exact: float | None = None  # None: no refusal yet, or long past
+        self._lowered_at = 0.0
+        self._rested_at = 0.0  # when time last raised it, or a refusal lowered it
         self._cause: TcmError | None = None
 
     @property
@@ -41,35 +38,35 @@ class Window:
 
     @property
     def cause(self) -> TcmError | None:
-        """The refusal that narrowed it, for a call that cannot wait, or None where it is not limited."""
+        """The refusal that lowered it, for a call that cannot wait, or None where it is not limited."""
         return None if self.exact is None or self._cause is None else again(self._cause)
 
     def refused(self, connection: Connection, under_way: int, cause: TcmError) -> bool:
-        """Narrow it: the request on `connection` was refused with so many under way. Whether that is news.
+        """Lower it: the request on `connection` was refused with so many under way. Whether it did.
 
-        The other refusals of the same burst are not: their requests left before.
+        The other refusals of the same burst do not: their requests left before.
         """
-        if connection.leased_at is None or connection.leased_at <= self._narrowed_at:
+        if connection.leased_at is None or connection.leased_at <= self._lowered_at:
             return False
         most = under_way if self.exact is None else min(under_way, self.exact)
         self.exact = max(1.0, most / 2)
-        self._narrowed_at = self._rested_at = monotonic()
+        self._lowered_at = self._rested_at = monotonic()
         self._cause = again(cause)
         return True
 
     def answered(self, connection: Connection) -> None:
-        """Widen it a little: the request on `connection` was not refused."""
-        if self.exact is None or connection.leased_at is None or connection.leased_at <= self._narrowed_at:
+        """Raise it a little: the request on `connection` was not refused."""
+        if self.exact is None or connection.leased_at is None or connection.leased_at <= self._lowered_at:
             return
-        self._widen(1.0 / (_CALM * self.exact))
+        self._raise(1.0 / (_ANSWERS * self.exact))
 
     def rested(self, now: float) -> None:
-        """Widen it by one if nothing was refused for a while."""
+        """Raise it by one if nothing was refused for a while."""
         if self.exact is not None and now - self._rested_at >= _REST:
             self._rested_at = now
-            self._widen(1.0)
+            self._raise(1.0)
 
-    def _widen(self, by: float) -> None:
+    def _raise(self, by: float) -> None:
         assert self.exact is not None
         self.exact += by
         if self.exact >= self._size:

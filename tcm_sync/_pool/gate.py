@@ -15,22 +15,22 @@ from tcm_sync.errors import TcmError
 
 log = Log("tcm_sync.pool", queued=True)
 
-_LOOK_INTERVAL = 1.0  # seconds between two looks whether a prober is still there
+_AUDIT_INTERVAL = 1.0  # seconds between two checks whether a prober was collected
 
 
 class Prober:
-    """Who passes a shut gate to try it."""
+    """What passes a shut gate to try it."""
 
     __slots__ = ("__weakref__",)
 
 
-_ANYBODY = Prober()
+_ANYONE = Prober()
 
 
 class Gate:
-    """Holds callers back together, so that a failing manager is asked by one of them at a time.
+    """Holds callers back together, so that only one of them at a time tries a failing manager.
 
-    Open, it lets everybody pass. `shut` closes it for a pause that doubles each time; when the pause is
+    Open, it lets every caller pass. `shut` closes it for a pause that doubles each time; when the pause is
     over one caller passes as the probe, and its outcome decides: `open`, `shut` again, or `abandon` (no
     outcome: the next one probes).
 
@@ -69,10 +69,12 @@ class Gate:
         self._refused_within = refused_within
         self._initial = initial
         self._maximum = maximum
-        self._condition = threading.Condition()  # guards everything below
+        self._condition = (
+            threading.Condition()
+        )  # guards all attributes below; `cause` is also read without it
         self._pause = 0.0  # of the last shutting; 0.0 once that is forgiven
         self._opens_at = 0.0
-        self._prober: weakref.ref[Prober] | None = None  # who passed as the probe, until its outcome is known
+        self._prober: weakref.ref[Prober] | None = None  # the probe that passed, until its outcome is known
         self._probe_ends = inf  # when the probe is over, whatever became of it
         self._shut_at = 0.0  # when it was shut after it had been open
         self._unlogged: list[tuple[int, str]] = []  # lines for the log, which is not written under a lock
@@ -84,42 +86,41 @@ class Gate:
         pause: float | None = None,
         *,
         exactly: float | None = None,
-        tell: bool = True,
+        log_now: bool = True,
     ) -> bool:
-        """Shut, because of `cause`; whether it was not shut anyway.
+        """Shut, because of `cause`; whether this shut it, and not a failure of the same burst before.
 
-        `pause` is the least pause, in seconds, if somebody knows it; `exactly` is the pause to make, since
-        the manager said so. An outage is one line at the gate's level: until it is forgiven, shutting the
-        gate again is logged at DEBUG.
+        `pause` is the least pause, in seconds; `exactly` is the pause that the manager asked for. An outage
+        is one line at the gate's level: until it is forgiven, shutting the gate again is logged at DEBUG.
         """
         with self._condition:
             now = monotonic()
             if self.cause is not None and self._prober is None and now < self._opens_at:
                 return False  # others of the same burst have failed before
-            news = self.cause is None and self._pause == 0.0  # not a manager that fails whatever passes
+            first = self.cause is None and self._pause == 0.0  # not a manager that fails whatever passes
             doubled = min(max(self._initial, self._pause * 2), self._maximum)
             self._pause = exactly if exactly is not None else max(pause or 0.0, doubled)
             longest = 1.0 + self._spread * self._maximum / max(self._pause, self._maximum)
             seconds = self._pause * random.uniform(1.0, longest)  # noqa: S311 - spreads load, guards no secret
-            if news:
+            if first:
                 self._shut_at = now
-            level = self._level if news else logging.DEBUG
+            level = self._level if first else logging.DEBUG
             self._unlogged.append(
                 (level, f"{self.name} gate shut{self._where}: {cause}; the next try is in {seconds:.3f} s")
             )
             # A copy: the error itself holds on to the frames that it was raised in.
             self.cause, self._opens_at, self._prober = again(cause), now + seconds, None
             self._condition.notify_all()
-        if tell:
-            self.tell()
+        if log_now:
+            self.write_log()
         return True
 
-    def open(self, *, forgive: bool = True, tell: bool = True) -> None:
+    def open(self, *, forgive: bool = True, log_now: bool = True) -> None:
         """Open. Unless forgiven, the next shutting is longer than the last one all the same."""
         with self._condition:
             self._open(forgive=forgive)
-        if tell:
-            self.tell()
+        if log_now:
+            self.write_log()
 
     def _open(self, *, forgive: bool) -> None:
         if self.cause is not None:
@@ -131,8 +132,8 @@ class Gate:
             self._pause = 0.0
         self._condition.notify_all()
 
-    def tell(self) -> None:
-        """Log what changed: apart from its change for those who change it under a lock."""
+    def write_log(self) -> None:
+        """Log what changed; for those who changed it under a lock, which must not be held here."""
         while self._unlogged:
             try:
                 level, text = self._unlogged.pop(0)
@@ -141,25 +142,25 @@ class Gate:
             log.log(level, text)
 
     def describe(self) -> str | None:
-        """Say why it is shut, and for how long, or None."""
+        """Describe why it is shut, and for how long, or None."""
         cause, seconds = self.cause, self._opens_at - monotonic()
         if cause is None:
             return None
         return f"shut for {seconds:.1f} s: {cause}" if seconds > 0.0 else f"being tried: {cause}"
 
     def forgive(self) -> None:
-        """Forget the pauses of the past: all is well again."""
+        """Begin the next shutting with the first pause again."""
         if self._pause and self.cause is None:
             with self._condition:
                 if self.cause is None:
                     self._pause = 0.0
 
     def is_past(self) -> bool:
-        """Whether nothing is left of it: it is open, or would have opened long ago."""
+        """Whether it is open, or would have opened long ago."""
         return self.cause is None or monotonic() > self._opens_at + self._maximum
 
     def abandon(self, prober: Prober | None = None) -> None:
-        """Give up the probe of `prober`, or of anybody, which had no outcome."""
+        """End the probe of `prober`, or of anyone, which had no outcome."""
         with self._condition:
             if prober is None or self.is_probed_by(prober):
                 self._prober = None
@@ -169,7 +170,7 @@ class Gate:
         """Whether `prober` has passed as the probe, and its outcome is not known."""
         return self._prober is not None and self._prober() is prober
 
-    def try_pass(self, prober: Prober = _ANYBODY) -> float:
+    def try_pass(self, prober: Prober = _ANYONE) -> float:
         """Return 0.0 if the caller may pass (as the probe if the gate is not open), else how long to wait.
 
         It is `math.inf` while a probe is under way.
@@ -195,8 +196,8 @@ class Gate:
         self._probe_ends = now + (lasting if self._refused_within is None else self._refused_within)
         return 0.0
 
-    def wait(self, deadline: Deadline, prober: Prober = _ANYBODY) -> bool:
-        """Wait until the caller may pass; whether it does so as the probe.
+    def wait(self, deadline: Deadline, prober: Prober = _ANYONE) -> bool:
+        """Wait until the caller may pass; return whether it does so as the probe.
 
         Parameters
         ----------
@@ -215,7 +216,7 @@ class Gate:
         try:
             return self._wait(deadline, prober)
         finally:
-            self.tell()
+            self.write_log()
 
     def _wait(self, deadline: Deadline, prober: Prober) -> bool:
         with self._condition:
@@ -229,7 +230,7 @@ class Gate:
                 if left is not None and (left <= 0.0 or inf > seconds > left):
                     raise again(cause)
                 if seconds == inf:
-                    seconds = min(self._probe_ends - monotonic(), _LOOK_INTERVAL)
+                    seconds = min(self._probe_ends - monotonic(), _AUDIT_INTERVAL)
                 self._condition.wait(_sooner(max(seconds, 0.0), left))
 
 

@@ -14,13 +14,13 @@ from tcm_sync._transport.connection import Connection
 from tcm_sync.settings import Settings
 
 _SPREAD = 0.2  # by how much limits differ between sockets, so that they do not turn over together
-_WINDOW = 1.02  # seconds in which a manager counts messages, and a little
+_COUNTED_FOR = 1.02  # seconds in which a manager counts messages, and a little
 
 
-class Shelf:
+class Inventory:
     """Every live connection, and the idle ones in the order of their last use.
 
-    It knows no lock: the pool's guards it, and the bookkeeping fields of its connections.
+    It has no lock: that of the pool's state guards it, and the bookkeeping fields of its connections.
 
     Parameters
     ----------
@@ -35,12 +35,14 @@ class Shelf:
         self._size = size
         self.all: dict[str, Connection] = {}  # by uuid
         self.idle: deque[Connection] = deque()  # the most recently used last
-        self.with_streams: set[Connection] = set()  # those that are lent to streams
-        self._sent_before: deque[deque[float]] = deque(maxlen=16)  # when the latest that are gone sent
+        self.with_streams: set[Connection] = set()  # those that are leased to streams
+        self._sent_before: deque[deque[float]] = deque(
+            maxlen=16
+        )  # when those that were removed last had sent
         self.limit = self.stated_limit()  # messages a second of one socket, where there is a limit
 
     def add(self, connection: Connection) -> None:
-        """Take in a fresh connection, idle, with limits of its own."""
+        """Add a fresh connection, idle, with limits of its own."""
         connection.spread = random.uniform(1.0 - _SPREAD, 1.0)  # noqa: S311 - guards no secret
         connection.most_requests = max(1, round(self._settings.max_requests * connection.spread))
         connection.old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
@@ -49,8 +51,8 @@ class Shelf:
         self.all[connection.uuid] = connection
         self.idle.append(connection)
 
-    def forget(self, connection: Connection) -> bool:
-        """Drop a connection from the books; whether it was in them."""
+    def remove(self, connection: Connection) -> bool:
+        """Remove a connection; whether it was there."""
         if self.all.pop(connection.uuid, None) is None:
             return False
         self._sent_before.append(connection.sent_at)
@@ -61,7 +63,7 @@ class Shelf:
         return True
 
     def lost_leases(self, before: float) -> list[Connection]:
-        """Return the connections lent before a moment to somebody who is gone."""
+        """Return the connections whose leases began before a moment and were collected since."""
         return [
             c
             for c in self.all.values()
@@ -71,15 +73,15 @@ class Shelf:
         ]
 
     def choose(self) -> Connection | None:
-        """Find the connection for the next caller; it stays idle until it is lent."""
+        """Find the connection for the next caller; it stays idle until it is acquired."""
         if self.limit is None:
             return self.idle[-1] if self.idle else None
         now = monotonic()  # in turn, the longest idle first, and within its budget
         return next((c for c in self.idle if self._budget_at(c) <= now), None)
 
-    def lend(self, connection: Connection, lease: Lease, *, streaming: bool = False) -> None:
-        """Take an idle connection out of line, for the holder of `lease`."""
-        lease.connection = connection  # first: an interrupted caller gives back what it has
+    def acquire(self, connection: Connection, lease: Lease, *, streaming: bool = False) -> None:
+        """Give an idle connection to the holder of `lease`."""
+        lease.connection = connection  # first: an interrupted caller releases what it has
         if self.idle[-1] is connection:  # nearly always
             self.idle.pop()
         else:
@@ -89,15 +91,15 @@ class Shelf:
         connection.leased_at = monotonic()
         connection.lease = weakref.ref(lease, connection.when_lost)
 
-    def put_back(self, connection: Connection, now: float) -> None:
-        """Put a connection back in line."""
+    def release(self, connection: Connection, now: float) -> None:
+        """Make a connection idle again."""
         self.with_streams.discard(connection)
         connection.leased_at = connection.lease = None
         connection.idle_since = now
         self.idle.append(connection)
 
     def busy(self) -> list[float]:
-        """Since when the connections that are lent are lent."""
+        """Return since when each leased connection is leased."""
         return [c.leased_at for c in self.all.values() if c.leased_at is not None]
 
     # --- budgets ---
@@ -108,7 +110,7 @@ class Shelf:
         return None if limit is None else max(1, int(min(limit, sys.maxsize)) - 1)
 
     def learn_limit(self, connection: Connection) -> int | None:
-        """Learn a limit from a refusal, and return it if it is news.
+        """Learn a limit from a refusal, and return it if it is lower than before.
 
         It is what the socket sent in its last second, the refused one not counted, less one.
         """
@@ -121,7 +123,7 @@ class Shelf:
         return learned
 
     def sent_since(self, moment: float) -> int:
-        """Count the messages that were sent after a moment, also on connections that are gone."""
+        """Count the messages that were sent after a moment, also on connections that were removed."""
         sent = [*(connection.sent_at for connection in self.all.values()), *self._sent_before]
         return sum(at > moment for times in sent for at in times)
 
@@ -132,13 +134,13 @@ class Shelf:
     def _budget_at(self, connection: Connection) -> float:
         assert self.limit is not None
         sent = connection.sent_at
-        return sent[-self.limit] + _WINDOW if len(sent) >= self.limit else 0.0
+        return sent[-self.limit] + _COUNTED_FOR if len(sent) >= self.limit else 0.0
 
     # --- ages ---
 
     def replaced(self) -> Connection | None:
         """Find the connection in whose place another was opened, if it was."""
-        worn = next((c for c in self.all.values() if c.replacing and c.retiring is None), None)
+        worn = next((c for c in self.all.values() if c.replacing and c.closing_reason is None), None)
         if worn is None and len(self.all) > self._size:
             return next(iter(self.all.values()))  # the oldest
         return worn
@@ -148,7 +150,7 @@ class Shelf:
         return [c for c in self.idle if self._expires_at(c) <= now]
 
     def next_expiry(self, now: float) -> float:
-        """When to look for expired ones again."""
+        """When to check for expired ones again."""
         longest = self._settings.max_idle
         return min(
             (self._expires_at(c) if c.leased_at is None else now + longest for c in self.all.values()),

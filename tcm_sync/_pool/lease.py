@@ -1,38 +1,49 @@
-"""A caller's hold on a connection."""
+"""A caller's lease of a connection."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import weakref
+from functools import partial
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from tcm_sync._pool.pool import Pool
-    from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.reader import Reader
+
+
+class LeaseOwner(Protocol):
+    """The pool that a lease goes back to."""
+
+    reader: Reader
+
+    def release(self, connection: Connection, lease: Lease, *, used: bool) -> None:
+        """Take a connection that may be used again."""
+
+    def discard(self, connection: Connection, lease: Lease, reason: str) -> None:
+        """Close a connection that must not be used again."""
+
+    def discard_lost(self, connection: Connection, lease: weakref.ref[Lease], reason: str) -> None:
+        """Close a connection if this is still its last lease."""
 
 
 class Lease:
     """A connection in the hands of one caller.
 
-    Whoever has one gives it back whatever happens (``except BaseException``): the traceback of an interrupt
-    may be kept, and its frames hold the lease. If one is lost all the same, the weak reference that its
-    connection has to it has the connection taken back, and the pool looks for what even that does not find.
+    A caller releases or discards its lease whatever happens (``except BaseException``): the traceback of an
+    interrupt may be kept, and its frames hold the lease. If one is lost all the same, the weak reference
+    that its connection has to it has the connection closed, and the pool's audit finds what even that
+    misses.
     """
 
     __slots__ = ("__weakref__", "_pool", "connection")
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool: Pool | None = pool
+    def __init__(self, pool: LeaseOwner) -> None:
+        self._pool: LeaseOwner | None = pool
         self.connection: Connection
 
-    def release(self) -> None:
-        """Give the connection back: the reply came, complete and expected."""
+    def release(self, *, used: bool = True) -> None:
+        """Return the connection: the reply came, complete and expected, or nothing was sent (not `used`)."""
         if self._pool is not None:
-            self._pool.release(self.connection, self)
-            self._pool = None
-
-    def unused(self) -> None:
-        """Give the connection back without having sent anything."""
-        if self._pool is not None:
-            self._pool.release(self.connection, self, used=False)
+            self._pool.release(self.connection, self, used=used)
             self._pool = None
 
     def discard(self, reason: str) -> None:
@@ -41,9 +52,9 @@ class Lease:
             self._pool.discard(self.connection, self, reason)
             self._pool = None
 
-    def let_go(self) -> None:
-        """Have the reader close the connection. It waits for no lock, so a collector may call it."""
-        pool, hold = self._pool, self.connection.lease
-        if pool is not None and hold is not None and hold() is self:
-            pool.reader.take_back(pool, self.connection, hold, "its stream was left early")
+    def discard_soon(self, reason: str) -> None:
+        """Have the reader close the connection. It waits for no lock, so a finalizer may call it."""
+        pool, last = self._pool, self.connection.lease
+        if pool is not None and last is not None and last() is self:
+            pool.reader.run_soon(partial(pool.discard_lost, self.connection, last, reason))
         self._pool = None

@@ -1,4 +1,4 @@
-"""How a client stands with its manager: what its pools have learned, shared between them."""
+"""What a client has learned about its manager, shared by its pools."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tcm_sync._pool.gate import Gate
 from tcm_sync._pool.pace import Pace
 
 # A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
-# calls wait ask at most 64 times a second, evenly. Without calls nobody asks.
+# calls wait ask at most 64 times a second, evenly. Without calls no process asks.
 _FIRST_PAUSE, _LONGEST_PAUSE, _SPREAD = 0.1, 2 / 3, 0.5
 
 
-class Standing:
-    """Whether the manager can be reached, and takes our token.
+class ManagerState:
+    """Whether the manager can be reached and accepts the token, and how fast it may be used.
 
     Parameters
     ----------
@@ -27,12 +27,12 @@ class Standing:
     auth_gate : Gate
         Shut while it refuses the token.
     pace : Pace
-        How many messages a second it takes of our tenant.
+        How many messages a second it accepts of this tenant. Its own lock guards it.
     reached : bool
-        Whether it ever let us in. It is only ever set, so it needs no lock.
+        Whether it ever authenticated a socket. It is only ever set, so it needs no lock.
     epoch : int
-        How often all inference sockets were lost, or the manager said that it ends: what an earlier manager
-        knew of shared memory is void. Guarded by the pool's lock.
+        How often all inference sockets were lost, or the manager said that it ends: an earlier manager's
+        registrations of shared memory are void. Guarded by the lock of the inference pool's state.
     managers : int
         How often the manager could not be reached, or said that it ends: the next one may have other limits.
         Guarded as `epoch` is.

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from tcm_sync._pool.gate import again
-
-if TYPE_CHECKING:
-    from tcm_sync.errors import TcmError
+from tcm_sync.errors import TcmError
 
 _CUT = 0.8  # what a refusal leaves of the rate
 _REST = 30.0  # seconds after a refusal before the rate grows again
@@ -27,11 +24,12 @@ class Pace:
     Attributes
     ----------
     active : bool
-        Whether there is a rate. It is only ever set, so that a look at it needs no lock.
+        Whether there is a rate. It is only ever set, so that reading it needs no lock.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards everything below; a pool's lock may be held around it
+        # Guards all attributes below; the lock of a pool's state may be held around it.
+        self._lock = threading.RLock()
         self.active = False
         self._lowered_to = 0.0  # messages a second
         self._lowered_at = 0.0

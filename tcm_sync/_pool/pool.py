@@ -10,37 +10,84 @@ from typing import Any
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._logs import Log
-from tcm_sync._pool import growth
-from tcm_sync._pool.gate import again
-from tcm_sync._pool.growth import LEASE_LOST, SHUTDOWN_PAUSE, Growth
+from tcm_sync._pool import pool_state
+from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.lease import Lease
+from tcm_sync._pool.manager_state import ManagerState
+from tcm_sync._pool.opening import SHUTDOWN_PAUSE, PoolOpening, log_closed
+from tcm_sync._pool.pool_state import LEASE_LOST, PoolState
 from tcm_sync._pool.waiters import Waiter
+from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
-from tcm_sync.errors import (
-    ConnectFailedError,
-    PoolTimeoutError,
-    TcmError,
-)
+from tcm_sync._transport.counters import PoolCounts
+from tcm_sync._transport.reader import Reader
+from tcm_sync.errors import TcmError
+from tcm_sync.settings import Settings
 
 log = Log("tcm_sync.pool", queued=True)
 
-#: Sockets beyond this many wait for the manager's scheduler, the youngest longest (docs/wire.rst, "Timing").
-SERVED_A_TICK = 5
+READY_ASKED_FOR = 5.0  # seconds after a shutdown in which a 503 of /ready holds callers back
 
 _EXPIRED = "idle or old"
 
-_CONNECT_SLACK = 0.25  # seconds: the connector's own failure says more than a timeout here
 
+class Pool:
+    """Up to so many authenticated connections, opened when a caller waits for one.
 
-class Pool(Growth):
-    """Up to so many authenticated connections, opened when somebody waits for one."""
+    What it holds is in its state, under the state's lock; this class acquires and releases, and does what
+    may wait (closing, logging, starting threads) without that lock.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's.
+    opener : Opener
+        Opens one socket.
+    connector : Connector
+        The threads to do it on.
+    reader : Reader
+        Reads the sockets, and calls the pool back when the time that it asked for has come.
+    manager_state : ManagerState
+        Shared by the client's pools.
+    counts : PoolCounts
+        Where it counts.
+    size : int
+        The most connections.
+    setting : str
+        What the user calls `size`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        opener: Opener,
+        connector: Connector,
+        reader: Reader,
+        manager_state: ManagerState,
+        counts: PoolCounts,
+        *,
+        size: int,
+        setting: str,
+    ) -> None:
+        self.reader = reader
+        self.size = size
+        self.state = PoolState(
+            settings, reader, manager_state, counts, size=size, setting=setting, opener=opener
+        )
+        self._connector = connector
+        self._opening = PoolOpening(self, self.state, opener, connector, reader)
+        self._abandoned = False  # whether this is a forked child, and the connections its parent's
 
     # --- callers ---
 
-    def lease(
+    def warm(self) -> None:
+        """Open a first connection without waiting for it."""
+        self._opening.warm()
+
+    def acquire(
         self, deadline: Deadline, *, patient: bool = True, streaming: bool = False, eager: bool = False
     ) -> Lease:
-        """Take a connection, waiting in line for one.
+        """Lease a connection, waiting in the queue for one.
 
         Parameters
         ----------
@@ -62,125 +109,151 @@ class Pool(Growth):
         ClientClosedError
             The client was closed.
         """
+        state = self.state
         lease = Lease(self)
         waiter: Waiter | None = None
         try:
-            with self._lock:
-                if self._ended is not None or self._draining:
-                    raise self._ending()
-                if not self._waiters and not streaming and (connection := self._choose()) is not None:
-                    self._shelf.lend(connection, lease)
+            with state.lock:
+                if state.ended is not None or state.draining:
+                    raise state.closed_error()
+                if not state.waiters and not streaming and (connection := state.choose()) is not None:
+                    state.inventory.acquire(connection, lease)
                     return lease
                 waiter = Waiter(lease, deadline, patient=patient, streaming=streaming, eager=eager)
-                self._waiters.append(waiter)
-                self._serve()
-                wanted = self._grow()
+                state.waiters.append(waiter)
+                state.serve_waiters()
+                wanted = state.grow()
                 if not wanted:  # it waits for what others do, and that may have been lost
-                    self.reader.wake_at(monotonic() + growth.AUDIT_INTERVAL)
-            self._open_more(wanted)
+                    self.reader.wake_at(monotonic() + pool_state.AUDIT_INTERVAL)
+            self._opening.start(wanted)
             self._wait(waiter)
         except BaseException:
             if waiter is not None:
-                self._decline(waiter)
+                self._leave(waiter)
             if hasattr(lease, "connection"):
-                lease.unused()
+                lease.release(used=False)
             raise
         return lease
 
-    def release(self, connection: Connection, lease: Lease, *, used: bool = True) -> None:
-        """Take back a connection that may be used again, from whoever has it."""
+    def release(self, connection: Connection, lease: Lease, *, used: bool) -> None:
+        """Make a leased connection idle, or close it if it is worn or marked."""
         now = monotonic()
         wanted = 0
-        with self._lock:
-            hold = connection.lease
-            if hold is None or hold() is not lease:
-                return  # it died meanwhile, or was given back before
+        state = self.state
+        with state.lock:
+            last = connection.lease
+            if last is None or last() is not lease:
+                return  # the connection was lost meanwhile, or released before
             if used:
                 connection.requests += 1
-                if self._window.exact is not None:
-                    self._window.answered(connection)
-            retired = connection.retiring
-            if retired is not None:
-                self.reader.close(connection, retired)  # before it is in no book: an interrupt may come
-                self._forget(connection, retired)
+                if state.limit.exact is not None:
+                    state.limit.answered(connection)
+            reason = connection.closing_reason
+            if reason is not None:
+                self.reader.close(connection, reason)  # before it is removed: an interrupt may come
+                state.remove(connection, reason)
             else:
                 worn = connection.requests >= connection.most_requests or now >= connection.old_at
-                if worn and self._may_replace(connection):
+                if worn and state.may_replace(connection):
                     connection.replacing = True
-                    self._opening += 1
+                    state.opening += 1
                     wanted = 1
-                self._shelf.put_back(connection, now)
-            if self._waiters:
-                self._serve()
-                wanted += self._grow()
-            if self._draining:
-                self._calm.notify_all()
-        if retired is not None:
-            self._log_closed(connection, retired)
+                state.inventory.release(connection, now)
+            if state.waiters:
+                state.serve_waiters()
+                wanted += state.grow()
+            if state.draining:
+                state.calm.notify_all()
+        if reason is not None:
+            log_closed(connection, reason)
         if wanted:
-            self._open_more(wanted)
+            self._opening.start(wanted)
 
     def discard(self, connection: Connection, lease: Lease, reason: str) -> None:
-        """Give up a connection, for whoever has it; doing so twice is as good as once."""
-        hold = connection.lease
-        if self._abandoned or (hold is not None and hold() is not lease):
+        """Close a leased connection that must not be used again. Calling it twice does no harm."""
+        last = connection.lease
+        if self._abandoned or (last is not None and last() is not lease):
             return
-        with self._lock:
-            connection.retiring = reason  # for whoever forgets it first: the reader may see its end
+        state = self.state
+        with state.lock:
+            connection.closing_reason = reason  # first: the reader may see its end, and remove it
         connection.shut_down()
         self.reader.close(connection, reason)
-        with self._lock:
-            known = self._forget(connection, reason)
-            self._serve()  # the end of a stream may let another one begin
-            wanted = self._grow()
-        if known:
-            self._log_closed(connection, reason)
-        self._open_more(wanted)
+        with state.lock:
+            removed = state.remove(connection, reason)
+            state.serve_waiters()  # the end of a stream may let another one begin
+            wanted = state.grow()
+        if removed:
+            log_closed(connection, reason)
+        self._opening.start(wanted)
 
-    def reclaim(self, connection: Connection, hold: weakref.ref[Lease], reason: str) -> None:
-        """Close a connection if the lease that was let go, or collected, is still its last."""
-        with self._lock:
-            lost = connection.lease is hold and self._forget(connection, reason)
-            self._serve()
-            wanted = self._grow()
-        if lost:
+    def discard_lost(self, connection: Connection, lease: weakref.ref[Lease], reason: str) -> None:
+        """Close a connection if this lease of it, which was dropped or collected, is still its last."""
+        state = self.state
+        with state.lock:
+            removed = connection.lease is lease and state.remove(connection, reason)
+            state.serve_waiters()
+            wanted = state.grow()
+        if removed:
             connection.shut_down()
             self._close(connection, reason)
-        self._open_more(wanted)
+        self._opening.start(wanted)
 
-    def retire(self, connection: Connection, reason: str) -> None:
-        """Close a connection that is not to be used any more: now, or when it comes back."""
-        with self._lock:
-            connection.retiring = reason
-            idle = connection in self._shelf.idle
+    def expire(self, connection: Connection, reason: str) -> None:
+        """Close a connection that is not to be used any more: now, or when it is released."""
+        state = self.state
+        with state.lock:
+            connection.closing_reason = reason
+            idle = connection in state.inventory.idle
             if idle:
                 self.reader.close(connection, reason)
-                self._forget(connection, reason)
+                state.remove(connection, reason)
         if idle:
-            self._log_closed(connection, reason)
+            log_closed(connection, reason)
 
-    def refused(self, connection: Connection, cause: TcmError) -> None:
+    def _wait(self, waiter: Waiter) -> None:
+        """Wait until a connection or an error is handed over, or until there is no time left."""
+        state = self.state
+        while not waiter.handed.acquire(timeout=state.time_left(waiter)):
+            with state.lock:
+                if waiter in state.waiters and state.time_left(waiter) == 0.0:
+                    state.expire_waiter(waiter)
+        if waiter.error is not None:
+            raise waiter.error
+
+    def _leave(self, waiter: Waiter) -> None:
+        """Take a caller out of the queue."""
+        with self.state.lock:
+            if self.state.waiters.leave(waiter):
+                self.state.calm.notify_all()
+
+    # --- limits that the manager's refusals teach ---
+
+    def narrow(self, connection: Connection, cause: TcmError) -> None:
         """Send less at a time: the manager had too much to do for the request on `connection`."""
-        with self._lock:
-            news = self._window.refused(connection, self._under_way(), cause)
-            width = self._window.width
-        if news:
+        state = self.state
+        with state.lock:
+            narrowed = state.limit.refused(connection, state.under_way(), cause)
+            width = state.limit.width
+        if narrowed:
             log.info("at most %s requests at a time for now: %s", width, cause)
 
     def learn_limit(self, connection: Connection) -> None:
         """Learn from a ``Rate limit exceeded`` how many messages a second a socket may send."""
-        with self._lock:
-            learned = self._shelf.learn_limit(connection)
+        with self.state.lock:
+            learned = self.state.inventory.learn_limit(connection)
         if learned is not None:
             log.warning(
                 "the manager limits messages: a socket sends at most %d a second from now on", learned
             )
 
-    def over_tenant_limit(self, connection: Connection, cause: TcmError) -> None:
+    def learn_tenant_limit(self, connection: Connection, cause: TcmError) -> None:
         """Send fewer messages a second: the one on `connection` was over the tenant's limit."""
-        with self._lock:
+        state = self.state
+        with state.lock:
             sent_at = connection.sent_at[-1]
-            rate = self._pace.refused(sent_at, self._shelf.sent_since(sent_at - 1.0) - 1, cause)
+            accepted = state.inventory.sent_since(sent_at - 1.0) - 1
+            rate = state.pace.refused(sent_at, accepted, cause)
         if rate is not None:
             log.warning(
                 "the manager limits a tenant's messages: this client sends %.3g a second from now on: %s",
@@ -188,216 +261,125 @@ class Pool(Growth):
                 cause,
             )
 
-    def _choose(self) -> Connection | None:
-        """Find the connection for a call, unless enough are under way."""
-        if self._window.exact is not None and self._window.left(self._under_way()) <= 0:
-            return None
-        connection = self._shelf.choose()
-        if self._pace.active and (connection is None or self._pace.admit() > 0.0):
-            return None
-        return connection
-
-    def _wait(self, waiter: Waiter) -> None:
-        """Wait until a connection or an error is handed over, or until there is no time left."""
-        while not waiter.handed.acquire(timeout=self._patience(waiter)):
-            with self._lock:
-                if waiter in self._waiters and self._patience(waiter) == 0.0:
-                    self._waiters.leave(waiter)
-                    self._counts.waited(monotonic() - waiter.since)
-                    waiter.settle(None, self._timed_out(waiter))
-        if waiter.error is not None:
-            raise waiter.error
-
-    def _patience(self, waiter: Waiter) -> float:
-        """Seconds that a caller may still wait; -1 is for ever."""
-        settings = self._settings
-        waited = monotonic() - waiter.since
-        bounds = [waiter.deadline.remaining()]
-        if settings.pool_timeout is not None:
-            bounds.append(settings.pool_timeout - waited)
-        if not self._standing.reached:
-            bounds.append(settings.connect_timeout + _CONNECT_SLACK - waited)
-        left = min((bound for bound in bounds if bound is not None), default=None)
-        return -1 if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)
-
-    def _decline(self, waiter: Waiter) -> None:
-        """Leave the line."""
-        with self._lock:
-            if self._waiters.leave(waiter):
-                self._calm.notify_all()
-
-    def _timed_out(self, waiter: Waiter) -> TcmError:
-        waited = monotonic() - waiter.since
-        shelf = self._shelf
-        if not shelf.all:
-            cause = self.manager_gate.cause or self.auth_gate.cause
-            if cause is not None:
-                return again(cause)
-            return ConnectFailedError(
-                f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
-                f"{self._opener.credentials.running()}"
-            )
-        if len(shelf.busy()) < self.size and (refusal := self._pace.cause):
-            return refusal  # it did not wait for a socket
-        if not waiter.streaming and len(shelf.busy()) < self.size and (refusal := self._window.cause):
-            return refusal  # it did not wait for a socket
-        return PoolTimeoutError(
-            f"no socket came free within {waited:.3g} s: {self._state()}. {self._advice(waiter)}"
-        )
-
-    def _state(self) -> str:
-        """Describe who has the sockets, and how many wait."""
-        shelf = self._shelf
-        busy = shelf.busy()
-        oldest = f", the oldest for {monotonic() - min(busy):.3g} s" if busy else ""
-        limited = f", {shelf.limit} messages a second each" if shelf.limit is not None else ""
-        streams = f", {len(shelf.with_streams)} of them with streams" if shelf.with_streams else ""
-        return (
-            f"{len(shelf.all)} of {self.size} sockets open{limited}, {len(busy)} busy{streams}{oldest}; "
-            f"{len(self._waiters)} other calls wait{self._opener.credentials.running()}"
-        )
-
-    def _advice(self, waiter: Waiter) -> str:
-        if waiter.streaming and self._streams_left() <= 0:
-            return (
-                f"Streams have at most {self.most_streams} sockets when {self._setting} is {self.size}: "
-                f"close one that is not needed, or raise {self._setting}"
-            )
-        if self._setting != "pool_size":
-            return f"Raise timeout or {self._setting}"
-        return (
-            f"Raise timeout or pool_timeout, send more rows a call, or raise pool_size up to {SERVED_A_TICK}"
-        )
+    # --- figures ---
 
     def read(self) -> dict[str, Any]:
         """Return what was counted, and the state of now."""
-        with self._lock:
-            return {
-                **self._counts.read(self._shelf.all.values()),
-                "open_streams": len(self._shelf.with_streams),
-                "waiting": len(self._waiters),
-            }
+        with self.state.lock:
+            return self.state.read()
 
     def any_open(self) -> Connection | None:
-        """Return some connection, to be looked at."""
-        with self._lock:
-            return next(iter(self._shelf.all.values()), None)
+        """Return any open connection, or None."""
+        with self.state.lock:
+            return next(iter(self.state.inventory.all.values()), None)
 
     def limits(self) -> tuple[int | None, int | None, float | None]:
         """Return how many requests may be under way; and messages a second, of a socket and of the client."""
-        return self._window.width, self._shelf.limit, self._pace.rate
+        state = self.state
+        return state.limit.width, state.inventory.limit, state.pace.rate
 
     def glance(self) -> tuple[int, int, int]:
         """Count sockets, busy ones and waiting calls without the lock, for a repr: it may be a little off."""
-        live = list(self._shelf.all.values())
-        return len(live), sum(c.leased_at is not None for c in live), len(self._waiters)
+        live = list(self.state.inventory.all.values())
+        return len(live), sum(c.leased_at is not None for c in live), len(self.state.waiters)
 
-    # --- what the reader tells ---
+    # --- what the reader reports ---
 
     def lost(self, connection: Connection, reason: str) -> None:
-        """Forget a connection that has died or was closed."""
-        with self._lock:
-            known = self._forget(connection, reason)
-            ours = connection.retiring is not None  # our own closing tells nothing of the manager
-            if known and not ours and not self._shelf.all and self._setting == "pool_size":
-                self._standing.epoch += 1
-            self._serve()
-            wanted = self._grow()
-        if known:
-            self._log_closed(connection, reason)
-        self._open_more(wanted)
+        """Remove a connection that was closed, by whichever side."""
+        state = self.state
+        with state.lock:
+            removed = state.remove(connection, reason)
+            ours = connection.closing_reason is not None  # our own closing says nothing about the manager
+            if removed and not ours and not state.inventory.all and state.setting == "pool_size":
+                state.manager_state.epoch += 1
+            state.serve_waiters()
+            wanted = state.grow()
+        if removed:
+            log_closed(connection, reason)
+        self._opening.start(wanted)
 
-    def shutting_down(self, error: TcmError) -> None:
-        """Stop the world: idle sockets are closed, and none is opened until the gate lets one through."""
+    def manager_shuts_down(self, error: TcmError) -> None:
+        """Close idle connections, and open none until the gate lets one through."""
         reason = "the manager is shutting down"
-        with self._lock:
-            self._shutdowns += 1
-            self._standing.epoch += 1
-            self._cautious = True
-            self._ready_asked_until = monotonic() + growth.READY_ASKED_FOR
-            news = self.manager_gate.shut(error, SHUTDOWN_PAUSE, tell=False)
-            self._shelf.limit = self._shelf.stated_limit()  # the next manager may have another
-            self._standing.managers += 1
-            for connection in self._shelf.all.values():
-                connection.retiring = reason
-            idle = list(self._shelf.idle)
+        state = self.state
+        with state.lock:
+            state.shutdowns += 1
+            state.manager_state.epoch += 1
+            state.cautious = True
+            state.ready_asked_until = monotonic() + READY_ASKED_FOR
+            shut = state.manager_gate.shut(error, SHUTDOWN_PAUSE, log_now=False)
+            state.note_next_manager()
+            for connection in state.inventory.all.values():
+                connection.closing_reason = reason
+            idle = list(state.inventory.idle)
             for connection in idle:
-                self._forget(connection, reason)
-            wanted = self._grow()
-        if news:
-            self.manager_gate.tell()
+                state.remove(connection, reason)
+            wanted = state.grow()
+        if shut:
+            state.manager_gate.write_log()
         for connection in idle:
             self._close(connection, reason)
-        self._open_more(wanted)
+        self._opening.start(wanted)
 
-    def tend(self, now: float) -> float:
-        """Do what time asks for, and return when to come again, or `math.inf`."""
-        with self._lock:
-            expired = self._shelf.expired(now)
+    def on_timer(self, now: float) -> float:
+        """Do what time asks for, and return when to be called again, or `math.inf`."""
+        state = self.state
+        with state.lock:
+            expired = state.inventory.expired(now)
             for connection in expired:
-                self._forget(connection, _EXPIRED)
-            lost = self._audit(now)
-            self._window.rested(now)
-            self._serve()
-            wanted = self._grow()
-            due = self._shelf.next_expiry(now)
-            if self._waiters or self._opening or self._shelf.busy():
-                due = min(due, now + growth.AUDIT_INTERVAL)
-        with contextlib.suppress(RuntimeError):  # the next look tries again
+                state.remove(connection, _EXPIRED)
+            lost = state.audit(now, connector_idle=self._connector.is_idle())
+            state.limit.rested(now)
+            state.serve_waiters()
+            wanted = state.grow()
+            due = state.inventory.next_expiry(now)
+            if state.waiters or state.opening or state.inventory.busy():
+                due = min(due, now + pool_state.AUDIT_INTERVAL)
+        with contextlib.suppress(RuntimeError):  # the next call of this tries again
             self._connector.ensure_thread()
         for connection in expired:
             self._close(connection, _EXPIRED)
         for connection in lost:
             connection.shut_down()
             self._close(connection, LEASE_LOST)
-        self._open_more(wanted)
+        self._opening.start(wanted)
         return due
 
-    def _audit(self, now: float) -> list[Connection]:
-        """Find what a KeyboardInterrupt between two instructions has lost: leases, a count, and probes."""
-        lost = self._shelf.lost_leases(now - growth.AUDIT_INTERVAL)
-        for connection in lost:
-            self._forget(connection, LEASE_LOST)
-        gates = (self.auth_gate, self.manager_gate)
-        opening = self._opening > 0 or any(gate.is_probed_by(self._prober) for gate in gates)
-        if opening and self._connector.is_idle():
-            if self._miscounted:
-                self._opening = 0
-                for gate in gates:
-                    gate.abandon(self._prober)
-            self._miscounted = not self._miscounted  # a job may just be on its way to the connector
-        else:
-            self._miscounted = False
-        return lost
+    def _close(self, connection: Connection, reason: str) -> None:
+        self.reader.close(connection, reason)
+        log_closed(connection, reason)
 
     # --- closing ---
 
     def refuse(self) -> None:
         """Take no new calls."""
-        with self._lock:
-            self._draining = True
+        with self.state.lock:
+            self.state.draining = True
 
     def drain(self, deadline: Deadline) -> None:
         """Wait for the calls under way."""
-        with self._lock:
-            while self._waiters or self._shelf.busy():
+        state = self.state
+        with state.lock:
+            while state.waiters or state.inventory.busy():
                 left = deadline.remaining()
                 if not left:
                     return
-                self._calm.wait(min(left, threading.TIMEOUT_MAX))
+                state.calm.wait(min(left, threading.TIMEOUT_MAX))
 
     def close(self, error: TcmError) -> None:
         """End every wait with `error`, and every call to come; the reader closes the sockets."""
-        with self._lock:
-            self._draining = True
-            self._ended = self._ended or error
-            self._waiters.fail_newest(len(self._waiters), error)
-            for connection in list(self._shelf.all.values()):
-                self._forget(connection, "the client was closed")
+        state = self.state
+        with state.lock:
+            state.draining = True
+            state.ended = state.ended or error
+            state.waiters.fail_newest(len(state.waiters), error)
+            for connection in list(state.inventory.all.values()):
+                state.remove(connection, "the client was closed")
         self._connector.stop()
 
     def abandon(self) -> None:
         """Close what a forked child inherited, without a lock, which another thread may have held."""
         self._abandoned = True
-        for connection in self._shelf.all.values():
+        for connection in self.state.inventory.all.values():
             connection.abandon()

@@ -1,4 +1,4 @@
-"""What a client runs on: its reader, its pool and its gates, from the first call to the closing."""
+"""The reader, the pools and the gates of a client, and one attempt of a call on them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from tcm_sync._pool.call import Call
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.gate import Gate, Prober, again
 from tcm_sync._pool.lease import Lease
-from tcm_sync._pool.manager_state import Standing
-from tcm_sync._pool.pool import SERVED_A_TICK, Pool
-from tcm_sync._pool.stream_turns import Turns
+from tcm_sync._pool.manager_state import ManagerState
+from tcm_sync._pool.pool import Pool
+from tcm_sync._pool.pool_state import SERVED_A_TICK
+from tcm_sync._pool.stream_turns import StreamTurns
 from tcm_sync._reentry import Callers
 from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
@@ -42,16 +43,15 @@ from tcm_sync.settings import Route, Settings
 log = Log("tcm_sync.pool", queued=True)
 
 _EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
-# Why a lease is given back that nothing else gave back. The frames of a kept traceback hold it, so that the
-# collector is not to be waited for.
+# Why a lease is discarded that nothing else has released: a kept traceback would hold it for good.
 _INTERRUPTED = "the call was interrupted"
-_REFUSED_WITHIN = 0.5  # seconds: a full queue is told at once, and not when the model is done
+_REFUSED_WITHIN = 0.5  # seconds: a full queue is refused at once, and not when the model is done
 
 Target = tuple[Route, str]
 
 
 class Runtime:
-    """The moving parts of one client in one process. A fork or a closing ends it; it never starts again.
+    """What the calls of one client share in one process. A fork or a closing ends it; it never starts again.
 
     Parameters
     ----------
@@ -73,14 +73,14 @@ class Runtime:
             self.reader = Reader(settings.ping_interval, counts, callers)
         except OSError as error:
             raise ConnectFailedError(f"no descriptors to read sockets with: {error}") from error
-        self.standing = Standing(self.opener.endpoint.authority)
+        self.manager_state = ManagerState(self.opener.endpoint.authority)
         self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
         self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])
-        self.turns = Turns()
+        self.stream_turns = StreamTurns()
         self._backpressure = Gate(
             "backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN, of=self.opener.endpoint.authority
         )
-        self._circuits_lock = threading.RLock()  # guards the dict, not the gates in it
+        self._circuits_lock = threading.RLock()  # guards _circuits, not the gates in it
         self._circuits: dict[Target, Gate] = {}
         try:
             self.reader.start()
@@ -96,12 +96,12 @@ class Runtime:
             self.opener,
             self._connector,
             self.reader,
-            self.standing,
+            self.manager_state,
             counts,
             size=size,
             setting=setting,
         )
-        self.reader.serve(pool)
+        self.reader.add_pool(pool)
         if size > SERVED_A_TICK:
             log.warning(
                 "%s=%d: the manager serves %d sockets a tenant at a time, the others wait, the youngest "
@@ -122,16 +122,16 @@ class Runtime:
         Raises
         ------
         TcmError
-            What came in place of a good answer. Its ``uuid`` tells that it came from a socket.
+            What came in place of a good answer. It has a ``uuid`` if it came from a socket.
         """
         backpressure = self._backpressure
         if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
-            lease = self._lease(call)
+            lease = self._acquire(call)
             try:
                 if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
                     self._exchange(lease, call)
                     return
-                lease.unused()  # it was shut meanwhile
+                lease.release(used=False)  # it was shut meanwhile
             except BaseException:
                 lease.discard(_INTERRUPTED)
                 raise
@@ -154,9 +154,11 @@ class Runtime:
         finally:
             _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
 
-    def _lease(self, call: Call) -> Lease:
-        pool = self.management if call.kind == "management" else self.pool
-        return pool.lease(call.deadline, patient=call.patient, streaming=call.streaming)
+    def _pool_of(self, call: Call) -> Pool:
+        return self.management if call.kind == "management" else self.pool
+
+    def _acquire(self, call: Call) -> Lease:
+        return self._pool_of(call).acquire(call.deadline, patient=call.patient, streaming=call.streaming)
 
     def _gates(self, target: Target | None) -> tuple[Gate, ...]:
         circuit = self._circuits.get(target) if self._circuits and target is not None else None
@@ -172,11 +174,11 @@ class Runtime:
                         gate.wait(call.deadline, prober)
                     finally:
                         self._counts.waited_at_gate(monotonic() - began)
-            lease = self._lease(call)
+            lease = self._acquire(call)
             try:
                 for gate in gates:
                     if gate.cause is not None and not gate.is_probed_by(prober):
-                        lease.unused()  # it was shut meanwhile
+                        lease.release(used=False)  # it was shut meanwhile
                         break
                 else:
                     return lease
@@ -190,12 +192,12 @@ class Runtime:
         """Send on the leased connection and wait for the answer; `prober` has passed `gates` for it."""
         connection = lease.connection
         if call.deadline.expired():
-            lease.unused()
+            lease.release(used=False)
             raise CallTimeoutError("the deadline passed before the request could be sent")
         try:
             payload = call.write(connection)
         except BaseException:
-            lease.unused()
+            lease.release(used=False)
             raise
         future = call.future()
         pending = self.reader.pending
@@ -218,14 +220,14 @@ class Runtime:
         if refusal is not None:
             raise self._refused(lease, call, refusal, gates, prober)
         call.accept(lease)
-        self.standing.manager_gate.forgive()
+        self.manager_state.manager_gate.forgive()
         if gates:
             self._passed(call.target, gates, prober)
 
     def _refused(
         self, lease: Lease, call: Call, refusal: Refusal, gates: tuple[Gate, ...], prober: Prober | None
     ) -> TcmError:
-        """Return the failure, once the gates and the pool know of it: others wait for the connection."""
+        """Return the failure. The gates and the pool note it before others get the connection."""
         failure, reusable = refusal
         connection = lease.connection
         _name(failure, connection, call)
@@ -233,14 +235,14 @@ class Runtime:
         try:
             if not isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
                 self._passed(call.target, gates, prober, self._shut(failure, call.target))
-            if connection.pool is not None:
-                if isinstance(failure, RateLimitedError):
-                    connection.pool.learn_limit(connection)
-                elif failure.code == TENANT_LIMIT:
-                    connection.pool.over_tenant_limit(connection, failure)
-                elif isinstance(failure, BackpressureError) and connection.pool is self.pool:
-                    connection.pool.refused(connection, failure)  # not of jobs, which take minutes
-        finally:  # whatever a log handler does
+            pool = self._pool_of(call)
+            if isinstance(failure, RateLimitedError):
+                pool.learn_limit(connection)
+            elif failure.code == TENANT_LIMIT:
+                pool.learn_tenant_limit(connection, failure)
+            elif isinstance(failure, BackpressureError) and pool is self.pool:
+                pool.narrow(connection, failure)  # not of jobs, which take minutes
+        finally:
             if reusable:
                 lease.release()
             else:
@@ -274,7 +276,7 @@ class Runtime:
             gate = self._backpressure
             gate.shut(failure)
         if gate is not None and self.closed.is_set():
-            gate.open()  # nobody is to wait there any more
+            gate.open()  # no call waits there any more
         return gate
 
     def _passed(
@@ -291,7 +293,7 @@ class Runtime:
             if shut is None or gate is self._backpressure:
                 gate.open()  # the manager answered: what shut this gate is over
                 if target is not None:
-                    self._forget_circuit(target)
+                    self._remove_circuit(target)
 
     def _circuit(self, target: Target) -> Gate:
         with self._circuits_lock:
@@ -303,18 +305,18 @@ class Runtime:
                 self._circuits[target] = Gate(name, 1.0, 60.0, of=where, level=logging.WARNING)
             return self._circuits[target]
 
-    def _forget_circuit(self, target: Target) -> None:
+    def _remove_circuit(self, target: Target) -> None:
         with self._circuits_lock:
             gate = self._circuits.get(target)
             if gate is not None and gate.cause is None:
                 del self._circuits[target]
 
     def gates(self) -> dict[str, str]:
-        """Say of each gate that is shut why it is; it takes no lock."""
+        """Describe each gate that is shut; it takes no lock."""
         circuits = list(self._circuits.values())
-        gates = (self.standing.manager_gate, self.standing.auth_gate, self._backpressure, *circuits)
-        told = ((gate.name, gate.describe()) for gate in gates)
-        return {name: text for name, text in told if text is not None}
+        gates = (self.manager_state.manager_gate, self.manager_state.auth_gate, self._backpressure, *circuits)
+        texts = ((gate.name, gate.describe()) for gate in gates)
+        return {name: text for name, text in texts if text is not None}
 
     def close(self, timeout: float) -> None:
         """Drain for up to `timeout` seconds, then end all calls and threads. Each step may be repeated."""
@@ -334,7 +336,7 @@ class Runtime:
         for pool in (self.pool, self.management):
             pool.close(ClientClosedError("the client was closed while the call waited for a socket"))
         self._backpressure.open()
-        self.turns.close()
+        self.stream_turns.close()
         with self._circuits_lock:
             circuits = list(self._circuits.values())
         for gate in circuits:
@@ -367,7 +369,7 @@ def _late(error: TcmError, future: Future) -> TcmError:
 
 
 def _abandon(gates: tuple[Gate, ...], prober: Prober) -> None:
-    """Give up the probes that had no outcome."""
+    """End the probes that had no outcome."""
     for gate in gates:
         if gate.cause is not None:
             gate.abandon(prober)

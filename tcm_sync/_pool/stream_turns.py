@@ -5,35 +5,41 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from tcm_sync._deadline import Deadline
 from tcm_sync._pool.gate import again
-from tcm_sync.errors import ClientClosedError
+from tcm_sync.errors import ClientClosedError, TcmError
 
-if TYPE_CHECKING:
-    from tcm_sync._pool.call import Call
-    from tcm_sync.errors import TcmError
-
-_LOOK = 1.0  # seconds between two looks whether a stream that was never closed is still there
+_AUDIT_INTERVAL = 1.0  # seconds between two checks whether a stream that was never closed was collected
 _MOST_CONTAINERS = 256  # that are remembered
 
 
-class Turns:
+class Stream(Protocol):
+    """A stream that waits for its turn, or has it."""
+
+    deadline: Deadline
+
+    def __hash__(self) -> int:
+        """Return a number that goes with its identity."""
+
+
+class StreamTurns:
     """Has the streams of a container wait for one another once it has refused a second one.
 
-    Who waits has no socket. A stream that was dropped without being closed has had its turn once it is
+    One that waits has no socket. The turn of one that was dropped without being closed ends when it is
     collected.
     """
 
     def __init__(self) -> None:
-        # Guards everything below. Its lock is re-entrant: a stream may be closed in a signal handler.
+        # Guards _refusals, _running, _queues and _closed. Re-entrant: a signal handler may close a stream.
         self._changed = threading.Condition(threading.RLock())
         self._refusals: dict[str, TcmError] = {}  # by container, whose server runs one stream at a time
-        self._running: dict[str, weakref.WeakSet[Call]] = {}
-        self._lines: dict[str, deque[Call]] = {}
+        self._running: dict[str, weakref.WeakSet[Stream]] = {}
+        self._queues: dict[str, deque[Stream]] = {}
         self._closed = False
 
-    def enter(self, container_id: str, call: Call) -> None:
+    def enter(self, container_id: str, stream: Stream) -> None:
         """Wait until a stream may begin, first come first served.
 
         Raises
@@ -45,32 +51,32 @@ class Turns:
         """
         with self._changed:
             if container_id in self._refusals:
-                self._wait(container_id, call)
-            self._running.setdefault(container_id, weakref.WeakSet()).add(call)
+                self._wait(container_id, stream)
+            self._running.setdefault(container_id, weakref.WeakSet()).add(stream)
 
-    def _wait(self, container_id: str, call: Call) -> None:
-        line = self._lines.setdefault(container_id, deque())
-        line.append(call)
+    def _wait(self, container_id: str, stream: Stream) -> None:
+        queue = self._queues.setdefault(container_id, deque())
+        queue.append(stream)
         try:
-            while line[0] is not call or self._running.get(container_id):
+            while queue[0] is not stream or self._running.get(container_id):
                 if self._closed:
                     raise ClientClosedError("the client was closed while the stream waited for its turn")
-                left = call.deadline.remaining()
+                left = stream.deadline.remaining()
                 if left == 0.0:
                     raise again(self._refusals[container_id])
-                self._changed.wait(_LOOK if left is None else min(left, _LOOK))
+                self._changed.wait(_AUDIT_INTERVAL if left is None else min(left, _AUDIT_INTERVAL))
         finally:
-            line.remove(call)
-            if not line:
-                del self._lines[container_id]
+            queue.remove(stream)
+            if not queue:
+                del self._queues[container_id]
             self._changed.notify_all()
 
-    def leave(self, container_id: str, call: Call) -> None:
+    def leave(self, container_id: str, stream: Stream) -> None:
         """End the turn of a stream, if it has one."""
         with self._changed:
             running = self._running.get(container_id)
             if running is not None:
-                running.discard(call)
+                running.discard(stream)
                 if not running:
                     del self._running[container_id]
                 self._changed.notify_all()
@@ -78,7 +84,7 @@ class Turns:
     def refused(self, container_id: str, cause: TcmError) -> None:
         """Let no two streams of a container run at once from now on."""
         with self._changed:
-            if len(self._refusals) >= _MOST_CONTAINERS and not self._lines:
+            if len(self._refusals) >= _MOST_CONTAINERS and not self._queues:
                 self._refusals.clear()
             self._refusals[container_id] = again(cause)
 

@@ -6,19 +6,16 @@ import threading
 from collections import deque
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._pool.gate import again
 from tcm_sync._pool.lease import Lease
+from tcm_sync._transport.connection import Connection
 from tcm_sync.errors import TcmError
-
-if TYPE_CHECKING:
-    from tcm_sync._transport.connection import Connection
 
 
 class Waiter:
-    """A caller in the line. All but the lock is guarded by the pool's lock."""
+    """A caller in the wait queue. The lock of the pool's state guards all but `handed`."""
 
     __slots__ = (
         "connection",
@@ -36,7 +33,7 @@ class Waiter:
         self, lease: Lease, deadline: Deadline, *, patient: bool, streaming: bool, eager: bool = False
     ) -> None:
         self.lease = lease
-        self.handed = threading.Lock()  # held until there is an outcome; guards nothing
+        self.handed = threading.Lock()  # guards nothing: it is held until there is an outcome
         self.handed.acquire()
         self.deadline = deadline
         self.patient = patient
@@ -52,11 +49,11 @@ class Waiter:
         self.handed.release()
 
 
-class Line(deque[Waiter]):
-    """Those who wait. It knows no lock: the pool's guards it.
+class WaitQueue(deque[Waiter]):
+    """Those who wait. It has no lock: that of the pool's state guards it.
 
-    A stream waits here too while others hold all the sockets that streams may have; whoever comes after it
-    and wants no stream is then served before it.
+    A stream waits here too while others hold all the sockets that streams may have; later callers that
+    want no stream are then served before it.
     """
 
     def leave(self, waiter: Waiter) -> bool:

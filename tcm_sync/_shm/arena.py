@@ -184,15 +184,20 @@ class Arena:
         token = object()
         segment: Segment | None = None
         try:
-            with self._lock:
-                self._check_open()
-                self._making.add(token)
-            segment = Segment.make(byte_size, group=self._group)
-            with self._lock:
-                self._live.add(segment)
-                segment.arena_id = self._id
-                self._check_open()
-                return segment
+            try:
+                with self._lock:
+                    self._check_open()
+                    self._making.add(token)
+                segment = Segment.make(byte_size, group=self._group)
+                with self._lock:
+                    self._live.add(segment)
+                    segment.arena_id = self._id
+                    self._check_open()
+            finally:
+                with self._lock:
+                    self._making.discard(token)
+                    self._made.notify_all()
+            return segment
         except OSError as error:
             if is_of_handler(error):
                 raise
@@ -204,10 +209,6 @@ class Arena:
                 segment.discarded = True
                 segment.unlink()
             raise
-        finally:
-            with self._lock:
-                self._making.discard(token)
-                self._made.notify_all()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -47,7 +47,7 @@ class Opener:
     settings : Settings
         The client's.
     opening : OpeningSockets
-        Watches over the sockets until they are handed over.
+        Keeps the sockets until the pool has them, so that closing the client shuts them down.
     counts : Counts
         Where it counts the uuids.
     """
@@ -162,7 +162,7 @@ def _auth_request(auth: AuthContext, token: str | None, capability: tuple[str, .
 
 
 class _UuidTakenError(AuthenticationError):
-    """The manager knows the uuid already; another one is tried at once."""
+    """The manager has a socket of this uuid already; another uuid is tried at once."""
 
 
 class _AuthExchange:
@@ -211,7 +211,7 @@ class _AuthExchange:
         return granted
 
     def watch(self, deadline: Deadline) -> None:
-        """See whether a refusal follows ``auth.ok``; nobody was given the socket yet, so nothing is lost."""
+        """See whether a refusal follows ``auth.ok``; no call has the socket yet, so none is lost."""
         kept: list[frames.Event] = []
         try:
             while True:

@@ -11,36 +11,52 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
+from tcm_sync._transport.replies import Future
 from tcm_sync._transport.sockets import WOULD_BLOCK, is_local, send_flags, shut_down, wait_ready
+from tcm_sync._wire.encode import Pieces
 from tcm_sync.errors import CallTimeoutError, ConnectionLostError, TcmError
-
-if TYPE_CHECKING:
-    from tcm_sync._pool.lease import Lease
-    from tcm_sync._pool.pool import Pool
-    from tcm_sync._transport.replies import Future
-    from tcm_sync._wire.encode import Pieces
 
 _MOST_CONTROLS = 4  # control frames waiting to go out; of pongs only the latest matters (RFC 6455, 5.5.3)
 _MOST_SENT = 1024  # how many times of sending are remembered, to keep a limit of messages a second
 
 
+class ConnectionOwner(Protocol):
+    """The pool that a connection belongs to."""
+
+    def lost(self, connection: Connection, reason: str) -> None:
+        """Remove a connection that was closed."""
+
+    def expire(self, connection: Connection, reason: str) -> None:
+        """Close a connection when it is released, or now if it is idle."""
+
+
+class ConnectionReader(Protocol):
+    """The reader that a connection is registered with."""
+
+    def watch_writing(self, connection: Connection) -> None:
+        """Write the control frames that wait as soon as the socket takes them."""
+
+    def resume(self, connection: Connection) -> None:
+        """Read a paused connection again."""
+
+
 class Connection:
     """A socket after its handshake and its auth exchange.
 
-    The caller that leases it writes messages, the reader writes control frames and is the only one to read
-    and to close it. Anybody else who wants it gone shuts it down and tells the reader.
+    The caller that leases it writes messages. The reader writes control frames, and no other thread reads
+    or closes the socket. Other threads shut it down, and have the reader close it.
 
     Parameters
     ----------
     sock : socket.socket
         Connected, shaken hands with, authenticated.
     uuid : str
-        What the manager knows this socket by.
+        The manager's name for this socket.
     capability : frozenset of str
         What the manager granted.
     decoder : FrameDecoder
@@ -60,8 +76,9 @@ class Connection:
         "bytes_sent",
         "capability",
         "closed",
+        "closing",
+        "closing_reason",
         "decoder",
-        "doomed",
         "early",
         "epoch",
         "idle_since",
@@ -80,11 +97,11 @@ class Connection:
         "paused",
         "pinged_at",
         "pool",
+        "reader",
         "receive_into",
         "replacing",
         "reply_prefixes",
         "requests",
-        "retiring",
         "secret",
         "secured",
         "sending",
@@ -118,7 +135,8 @@ class Connection:
         self._flags = send_flags(sock)
         self.is_local = is_local(sock)  # whether the other end is this machine
         self.sock = sock
-        # Guards closed, loss, the three below them, and each single call on the socket, which never blocks.
+        # Guards closed, loss, _controls, _control_begun, _amid_frame, and each single call on the socket,
+        # which never blocks.
         self.lock = threading.RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
         self.receive_into: Callable[[memoryview], int] = (
@@ -132,24 +150,24 @@ class Connection:
         self._amid_frame = False  # whether a data frame is partly written
         self.messages_sent = self.bytes_sent = 0  # frames and all; only the caller changes them
         self.sending = False  # whether a caller's message is under way; only that caller changes it
-        # The reader's own.
-        self.doomed = False  # whether it is about to be closed
+        # Only the reader changes these.
+        self.closing = False  # whether it is being closed
         self.paused = False  # whether it is not read, since its stream is not taken
         self.last_received = self.last_sent = monotonic()
         self.pinged_at: float | None = None
-        # Guarded by the lock of the pool that it belongs to.
-        self.pool: Pool | None = None
+        self.reader: ConnectionReader | None = None  # once it is registered
+        self.pool: ConnectionOwner | None = None  # set once, before it is registered
+        # The pool's bookkeeping, guarded by the lock of its state.
         self.opened_at = self.idle_since = monotonic()
         self.leased_at: float | None = None
-        self.lease: weakref.ref[Lease] | None = None  # of whoever has it
-        # What is done if that is collected.
-        self.when_lost: Callable[[weakref.ref[Lease]], None] | None = None
+        self.lease: weakref.ref[Any] | None = None  # the last one
+        self.when_lost: Callable[[weakref.ref[Any]], None] | None = None  # called when that is collected
         self.epoch = 0  # how often all sockets had been lost before it was opened
         self.requests = 0
         self.most_requests = 0  # after which it is worn
         self.old_at = inf  # from when on it is, too
         self.spread = 1.0  # of its limits, against those of others
-        self.retiring: str | None = None  # why it is closed when it comes back
+        self.closing_reason: str | None = None  # why it is closed when it is released
         self.replacing = False  # whether another one is being opened in its place
         self.sent_at: deque[float] = deque(maxlen=_MOST_SENT)
 
@@ -193,8 +211,8 @@ class Connection:
         self.messages_sent += 1
         self.last_sent = monotonic()
         self.sending = False
-        if self._controls and self.flush() and self.pool is not None:
-            self.pool.reader.watch_writing(self)  # the reply is not to wait for it
+        if self._controls and self.flush() and self.reader is not None:
+            self.reader.watch_writing(self)  # the reply is not to wait for it
 
     def _write_rest(self, rest: memoryview, deadline: Deadline, future: Future, written: int) -> None:
         """Write what the socket did not take at once of a frame, of whose message so much is `written`."""
@@ -207,8 +225,8 @@ class Connection:
                     f"{written:,} bytes",
                     outcome_unknown=future.started,
                 )
-            # A TLS object that wants to read first is fed by the reader, so do not wait long.
-            longest = 1.0 if wants_write else 0.01  # the number may be closed, and another's, meanwhile
+            # A TLS object that must read first is fed by the reader, so do not wait long.
+            longest = 1.0 if wants_write else 0.01  # the number may become another socket's
             wait_ready(self.sock, write=wants_write, timeout=longest if left is None else min(left, longest))
             taken, wants_write = self._write(rest, future)
             self.bytes_sent += taken
@@ -261,7 +279,7 @@ class Connection:
         """Write queued control frames, unless a message is half out; whether any wait for the socket."""
         with self.lock:
             if self.closed or self._amid_frame or not self._controls:
-                return False  # whoever sends writes them before its next frame
+                return False  # the sender writes them before its next frame
             try:
                 self._write_controls()
             except WOULD_BLOCK:
@@ -294,15 +312,15 @@ class Connection:
         self.queue_control(PING, b"")
         return self.flush()
 
-    def close(self, farewell: bytes | None = None, loss: TcmError | None = None) -> None:
-        """Close the descriptor, after a close frame if it can go out at once. The reader's alone."""
+    def close(self, close_frame: bytes | None = None, loss: TcmError | None = None) -> None:
+        """Close the descriptor, after a close frame if it can go out at once. Only the reader calls this."""
         with self.lock:
             if self.closed:
                 return
             self.closed, self.loss = True, loss
-            if farewell is not None and not self._amid_frame and not self._control_begun:
-                with Suppress(OSError):  # it is a courtesy
-                    self.sock.send(farewell, self._flags)
+            if close_frame is not None and not self._amid_frame and not self._control_begun:
+                with Suppress(OSError):  # the socket is closed anyway
+                    self.sock.send(close_frame, self._flags)
             shut_down(self.sock)
             self.sock.close()
 

@@ -1,4 +1,4 @@
-"""What a client counts, from its making on, through every runtime that it has in one process."""
+"""Counters of a client, kept through every runtime that it has in one process."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import threading
 from collections import Counter
 from collections.abc import Collection
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.connection import Connection
 
 
 class PoolCounts:
-    """What one pool counts, guarded by its lock."""
+    """What one pool counts, guarded by the lock of its state."""
 
     def __init__(self) -> None:
         self.opened = 0
         self.closed: Counter[str] = Counter()  # by the kind of the reason
-        self.waits = 0  # calls that waited in line for a socket
+        self.waits = 0  # calls that waited for a socket
         self.wait_seconds = 0.0
-        # Of connections that are not in the books any more.
+        # Of connections that were removed.
         self.messages_sent = 0
         self.bytes_sent = 0
 
     def read(self, live: Collection[Connection]) -> dict[str, Any]:
-        """Return the counters, with what the connections in the books have counted so far."""
+        """Return the counters, with what the live connections have counted so far."""
         return {
             "sockets": len(live),
             "busy": sum(c.leased_at is not None for c in live),
@@ -40,7 +39,7 @@ class PoolCounts:
         }
 
     def waited(self, seconds: float) -> None:
-        """Count a wait in line that has ended."""
+        """Count a wait for a socket that has ended."""
         self.waits += 1
         self.wait_seconds += seconds
 
@@ -48,14 +47,15 @@ class PoolCounts:
 class Counts:
     """Counters that only ever grow; `tcm_sync._calls.stats` says what they mean.
 
-    Each pool counts under its own lock, the reader what it reads without any, since nobody else does, and
-    everybody else under this one's.
+    Each pool counts under the lock of its state, the reader without a lock what only it counts, and all
+    others under `lock`.
     """
 
     def __init__(self) -> None:
         self._began = monotonic()
         self.pools = (PoolCounts(), PoolCounts())
-        self.lock = threading.RLock()  # guards what follows, to the reader's own
+        # Guards the counters from `calls` to `gate_wait_seconds`.
+        self.lock = threading.RLock()
         self.calls = 0
         self.failures: Counter[str] = Counter()  # by code, or by class
         self.repeats: Counter[str] = Counter()  # by the same of what was repeated
@@ -66,7 +66,7 @@ class Counts:
         self.uuids = 0
         self.gate_waits = 0
         self.gate_wait_seconds = 0.0
-        # The reader's own.
+        # Only the reader changes these.
         self.messages_received = 0
         self.bytes_received = 0
         self.late = 0

@@ -12,7 +12,7 @@ from tcm_sync.settings import Header, Settings, Token, check_header, strip_secre
 class Credentials:
     """What a client shows to the manager, and to whatever stands before it.
 
-    Callables know no deadline. They are called on the threads that open sockets and ask probes, where they
+    Callables take no deadline. They are called on the threads that open sockets and ask probes, where they
     hold up no call beyond its own deadline; `running` names the one that is to blame then.
 
     Parameters

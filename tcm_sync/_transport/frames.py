@@ -1,7 +1,7 @@
 """WebSocket frames: ours to write masked, the manager's to read (RFC 6455, section 5).
 
 websocket-client's own are not used: its receive buffer is quadratic in small reads, its UTF-8 check
-takes half a second a megabyte, and its sends know no deadline.
+takes half a second a megabyte, and its sends take no deadline.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class FrameDecoder:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
-        self._needed = 0  # bytes that the buffer must hold before it is worth looking at
+        self._needed = 0  # bytes that the buffer must hold before it is parsed
         self._fragments: list[bytes] | None = None
         self._fragment_bytes = 0
 

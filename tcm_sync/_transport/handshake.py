@@ -26,7 +26,7 @@ from tcm_sync.settings import Endpoint
 #: The most bytes that the head of an answer may have.
 HEAD_BYTES = 64 * 1024
 
-# Of these the answer is rid before websocket-client sees it: cookies go to nobody, and the body of a
+# Removed from the answer before websocket-client sees it: no cookie is kept, and the body of a
 # refusal is not waited for.
 _DROPPED = re.compile(rb"^(?:set-cookie2?|content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
 
@@ -181,7 +181,7 @@ class _HandshakeSocket:
         return 0.0  # so that websocket-client does not wait by itself
 
     def settimeout(self, value: float | None) -> None:
-        """Take no timeout: the deadline is known here."""
+        """Ignore the timeout: the deadline holds."""
 
     def send(self, data: bytes) -> int:
         lines = [line for line in data.split(b"\r\n") if not line.lower().startswith(b"cookie:")]
@@ -216,7 +216,7 @@ class _HandshakeSocket:
         return b"\r\n".join(line for line in lines if not _DROPPED.match(line)) + b"\r\n\r\n"
 
     def close(self) -> None:
-        """Leave the closing to whoever opened the socket."""
+        """Leave the closing to the opener of the socket."""
 
     def shutdown(self, how: int) -> None:
-        """Leave it to whoever opened the socket."""
+        """Leave it to the opener of the socket."""

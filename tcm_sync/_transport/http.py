@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import io
 import socket
-from typing import TYPE_CHECKING
+import ssl
+from typing import Protocol
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, ProtocolError
-
-if TYPE_CHECKING:
-    from tcm_sync._transport.authentication import Opener
+from tcm_sync.settings import Endpoint
 
 _MOST_BYTES = 256 * 1024  # head and body together
 
 
-def probe(opener: Opener, name: str, deadline: Deadline, opening: OpeningSockets) -> tuple[int, bytes]:
+class Target(Protocol):
+    """The manager that is asked, and how."""
+
+    endpoint: Endpoint
+    context: ssl.SSLContext | None
+    server_hostname: str | None
+    credentials: Credentials
+
+
+def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets) -> tuple[int, bytes]:
     """Ask one of the manager's probes, on the host and with the TLS settings of the WebSocket.
 
     Parameters
     ----------
-    opener : Opener
-        Knows the endpoint, the TLS context and the headers.
+    target : Target
+        The endpoint, the TLS context and the headers.
     name : str
         ``"health"`` or ``"ready"``: it takes the place of the final ``/ws`` of the path.
     deadline : Deadline
         For all of it but the resolution of the name. Redirects are not followed.
     opening : OpeningSockets
-        Watches over the socket.
+        Keeps the socket, so that closing the client shuts it down.
 
     Returns
     -------
@@ -48,8 +57,8 @@ def probe(opener: Opener, name: str, deadline: Deadline, opening: OpeningSockets
     """
     import http.client  # with all of email, which nothing else needs
 
-    endpoint, headers = opener.endpoint, opener.credentials.headers()
-    sock = open_socket(endpoint, opener.context, opener.server_hostname, deadline, opening)
+    endpoint, headers = target.endpoint, target.credentials.headers()
+    sock = open_socket(endpoint, target.context, target.server_hostname, deadline, opening)
     try:
         head = [f"GET {endpoint.sibling(name)} HTTP/1.1", f"Host: {endpoint.authority}"]
         head += [f"{key}: {value}" for key, value in headers.items()]

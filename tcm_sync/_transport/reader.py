@@ -11,16 +11,18 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tcm_sync._logs import Log
 from tcm_sync._process import start_thread
 from tcm_sync._reentry import Callers, is_entrance
 from tcm_sync._transport import frames
+from tcm_sync._transport.connection import Connection, ConnectionOwner
+from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.poller import READ, WRITE, make_poller
 from tcm_sync._transport.replies import PendingReplies, Refusal, StreamReplies
 from tcm_sync._transport.sockets import NO_SIGNAL, WOULD_BLOCK
-from tcm_sync._transport.unsolicited import Notices
+from tcm_sync._transport.unsolicited import UnsolicitedMessages
 from tcm_sync._wire.decode import decode_message, peek
 from tcm_sync._wire.failures import ADVISORY, failure_of_error
 from tcm_sync._wire.messages import Alert, AuthOk, ErrorReply, Unknown
@@ -34,14 +36,6 @@ from tcm_sync.errors import (
     TcmError,
 )
 
-if TYPE_CHECKING:
-    import weakref
-
-    from tcm_sync._pool.lease import Lease
-    from tcm_sync._pool.pool import Pool
-    from tcm_sync._transport.connection import Connection
-    from tcm_sync._transport.counters import Counts
-
 log = Log("tcm_sync.reader", queued=True)
 
 _BUFFER_BYTES = 64 * 1024  # what is read of one socket before the others have their turn
@@ -53,11 +47,24 @@ _SOCKET_STAYS = frozenset({"BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FUL
 _SOCKET_STAYS_AFTER = ("Forbidden", "Missing required field", "Invalid type", "Invalid JSON format")
 
 
+class PoolOfReader(ConnectionOwner, Protocol):
+    """A pool whose connections are read."""
+
+    def on_timer(self, now: float) -> float:
+        """Do what is due, and return when to be called again, or `math.inf`."""
+
+    def manager_shuts_down(self, error: TcmError) -> None:
+        """Open no connection before the next manager is there."""
+
+    def close(self, error: TcmError) -> None:
+        """End every wait with `error`."""
+
+
 class Reader:
     """Waits on all sockets, cuts frames, and hands each reply to the future found under the socket's uuid.
 
-    It runs no user code, never blocks on one socket, and opens none. Only it closes a socket that was
-    registered, since a number that was closed may be another socket's while a thread is still inside send.
+    It runs no user code, never blocks on one socket, and opens none. No other thread closes a socket that
+    was registered: its number could be given to another socket while a thread is still inside send.
 
     Parameters
     ----------
@@ -73,7 +80,7 @@ class Reader:
         self.callers = callers
         self.pending = PendingReplies()
         self._counts = counts
-        self._notices = Notices(counts)
+        self._unsolicited = UnsolicitedMessages(counts)
         self._ping_interval = ping_interval
         self._poller = make_poller()
         try:
@@ -88,12 +95,12 @@ class Reader:
         self._commands: deque[Callable[[], None]] = deque()
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._connections: dict[int, Connection] = {}  # by the number of their descriptor
-        self._pools: list[Pool] = []
-        self._due = inf  # when to look at what depends on time
-        # Guards the waker: it is not closed while somebody writes to it. It is re-entrant, for finalizers.
-        self._poke_lock = threading.RLock()
+        self._pools: list[PoolOfReader] = []
+        self._due = inf  # when timers run next
+        # Guards _ended, and _waker: it is not closed while a thread writes. Re-entrant, for finalizers.
+        self._waker_lock = threading.RLock()
         self._ended = False
-        self.stopping = False  # whether it was told to end, or has ended, however
+        self.stopping = False  # whether it is to end, or has ended
         self.failure: BaseException | None = None
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="tcm-sync-reader", daemon=True)
@@ -104,41 +111,39 @@ class Reader:
         """Start the thread."""
         start_thread(self._thread)
 
-    def serve(self, pool: Pool) -> None:
-        """Tend `pool` when the time that it asks for has come."""
+    def add_pool(self, pool: PoolOfReader) -> None:
+        """Call `pool` back when the time that it asks for has come."""
         self._pools.append(pool)
 
     def register(self, connection: Connection) -> None:
         """Read `connection` from now on."""
-        self._command(lambda: self._register(connection))
+        connection.reader = self
+        self.run_soon(lambda: self._register(connection))
         if self._ended:
             connection.close()
 
     def close(self, connection: Connection, reason: str) -> None:
-        """Close `connection`, which the pool has given up."""
-        farewell = frames.encode_close(1000)
-        self._command(lambda: self._drop(connection, farewell, _lost(reason), reason))
-
-    def take_back(self, pool: Pool, connection: Connection, hold: weakref.ref[Lease], reason: str) -> None:
-        """Have `pool` close a connection whose lease is over. Safe in a finalizer: it does not wait."""
-        self._command(lambda: pool.reclaim(connection, hold, reason))
+        """Close `connection`, which the pool has removed, or is about to."""
+        close_frame = frames.encode_close(1000)
+        self.run_soon(lambda: self._close(connection, close_frame, _lost(reason), reason))
 
     def watch_writing(self, connection: Connection) -> None:
         """Write the control frames of `connection` as soon as its socket takes them."""
-        self._command(lambda: self._watch_writing(connection, connection.flush()))
+        self.run_soon(lambda: self._watch_writing(connection, connection.flush()))
 
     def resume(self, connection: Connection) -> None:
         """Read `connection` again, whose stream was taken."""
-        self._command(lambda: self._resume(connection))
+        self.run_soon(lambda: self._resume(connection))
 
-    def do(self, command: Callable[[], None]) -> None:
-        """Have the reader's thread run `command`. It waits for nothing."""
-        self._command(command)
+    def run_soon(self, command: Callable[[], None]) -> None:
+        """Have the reader's thread run `command`. Safe in a finalizer: it waits for nothing."""
+        self._commands.append(command)
+        self._wake()
 
     def wake_at(self, when: float) -> None:
-        """Tend the pools at `when`, a time of `time.monotonic`, or sooner."""
+        """Call the pools back at `when`, a time of `time.monotonic`, or sooner."""
         if when < self._due:
-            self._command(lambda: self._set_due(when))
+            self.run_soon(lambda: self._set_due(when))
 
     def stop(self) -> None:
         """End the thread: every socket is closed and every waiting call ends with ClientClosedError.
@@ -146,7 +151,7 @@ class Reader:
         Safe in a finalizer: it does not wait.
         """
         self.stopping = True
-        self._poke()
+        self._wake()
 
     def join(self, timeout: float) -> bool:
         """Wait for the thread to end, in seconds; whether it has."""
@@ -160,7 +165,7 @@ class Reader:
 
     def abandon(self) -> None:
         """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
-        self._poke_lock = threading.RLock()  # another thread may have held it
+        self._waker_lock = threading.RLock()  # another thread may have held it
         self._ended = True
         for connection in self._connections.values():
             connection.abandon()
@@ -168,15 +173,11 @@ class Reader:
         self._wakeup.close()
         self._waker.close()
 
-    def _command(self, command: Callable[[], None]) -> None:
-        self._commands.append(command)
-        self._poke()
-
-    def _poke(self) -> None:
+    def _wake(self) -> None:
         # The lock may be held by a thread that runs no more, or is a parent's, as the reader is then.
         if sys.is_finalizing() or self.is_inherited():
             return
-        with self._poke_lock:
+        with self._waker_lock:
             if not self._ended:
                 with contextlib.suppress(OSError):  # it is full, so the reader will wake anyway
                     self._waker.send(b"\0", NO_SIGNAL)
@@ -188,7 +189,7 @@ class Reader:
         try:
             self.callers.add(threading.get_ident())
             while not self.stopping:
-                self._turn()
+                self._poll_once()
         except BaseException as error:  # noqa: BLE001 - it is logged, and ends every call
             self.failure = error
             log.error(
@@ -197,18 +198,18 @@ class Reader:
         finally:
             self.stopping = True
             try:
-                self._end()
+                self._close_all()
             finally:
                 self.callers.discard(threading.get_ident())
 
-    def _turn(self) -> None:
+    def _poll_once(self) -> None:
         left = self._due - monotonic()
         if left <= 0.0:
-            self._tend()
+            self._run_timers()
             left = max(0.0, self._due - monotonic())  # below zero, epoll would wait for ever
         for fd, ready in self._poller.poll(left if left < _LONGEST_SLEEP else _LONGEST_SLEEP):
             connection = self._connections.get(fd)
-            if connection is None:  # or it was dropped a moment ago
+            if connection is None:  # or it was closed a moment ago
                 with contextlib.suppress(BlockingIOError):
                     self._wakeup.recv(4096)
                 continue
@@ -220,25 +221,25 @@ class Reader:
             for _ in range(len(self._commands)):  # what they add waits for its turn
                 self._commands.popleft()()
 
-    def _end(self) -> None:
-        with self._poke_lock:
+    def _close_all(self) -> None:
+        with self._waker_lock:
             self._ended = True
             self._waker.close()
         while self._commands:  # sockets that were about to be registered, too
             with contextlib.suppress(Exception):
                 self._commands.popleft()()
-        farewell = frames.encode_close(1000)
+        close_frame = frames.encode_close(1000)
         for connection in list(self._connections.values()):
             with contextlib.suppress(Exception):
-                self._drop(connection, farewell, self._ending(), "the client was closed")
+                self._close(connection, close_frame, self._closing_error(), "the client was closed")
         for pool in self._pools:
-            pool.close(self._ending())
+            pool.close(self._closing_error())
         for future in self.pending.claim_all():
-            future.resolve(Refusal(self._ending()))
+            future.resolve(Refusal(self._closing_error()))
         self._wakeup.close()
         self._poller.close()
 
-    def _ending(self) -> TcmError:
+    def _closing_error(self) -> TcmError:
         if self.failure is None:
             return ClientClosedError("the client was closed while the call waited for its reply")
         return ConnectionLostError(f"the client's reader failed: {self.failure!r}")
@@ -246,27 +247,27 @@ class Reader:
     def _set_due(self, when: float) -> None:
         self._due = min(self._due, when)
 
-    def _tend(self) -> None:
-        """Do what time asks for: pings, dead sockets, and whatever the pools have."""
+    def _run_timers(self) -> None:
+        """Do what is due: pings, the closing of dead sockets, and what the pools ask for."""
         now = monotonic()
         self._due = inf  # first, so that no wake_at is missed meanwhile
         due = inf
         for connection in list(self._connections.values()):
-            due = min(due, self._check_quiet(connection, now))
+            due = min(due, self._check_liveness(connection, now))
         for pool in self._pools:
-            due = min(due, pool.tend(now))
+            due = min(due, pool.on_timer(now))
         self._set_due(due)
 
-    def _check_quiet(self, connection: Connection, now: float) -> float:
-        """Ping a socket that has been quiet, drop one that stays so; when to look again."""
+    def _check_liveness(self, connection: Connection, now: float) -> float:
+        """Ping a socket that has been quiet, close one that stays so; return when to check again."""
         interval = self._ping_interval
         if connection.paused:
-            return now + interval  # it may say what it likes, nobody listens
+            return now + interval  # its pongs are not read either
         pinged = connection.pinged_at
         if pinged is not None and connection.last_received < pinged:
             if now - pinged >= interval:
                 reason = f"no sign of life: for {now - connection.last_received:.0f} s, not even a pong"
-                self._drop(connection, None, _lost(reason), reason)
+                self._close(connection, None, _lost(reason), reason)
                 return inf
             return pinged + interval
         quiet_since = max(connection.last_received, connection.last_sent)
@@ -279,28 +280,28 @@ class Reader:
         self._connections[connection.fileno()] = connection
         self._poller.register(connection.fileno(), READ)
         self._set_due(monotonic() + self._ping_interval)
-        if self._events(connection, connection.early):
+        if self._handle_frames(connection, connection.early):
             self._read(connection)  # a TLS object may hold bytes that no selector sees
 
     def _watch_writing(self, connection: Connection, wanted: bool) -> None:
         if not connection.closed and not connection.paused:
             self._poller.modify(connection.fileno(), READ | (WRITE if wanted else 0))
 
-    def _drop(self, connection: Connection, farewell: bytes | None, error: TcmError, reason: str) -> None:
-        """Close a socket, tell its pool, and end the call that waits on it with `error`."""
+    def _close(self, connection: Connection, close_frame: bytes | None, error: TcmError, reason: str) -> None:
+        """Close a socket, report it to its pool, and end the call that waits on it with `error`."""
         fd = connection.fileno()
         if self._connections.get(fd) is not connection:
             return
         del self._connections[fd]
         if not connection.paused:
             self._poller.unregister(fd)
-        connection.doomed = True
+        connection.closing = True
         try:
             if connection.pool is not None:
-                connection.pool.lost(connection, reason)  # which logs, and that may fail
+                connection.pool.lost(connection, reason)
         finally:
-            # First closed, then claimed: whoever adds a future from now on finds the socket closed.
-            connection.close(farewell, error)
+            # First closed, then claimed: a call that adds a future from now on finds the socket closed.
+            connection.close(close_frame, error)
             future = self.pending.claim(connection.uuid)
             if future is not None:
                 future.resolve(Refusal(error))
@@ -314,65 +315,65 @@ class Reader:
             except WOULD_BLOCK:
                 return
             except OSError as error:
-                self._drop(connection, None, _lost(str(error)), f"lost: {error}")
+                self._close(connection, None, _lost(str(error)), f"lost: {error}")
                 return
             if size == 0:
-                reason = "closed by the manager without a word"
-                self._drop(connection, None, _lost(reason), reason)
+                reason = "closed by the manager without a close frame"
+                self._close(connection, None, _lost(reason), reason)
                 return
             connection.last_received = monotonic()
             self._counts.bytes_received += size
             try:
                 events = connection.decoder.feed(self._buffer[:size])
             except (ProtocolError, MessageTooLargeError) as error:
-                self._give_up(connection, error)
+                self._close_for(connection, error)
                 return
-            if not self._events(connection, events) or connection.paused:
+            if not self._handle_frames(connection, events) or connection.paused:
                 return
         if connection.secured:  # it may hold more, which no selector sees
-            self._command(lambda: None if connection.closed or connection.paused else self._read(connection))
+            self.run_soon(lambda: None if connection.closed or connection.paused else self._read(connection))
 
-    def _events(self, connection: Connection, events: list[frames.Event]) -> bool:
-        """Act on what came in; whether the socket is still open."""
+    def _handle_frames(self, connection: Connection, events: list[frames.Event]) -> bool:
+        """Act on what came in; return whether the socket is still open."""
         ping: bytes | None = None
         try:
             for opcode, payload in events:
                 if opcode == frames.TEXT:
                     self._counts.messages_received += 1
                     if not payload.startswith(connection.reply_prefixes):
-                        self._message(connection, payload)
+                        self._handle_message(connection, payload)
                     elif not self.pending.answer(connection.uuid, payload):
-                        self._chunk(connection, payload)
+                        self._handle_chunk(connection, payload)
                 elif opcode == frames.PING:
                     ping = payload
                 elif opcode == frames.CLOSE:
-                    self._closed_by_manager(connection, *frames.read_close(payload))
+                    self._handle_close(connection, *frames.read_close(payload))
                 if connection.closed:
                     return False
         except ProtocolError as error:
-            self._give_up(connection, error)
+            self._close_for(connection, error)
             return False
         if ping is not None:  # the latest alone need be answered (RFC 6455, section 5.5.3)
             self._watch_writing(connection, connection.pong(ping))
         return True
 
-    def _give_up(self, connection: Connection, error: ProtocolError | MessageTooLargeError) -> None:
+    def _close_for(self, connection: Connection, error: ProtocolError | MessageTooLargeError) -> None:
         code = 1009 if isinstance(error, MessageTooLargeError) else 1002
         error.outcome_unknown = True
-        self._drop(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
+        self._close(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
 
-    def _message(self, connection: Connection, message: bytes) -> None:
+    def _handle_message(self, connection: Connection, message: bytes) -> None:
         if peek(message) == ("inference", connection.uuid):
-            self._reply(connection, message)
+            self._handle_reply(connection, message)
             return
         secret = connection.secret
         envelope, payload = decode_message(message, secret)
         if isinstance(payload, ErrorReply):
-            self._refusal(connection, payload, secret)
+            self._handle_error(connection, payload, secret)
         elif isinstance(payload, Alert):
-            self._notices.alert(connection, payload)
+            self._unsolicited.alert(connection, payload)
         elif isinstance(payload, Unknown):
-            self._notices.unknown(connection, payload)
+            self._unsolicited.unknown(connection, payload)
         elif isinstance(payload, AuthOk):
             raise ProtocolError("the manager authenticated the socket a second time")
         elif envelope.uuid is not None and envelope.uuid != connection.uuid:
@@ -381,23 +382,23 @@ class Reader:
                 f"{connection.uuid}"
             )
         else:
-            self._reply(connection, message)
+            self._handle_reply(connection, message)
 
-    def _reply(self, connection: Connection, message: bytes) -> None:
+    def _handle_reply(self, connection: Connection, message: bytes) -> None:
         if not self.pending.answer(connection.uuid, message):
-            self._chunk(connection, message)
+            self._handle_chunk(connection, message)
 
-    def _chunk(self, connection: Connection, message: bytes) -> None:
-        """Take a message of a stream, since nobody waits for a single reply."""
+    def _handle_chunk(self, connection: Connection, message: bytes) -> None:
+        """Hand over a message of a stream: no call waits for a single reply."""
         stream = self.pending.get(connection.uuid)
         if not isinstance(stream, StreamReplies):
             self._counts.late += 1
-            raise ProtocolError("the manager sent a reply that nobody waits for")
+            raise ProtocolError("the manager sent a reply that no call waits for")
         stream.resolve(message)
         if stream.size > stream.bound:
             self._pause(connection)
-            if stream.size <= stream.bound:  # it was taken before the caller could see the pause
-                self.resume(connection)  # but not now: what was read with this has its turn first
+            if stream.size <= stream.bound:  # the caller took it before it could see the pause
+                self.resume(connection)  # later: what was read with this comes first
 
     def _pause(self, connection: Connection) -> None:
         """Stop reading a socket whose stream is not taken fast enough, so that TCP holds the manager up."""
@@ -409,21 +410,21 @@ class Reader:
     def _resume(self, connection: Connection) -> None:
         if connection.paused and not connection.closed:
             connection.paused = False
-            connection.last_received = monotonic()  # it was not listened to meanwhile
+            connection.last_received = monotonic()  # it was not read meanwhile
             self._poller.register(connection.fileno(), READ)
             self._watch_writing(connection, connection.flush())
             self._read(connection)  # a TLS object may hold bytes that no selector sees
 
-    def _refusal(self, connection: Connection, payload: ErrorReply, secret: str | None) -> None:
-        """Take an ``error`` message: it names no request, so it is about the one in flight, if any."""
+    def _handle_error(self, connection: Connection, payload: ErrorReply, secret: str | None) -> None:
+        """Handle an ``error`` message: it names no request, so it is about the one in flight, if any."""
         if payload.code == ADVISORY:
-            self._notices.advice(connection, self.pending.get(connection.uuid))
+            self._unsolicited.delay(connection, self.pending.get(connection.uuid))
             return
         error = failure_of_error(payload, secret)
         if isinstance(error, ShuttingDownError):
             for pool in self._pools:
-                pool.shutting_down(error)
-        future = self.pending.claim(connection.uuid)  # resolved without fail from here on
+                pool.manager_shuts_down(error)
+        future = self.pending.claim(connection.uuid)  # nothing below may fail before it is resolved
         if future is not None:
             stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
             future.resolve(Refusal(error, reusable=stays))
@@ -431,9 +432,9 @@ class Reader:
             raise ProtocolError(f"the manager refused what was not asked: {error.message}")
         else:
             reason = "the manager is shutting down"
-            self._drop(connection, frames.encode_close(1000), error, reason)
+            self._close(connection, frames.encode_close(1000), error, reason)
 
-    def _closed_by_manager(self, connection: Connection, code: int, reason: str) -> None:
+    def _handle_close(self, connection: Connection, code: int, reason: str) -> None:
         said = f"closed by the manager: code {code}"
         if reason:
             said += f" ({quote(reason, connection.secret)})"
@@ -445,7 +446,7 @@ class Reader:
         else:
             error = _lost(said)
         answer = frames.encode_close(1000 if code == 1005 else code)
-        self._drop(connection, answer, error, said)
+        self._close(connection, answer, error, said)
 
 
 def _lost(reason: str) -> ConnectionLostError:

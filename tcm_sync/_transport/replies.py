@@ -19,13 +19,13 @@ class Refusal(NamedTuple):
 class ReplyFuture:
     """One reply, handed from the reader to the caller.
 
-    It is resolved at most once, by whoever pops it from `PendingReplies`; who pops nothing does nothing.
+    It is resolved at most once: only the thread that takes it out of `PendingReplies` resolves it.
     """
 
     __slots__ = ("_answered", "advisories", "outcome", "started")
 
     def __init__(self) -> None:
-        self._answered = threading.Lock()  # held until there is an outcome; guards nothing
+        self._answered = threading.Lock()  # guards nothing: it is held until there is an outcome
         self._answered.acquire()
         self.outcome: bytes | Refusal | None = None
         self.advisories = 0  # how often the manager said that the request is delayed
@@ -73,11 +73,11 @@ class StreamReplies:
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
-        self._lock = threading.RLock()  # guards the three below
+        self._lock = threading.RLock()  # guards _items, size, _waiting and last_at
         self._items: list[bytes | Refusal] = []
         self.size = 0  # bytes of them
         self._waiting = False  # whether the caller waits for the next one
-        self._arrived = threading.Lock()  # held until what the caller waits for is there; guards nothing
+        self._arrived = threading.Lock()  # guards nothing: it is held until the next item is there
         self._arrived.acquire()
         self.last_at = monotonic()  # when the last one came
         self.advisories = 0
@@ -129,11 +129,11 @@ class PendingReplies(dict[str, Future]):
     """
 
     def claim(self, uuid: str) -> Future | None:
-        """Take the future of `uuid`, to resolve it or to give it up; None if somebody else has."""
+        """Take out the future of `uuid`, to resolve or to drop it; None if another thread has done so."""
         return self.pop(uuid, None)
 
     def answer(self, uuid: str, message: bytes) -> bool:
-        """Resolve the future of `uuid`, unless nobody waits for a reply, or for more than one."""
+        """Resolve the future of `uuid`, if a call waits there for one reply; return whether it did."""
         if type(self.get(uuid)) is not ReplyFuture or (future := self.pop(uuid, None)) is None:
             return False
         future.resolve(message)

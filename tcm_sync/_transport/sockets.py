@@ -31,19 +31,19 @@ class OpeningSockets:
         self._aborted = False
 
     def add(self, sock: socket.socket) -> None:
-        """Watch over `sock`."""
+        """Keep `sock`."""
         with self._lock:
             self._sockets.add(sock)
             if self._aborted:
                 raise ConnectionAbortedError("the client was closed")
 
     def remove(self, sock: socket.socket) -> None:
-        """Let go of `sock`, which somebody else closes."""
+        """Stop keeping `sock`, which another object closes."""
         with self._lock:
             self._sockets.discard(sock)
 
     def close(self, sock: socket.socket) -> None:
-        """Close `sock`, which came to nothing."""
+        """Close `sock`, whose opening failed."""
         with self._lock:
             self._sockets.discard(sock)
             sock.close()
@@ -81,7 +81,7 @@ def open_socket(
     deadline : Deadline
         Covers every address together. Name resolution has no deadline of its own: nothing can end it.
     opening : OpeningSockets
-        Watches over each socket made, and over the one returned.
+        Keeps each socket made, and the one returned.
 
     Raises
     ------
@@ -197,7 +197,7 @@ def send_all(sock: socket.socket, data: bytes | memoryview, deadline: Deadline) 
 
 
 def send_flags(sock: socket.socket) -> int:
-    """Return the flags to send with: a connection that is gone is an error, and no SIGPIPE.
+    """Return the flags to send with: a closed connection is an error, and no SIGPIPE.
 
     Python ignores that signal, but programs may have put its default back, which ends the process. TLS takes
     no flags.
@@ -208,7 +208,7 @@ def send_flags(sock: socket.socket) -> int:
 def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> None:
     """Wait until a non-blocking socket may be written to (or read), or the timeout, whichever is first.
 
-    A number that was closed meanwhile, and may be another socket's by now, does no harm: the caller looks
+    A number that was closed meanwhile, and may be another socket's by now, does no harm: the caller checks
     again under the lock that guards the closing.
     """
     number = sock.fileno()
@@ -228,7 +228,7 @@ def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> No
 
 
 def is_local(sock: socket.socket) -> bool:
-    """Whether the other end of a connection is this machine, as far as its address tells."""
+    """Whether the other end of a connection is this machine, judging by its address."""
     try:
         peer, own = sock.getpeername(), sock.getsockname()
     except OSError as error:
@@ -256,7 +256,7 @@ def is_own_address(address: str) -> bool:
 
 
 def shut_down(sock: socket.socket) -> None:
-    """End both directions, which wakes whoever waits on the socket; its number stays taken."""
+    """End both directions, which wakes threads that wait on the socket; its number stays taken."""
     with Suppress(OSError):
         # Not SSLSocket's own method: after it, that object would read and write in clear.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

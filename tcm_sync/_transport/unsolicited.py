@@ -1,28 +1,25 @@
-"""What the manager says unasked: alerts, advice, and what this version does not know. It answers nothing."""
+"""Messages of the manager that answer no request: alerts, delays, and types that this version lacks."""
 
 from __future__ import annotations
 
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from tcm_sync._logs import Log
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.replies import Future
+from tcm_sync._wire.messages import Alert, Unknown
 from tcm_sync._wire.quote import quote
-
-if TYPE_CHECKING:
-    from tcm_sync._transport.connection import Connection
-    from tcm_sync._transport.counters import Counts
-    from tcm_sync._transport.replies import Future
-    from tcm_sync._wire.messages import Alert, Unknown
 
 log = Log("tcm_sync.reader", queued=True)
 
 _ALERT_INTERVAL = 60.0  # seconds between two alerts of a kind in the log
-_MOST_KINDS = 64  # that are told apart: it is the manager that names them
+_MOST_KINDS = 64  # that are counted apart: the manager names them
 
 
-class Notices:
-    """Counts them, and logs what somebody should see. The reader's own, so it needs no lock.
+class UnsolicitedMessages:
+    """Counts them, and logs alerts. Only the reader uses it, so it needs no lock.
 
     Parameters
     ----------
@@ -52,12 +49,12 @@ class Notices:
         )
 
     def unknown(self, connection: Connection, message: Unknown) -> None:
-        """Note a message of a type that is not known."""
+        """Count a message of a type that is not known."""
         self._counts.unknown += 1
         log.debug("%s: message of unknown type %s", connection.uuid, quote(message.type, connection.secret))
 
-    def advice(self, connection: Connection, waiting: Future | None) -> None:
-        """Note that the manager delays a request, whose reply still comes."""
+    def delay(self, connection: Connection, waiting: Future | None) -> None:
+        """Count that the manager delays a request, whose reply still comes."""
         self._counts.advisories += 1
         if waiting is not None:
             waiting.advisories += 1

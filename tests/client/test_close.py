@@ -69,7 +69,7 @@ def test_calls_in_flight_end_and_know_whether_they_may_have_run(serve, client_of
 
 
 def waiting_in_line(client):
-    return len(client._core.runtime.pool._waiters) if client._core.runtime else 0
+    return len(client._core.runtime.pool.state.waiters) if client._core.runtime else 0
 
 
 def all_are_in(manager, client, count):
@@ -252,7 +252,8 @@ def test_closing_while_nobody_listens(client_of, calling):
         client = client_of(peer.uri)
         calls = [calling(ask, client) for _ in range(3)]
         wait_until(
-            lambda: client._core.runtime and client._core.runtime.pool.manager_gate.cause, "it is refused"
+            lambda: client._core.runtime and client._core.runtime.pool.state.manager_gate.cause,
+            "it is refused",
         )
         client.close()
         assert outcomes(calls) == {False: 3}

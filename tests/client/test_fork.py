@@ -196,7 +196,7 @@ def descriptors_of_a_client(manager, client):
     before = descriptors()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: ask(client), range(20)))
-    wait_until(lambda: not client._core.runtime.pool._opening, "no socket is being opened")
+    wait_until(lambda: not client._core.runtime.pool.state.opening, "no socket is being opened")
     numbers = {number for number in descriptors() - before if not belongs_to(manager, number)}
     assert len(numbers) >= 4, "a socket, the selector, and the two ends that wake it"
     return numbers

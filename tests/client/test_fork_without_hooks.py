@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from tcm_sync import BatchPolicy, ConnectionLostError, Route, TcmClient
-from tests.local.test_fork import locks_in
+from tests.client.test_fork import locks_in
 
 _, uri, transient, vm_ip, use = sys.argv
 client = TcmClient(uri, route=Route("local"), timeout=20.0, pool_size=4)

@@ -21,7 +21,7 @@ import pytest
 
 import tcm_sync
 from tcm_sync import ConnectFailedError, TcmClient
-from tcm_sync._pool import growth
+from tcm_sync._pool import pool_state
 
 from ..helpers.waiting import GUARD, wait_until
 
@@ -90,7 +90,7 @@ def ask(client, model="echo", number=None):
 @pytest.fixture
 def manager(serve, monkeypatch):
     # Some of what an interrupt loses is found by looking for it, which tests need not wait for so long.
-    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 0.01)
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.01)
     meeting = threading.Barrier(SOCKETS)
 
     def meet(arrays):
@@ -112,7 +112,7 @@ def every_socket_is_of_use(client):
 
 
 def in_line(client):
-    return len(client._core.runtime.pool._waiters)
+    return len(client._core.runtime.pool.state.waiters)
 
 
 def test_the_first_call_of_a_client(manager):
@@ -220,9 +220,9 @@ def test_a_call_that_tries_a_gate_which_was_shut(manager):
         with client_of(manager) as client:
             client.open()
             pool = client._core.runtime.pool
-            pool.manager_gate.shut(ConnectFailedError("as if"), exactly=0.0)
-            for connection in list(pool._shelf.all.values()):
-                pool.retire(connection, "as if")
+            pool.state.manager_gate.shut(ConnectFailedError("as if"), exactly=0.0)
+            for connection in list(pool.state.inventory.all.values()):
+                pool.expire(connection, "as if")
             yield partial(ask, client)
             ask(client)
 

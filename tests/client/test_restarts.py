@@ -19,7 +19,8 @@ import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, RetryPolicy, ShuttingDownError, TcmClient
 from tcm_sync._calls import probes as probing
-from tcm_sync._pool import growth, pool
+from tcm_sync._pool import opening as pool_opening
+from tcm_sync._pool import pool
 from tcm_sync._transport import authentication as opening
 
 from ..helpers.peer_scripts import ask, background, connect, echo, failing
@@ -159,7 +160,7 @@ def test_closing_ends_the_waiting():
 def test_the_error_id_of_a_manager_that_is_not_ready_is_in_every_error_that_it_caused(monkeypatch):
     """Told to shut down, the client looks at /ready before it opens a socket; then all calls wait for it."""
     monkeypatch.setattr(pool, "SHUTDOWN_PAUSE", 0.0)  # /ready is asked soon
-    monkeypatch.setattr(growth, "SHUTDOWN_PAUSE", 10 * GUARD)  # and again when no call has any time left
+    monkeypatch.setattr(pool_opening, "SHUTDOWN_PAUSE", 10 * GUARD)  # and again when no call has time left
 
     def rejected(connection):
         connection.welcome()

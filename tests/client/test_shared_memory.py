@@ -219,7 +219,7 @@ def test_after_a_lost_connection(client, manager, gated, ours):
         call = thread.submit(hold, client)
         in_flight(manager)
         before = keys(manager)
-        [connection] = client._core.runtime.pool._shelf.all.values()
+        [connection] = client._core.runtime.pool.state.inventory.all.values()
         connection.shut_down()
         with pytest.raises(ConnectionLostError):
             call.result(GUARD)
@@ -233,7 +233,7 @@ def test_a_repeat_after_a_lost_connection_has_a_segment_of_its_own(connect, mana
         call = thread.submit(hold, client)
         in_flight(manager)
         before = keys(manager)
-        [connection] = client._core.runtime.pool._shelf.all.values()
+        [connection] = client._core.runtime.pool.state.inventory.all.values()
         connection.shut_down()
         in_flight(manager, 2)
         assert len(keys(manager) - before) == 1

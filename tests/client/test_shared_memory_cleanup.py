@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tcm_sync import TcmClient
-from tcm_sync._pool import growth
+from tcm_sync._pool import pool_state
 from tcm_sync.local.mapping import is_usable
 
 from ..helpers.segments import total
@@ -213,16 +213,9 @@ def test_a_process_that_gets_ctrl_c_in_a_call_leaves_nothing(manager, gated, pro
 # --- interrupts ---
 
 
-@pytest.fixture
-def no_moment_in_open(monkeypatch):
-    """Between the opening of a file and the noting of its number an interrupt loses that number for good."""
-    monkeypatch.setattr(os, "open", lambda *args, opening=os.open: opening(*args))
-
-
-@pytest.mark.usefixtures("no_moment_in_open")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment_leaves_no_file_that_nobody_accounts_for(manager, ours, monkeypatch):
-    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 0.01)
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.01)
     numbers = itertools.count(1)
     with TcmClient(manager.uri, route=manager.route, pool_size=2, timeout=GUARD) as client:
 
@@ -239,10 +232,9 @@ def test_an_interrupt_at_any_moment_leaves_no_file_that_nobody_accounts_for(mana
     assert ours() == set()
 
 
-@pytest.mark.usefixtures("no_moment_in_open")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment_of_the_first_call_leaves_no_file(manager, ours, monkeypatch):
-    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 0.01)
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.01)
 
     @contextlib.contextmanager
     def prepare():

@@ -81,8 +81,8 @@ def test_a_manager_that_ends_with_no_socket_open_is_found_out_by_its_files(conne
     client = connect(manager)
     ask(client)
     before = ours()
-    for connection in list(client._core.runtime.pool._shelf.all.values()):
-        client._core.runtime.pool.retire(connection, "as if idle for long")
+    for connection in list(client._core.runtime.pool.state.inventory.all.values()):
+        client._core.runtime.pool.expire(connection, "as if idle for long")
     restart(manager, "stop", client)
     ask(client, 2.0)
     assert client.stats().shm_sends == 2, "none was refused"
@@ -94,8 +94,8 @@ def test_a_key_that_triton_still_has_is_replaced(connect, manager, ours):
     client = connect(manager, retry=None)
     ask(client)
     before = ours()
-    for connection in list(client._core.runtime.pool._shelf.all.values()):
-        client._core.runtime.pool.retire(connection, "as if idle for long")
+    for connection in list(client._core.runtime.pool.state.inventory.all.values()):
+        client._core.runtime.pool.expire(connection, "as if idle for long")
     memory = manager._server.shared_memory
     os.kill(memory._janitor.pid, signal.SIGKILL)
     memory._janitor.wait()

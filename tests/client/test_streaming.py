@@ -20,7 +20,7 @@ from tcm_sync import (
     StreamTimeoutError,
     TcmClient,
 )
-from tcm_sync._pool import growth
+from tcm_sync._pool import pool_state
 
 from ..helpers.waiting import GUARD, wait_until
 
@@ -42,7 +42,7 @@ def forever(arrays):
 @pytest.fixture(autouse=True)
 def _no_audit(monkeypatch):
     """What is lost is to be found at once, and not by the pool's look at it every few seconds."""
-    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 100 * GUARD)
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 100 * GUARD)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_streams_and_calls_of_many_threads_never_mix(serve, client_of):
         over.set()
     assert len(kept) == 4 * (5 + 4 + 40)
     assert all(kept)
-    shelf = client._core.runtime.pool._shelf
+    shelf = client._core.runtime.pool.state.inventory
     wait_until(lambda: not shelf.busy(), "every socket is back or closed")
     assert not client._core.runtime.reader.pending.claim_all()
 
@@ -223,7 +223,11 @@ def suspended(client):
 def test_a_stream_may_be_collected_while_its_thread_holds_any_lock(manager, client_of):
     client = client_of(manager)
     runtime = client._core.runtime or client._core.running()
-    for lock in (runtime.pool._lock, runtime.reader._poke_lock, runtime.standing.manager_gate._condition):
+    for lock in (
+        runtime.pool.state.lock,
+        runtime.reader._waker_lock,
+        runtime.manager_state.manager_gate._condition,
+    ):
         chunks = stream(client, "to be or not END")
         assert next(chunks) == "to"
         with lock:
@@ -235,7 +239,7 @@ def test_a_stream_may_be_collected_while_its_thread_holds_any_lock(manager, clie
             del kept  # its with block closes the stream
             gc.collect()
         assert list(stream(client, "to be END")) == ["to", "be"]
-    wait_until(lambda: not runtime.pool._shelf.busy(), "every socket is back or closed")
+    wait_until(lambda: not runtime.pool.state.inventory.busy(), "every socket is back or closed")
 
 
 def test_streams_wait_for_streams_and_calls_do_not(serve, client_of):

@@ -26,7 +26,7 @@ def test_who_is_interrupted_in_the_line_leaves_it_and_costs_no_socket():
     ):
         first = threads.submit(client.infer, "gated", {"x": [1.0]})
         wait_until(lambda: manager.stats().running == 1, "the only socket is busy")
-        line = client._core.runtime.pool._waiters
+        line = client._core.runtime.pool.state.waiters
 
         def interrupt():
             wait_until(lambda: len(line) == 1, "it waits in the line")

@@ -29,4 +29,4 @@ def wait_until(condition: Callable[[], Any], what: str = "it is true") -> None:
 def end(manager, how: str, client) -> None:
     """Have a manager `stop`, or `kill` it, and wait until the sockets of its client are gone."""
     getattr(manager, how)()
-    wait_until(lambda: not client._core.runtime.pool._shelf.all, "the client has noticed")
+    wait_until(lambda: not client._core.runtime.pool.state.inventory.all, "the client has noticed")

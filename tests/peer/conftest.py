@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tcm_sync._pool.pool import Pool
+from tcm_sync._pool.pool_state import PoolState
 from tcm_sync._transport.connection import Connection
 
 from ..helpers.fixtures import *  # noqa: F403
@@ -28,13 +28,13 @@ def sending_ends_early(monkeypatch):
 @pytest.fixture
 def first_failure_is_awaited(monkeypatch):
     """Let no caller give up before it could hear why no socket can be opened."""
-    patience = Pool._patience
+    time_left = PoolState.time_left
 
-    def wait_first(pool, waiter):
-        wait_until(lambda: pool.manager_gate.cause)
-        return patience(pool, waiter)
+    def wait_first(state, waiter):
+        wait_until(lambda: state.manager_gate.cause)
+        return time_left(state, waiter)
 
-    monkeypatch.setattr(Pool, "_patience", wait_first)
+    monkeypatch.setattr(PoolState, "time_left", wait_first)
 
 
 @pytest.fixture(autouse=True)

@@ -236,7 +236,7 @@ def test_a_token_that_is_tried_again_during_a_shutdown_is_tried_once_more():
         with failing(AuthenticationError):
             ask(client)
         pool = client._core.running().pool
-        wait_until(lambda: time.monotonic() > pool.auth_gate._opens_at)
+        wait_until(lambda: time.monotonic() > pool.state.auth_gate._opens_at)
         with background(lambda: ask(client, 3.0)) as answer:
             wait_for(authed)
             told.set()

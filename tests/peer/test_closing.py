@@ -226,7 +226,7 @@ def test_a_close_frame_is_answered_with_its_own_code(code):
 def test_a_call_that_waits_while_the_client_drains_gets_a_socket_of_its_own():
     with ScriptedPeer(never_answers, echo) as peer, connect(peer, pool_size=1) as client:
         pool = client._core.running().pool
-        with timing_out(lambda: pool._draining), background(lambda: ask(client, 1.0)) as first:
+        with timing_out(lambda: pool.state.draining), background(lambda: ask(client, 1.0)) as first:
             wait_until(lambda: peer.requests == 1)
             with background(lambda: ask(client, 2.0)) as second:
                 wait_until(lambda: client.stats().waiting == 1)

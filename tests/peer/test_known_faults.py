@@ -138,13 +138,13 @@ def test_streams_of_a_server_that_runs_one_wait_for_one_another_without_a_socket
     manager = OneAtATime()
     with ScriptedPeer(manager) as peer, connect(peer) as client, ThreadPoolExecutor(6) as threads:
         streams = [threads.submit(lambda: list(client.stream("m", {"x": [1.0]}))) for _ in range(6)]
-        turns = client._core.running().turns
+        turns = client._core.running().stream_turns
         for served in itertools.count(1):
             wait_until(lambda served=served: manager.begun == served)
             if served == 6:
                 break
             # All others wait in line, or pause before they do, without a socket.
-            wait_until(lambda served=served: len(turns._lines.get("c1", ())) == 6 - served)
+            wait_until(lambda served=served: len(turns._queues.get("c1", ())) == 6 - served)
             wait_until(lambda: client.stats().open_streams == 1)
             if served == 1:
                 refused = manager.refused
@@ -153,7 +153,7 @@ def test_streams_of_a_server_that_runs_one_wait_for_one_another_without_a_socket
         assert [each.result(PATIENCE) for each in streams] == [["a"]] * 6
         assert manager.refused == refused, "no more were refused than before it was known"
         assert not turns._running
-        assert not turns._lines
+        assert not turns._queues
 
 
 def test_a_stream_waits_for_its_turn_within_its_deadline():
@@ -177,7 +177,7 @@ def test_a_stream_that_is_interrupted_before_its_first_chunk_has_had_its_turn():
 
     manager = OneAtATime()
     with ScriptedPeer(manager) as peer, connect(peer) as client:
-        client._core.running().turns.refused("c1", StreamBusyError(BUSY))
+        client._core.running().stream_turns.refused("c1", StreamBusyError(BUSY))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Runtime, "attempt", interrupt)
             with pytest.raises(KeyboardInterrupt) as kept:

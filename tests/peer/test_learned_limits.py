@@ -178,7 +178,7 @@ def test_the_manager_after_one_that_said_that_it_ends_may_have_another_limit():
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         with pytest.raises(MessageTooLargeError):
             client.infer("m", {"x": X})
-        client._core.runtime.pool.shutting_down(ShuttingDownError("it ends"))
+        client._core.runtime.pool.manager_shuts_down(ShuttingDownError("it ends"))
         manager.message = None
         assert np.array_equal(client.infer("m", {"x": X})["y"], X)
 
@@ -188,7 +188,7 @@ def test_another_manager_may_have_another_limit():
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         with pytest.raises(MessageTooLargeError):
             client.infer("m", {"x": X})
-        client._core.runtime.standing.managers += 1
+        client._core.runtime.manager_state.managers += 1
         manager.message = None
         assert np.array_equal(client.infer("m", {"x": X})["y"], X)
         small = client._core.settings.max_message_bytes - client._core.messages.envelope_bytes("inference")

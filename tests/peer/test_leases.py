@@ -11,7 +11,7 @@ import pytest
 from tcm_sync import BackpressureError, CircuitOpenError, Route, ShuttingDownError, TcmError
 from tcm_sync._deadline import Deadline
 from tcm_sync._logs import flush
-from tcm_sync._pool import growth
+from tcm_sync._pool import pool_state
 from tcm_sync._pool.gate import Prober
 from tcm_sync._transport import authentication as opening
 from tcm_sync._transport.connection import Connection
@@ -24,10 +24,10 @@ from ..helpers.waiting import wait_until
 
 
 def test_every_lease_that_is_collected_is_taken_back_at_once(monkeypatch):
-    monkeypatch.setattr(growth, "AUDIT_INTERVAL", 600.0)  # nobody else looks for it
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 600.0)  # nobody else looks for it
     with ScriptedPeer(echo, echo) as peer, connect(peer, pool_size=1) as client:
         ask(client)
-        lease = client._core.running().pool.lease(Deadline(PATIENCE))
+        lease = client._core.running().pool.acquire(Deadline(PATIENCE))
         del lease
         wait_until(lambda: client.stats().sockets_closed.get("its lease was lost"))
         assert ask(client, 2.0) == 2.0
@@ -95,7 +95,7 @@ def refused(runtime):
     """Let a call that has tried a gate be refused, on a connection that nobody else knows."""
 
     class Held:
-        uuid, pool = "u", None
+        uuid, leased_at = "u", None
         connection = property(lambda self: self)
 
         def release(self):
@@ -105,7 +105,7 @@ def refused(runtime):
             pass
 
     def refused(error, gates, prober, target=None):
-        call = type("Tried", (), {"target": target, "may_have_run": False})
+        call = type("Tried", (), {"target": target, "may_have_run": False, "kind": "inference"})
         runtime._refused(Held(), call, Refusal(error, reusable=True), gates, prober)
 
     return refused

@@ -343,7 +343,7 @@ def test_a_connection_that_died_while_it_was_idle_costs_no_job():
     with ScriptedPeer(dies, doing(done)) as peer, connect(peer) as client:
         assert client.management("create_vm").data
         gone.set()
-        wait_until(lambda: not client._core.running().management._shelf.all)
+        wait_until(lambda: not client._core.running().management.state.inventory.all)
         assert client.management("create_vm").data
     assert [connection.requests for connection in peer.connections] == [1, 1]
 
@@ -449,7 +449,7 @@ def test_a_shutdown_told_to_a_job_holds_up_inferences_too():
     with ScriptedPeer(doing(reject), echo) as peer, connect(peer) as client:
         with pytest.raises(ShuttingDownError):
             client.management("create_vm")
-        assert client._core.running().standing.manager_gate.cause is not None
+        assert client._core.running().manager_state.manager_gate.cause is not None
         assert ask(client) == 1.0
     assert peer.probes, "the new socket was opened without a look at /ready"
 

@@ -58,16 +58,16 @@ def failure_of(call):
 
 def no_socket(monkeypatch, error):
     """Let the first attempt have a socket, and no other."""
-    lease = Pool.lease
+    acquire = Pool.acquire
     attempts = []
 
     def refuse(pool, *how, **more):
         attempts.append(1)
         if len(attempts) > 1:
             raise error
-        return lease(pool, *how, **more)
+        return acquire(pool, *how, **more)
 
-    monkeypatch.setattr(Pool, "lease", refuse)
+    monkeypatch.setattr(Pool, "acquire", refuse)
 
 
 @pytest.mark.parametrize(

@@ -353,8 +353,8 @@ def test_when_one_of_two_sockets_is_lost_what_is_idle_stays(seen):
 def renew_sockets(client):
     """Have the client close its idle sockets by itself, as it does with old ones."""
     pool = client._core.runtime.pool
-    for connection in list(pool._shelf.all.values()):
-        pool.retire(connection, "as if")
+    for connection in list(pool.state.inventory.all.values()):
+        pool.expire(connection, "as if")
 
 
 def test_a_socket_that_the_client_closes_itself_retires_nothing(seen):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tcm_sync import ShuttingDownError
-from tcm_sync._pool import growth, pool
+from tcm_sync._pool import pool
 
 from ..helpers.peer_connection import CLOSE, PATIENCE
 from ..helpers.peer_scripts import ask, background, connect, echo, failing
@@ -182,7 +182,7 @@ UNHEALTHY = {"status": "not_ready", "triton": {"registered": 1, "healthy": 0}}
     ids=["triton", "empty", "ingress"],
 )
 def test_a_503_that_says_nothing_of_the_manager_itself_lets_one_connection_try(answer, monkeypatch):
-    monkeypatch.setattr(growth, "READY_ASKED_FOR", 10 * PATIENCE)
+    monkeypatch.setattr(pool, "READY_ASKED_FOR", 10 * PATIENCE)
     with ScriptedPeer(rejected, echo) as peer, connect(peer) as client:
         peer.http["/ready"] = answer
         assert ask(client, 2.0) == 2.0
@@ -190,7 +190,7 @@ def test_a_503_that_says_nothing_of_the_manager_itself_lets_one_connection_try(a
 
 
 def test_a_503_of_ready_holds_nobody_back_for_long(monkeypatch):
-    monkeypatch.setattr(growth, "READY_ASKED_FOR", 0.7)  # one pause, and a moment
+    monkeypatch.setattr(pool, "READY_ASKED_FOR", 0.7)  # one pause, and a moment
     with ScriptedPeer(rejected, echo) as peer, connect(peer) as client:
         peer.http["/ready"] = (503, HELD)
         assert ask(client, 2.0) == 2.0

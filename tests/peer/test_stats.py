@@ -292,7 +292,7 @@ def test_an_alert_is_logged_once_a_kind_and_a_minute(caplog, monkeypatch):
     monkeypatch.setattr(notices, "monotonic", lambda: now[0])
     connection = type("C", (), {"uuid": "u", "secret": None})()
     counts = Counts()
-    heard = notices.Notices(counts)
+    heard = notices.UnsolicitedMessages(counts)
 
     def alert(kind):
         heard.alert(connection, an_alert(kind))
@@ -313,7 +313,7 @@ def test_an_alert_is_logged_once_a_kind_and_a_minute(caplog, monkeypatch):
 def test_kinds_of_alerts_without_end_are_told_apart_up_to_a_bound(caplog):
     connection = type("C", (), {"uuid": "u", "secret": None})()
     counts = Counts()
-    heard = notices.Notices(counts)
+    heard = notices.UnsolicitedMessages(counts)
     for number in range(500):
         heard.alert(connection, an_alert(f"k{number}"))
     assert len(counts.alerts) < 100

@@ -529,13 +529,13 @@ def test_streams_leave_one_socket_to_the_others():
             for value in range(3):
                 assert ask(client, float(value)) == value
             with background(lambda: stream(client)) as third:
-                wait_until(lambda: len(client._core.running().pool._waiters) == 1)
+                wait_until(lambda: len(client._core.running().pool.state.waiters) == 1)
                 for value in range(3):
                     assert ask(client, float(value)) == value, "a waiting stream holds others up"
                 opened[0].close()
                 with third() as chunks:
                     assert next(chunks) == "a"
-        assert len(client._core.running().pool._waiters) == 0
+        assert len(client._core.running().pool.state.waiters) == 0
         assert ask(client, 9.0) == 9.0
 
 
@@ -557,9 +557,9 @@ def test_the_end_of_a_stream_on_a_socket_that_retires_makes_room_too():
     with ScriptedPeer(script) as peer, connect(peer, pool_size=2) as client:
         first = stream(client)
         assert ask(client) == 1.0  # the other socket is idle now
-        client._core.runtime.pool.retire(first._call.connection, "worn out")
+        client._core.runtime.pool.expire(first._call.connection, "worn out")
         with background(lambda: stream(client, timeout=PATIENCE)) as second:
-            wait_until(lambda: len(client._core.runtime.pool._waiters) == 1)
+            wait_until(lambda: len(client._core.runtime.pool.state.waiters) == 1)
             go_on.set()
             assert list(first) == ["a"]
             assert next(second()) == "a"
@@ -687,7 +687,7 @@ def test_a_stream_that_began_after_a_failure_is_closed_when_it_is_dropped(failed
         gc.disable()
         try:
             assert next(stream(client)) == "a"
-            wait_until(lambda: not client._core.runtime.pool._shelf.all)
+            wait_until(lambda: not client._core.runtime.pool.state.inventory.all)
         finally:
             gc.enable()
     assert peer.requests == 2
@@ -697,16 +697,16 @@ def test_a_socket_is_given_back_once():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         ask(client)
         pool = client._core.runtime.pool
-        first = pool.lease(Deadline(PATIENCE))
+        first = pool.acquire(Deadline(PATIENCE))
         connection = first.connection
         pool.release(connection, first, used=False)
-        second = pool.lease(Deadline(PATIENCE))
+        second = pool.acquire(Deadline(PATIENCE))
         assert second.connection is connection
-        pool.release(connection, first)
+        pool.release(connection, first, used=True)
         pool.discard(connection, first, "again")
-        assert list(pool._shelf.idle) == []
+        assert list(pool.state.inventory.idle) == []
         assert not connection.closed
-        second.unused()
+        second.release(used=False)
         assert ask(client) == 1.0
     assert len(peer.uuids) == 1
 

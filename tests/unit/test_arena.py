@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import sys
 import threading
@@ -537,3 +538,34 @@ def test_each_has_its_own_under_reuse_and_everything_is_accounted_for(make, monk
     assert figures["shm_pinned"] == sum(sum(known.values()) for known in arena._registered.values())
     assert figures["shm_segments"] == len(arena._idle) == len(ours()) <= 6
     assert figures["shm_bytes"] == sum(segment.byte_size for segment in arena._idle)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("use", ["acquire", "empty"])
+def test_an_interrupt_at_any_moment_of_making_a_segment_leaves_nothing_though_it_is_kept(make, use):
+    package = str(Path(module.__file__).parent)
+    kept = []
+    for moment in itertools.count(1):
+        arena, left = make(), iter(range(moment - 1))
+
+        def strike(frame, event, arg, left=left):
+            ours = event in ("call", "c_return") and frame.f_code.co_filename.startswith(package)
+            if ours and next(left, None) is None:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        segment = None
+        sys.setprofile(strike)
+        try:
+            segment = arena.acquire(A, 100, 0) if use == "acquire" else arena.empty(100)
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        finally:
+            sys.setprofile(None)
+        assert not arena._making
+        if segment is not None:
+            break
+        assert not ours()
+        arena.close()
+    assert moment > 15
+    arena.discard(segment)

@@ -15,7 +15,7 @@ import pytest
 from tcm_sync import BackpressureError, CircuitOpenError, ConnectFailedError, Route
 from tcm_sync._deadline import Deadline
 from tcm_sync._pool.gate import Gate, Prober, again
-from tcm_sync._pool.manager_state import Standing
+from tcm_sync._pool.manager_state import ManagerState
 
 PATIENCE = 30.0
 CAUSE = ConnectFailedError("nobody there")
@@ -433,7 +433,7 @@ def test_a_probe_that_passed_by_silence_is_logged_too(clock, caplog):
 @pytest.mark.parametrize("spread", [min, max])
 def test_a_manager_is_probed_within_a_second_however_long_it_was_away(clock, monkeypatch, spread):
     monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda low, high: spread(low, high))
-    gate = Standing("10.0.0.1:8000").manager_gate
+    gate = ManagerState("10.0.0.1:8000").manager_gate
     pauses = []
     for _ in range(50):
         gate.shut(CAUSE)
@@ -446,7 +446,7 @@ def test_sixty_four_processes_knock_seldom_and_not_together(clock, monkeypatch):
     chance = random.Random(4711)
     monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", chance.uniform)
     began = clock.now
-    gates = [Standing("10.0.0.1:8000").manager_gate for _ in range(64)]
+    gates = [ManagerState("10.0.0.1:8000").manager_gate for _ in range(64)]
     for gate in gates:  # all lose the manager at once
         gate.shut(CAUSE)
     knocks = []
@@ -464,7 +464,7 @@ def test_sixty_four_processes_knock_seldom_and_not_together(clock, monkeypatch):
 
 def test_a_probe_that_is_abandoned_is_told_to_those_who_wait(gate, monkeypatch):
     """At once, and not when they happen to look again."""
-    monkeypatch.setattr("tcm_sync._pool.gate._LOOK_INTERVAL", 3600.0)
+    monkeypatch.setattr("tcm_sync._pool.gate._AUDIT_INTERVAL", 3600.0)
     gate.shut(CAUSE, exactly=0.0)
     assert gate.try_pass() == 0.0
     passed = []

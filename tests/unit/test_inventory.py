@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tcm_sync._pool.inventory import Shelf
+from tcm_sync._pool.inventory import Inventory
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.frames import FrameDecoder
 from tcm_sync.settings import Settings
@@ -36,78 +36,78 @@ def connections():
 
 def shelf_of(connections, **settings):
     settings = Settings("ws://h/ws", **settings)
-    shelf = Shelf(settings, settings.pool_size)
+    inventory = Inventory(settings, settings.pool_size)
     for connection in connections:
-        shelf.add(connection)
-    return shelf
+        inventory.add(connection)
+    return inventory
 
 
 def test_only_idle_connections_expire(connections):
     idle, lent = made = connections(2)
-    shelf = shelf_of(made, max_idle=10.0, max_lifetime=20.0)
+    inventory = shelf_of(made, max_idle=10.0, max_lifetime=20.0)
     holder = Holder()
-    shelf.lend(lent, holder)
-    assert shelf.expired(monotonic() + 5.0) == []
-    assert shelf.expired(monotonic() + 100.0) == [idle]
-    assert shelf.forget(idle)
-    assert list(shelf.all.values()) == [lent]
-    shelf.put_back(lent, monotonic())
-    assert shelf.expired(monotonic() + 100.0) == [lent]
+    inventory.acquire(lent, holder)
+    assert inventory.expired(monotonic() + 5.0) == []
+    assert inventory.expired(monotonic() + 100.0) == [idle]
+    assert inventory.remove(idle)
+    assert list(inventory.all.values()) == [lent]
+    inventory.release(lent, monotonic())
+    assert inventory.expired(monotonic() + 100.0) == [lent]
 
 
 def test_the_most_recently_used_is_chosen_and_in_turn_under_a_limit(connections):
     first, second, third = made = connections(3)
-    shelf = shelf_of(made)
-    assert shelf.choose() is third
-    shelf.limit = 2
-    assert shelf.choose() is first
+    inventory = shelf_of(made)
+    assert inventory.choose() is third
+    inventory.limit = 2
+    assert inventory.choose() is first
     now = monotonic()
     first.sent_at.extend((now, now))
     second.sent_at.append(now)
-    assert shelf.choose() is second
+    assert inventory.choose() is second
     second.sent_at.append(now)
     third.sent_at.extend((now - 5.0, now - 4.0))
-    assert shelf.choose() is third
+    assert inventory.choose() is third
     third.sent_at.extend((now, now))
-    assert shelf.choose() is None
-    assert now + 1.0 < shelf.next_budget() < now + 1.1
+    assert inventory.choose() is None
+    assert now + 1.0 < inventory.next_budget() < now + 1.1
 
 
 def test_whichever_is_lent_the_others_stay_idle(connections):
     first, second, third = made = connections(3)
-    shelf, holder = shelf_of(made), Holder()
-    shelf.lend(second, holder)
-    assert list(shelf.idle) == [first, third]
-    shelf.lend(third, holder)
-    assert list(shelf.idle) == [first]
+    inventory, holder = shelf_of(made), Holder()
+    inventory.acquire(second, holder)
+    assert list(inventory.idle) == [first, third]
+    inventory.acquire(third, holder)
+    assert list(inventory.idle) == [first]
 
 
 def test_a_limit_is_learned_from_what_was_sent_in_the_second_before_the_refusal(connections):
     (one,) = made = connections(1)
-    shelf = shelf_of(made)
+    inventory = shelf_of(made)
     now = monotonic()
     # Long ago by now: the refusal came late.
     one.sent_at.extend(now - 50.0 + 0.04 * number for number in range(21))
-    assert shelf.learn_limit(one) == 19
-    assert shelf.learn_limit(one) is None
+    assert inventory.learn_limit(one) == 19
+    assert inventory.learn_limit(one) is None
 
 
 def test_a_lease_that_was_collected_is_found(connections):
     one, other = made = connections(2)
-    shelf = shelf_of(made)
+    inventory = shelf_of(made)
     kept, lost = Holder(), Holder()
-    shelf.lend(one, kept)
-    shelf.lend(other, lost)
-    assert shelf.lost_leases(monotonic() + 1.0) == []
+    inventory.acquire(one, kept)
+    inventory.acquire(other, lost)
+    assert inventory.lost_leases(monotonic() + 1.0) == []
     del lost
-    assert shelf.lost_leases(monotonic() + 1.0) == [other]
-    assert shelf.lost_leases(monotonic() - 60.0) == []
+    assert inventory.lost_leases(monotonic() + 1.0) == [other]
+    assert inventory.lost_leases(monotonic() - 60.0) == []
     assert kept.connection is one
 
 
 def test_one_in_excess_is_retired_once_another_took_its_place(connections):
     old, *_ = made = connections(3)
-    shelf = shelf_of(made, pool_size=2)
-    assert shelf.replaced() is old
-    assert shelf.forget(old)
-    assert shelf.replaced() is None
+    inventory = shelf_of(made, pool_size=2)
+    assert inventory.replaced() is old
+    assert inventory.remove(old)
+    assert inventory.replaced() is None

@@ -58,7 +58,7 @@ def test_callers_are_served_in_the_order_in_which_they_came():
             for number in range(10):
                 calls.enter_context(background(lambda number=number: ask(client, float(number))))
                 if number:
-                    wait_until(lambda number=number: len(pool._waiters) == number)
+                    wait_until(lambda number=number: len(pool.state.waiters) == number)
                 else:
                     wait_until(lambda: served == [0.0])
             go_on.set()
@@ -233,7 +233,7 @@ def test_a_reader_that_fails_ends_its_calls_and_the_next_call_has_another(caplog
         reader = client._core.running().reader
         with background(lambda: ask(client)) as result:
             wait_until(lambda: peer.requests == 1)
-            reader._command(fail)
+            reader.run_soon(fail)
             with pytest.raises(
                 ConnectionError, match="the client's reader failed: ZeroDivisionError"
             ) as caught:

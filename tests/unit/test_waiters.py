@@ -8,7 +8,7 @@ import pytest
 
 from tcm_sync import ConnectFailedError
 from tcm_sync._deadline import Deadline
-from tcm_sync._pool.waiters import Line, Waiter
+from tcm_sync._pool.waiters import Waiter, WaitQueue
 
 CAUSE = ConnectFailedError("nobody there")
 
@@ -23,7 +23,7 @@ def waiter(*, streaming=False, patient=True, timeout=100.0):
 
 @pytest.fixture
 def line():
-    return Line()
+    return WaitQueue()
 
 
 def test_who_came_first_is_next(line):

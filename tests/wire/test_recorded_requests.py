@@ -10,7 +10,7 @@ import pytest
 
 from tcm_sync import AuthContext, InferenceInput, InputError, PipelineStep, SHMReference, TcmClient
 from tcm_sync._pool.runtime import Runtime
-from tcm_sync._pool.stream_turns import Turns
+from tcm_sync._pool.stream_turns import StreamTurns
 from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._transport.authentication import CAPABILITY, _auth_request
 from tcm_sync._wire.encode import encode_message, encode_payload
@@ -211,8 +211,8 @@ class Recorder(Runtime):
 
     def __init__(self):
         self.reader = SimpleNamespace(stopping=False)
-        self.standing = SimpleNamespace(managers=0)
-        self.turns = Turns()
+        self.manager_state = SimpleNamespace(managers=0)
+        self.stream_turns = StreamTurns()
 
     def attempt(self, call):
         raise Said(call)

@@ -1,0 +1,184 @@
+"""How a pool's connections are opened: on the connector's threads, and what becomes of each attempt."""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import Protocol
+
+from tcm_sync._logs import Log
+from tcm_sync._pool import pool_state
+from tcm_sync._pool.connector import Connector
+from tcm_sync._pool.lease import Lease
+from tcm_sync._pool.pool_state import LEASE_LOST, WORN_OUT, PoolState
+from tcm_sync._transport.authentication import Opener
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.reader import PoolOfReader, Reader
+from tcm_sync.errors import AuthenticationError, ConnectFailedError, ShuttingDownError, TcmError
+
+log = Log("tcm_sync.pool", queued=True)
+
+SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
+
+LONGEST_ASKED_FOR = 60.0  # seconds: a refusal may ask for more, and is tried again after that all the same
+
+
+class PoolOwner(PoolOfReader, Protocol):
+    """The pool that the connections belong to."""
+
+    def discard_lost(self, connection: Connection, lease: weakref.ref[Lease], reason: str) -> None:
+        """Close a connection if this lease of it, which was collected, is still its last."""
+
+
+class PoolOpening:
+    """Opens a pool's connections, and adds them to its state.
+
+    Parameters
+    ----------
+    owner : PoolOwner
+        The pool.
+    state : PoolState
+        What it holds. Its lock is taken here, and not held while a socket is opened.
+    opener : Opener
+        Opens one socket.
+    connector : Connector
+        The threads to do it on.
+    reader : Reader
+        Reads the connections.
+    """
+
+    def __init__(
+        self, owner: PoolOwner, state: PoolState, opener: Opener, connector: Connector, reader: Reader
+    ) -> None:
+        self._owner = owner
+        self._state = state
+        self._opener = opener
+        self._connector = connector
+        self._reader = reader
+
+    def warm(self) -> None:
+        """Open a first connection without waiting for it."""
+        state = self._state
+        with state.lock:
+            if state.ended is not None or state.draining:
+                raise state.closed_error()
+            if state.inventory.all or state.opening or state.gate_cause() is not None:
+                return
+            state.opening += 1
+        self.start(1)
+
+    def start(self, count: int) -> None:
+        """Open so many connections, which the state counts as being opened."""
+        for _ in range(count):
+            try:
+                self._connector.submit(self._open)
+            except RuntimeError as error:
+                self._failed(ConnectFailedError(f"no thread to open a socket with: {error}"))
+
+    def _open(self) -> None:
+        """Open one socket, on a connector's thread."""
+        state = self._state
+        shutdowns = state.shutdowns
+        try:
+            ask_ready = state.cautious and monotonic() < state.ready_asked_until
+            connection = self._opener.open(cautious=state.cautious, ask_ready=ask_ready)
+        except TcmError as error:
+            self._failed(error)
+        except BaseException as error:  # noqa: BLE001 - those who wait get it
+            kind = type(error).__name__  # its text may hold the token
+            log.error("opening a socket failed in an unexpected way: %s", kind)
+            self._failed(ConnectFailedError(f"opening a socket failed: {kind}", retriable=False))
+        else:
+            try:
+                self._opened(connection, shutdowns)
+            finally:
+                self._opener.opened(connection)
+
+    def _opened(self, connection: Connection, shutdowns: int) -> None:
+        state = self._state
+        connection.pool = self._owner
+        with state.lock:
+            stale = shutdowns != state.shutdowns
+            if stale:
+                state.opening -= 1
+                state.auth_gate.abandon(state.prober)
+                wanted = state.grow()
+            else:  # before the reader can report a shutdown on this very socket
+                was_shut = state.gate_cause() is not None
+                state.manager_gate.open(forgive=False, log_now=False)
+                state.auth_gate.open(log_now=False)
+        if stale:
+            connection.close()  # to the manager that is shutting down: it proves nothing
+            self._reader.wake_at(monotonic())
+            self.start(wanted)
+            return
+        if was_shut:
+            state.manager_gate.write_log()
+            state.auth_gate.write_log()
+            self._reader.wake_at(monotonic())  # another pool may wait for it
+        self._reader.register(connection)
+        worn: Connection | None = None
+        with state.lock:
+            state.opening -= 1
+            state.manager_state.reached = True
+            state.cautious = state.cautious and shutdowns != state.shutdowns
+            ended = state.ended is not None
+            if not ended and not connection.closing:
+                connection.epoch = state.manager_state.epoch
+                connection.when_lost = partial(self._lease_lost, connection)
+                state.inventory.add(connection)
+                self._opener.opened(connection)  # before a caller has it: closing aborts what is being opened
+                state.counts.opened += 1
+                worn = state.take_replaced()
+                state.serve_waiters()
+            wanted = state.grow()
+            due = min(state.inventory.next_expiry(monotonic()), monotonic() + pool_state.AUDIT_INTERVAL)
+            self._reader.wake_at(due)
+        log.info("connection %s opened", connection.uuid)
+        if ended:
+            self._reader.close(connection, "the client was closed")
+        if worn is not None:
+            self._reader.close(worn, WORN_OUT)
+            log_closed(worn, WORN_OUT)
+        self.start(wanted)
+
+    def _lease_lost(self, connection: Connection, lease: weakref.ref[Lease]) -> None:
+        """Have the reader discard what a collected lease held; a finalizer must wait for no lock."""
+        self._reader.run_soon(partial(self._owner.discard_lost, connection, lease, LEASE_LOST))
+
+    def _failed(self, error: TcmError) -> None:
+        state = self._state
+        refused = isinstance(error, AuthenticationError)
+        if refused:
+            state.auth_gate.shut(error)
+            state.manager_gate.open(forgive=False)
+        else:
+            state.manager_gate.shut(error, _pause_after(error))
+            state.auth_gate.abandon(state.prober)
+        with state.lock:
+            state.opening -= 1
+            replacing = next((c for c in state.inventory.all.values() if c.replacing), None)
+            if replacing is not None:
+                replacing.replacing = False  # it stays in use, and is replaced after its next release
+            if not refused:
+                state.note_next_manager()
+            if refused or (not error.retriable and not state.manager_state.reached):
+                state.fail_waiters(error, inf)
+            wanted = state.grow()
+        self._reader.wake_at(monotonic())  # another pool may have waited for the outcome
+        self.start(wanted)
+
+
+def _pause_after(error: TcmError) -> float | None:
+    """Return for how long, at least, no socket is opened after `error`."""
+    if error.retry_after is not None:
+        return min(error.retry_after, LONGEST_ASKED_FOR)
+    return SHUTDOWN_PAUSE if isinstance(error, ShuttingDownError) else None
+
+
+def log_closed(connection: Connection, reason: str) -> None:
+    """Log that a connection was closed, and why."""
+    why = connection.closing_reason or reason
+    log.info("connection %s closed after %d requests: %s", connection.uuid, connection.requests, why)

@@ -1,0 +1,305 @@
+"""What a pool holds under one lock, and what it decides from that: who is served, what is opened."""
+
+from __future__ import annotations
+
+import threading
+from math import inf
+from time import monotonic
+from typing import Any
+
+from tcm_sync._pool.concurrency_limit import ConcurrencyLimit
+from tcm_sync._pool.gate import Prober, again
+from tcm_sync._pool.inventory import Inventory
+from tcm_sync._pool.manager_state import ManagerState
+from tcm_sync._pool.waiters import Waiter, WaitQueue
+from tcm_sync._transport.authentication import Opener
+from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.counters import PoolCounts
+from tcm_sync._transport.reader import Reader
+from tcm_sync.errors import ClientClosedError, ConnectFailedError, PoolTimeoutError, TcmError
+from tcm_sync.settings import Settings
+
+#: Sockets beyond this many wait for the manager's scheduler, the youngest longest (docs/wire.rst, "Timing").
+SERVED_A_TICK = 5
+
+WORN_OUT = "worn out"  # why most sockets are closed
+LEASE_LOST = "its lease was lost"
+AUDIT_INTERVAL = 5.0  # seconds between two searches for lost leases, while something is under way
+
+_CONNECT_SLACK = 0.25  # seconds: the connector's own failure says more than a timeout here
+
+
+class PoolState:
+    """The connections of a pool, its wait queue, and its limits. Everything here needs `lock` to be held.
+
+    Parameters
+    ----------
+    settings : Settings
+        The client's.
+    reader : Reader
+        Calls the pool back when the time that this asks for has come.
+    manager_state : ManagerState
+        Shared by the client's pools.
+    counts : PoolCounts
+        Where it counts.
+    size : int
+        The most connections.
+    setting : str
+        What the user calls `size`.
+    opener : Opener
+        For messages: the manager's address, and the callable of the user that has not returned.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reader: Reader,
+        manager_state: ManagerState,
+        counts: PoolCounts,
+        *,
+        size: int,
+        setting: str,
+        opener: Opener,
+    ) -> None:
+        self.size = size
+        self.setting = setting
+        self.most_streams = max(1, size - 1)  # so that other calls always have a socket
+        self.manager_state = manager_state
+        self.manager_gate, self.auth_gate = manager_state.manager_gate, manager_state.auth_gate
+        self.pace = manager_state.pace
+        self.prober = Prober()  # of both gates: the socket that is being opened
+        self._settings = settings
+        self._reader = reader
+        self._opener = opener
+        # Guards inventory, waiters, limit, counts and all plain attributes below, the pool's bookkeeping
+        # fields of each connection, and ManagerState.epoch and .managers.
+        self.lock = threading.RLock()
+        self.calm = threading.Condition(self.lock)  # notified when a lease ends while the pool drains
+        self.inventory = Inventory(settings, size)
+        self.waiters = WaitQueue()
+        self.limit = ConcurrencyLimit(size)
+        self.counts = counts
+        self.opening = 0  # how many connections are being opened
+        self.shutdowns = 0  # how often the manager said that it is shutting down
+        self.cautious = False  # whether the manager was draining when last seen
+        self.ready_asked_until = 0.0  # until when /ready is asked before a socket is opened
+        self.draining = False  # whether new calls are refused
+        self.ended: TcmError | None = None  # why no call is served any more
+        self._miscounted = False  # whether `opening` was wrong at the last audit
+
+    # --- serving ---
+
+    def closed_error(self) -> TcmError:
+        """Return why no call is taken any more."""
+        if self.ended is not None:
+            return again(self.ended)
+        return ClientClosedError("the client is closed, and a closed client stays closed: make another")
+
+    def choose(self) -> Connection | None:
+        """Find the connection for a call, unless enough are under way."""
+        if self.limit.exact is not None and self.limit.left(self.under_way()) <= 0:
+            return None
+        connection = self.inventory.choose()
+        if self.pace.active and (connection is None or self.pace.admit() > 0.0):
+            return None
+        return connection
+
+    def serve_waiters(self) -> None:
+        """Hand idle connections to those who wait."""
+        inventory, waiters = self.inventory, self.waiters
+        while inventory.idle and waiters and (waiter := waiters.next(*self._left())) is not None:
+            connection = inventory.choose()
+            if connection is None:
+                break
+            if self.pace.active and (seconds := self.pace.admit()) > 0.0:
+                self._reader.wake_at(monotonic() + seconds)
+                break
+            waiters.leave(waiter)
+            inventory.acquire(connection, waiter.lease, streaming=waiter.streaming)
+            self.counts.waited(monotonic() - waiter.since)
+            waiter.settle(connection)
+        if waiters and inventory.limit is not None:
+            self._reader.wake_at(inventory.next_budget())
+
+    def _left(self) -> tuple[int, int]:
+        """Count the streams, and the other calls, that may begin."""
+        others = self.size if self.limit.exact is None else self.limit.left(self.under_way())
+        return self._streams_left(), others
+
+    def _streams_left(self) -> int:
+        return self.most_streams - len(self.inventory.with_streams)
+
+    def under_way(self) -> int:
+        """Count the requests that are no streams."""
+        return len(self.inventory.busy()) - len(self.inventory.with_streams)
+
+    # --- opening more connections ---
+
+    def grow(self) -> int:
+        """Count the connections to open for those who wait, as the gates allow; `opening` includes them."""
+        room = self.size - len(self.inventory.all) - self.opening
+        if room <= 0 or self.ended is not None:
+            return 0
+        wanted = min(self.waiters.servable(*self._left()) - self.opening, room)
+        if self.pace.active:  # more sockets would send no more
+            wanted = 0 if self.inventory.idle or self.opening else min(wanted, 1)
+        if wanted <= 0:
+            return 0
+        if (seconds := self.auth_gate.try_pass(self.prober)) > 0.0:
+            if seconds < inf and self.auth_gate.cause is not None:
+                # Those who need a new socket fail; those before them wait for one that is there.
+                newest = wanted if self.inventory.all else len(self.waiters)
+                self.waiters.fail_newest(newest, self.auth_gate.cause)
+            return 0
+        if (seconds := self.manager_gate.try_pass(self.prober)) > 0.0:
+            if self.auth_gate.cause is not None:
+                self.auth_gate.abandon(self.prober)
+            if seconds < inf:
+                self._reader.wake_at(monotonic() + seconds)
+                self.fail_waiters(self.manager_gate.cause, seconds)
+            return 0
+        if self.gate_cause() is not None:
+            wanted = 1  # the probe
+        self.opening += wanted
+        return wanted
+
+    def gate_cause(self) -> TcmError | None:
+        """Why a gate before the opening of connections is shut, or None."""
+        return self.manager_gate.cause or self.auth_gate.cause
+
+    def fail_waiters(self, cause: TcmError | None, seconds: float) -> None:
+        """Fail those who cannot wait so long for a manager that cannot be reached."""
+        if not self.inventory.all and cause is not None:
+            eager = not self.manager_state.reached and isinstance(cause, ConnectFailedError)
+            self.waiters.fail_hurried(cause, seconds, eager=eager)
+
+    def may_replace(self, connection: Connection) -> bool:
+        """Whether to open another in its place: not twice, and while a gate is shut only as its probe.
+
+        Where no call waits for a socket no other probe is made: the gate would stay shut.
+        """
+        if connection.replacing or self.draining or self.auth_gate.try_pass(self.prober) > 0.0:
+            return False
+        if self.manager_gate.try_pass(self.prober) > 0.0:
+            self.auth_gate.abandon(self.prober)
+            return False
+        return True
+
+    def take_replaced(self) -> Connection | None:
+        """Mark a connection in whose place another was opened; return it if it is to be closed now."""
+        worn = self.inventory.replaced()
+        if worn is None:
+            return None
+        worn.closing_reason = WORN_OUT
+        if worn not in self.inventory.idle:
+            return None  # closed when it is released
+        self.remove(worn, WORN_OUT)
+        return worn
+
+    def note_next_manager(self) -> None:
+        """Void what was learned of a manager that has ended: the next one may have other limits."""
+        self.inventory.limit = self.inventory.stated_limit()
+        self.manager_state.managers += 1
+
+    # --- removing connections ---
+
+    def remove(self, connection: Connection, reason: str) -> bool:
+        """Remove a connection that is closed, or about to be; whether the pool still had it."""
+        if not self.inventory.remove(connection):
+            return False
+        self.calm.notify_all()
+        counts = self.counts
+        counts.closed[(connection.closing_reason or reason).partition(":")[0]] += 1
+        counts.messages_sent += connection.messages_sent
+        counts.bytes_sent += connection.bytes_sent
+        return True
+
+    def audit(self, now: float, *, connector_idle: bool) -> list[Connection]:
+        """Remove what a KeyboardInterrupt between two instructions has lost: leases, a count, and probes."""
+        lost = self.inventory.lost_leases(now - AUDIT_INTERVAL)
+        for connection in lost:
+            self.remove(connection, LEASE_LOST)
+        gates = (self.auth_gate, self.manager_gate)
+        opening = self.opening > 0 or any(gate.is_probed_by(self.prober) for gate in gates)
+        if opening and connector_idle:
+            if self._miscounted:
+                self.opening = 0
+                for gate in gates:
+                    gate.abandon(self.prober)
+            self._miscounted = not self._miscounted  # a job may just be on its way to the connector
+        else:
+            self._miscounted = False
+        return lost
+
+    # --- waiting ---
+
+    def time_left(self, waiter: Waiter) -> float:
+        """Seconds that a caller may still wait; -1 is for ever. It needs no lock."""
+        settings = self._settings
+        waited = monotonic() - waiter.since
+        bounds = [waiter.deadline.remaining()]
+        if settings.pool_timeout is not None:
+            bounds.append(settings.pool_timeout - waited)
+        if not self.manager_state.reached:
+            bounds.append(settings.connect_timeout + _CONNECT_SLACK - waited)
+        left = min((bound for bound in bounds if bound is not None), default=None)
+        return -1 if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)
+
+    def expire_waiter(self, waiter: Waiter) -> None:
+        """End the wait of a caller whose time is up."""
+        self.waiters.leave(waiter)
+        self.counts.waited(monotonic() - waiter.since)
+        waiter.settle(None, self._timeout_error(waiter))
+
+    def _timeout_error(self, waiter: Waiter) -> TcmError:
+        waited = monotonic() - waiter.since
+        inventory = self.inventory
+        if not inventory.all:
+            cause = self.gate_cause()
+            if cause is not None:
+                return again(cause)
+            return ConnectFailedError(
+                f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
+                f"{self._opener.credentials.running()}"
+            )
+        if len(inventory.busy()) < self.size and (refusal := self.pace.cause):
+            return refusal  # it did not wait for a socket
+        if not waiter.streaming and len(inventory.busy()) < self.size and (refusal := self.limit.cause):
+            return refusal  # it did not wait for a socket
+        return PoolTimeoutError(
+            f"no socket came free within {waited:.3g} s: {self._describe()}. {self._advice(waiter)}"
+        )
+
+    def _describe(self) -> str:
+        """Describe who has the sockets, and how many wait."""
+        inventory = self.inventory
+        busy = inventory.busy()
+        oldest = f", the oldest for {monotonic() - min(busy):.3g} s" if busy else ""
+        limited = f", {inventory.limit} messages a second each" if inventory.limit is not None else ""
+        streams = f", {len(inventory.with_streams)} of them with streams" if inventory.with_streams else ""
+        return (
+            f"{len(inventory.all)} of {self.size} sockets open{limited}, {len(busy)} busy{streams}{oldest}; "
+            f"{len(self.waiters)} other calls wait{self._opener.credentials.running()}"
+        )
+
+    def _advice(self, waiter: Waiter) -> str:
+        if waiter.streaming and self._streams_left() <= 0:
+            return (
+                f"Streams have at most {self.most_streams} sockets when {self.setting} is {self.size}: "
+                f"close one that is not needed, or raise {self.setting}"
+            )
+        if self.setting != "pool_size":
+            return f"Raise timeout or {self.setting}"
+        return (
+            f"Raise timeout or pool_timeout, send more rows a call, or raise pool_size up to {SERVED_A_TICK}"
+        )
+
+    # --- figures ---
+
+    def read(self) -> dict[str, Any]:
+        """Return what was counted, and the state of now."""
+        return {
+            **self.counts.read(self.inventory.all.values()),
+            "open_streams": len(self.inventory.with_streams),
+            "waiting": len(self.waiters),
+        }
