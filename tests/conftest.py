@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import socket
 import stat
 import sys
@@ -185,6 +186,13 @@ def _belongs_to_others(name: str) -> bool:
         except OSError:
             continue
     return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Let SIGINT raise, here and in the programs that tests start: a shell's background jobs ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

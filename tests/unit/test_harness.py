@@ -125,6 +125,29 @@ def test_the_shared_memory_of_other_processes_and_programs_is_no_leak(tmp_path, 
         other.communicate(b"\n")
 
 
+INTERRUPTED = """
+import signal
+import pytest
+
+def test_interrupt():
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_an_interrupt_is_one_in_the_background_of_a_shell_too(tmp_path):
+    shutil.copy(CONFTEST, tmp_path / "conftest.py")
+    (tmp_path / "test_interrupted.py").write_text(INTERRUPTED)
+    started = (
+        "import pytest, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "sys.exit(pytest.main(['-p', 'no:cacheprovider', 'test_interrupted.py']))"
+    )
+    command = [sys.executable, "-c", started]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert "1 passed" in run.stdout, run.stdout
+
+
 # --- tests that need more than pip installs ---
 
 MARKED = """
