@@ -1,6 +1,6 @@
 """Rolling restarts under load: nothing fails, nothing is answered wrongly, and few questions are asked.
 
-    python -m pytest -s tests/local/test_restarts.py
+    python -m pytest -s tests/client/test_restarts.py
 
 prints how many calls were made, how often the manager was probed, and how many sockets were opened.
 """

@@ -2,7 +2,7 @@
 
 Two hundred times in a row, which takes a quarter of an hour:
 
-    for i in $(seq 200); do python -m pytest -q tests/local/test_threads.py || break; echo "pass $i"; done
+    for i in $(seq 200); do python -m pytest -q tests/client/test_threads.py || break; echo "pass $i"; done
 """
 
 from __future__ import annotations

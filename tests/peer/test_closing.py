@@ -204,9 +204,10 @@ def closes_seen(connection):
 
 
 def test_the_peer_is_told_when_the_client_is_closed():
-    with ScriptedPeer(echo) as peer, connect(peer) as client:
-        assert ask(client, 1.0) == 1.0
-    assert closes_seen(peer.connections[0]) == [1000]
+    with ScriptedPeer(echo) as peer:
+        with connect(peer) as client:
+            assert ask(client, 1.0) == 1.0
+        wait_until(lambda: closes_seen(peer.connections[0]) == [1000])
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 4000])
