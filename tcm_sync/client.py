@@ -387,7 +387,7 @@ class TcmClient:
 
         Parameters
         ----------
-        model_name, inputs, vm_ip, container_id, vm_id, allow_transient, output_dtypes, retry
+        model_name, inputs
             As `infer` takes them. All inputs have as many rows, and so must all outputs have.
         rows : int, optional
             How many a message carries; left out, as many as fit ``max_message_bytes``. They are fewer where
@@ -395,8 +395,12 @@ class TcmClient:
             remembered for this route and model.
         progress : bool
             Whether to show how many rows are done (with tqdm: the extra ``progress``).
+        vm_ip, container_id, vm_id, allow_transient, output_dtypes
+            As `infer` takes them.
         timeout : float or None, optional
             Seconds for each message once its turn has come; None is no limit. Left out, the client's.
+        retry
+            As `infer` takes it.
 
         Returns
         -------
@@ -443,10 +447,12 @@ class TcmClient:
 
         Parameters
         ----------
-        model_name, inputs, vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport, retry
+        model_name, inputs, vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport
             As `infer` takes them.
         timeout : float or None, optional
             Seconds for the call once its turn has come; None is no limit. Left out, the client's.
+        retry
+            As `infer` takes it.
 
         Returns
         -------
@@ -605,14 +611,17 @@ class TcmClient:
             Whether to show how many are done (with tqdm: the extra ``progress``).
         on_error : {"raise", "return"}
             Whether a failure ends it, or is yielded in place of its result.
-        vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport, retry
+        vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport
             As `infer` takes them.
         timeout : float or None, optional
             Seconds for each call once its turn has come; None is no limit. Left out, the client's.
+        retry
+            As `infer` takes it.
 
-        Yields
-        ------
-        InferResult, or TcmError where ``on_error="return"``; with its index where not ``ordered``
+        Returns
+        -------
+        iterator of InferResult
+            Also of TcmError where ``on_error="return"``; of pairs with its index where not ``ordered``.
 
         Raises
         ------
@@ -766,7 +775,7 @@ class TcmClient:
         Parameters
         ----------
         model_name, vm_ip, container_id, vm_id, allow_transient, output_dtypes
-            As `infer` takes them; every call of the model has them.
+            As `infer` takes them. Every call of the model has them.
         signature : ModelSignature, optional
             What the model takes and returns: from `tcm_sync.models.analyze`, a deployment, or a server's
             metadata. The inputs of every call are checked against it before anything is sent, and one
@@ -775,6 +784,11 @@ class TcmClient:
         batch : BatchPolicy, optional
             Lets `Model.infer_sample` put the samples of several threads into one message. Left out, each goes
             out alone. It holds no more of them than the signature's ``max_batch_size``.
+
+        Returns
+        -------
+        Model
+            It has the calls of the client that run a model, and shares its connections.
 
         Raises
         ------
@@ -842,6 +856,11 @@ class TcmClient:
         inputs, vm_ip, container_id, vm_id, allow_transient, transport
             As `infer` takes them.
 
+        Returns
+        -------
+        str
+            A sentence or two, for people.
+
         Raises
         ------
         InputError
@@ -860,6 +879,11 @@ class TcmClient:
         ----------
         timeout : float
             Seconds.
+
+        Returns
+        -------
+        bool
+            False where the manager answers that it is not healthy, or does not answer in time.
         """
         return probes.ask(self._core, "health", timeout).ok
 
@@ -1078,10 +1102,12 @@ class TcmClient:
         vm_ip : str, optional
             The address of the VM, in place of its id: the manager takes the one VM that has it. It may have
             been given to another VM since.
-        openstack, docker, timeout, progress, **body
+        openstack, docker
             As `management` takes them.
         missing_ok : bool
             Whether a deletion ends well that found some or all parts missing and has deleted the others.
+        timeout, progress, **body
+            As `management` takes them.
 
         Returns
         -------
@@ -1408,9 +1434,10 @@ class Model:
         allow_transient, output_dtypes, transport, timeout, retry
             As `TcmClient.map` takes them.
 
-        Yields
-        ------
-        InferResult, or TcmError where ``on_error="return"``; with its index where not ``ordered``
+        Returns
+        -------
+        iterator of InferResult
+            Also of TcmError where ``on_error="return"``; of pairs with its index where not ``ordered``.
         """
         options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
         return submit_map.map_inputs(

@@ -346,6 +346,11 @@ class ClientStats(Struct, frozen=True):
         ----------
         earlier : ClientStats
             Of the same client.
+
+        Returns
+        -------
+        ClientStats
+            What has happened in between.
         """
         then = asdict(earlier)
         return ClientStats(

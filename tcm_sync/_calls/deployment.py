@@ -111,7 +111,18 @@ class Deployment:
         return Route(self.container_id, self.vm_ip, self.vm_id)
 
     def bind(self, client: BoundClient) -> Deployment:
-        """Return the same deployment with another client."""
+        """Return the same deployment with another client.
+
+        Parameters
+        ----------
+        client : TcmClient
+            The client that is to make its calls.
+
+        Returns
+        -------
+        Deployment
+            A copy; this one stays as it is.
+        """
         return Deployment(
             self.vm_ip, self.container_id, self.model_name, self.signature, vm_id=self.vm_id, client=client
         )
@@ -126,13 +137,31 @@ class Deployment:
         **options
             What else it takes. Left out, ``output_dtypes`` are those of the signature, so that the outputs
             are exact.
+
+        Returns
+        -------
+        InferResult
+            A mapping of output names to arrays.
         """
         if options.get("output_dtypes") is None:
             options["output_dtypes"] = self.signature.output_dtypes or None
         return self._bound().infer(self.model_name, inputs, **self._routed(options))
 
     def stream(self, inputs: object, **options: Any) -> InferStream:
-        """Run the model as a stream: `TcmClient.stream` without its model and route."""
+        """Run the model as a stream: `TcmClient.stream` without its model and route.
+
+        Parameters
+        ----------
+        inputs : mapping, sequence or array-like
+            As `TcmClient.stream` takes them.
+        **options
+            What else it takes.
+
+        Returns
+        -------
+        InferStream
+            An iterator of str, and a context manager that closes it.
+        """
         return self._bound().stream(self.model_name, inputs, **self._routed(options))
 
     def delete(self, *, vm_id: str | None = None, **options: Any) -> ManagementResult:
@@ -147,6 +176,11 @@ class Deployment:
             The VM's id, if the deployment has none.
         **options
             What else `TcmClient.delete` takes.
+
+        Returns
+        -------
+        ManagementResult
+            Its ``parts`` say what was deleted and what was missing.
         """
         vm_id = vm_id or self.vm_id
         vm = {"vm_ip": self.vm_ip} if vm_id is None else {"vm_id": vm_id}

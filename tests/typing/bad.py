@@ -11,6 +11,8 @@ SAMPLES = {"x": np.zeros((2, 3), np.float32)}
 
 
 def mistakes(client: TcmClient) -> None:
+    client.infer("m", 42)  # mistake
+    client.infer("m", None)  # mistake
     client.infer(SAMPLES, "m")  # mistake
     client.infer("m")  # mistake
     client.infer("m", SAMPLES, 5.0)  # mistake
@@ -20,6 +22,8 @@ def mistakes(client: TcmClient) -> None:
     client.infer("m", SAMPLES, retry=3)  # mistake
     client.infer("m", SAMPLES).missing()  # mistake
     client.infer_chunked("m", SAMPLES, rows="1")  # mistake
+    client.submit("m", 42)  # mistake
+    client.map("m", SAMPLES, on_error="ignore")  # mistake
     client.map("m", 42)  # mistake
     client.stream("m", SAMPLES, on_idle="stop")  # mistake
     client.pipeline([42])  # mistake
@@ -27,6 +31,8 @@ def mistakes(client: TcmClient) -> None:
     client.create(docker="image")  # mistake
     client.with_options(pool_size=3)  # mistake
     client.delete("container")  # mistake
+    client.after_fork()  # mistake
+    len(client.map("m", [SAMPLES]))  # mistake
 
 
 def settings() -> None:

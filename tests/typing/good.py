@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -47,6 +48,7 @@ def make_clients() -> None:
     assert_type(client.open(), TcmClient)
     with TcmClient.from_env() as opened:
         assert_type(opened, TcmClient)
+        assert_type(opened.with_options(timeout=1.0, retry=None), TcmClient)
 
 
 def infer(client: TcmClient, spec: InferenceInput, reference: SHMReference) -> None:
@@ -63,8 +65,17 @@ def infer(client: TcmClient, spec: InferenceInput, reference: SHMReference) -> N
     assert_type(client.infer_chunked("m", {"x": SAMPLES}, rows=1), InferResult)
 
 
-def submit(client: TcmClient) -> None:
+def submit_and_map(client: TcmClient, many: Iterator[dict[str, np.ndarray[Any, Any]]]) -> None:
     assert_type(client.submit("m", {"x": SAMPLES}), Future[InferResult])
+    for result in client.map("m", many):
+        assert_type(result, InferResult)
+    for index, found in client.map("m", many, ordered=False):
+        assert_type(index, int)
+        assert_type(found, InferResult)
+    for either in client.map("m", many, on_error="return"):
+        assert_type(either, InferResult | TcmError)
+    for pair in client.map("m", many, ordered=False, on_error="return"):
+        assert_type(pair, tuple[int, InferResult | TcmError])
 
 
 def stream(client: TcmClient) -> str | None:
