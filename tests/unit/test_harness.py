@@ -55,7 +55,7 @@ def test_never_waited_for():
     kept.append(lambda: os.waitpid(pid, 0))
 
 def test_shared_memory():
-    handle, path = tempfile.mkstemp(prefix="tcm_harness_", dir="/dev/shm")
+    handle, path = tempfile.mkstemp(prefix="tcm_harness_", dir=leakcheck._SHM)
     os.close(handle)
     kept.append(Path(path).unlink)
 
@@ -79,6 +79,7 @@ def test_whatever_a_test_leaves_behind_fails_that_test_and_no_other(tmp_path):
     (tmp_path / "conftest.py").write_text(
         "import leakcheck\n"
         "leakcheck.PATIENCE = 0.5\n"
+        "leakcheck._SHM = leakcheck.Path(__file__).parent\n"  # where other suites leave nothing
         "leakcheck.kept = []\n"
         "from leakcheck import _resource_tracker, leaves_nothing_behind\n"
         "def pytest_runtest_logfinish(): leakcheck.kept and leakcheck.kept.pop()()\n"
