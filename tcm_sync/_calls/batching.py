@@ -187,7 +187,9 @@ class Batcher:
             self._divide(batch, leader, most)
             return  # to lead its part of them
         policy = self._options.policy
-        call = BatchCall(self, batch, leader.deadline, patient=policy is not None, options=self._options)
+        call = BatchCall(
+            self, batch, leader.deadline, waits_for_manager=policy is not None, options=self._options
+        )
         call.may_have_run = batch.sendings > 0
         try:
             try:
@@ -322,9 +324,17 @@ class BatchCall(InferenceCall):
     samples: list[Sample]
 
     def __init__(
-        self, batcher: Batcher, batch: Batch, deadline: Deadline, *, patient: bool, options: CallOptions
+        self,
+        batcher: Batcher,
+        batch: Batch,
+        deadline: Deadline,
+        *,
+        waits_for_manager: bool,
+        options: CallOptions,
     ) -> None:
-        super().__init__((), deadline, patient=patient, target=(options.route, options.model_name))
+        super().__init__(
+            (), deadline, waits_for_manager=waits_for_manager, target=(options.route, options.model_name)
+        )
         self._batcher = batcher
         self._batch = batch
 

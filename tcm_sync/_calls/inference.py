@@ -111,7 +111,7 @@ def send(core: Core, options: CallOptions, prepared: Pieces | Shareable, deadlin
     """Send what was encoded, and make arrays of the reply."""
     if not isinstance(prepared, Shareable):
         target = (options.route, options.model_name)
-        call = InferenceCall(prepared, deadline, patient=options.policy is not None, target=target)
+        call = InferenceCall(prepared, deadline, waits_for_manager=options.policy is not None, target=target)
         attempts = perform(core, call, options.policy)
     else:
         tensors = prepared.tensors

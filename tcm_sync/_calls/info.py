@@ -35,7 +35,7 @@ def info(
     text = plain_json({"action": action, **payload})
     check_size(len(text) + core.messages.envelope_bytes("info"), core.message_limit())
     deadline, policy = start_deadline(timeout, defaults.timeout), defaults.policy
-    call = InfoCall((text,), deadline, patient=policy is not None, job_id=job_id)
+    call = InfoCall((text,), deadline, waits_for_manager=policy is not None, job_id=job_id)
     perform(core, call, policy)
     return call.data
 
@@ -46,8 +46,8 @@ class InfoCall(Call):
     kind: ClassVar[str] = "info"
     data: dict[str, Any]
 
-    def __init__(self, payload: Pieces, deadline: Deadline, *, patient: bool, job_id: str) -> None:
-        super().__init__(payload, deadline, patient=patient)
+    def __init__(self, payload: Pieces, deadline: Deadline, *, waits_for_manager: bool, job_id: str) -> None:
+        super().__init__(payload, deadline, waits_for_manager=waits_for_manager)
         self._job_id = job_id
 
     def read(self, connection: Connection, message: bytes) -> TcmError | None:

@@ -127,7 +127,7 @@ def management(
     deadline = start_deadline(timeout, _TIMEOUT_OF_CONTAINERS if action == "create_container" else _TIMEOUT)
     policy = defaults.policy
     with Progress(action, shown=progress) as shown:
-        call = ManagementCall((payload,), deadline, patient=policy is not None)
+        call = ManagementCall((payload,), deadline, waits_for_manager=policy is not None)
         call.action, call.progress = action, shown
         try:
             attempts = perform(core, call, policy, once=True)

@@ -93,7 +93,7 @@ def pipeline(
     )
     names = ", ".join(step.key for step in checked)
     target = (route, f"pipeline of {names}")
-    call = InferenceCall(payload, deadline, patient=policy is not None, target=target)
+    call = InferenceCall(payload, deadline, waits_for_manager=policy is not None, target=target)
     try:
         attempts = perform(core, call, policy)
     except InferenceError as error:

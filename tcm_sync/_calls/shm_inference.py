@@ -80,7 +80,10 @@ class SharedCall(InferenceCall):
     ) -> None:
         self._route: Route = options.route
         super().__init__(
-            (), deadline, patient=options.policy is not None, target=(options.route, options.model_name)
+            (),
+            deadline,
+            waits_for_manager=options.policy is not None,
+            target=(options.route, options.model_name),
         )
         self._options = options
         self._tensors = tensors

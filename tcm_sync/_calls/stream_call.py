@@ -31,7 +31,7 @@ class StreamCall(Call):
 
     Parameters
     ----------
-    payload, deadline, patient, target
+    payload, deadline, waits_for_manager, target
         As for `Call`.
     idle_timeout : float or None
         Seconds of silence after which it is over.
@@ -54,12 +54,12 @@ class StreamCall(Call):
         payload: Pieces,
         deadline: Deadline,
         *,
-        patient: bool,
+        waits_for_manager: bool,
         target: tuple[Route, str],
         idle_timeout: float | None,
         idle_ends: bool,
     ) -> None:
-        super().__init__(payload, deadline, patient=patient, target=target)
+        super().__init__(payload, deadline, waits_for_manager=waits_for_manager, target=target)
         self._idle_timeout = idle_timeout
         self._idle_ends = idle_ends
         self.first: str | None = None

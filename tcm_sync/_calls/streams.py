@@ -54,7 +54,7 @@ def stream(
     call = StreamCall(
         payload,
         deadline,
-        patient=options.policy is not None,
+        waits_for_manager=options.policy is not None,
         target=(options.route, options.model_name),
         idle_timeout=idle_timeout,
         idle_ends=on_idle == "end",

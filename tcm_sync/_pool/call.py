@@ -33,7 +33,7 @@ class Call:
         JSON text of the request, without its envelope, in pieces.
     deadline : Deadline
         Of the whole call.
-    patient : bool
+    waits_for_manager : bool
         Whether to wait for a manager that cannot be reached.
     target : (Route, str), optional
         Where an inference runs, and which model: the manager may have opened a circuit there.
@@ -45,11 +45,16 @@ class Call:
     may_have_run = False  # whether an attempt may have run whose answer did not come
 
     def __init__(
-        self, payload: Pieces, deadline: Deadline, *, patient: bool, target: tuple[Route, str] | None = None
+        self,
+        payload: Pieces,
+        deadline: Deadline,
+        *,
+        waits_for_manager: bool,
+        target: tuple[Route, str] | None = None,
     ) -> None:
         self.payload = payload
         self.deadline = deadline
-        self.patient = patient
+        self.waits_for_manager = waits_for_manager
         self.target = target
 
     def attempt(self, runtime: Sender) -> None:

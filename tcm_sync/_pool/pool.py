@@ -85,7 +85,12 @@ class Pool:
         self._opening.warm()
 
     def acquire(
-        self, deadline: Deadline, *, patient: bool = True, streaming: bool = False, eager: bool = False
+        self,
+        deadline: Deadline,
+        *,
+        waits_for_manager: bool = True,
+        streaming: bool = False,
+        eager: bool = False,
     ) -> Lease:
         """Lease a connection, waiting in the queue for one.
 
@@ -93,7 +98,7 @@ class Pool:
         ----------
         deadline : Deadline
             The call's.
-        patient : bool
+        waits_for_manager : bool
             Whether to wait while the manager cannot be reached; without it the first failure is raised.
         streaming : bool
             Whether it is for a stream. At most ``size - 1`` have a connection at a time.
@@ -119,7 +124,9 @@ class Pool:
                 if not state.waiters and not streaming and (connection := state.choose()) is not None:
                     state.inventory.acquire(connection, lease)
                     return lease
-                waiter = Waiter(lease, deadline, patient=patient, streaming=streaming, eager=eager)
+                waiter = Waiter(
+                    lease, deadline, waits_for_manager=waits_for_manager, streaming=streaming, eager=eager
+                )
                 state.waiters.append(waiter)
                 state.serve_waiters()
                 wanted = state.grow()

@@ -24,19 +24,25 @@ class Waiter:
         "error",
         "handed",
         "lease",
-        "patient",
         "since",
         "streaming",
+        "waits_for_manager",
     )
 
     def __init__(
-        self, lease: Lease, deadline: Deadline, *, patient: bool, streaming: bool, eager: bool = False
+        self,
+        lease: Lease,
+        deadline: Deadline,
+        *,
+        waits_for_manager: bool,
+        streaming: bool,
+        eager: bool = False,
     ) -> None:
         self.lease = lease
         self.handed = threading.Lock()  # guards nothing: it is held until there is an outcome
         self.handed.acquire()
         self.deadline = deadline
-        self.patient = patient
+        self.waits_for_manager = waits_for_manager
         self.eager = eager
         self.streaming = streaming
         self.since = monotonic()
@@ -83,7 +89,7 @@ class WaitQueue(deque[Waiter]):
         """End the waiting of those who cannot wait so long, or are eager; with `math.inf`, of all."""
         for waiter in list(self):
             left = waiter.deadline.remaining()
-            hurried = not waiter.patient or (eager and waiter.eager)
+            hurried = not waiter.waits_for_manager or (eager and waiter.eager)
             if seconds == inf or hurried or (left is not None and left < seconds):
                 self.remove(waiter)
                 waiter.settle(None, again(cause))

@@ -146,10 +146,7 @@ class Reader:
             self.run_soon(lambda: self._set_due(when))
 
     def stop(self) -> None:
-        """End the thread: every socket is closed and every waiting call ends with ClientClosedError.
-
-        Safe in a finalizer: it does not wait.
-        """
+        """Close every socket and end every call with ClientClosedError. Safe in a finalizer: no wait."""
         self.stopping = True
         self._wake()
 

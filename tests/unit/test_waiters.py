@@ -17,8 +17,8 @@ class Lease:
     """What a waiter holds on to."""
 
 
-def waiter(*, streaming=False, patient=True, timeout=100.0):
-    return Waiter(Lease(), Deadline(timeout), patient=patient, streaming=streaming)
+def waiter(*, streaming=False, waits_for_manager=True, timeout=100.0):
+    return Waiter(Lease(), Deadline(timeout), waits_for_manager=waits_for_manager, streaming=streaming)
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def test_the_newest_are_failed_and_the_others_wait_on(line):
 
 
 def test_who_cannot_wait_so_long_is_failed(line):
-    patient, hurried, impatient = waiter(), waiter(timeout=1.0), waiter(patient=False)
-    for each in (patient, hurried, impatient):
+    waiting, hurried, impatient = waiter(), waiter(timeout=1.0), waiter(waits_for_manager=False)
+    for each in (waiting, hurried, impatient):
         line.append(each)
     line.fail_hurried(CAUSE, 5.0)
-    assert [each.error is not None for each in (patient, hurried, impatient)] == [False, True, True]
+    assert [each.error is not None for each in (waiting, hurried, impatient)] == [False, True, True]
     line.fail_hurried(CAUSE, inf)
-    assert patient.error is not None
+    assert waiting.error is not None
     assert len(line) == 0
