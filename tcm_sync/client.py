@@ -1500,7 +1500,7 @@ class Model:
 def _copy(kind: type[TcmClient], settings: Settings, key: str, changes: dict[str, Any]) -> TcmClient:
     """Make a client of what a pickle holds, on the connections of its copies in this process."""
     client = kind.__new__(kind)
-    client._attach(core_of(settings, key), changes)  # noqa: SLF001
+    client._attach(core_of(settings, key, client), changes)  # noqa: SLF001
     return client
 
 

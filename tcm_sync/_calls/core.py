@@ -245,10 +245,8 @@ class Core:
         Closing a client leaves them open for other clients alone, closing a view for other views too.
         """
         seconds = checked_closing(timeout)
-        is_view = id(client) in self._views
-        self.detach(client)
-        others = (self._clients or self._views) if is_view else self._clients
-        if not others or self._closing:
+        notice_fork()
+        if _cores.leave(self, client):
             self._close_all(seconds)
             return self
         closed = Core(self.settings, self.key)
@@ -256,11 +254,17 @@ class Core:
         closed._closing = True
         return closed
 
+    def detach_last(self, client: object) -> bool:
+        """Detach one client or view; whether that ends all calls, which are refused from then on."""
+        is_view = id(client) in self._views
+        self.detach(client)
+        others = (self._clients or self._views) if is_view else self._clients
+        if not others:
+            self._closing = True  # whatever this thread is in the middle of
+        return self._closing
+
     def _close_all(self, seconds: float) -> None:
         """End all calls, after waiting so many seconds for those under way."""
-        notice_fork()
-        _cores.release(self)
-        self._closing = True  # whatever this thread is in the middle of
         if not self.callers.have():
             self._close(seconds)
         elif (runtime := self.runtime) is not None:
@@ -343,14 +347,16 @@ class _Cores:
             self._cores[key] = core
         return core
 
-    def find_or_make(self, settings: Settings, key: str) -> Core:
-        """Return the core of a client's copies in this process, made for the first of them."""
+    def join(self, settings: Settings, key: str, client: object) -> Core:
+        """Return the core of a client's copies in this process, of which `client` is one from now on."""
         notice_fork()
-        with self._lock:
+        with self._lock:  # until it is attached: the last of the other copies may be closed meanwhile
             core = self._cores.get(key)
             if core is not None and core.state is not State.CLOSED:
+                core.attach(client, is_view=False)
                 return core
             core = self._cores[key] = Core(settings, key)
+            core.attach(client, is_view=False)
             core.is_kept = True
             dropped = [] if len(self._kept) < _MOST_KEPT else [self._kept.pop(next(iter(self._kept)))]
             self._kept.pop(key, None)
@@ -358,10 +364,13 @@ class _Cores:
         del dropped  # outside the lock
         return core
 
-    def release(self, core: Core) -> None:
-        """Keep a core no longer: it was closed."""
-        if self._kept.get(core.key) is core:
-            self._kept.pop(core.key, None)
+    def leave(self, core: Core, client: object) -> bool:
+        """Detach a client or a view from a core; whether the core is to be closed, and kept no longer."""
+        with self._lock:
+            is_over = core.detach_last(client)
+            if is_over and self._kept.get(core.key) is core:
+                del self._kept[core.key]
+        return is_over
 
     def after_fork(self) -> None:
         """Leave behind a lock that another thread of the parent may have held."""
@@ -379,9 +388,9 @@ def new_core(settings: Settings) -> Core:
     return _cores.make(settings, secrets.token_hex(16))
 
 
-def core_of(settings: Settings, key: str) -> Core:
-    """Return what the copies of a client in this process share."""
-    return _cores.find_or_make(settings, key)
+def core_of(settings: Settings, key: str, client: object) -> Core:
+    """Return what the copies of a client in this process share, of which `client` is one from now on."""
+    return _cores.join(settings, key, client)
 
 
 def checked_closing(timeout: object) -> float:

@@ -116,3 +116,17 @@ def test_a_result_survives_pickle(serve, client_of):
     assert copy["x"].dtype == np.float32
     assert (copy.model_name, copy.attempts, copy.elapsed) == ("echo", 1, result.elapsed)
     assert copy.raw == result.raw
+
+
+def test_a_copy_is_open_whose_last_other_copy_is_closed_while_it_is_made(serve, client_of, monkeypatch):
+    client = client_of(serve())
+    join = tcm_sync.client.core_of
+
+    def join_and_close_the_other(*arguments):
+        core = join(*arguments)
+        client.close()
+        return core
+
+    monkeypatch.setattr("tcm_sync.client.core_of", join_and_close_the_other)
+    with pickle.loads(pickle.dumps(client)) as copy:
+        ask(copy)
