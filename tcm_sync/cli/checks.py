@@ -1,4 +1,4 @@
-"""The steps of ``doctor``, from the settings to a round trip, each resting on those before it."""
+"""The steps of ``doctor``, from the settings to a round trip. A step may need earlier ones to succeed."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from tcm_sync.settings import Endpoint, Settings
 if TYPE_CHECKING:
     from tcm_sync.cli.options import Session
 
-SHM_FOLDER = "/dev/shm"  # noqa: S108 - where the wire has it
+SHM_FOLDER = "/dev/shm"  # noqa: S108 - the folder that the protocol uses
 _ROUND_TRIPS = 5
-_SOON = 14  # days that a certificate should have left
-_SKEW = 5.0  # seconds between two clocks that nobody minds; the header has whole ones
+_SOON = 14  # days: a certificate that expires earlier is a warning
+_SKEW = 5.0  # seconds that two clocks may differ without a warning; the Date header has whole seconds
 
-_EXPIRED, _WRONG_NAME = 10, (62, 64)  # OpenSSL's codes; most others say that nobody trusts the issuer
+_EXPIRED, _WRONG_NAME = 10, (62, 64)  # OpenSSL's codes; most others mean that the issuer is not trusted
 
 
 @dataclass
 class Finding:
-    """What a step has found: ``"ok"``, or ``"warning"`` with what to do."""
+    """The result of a step that did not fail: ``"ok"``, or ``"warning"`` with advice."""
 
     detail: str
     status: str = "ok"
@@ -53,7 +53,7 @@ class Finding:
 
 
 class StepFailedError(Exception):
-    """A step failed: why, what to do, and the exit status that it makes."""
+    """A step failed: the reason, what to do, and the exit status of the command."""
 
     def __init__(self, detail: str, advice: str, code: int = UNREACHABLE) -> None:
         super().__init__(detail)
@@ -62,18 +62,18 @@ class StepFailedError(Exception):
 
 
 class Skipped(Exception):
-    """There is nothing to look at."""
+    """The step has nothing to check; the message is the reason."""
 
 
-class Patient:
-    """What the steps have found out so far.
+class Checks:
+    """The steps, and what they have found so far.
 
     Parameters
     ----------
     session : Session
-        What options and variables say.
+        The options and the environment variables.
     timeout : float
-        Seconds for each step that waits for somebody else.
+        Seconds that each step may wait for the network.
     """
 
     def __init__(self, session: Session, timeout: float) -> None:
@@ -92,7 +92,7 @@ class Patient:
         self._asked_at = 0.0
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open sockets."""
         for sock in self._sockets:
             self._opening.close(sock)
 
@@ -102,7 +102,7 @@ class Patient:
     # --- the steps, in order ---
 
     def settings(self) -> Finding:
-        """Read options and variables."""
+        """Check the options and the environment variables."""
         try:
             self._settings = Settings(**self._session.arguments())
             self._endpoint = Endpoint.parse(self._settings.uri)
@@ -110,7 +110,7 @@ class Patient:
                 tls = self._settings.tls
                 self._context = ssl.create_default_context() if tls is None else tls.context()
         except TcmError as error:
-            raise StepFailedError(str(error), "mend the option or the TCM_* variable", USAGE) from error
+            raise StepFailedError(str(error), "correct the option or the TCM_* variable", USAGE) from error
         route, token = self._settings.route, self._session.token
         where = "no container" if route is None else f"container {route.container_id}"
         detail = f"{self._settings.uri}, {where}, {'no token' if token is None else 'a token'}"
@@ -124,19 +124,19 @@ class Patient:
         return Finding(detail)
 
     def name_resolution(self) -> Finding:
-        """Look the host up."""
+        """Resolve the name of the host."""
         host = self._endpoint.host
         try:
             found = socket.getaddrinfo(host, self._endpoint.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise StepFailedError(
                 f"the name {host!r} cannot be resolved: {error}",
-                "the host of --uri is misspelt, or this machine cannot ask a name server",
+                "the host of --uri is misspelt, or this machine cannot reach a name server",
             ) from error
         return Finding(", ".join(dict.fromkeys(str(address[0]) for *_, address in found)))
 
     def tcp(self) -> Finding:
-        """Connect."""
+        """Open a TCP connection."""
         try:
             sock = open_socket(self._endpoint, None, None, self._deadline(), self._opening)
         except ConnectFailedError as error:
@@ -151,7 +151,7 @@ class Patient:
         return Finding(f"{self._endpoint.authority} answers")
 
     def tls(self) -> Finding:
-        """Shake hands, and read the certificate."""
+        """Do the TLS handshake, and check when the certificate expires."""
         if self._context is None:
             raise Skipped("ws:// has none")
         tls = self._settings.tls
@@ -170,7 +170,7 @@ class Patient:
             plain.close()
             raise StepFailedError(
                 f"no TLS connection with {name}: {error or 'timed out'}",
-                "the port may not speak TLS (then the address is ws://), or wants a client's certificate",
+                "the port may not speak TLS (then the address is ws://), or requires a client certificate",
             ) from error
         self._sockets.append(secured)
         certificate: dict[str, Any] = dict(secured.getpeercert() or {})
@@ -182,7 +182,7 @@ class Patient:
         return Finding(detail)
 
     def health(self) -> Finding:
-        """Ask /health, and keep what the answer tells by the way."""
+        """Request /health, and keep the Server and Date headers of the answer."""
         self._asked_at = time.time()
         try:
             answer = self._get(self._endpoint.sibling("health"))
@@ -190,11 +190,11 @@ class Patient:
             if speaks_http_2(error):
                 raise StepFailedError(
                     "the answer is HTTP/2",
-                    "Triton's gRPC port answers so: --uri must be the manager's address",
+                    "this is how Triton's gRPC port answers: --uri must be the manager's address",
                 ) from error
             raise StepFailedError(
                 f"no answer: {error or 'timed out'}",
-                "what listens there is no manager, hangs, or speaks TLS (then the address is wss://)",
+                "the server there is not a manager, hangs, or speaks TLS (then the address is wss://)",
             ) from error
         self._date, self._server = answer.date, answer.server
         if answer.status == 200:
@@ -203,7 +203,7 @@ class Patient:
             f"{answer.status}: {quote(answer.body.strip(), self._session.token)}",
             "warning",
             describe_answerer(self._get)
-            or "the path of --uri is wrong, or a proxy passes nothing but the WebSocket",
+            or "the path of --uri is wrong, or a proxy forwards only the WebSocket",
         )
 
     def _get(self, path: str) -> Answer:
@@ -223,21 +223,21 @@ class Patient:
             self._opening.close(sock)
 
     def ready(self) -> Finding:
-        """Ask /ready."""
+        """Request /ready."""
         with TcmClient(**self._session.arguments()) as client:
             answer = client.ready(timeout=self._timeout)
         if answer.ok:
             return Finding(answer.explanation)
         if answer.status == "not_ready" and answer.raw:
-            found = f"; its log has {answer.error_id}" if answer.error_id else ""
+            found = f"; search its log for {answer.error_id}" if answer.error_id else ""
             raise StepFailedError(
                 answer.explanation,
-                f"the manager waits for something it needs{found}: 'tcm-sync ready --wait 60'",
+                f"a service that the manager needs is not ready{found}; wait with 'tcm-sync ready --wait 60'",
             )
-        return Finding(answer.explanation, "warning", "a proxy may pass nothing but the WebSocket")
+        return Finding(answer.explanation, "warning", "a proxy may forward only the WebSocket")
 
     def websocket(self) -> Finding:
-        """Shake hands."""
+        """Do the WebSocket handshake."""
         try:
             self._rest = shake_hands(
                 self._sockets[-1], self._endpoint, Credentials(self._settings).headers(), self._deadline()
@@ -245,7 +245,7 @@ class Patient:
         except TcmError as error:
             denied = isinstance(error, AuthenticationError)
             advice = (
-                "what stands before the manager wants credentials"
+                "a proxy before the manager requires credentials"
                 if denied
                 else describe_answerer(self._get) or "is the path right? usually /ws"
             )
@@ -253,13 +253,13 @@ class Patient:
         return Finding(self._endpoint.url)
 
     def authentication(self) -> Finding:
-        """Say who we are, and what we can do."""
+        """Send the auth message, and read what the manager grants."""
         try:
             self._capability = ask_capability(self._sockets[-1], self._rest, self._settings, self._deadline())
         except TcmError as error:
-            advice = "it listens and does not answer: is it a manager?"
+            advice = "the server listens and does not answer: is it a manager?"
             if code_of(error) == DENIED:
-                advice = "TCM_CLIENT_TOKEN or --token-file must hold a token that is valid there"
+                advice = "TCM_CLIENT_TOKEN or --token-file must contain a token that this manager accepts"
             raise StepFailedError(error.message, advice, code_of(error)) from error
         self._is_local = is_local(self._sockets[-1])
         auth = self._settings.auth
@@ -267,11 +267,11 @@ class Patient:
         return Finding(f"accepted; roles: {roles}")
 
     def capability(self) -> Finding:
-        """Tell what was granted."""
+        """Report what the manager has granted."""
         return Finding(", ".join(sorted(self._capability or ())))
 
     def shared_memory(self) -> Finding:
-        """Try to write where shared memory is, and tell whether the manager can see it."""
+        """Check that shared memory can be written, and report whether the manager can use it."""
         manager, wanted = self._manager_on_shm()
         try:
             with tempfile.NamedTemporaryFile(prefix="tcm-sync-doctor-", dir=SHM_FOLDER):
@@ -284,17 +284,17 @@ class Patient:
         return Finding(f"{SHM_FOLDER} is writable, {free / 2**20:,.0f} MiB free; {manager}")
 
     def _manager_on_shm(self) -> tuple[str, bool]:
-        """Say what the manager does about shared memory, and whether it can be of use."""
+        """Return what the manager does about shared memory in words, and whether it can be used."""
         if self._capability is None:
             return "the manager was not asked", False
         if "shm" not in self._capability:
-            return "the manager does not grant shm, and gets JSON", False
-        if not self._is_local:  # a manager grants what it can do itself, to other machines too
-            return "the manager grants shm, and is not on this machine: it gets JSON", False
+            return "the manager does not grant shm: tensors are sent as JSON", False
+        if not self._is_local:  # a manager that has shared memory grants shm to clients on other machines too
+            return "the manager grants shm, but is not on this machine: tensors are sent as JSON", False
         return "the manager is on this machine, and grants shm", True
 
     def round_trip(self) -> Finding:
-        """Ask for the queue's figures a few times."""
+        """Time a few requests for the figures of the queue."""
         times = []
         try:
             with TcmClient(**self._session.arguments()) as client:
@@ -305,59 +305,63 @@ class Patient:
                     times.append(time.perf_counter() - start)
         except TcmError as error:
             raise StepFailedError(
-                str(error), "it lets clients in and does not serve them: see its log", code_of(error)
+                str(error), "the manager accepts clients but does not serve them: see its log", code_of(error)
             ) from error
-        told = f"median {statistics.median(times) * 1e3:.1f} ms of {_ROUND_TRIPS}"
-        return Finding(f"{told}; {stats.total_users} users, {stats.total_queued} queued")
+        measured = f"median {statistics.median(times) * 1e3:.1f} ms of {_ROUND_TRIPS}"
+        return Finding(f"{measured}; {stats.total_users} users, {stats.total_queued} queued")
 
     def clock(self) -> Finding:
-        """Compare the clocks, by which tokens expire."""
+        """Compare this clock with the manager's: tokens expire by them."""
         if self._date is None:
-            raise Skipped("the manager does not tell the time")
+            raise Skipped("the answer of /health has no Date header")
         try:
             skew = parsedate_to_datetime(self._date).timestamp() - self._asked_at
         except ValueError:
-            raise Skipped(f"no date: {quote(self._date)}") from None
+            raise Skipped(f"the Date header is not a date: {quote(self._date)}") from None
         if abs(skew) <= _SKEW:
             return Finding(f"within {_SKEW:g} s of the manager's")
         ahead = "behind" if skew > 0 else "ahead of"
         return Finding(
             f"{abs(skew):,.0f} s {ahead} the manager's",
             "warning",
-            "set the clock, here or there: tokens and certificates expire by it",
+            "correct the clock of this machine or of the manager's: tokens and certificates expire by it",
         )
 
     def versions(self) -> Finding:
-        """Tell what a report of a bug should."""
+        """List the versions that a bug report should contain."""
         names = "tcm-sync", "numpy", "msgspec", "websocket-client"
-        told = [f"{name} {version(name)}" for name in names]
-        told += [f"Python {sys.version.split()[0]}", ssl.OPENSSL_VERSION.rsplit(" ", 3)[0], platform.system()]
-        return Finding(", ".join(told) + (f"; the manager: {quote(self._server)}" if self._server else ""))
+        found = [f"{name} {version(name)}" for name in names]
+        found += [
+            f"Python {sys.version.split()[0]}",
+            ssl.OPENSSL_VERSION.rsplit(" ", 3)[0],
+            platform.system(),
+        ]
+        return Finding(", ".join(found) + (f"; the manager: {quote(self._server)}" if self._server else ""))
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step by its name, with the names of those that must have gone well before."""
+    """A step, and the names of the steps that must have succeeded before it."""
 
     name: str
-    look: Callable[[Patient], Finding]
+    check: Callable[[Checks], Finding]
     needs: tuple[str, ...] = ()
 
 
 STEPS = (
-    Step("settings", Patient.settings),
-    Step("name resolution", Patient.name_resolution, ("settings",)),
-    Step("TCP", Patient.tcp, ("name resolution",)),
-    Step("TLS", Patient.tls, ("TCP",)),
-    Step("health", Patient.health, ("TCP", "TLS")),
-    Step("ready", Patient.ready, ("health",)),
-    Step("WebSocket", Patient.websocket, ("TCP", "TLS", "health")),
-    Step("authentication", Patient.authentication, ("WebSocket",)),
-    Step("capability", Patient.capability, ("authentication",)),
-    Step("shared memory", Patient.shared_memory),
-    Step("round trip", Patient.round_trip, ("authentication",)),
-    Step("clock", Patient.clock, ("health",)),
-    Step("versions", Patient.versions),
+    Step("settings", Checks.settings),
+    Step("name resolution", Checks.name_resolution, ("settings",)),
+    Step("TCP", Checks.tcp, ("name resolution",)),
+    Step("TLS", Checks.tls, ("TCP",)),
+    Step("health", Checks.health, ("TCP", "TLS")),
+    Step("ready", Checks.ready, ("health",)),
+    Step("WebSocket", Checks.websocket, ("TCP", "TLS", "health")),
+    Step("authentication", Checks.authentication, ("WebSocket",)),
+    Step("capability", Checks.capability, ("authentication",)),
+    Step("shared memory", Checks.shared_memory),
+    Step("round trip", Checks.round_trip, ("authentication",)),
+    Step("clock", Checks.clock, ("health",)),
+    Step("versions", Checks.versions),
 )
 
 
@@ -365,12 +369,12 @@ def _advice_on(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code == _EXPIRED:
         return "renew the manager's certificate, if this machine's clock is right"
     if error.verify_code in _WRONG_NAME:
-        return "use a name in --uri that the certificate has"
-    return "--ca-file (TCM_CA_FILE) names the authority that issued the manager's certificate"
+        return "use a name in --uri that the certificate contains"
+    return "name the authority that issued the manager's certificate with --ca-file (TCM_CA_FILE)"
 
 
 def _seconds_left(token: str | None) -> float | None:
-    """Return how long a token is valid, if it is a JWT that says so. It is not verified."""
+    """Return for how long a JWT with an ``exp`` claim is valid, else None. It is not verified."""
     parts = (token or "").split(".")
     if len(parts) != 3:
         return None

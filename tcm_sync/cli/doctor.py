@@ -1,4 +1,4 @@
-"""What is wrong between here and the manager: ``doctor``."""
+"""``doctor``: check the connection to the manager step by step."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from tcm_sync.cli.checks import STEPS, Patient, Skipped, Step, StepFailedError
+from tcm_sync.cli.checks import STEPS, Checks, Skipped, Step, StepFailedError
 from tcm_sync.cli.options import Command, Session
 from tcm_sync.cli.output import Output
 
-_PATIENCE = 5.0  # seconds that a step waits
+_STEP_TIMEOUT = 5.0  # seconds
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step went."""
+    """The result of a step."""
 
     name: str
     status: str
@@ -31,17 +31,17 @@ class Outcome:
 @click.command("doctor", cls=Command)
 @click.pass_obj
 def doctor(session: Session) -> int:
-    """Look step by step at what lies between here and the manager, and tell what to do."""
+    """Check the connection to the manager step by step, and print what to do."""
     output = session.output
-    patient = Patient(session, session.timeout or _PATIENCE)
+    checks = Checks(session, session.timeout or _STEP_TIMEOUT)
     outcomes: dict[str, Outcome] = {}
     try:
         for step in STEPS:
-            outcomes[step.name] = outcome = _look(step, patient, outcomes)
+            outcomes[step.name] = outcome = _run(step, checks, outcomes)
             if not session.as_json:
-                _tell(output, outcome)
+                _print(output, outcome)
     finally:
-        patient.close()
+        checks.close()
     code = next((outcome.code for outcome in outcomes.values() if outcome.code), 0)
     todo = [f"{each.name}: {each.advice}" for each in outcomes.values() if each.advice is not None]
     if session.as_json:
@@ -55,13 +55,13 @@ def doctor(session: Session) -> int:
     return code
 
 
-def _look(step: Step, patient: Patient, outcomes: dict[str, Outcome]) -> Outcome:
-    in_the_way = [name for name in step.needs if outcomes[name].code or outcomes[name].status == "blocked"]
-    if in_the_way:
-        return Outcome(step.name, "blocked", 0.0, f"after {in_the_way[0]}")
+def _run(step: Step, checks: Checks, outcomes: dict[str, Outcome]) -> Outcome:
+    failed = [name for name in step.needs if outcomes[name].code or outcomes[name].status == "blocked"]
+    if failed:
+        return Outcome(step.name, "blocked", 0.0, f"after {failed[0]}")
     start = time.perf_counter()
     try:
-        finding = step.look(patient)
+        finding = step.check(checks)
     except Skipped as reason:
         return Outcome(step.name, "skipped", 0.0, str(reason))
     except StepFailedError as error:
@@ -70,7 +70,7 @@ def _look(step: Step, patient: Patient, outcomes: dict[str, Outcome]) -> Outcome
     return Outcome(step.name, finding.status, time.perf_counter() - start, finding.detail, finding.advice)
 
 
-def _tell(output: Output, outcome: Outcome) -> None:
+def _print(output: Output, outcome: Outcome) -> None:
     took = f"{outcome.seconds * 1e3:.1f} ms" if outcome.status not in ("skipped", "blocked") else ""
     line = f"{outcome.status:<8} {outcome.name:<16} {took:>10}  {outcome.detail}"
     output.say(line, _STYLES.get(outcome.status, "dim"))

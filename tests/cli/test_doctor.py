@@ -101,17 +101,17 @@ def test_settings_that_cannot_work(examine, arguments):
     code, steps, todo = examine(*arguments)
     assert (code, failed(steps)) == (2, ["settings"])
     assert steps["WebSocket"]["status"] == "blocked"
-    assert todo == ["settings: mend the option or the TCM_* variable"]
+    assert todo == ["settings: correct the option or the TCM_* variable"]
 
 
-def test_a_host_that_nobody_knows(examine):
+def test_a_host_that_cannot_be_resolved(examine):
     code, steps, todo = examine("--uri", "ws://nowhere.invalid/ws")
     assert (code, failed(steps)) == (3, ["name resolution"])
     assert "misspelt" in todo[0]
     assert steps["name resolution"]["detail"].startswith("the name 'nowhere.invalid' cannot be resolved: ")
 
 
-def test_a_port_where_nobody_listens(cli, examine):
+def test_a_port_where_nothing_listens(cli, examine):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     code, steps, todo = examine("--uri", f"ws://127.0.0.1:{port}/ws")
@@ -131,7 +131,7 @@ def test_a_listener_that_says_nothing(examine):
     assert "hangs" in todo[0]
 
 
-def test_a_certificate_that_nobody_trusts(examine, authority):
+def test_a_certificate_that_is_not_trusted(examine, authority):
     with LocalManager({}, tick=0, ssl_context=context_of(authority, "127.0.0.1")) as manager:
         code, steps, todo = examine("--uri", manager.uri)
     assert (code, failed(steps)) == (3, ["TLS"])
@@ -143,7 +143,7 @@ def test_a_certificate_of_another_name(examine, authority, ca_file):
     with LocalManager({}, tick=0, ssl_context=context_of(authority, "tcm.example")) as manager:
         code, steps, todo = examine("--uri", manager.uri, "--ca-file", ca_file)
     assert (code, failed(steps)) == (3, ["TLS"])
-    assert "a name in --uri that the certificate has" in todo[0]
+    assert "a name in --uri that the certificate contains" in todo[0]
 
 
 def days(number):
@@ -276,7 +276,7 @@ def test_triton_s_grpc_port_is_named(examine):
         peer.http["/health"] = script
         code, steps, todo = examine("--uri", peer.uri)
     assert (code, failed(steps)) == (3, ["health"])
-    assert todo == ["health: Triton's gRPC port answers so: --uri must be the manager's address"]
+    assert todo == ["health: this is how Triton's gRPC port answers: --uri must be the manager's address"]
 
 
 def test_a_proxy_that_wants_credentials(examine):
@@ -306,7 +306,7 @@ def test_a_manager_that_is_not_ready(examine):
     assert code == 3
     assert failed(steps)[0] == "ready"
     assert "no_cloud" in steps["ready"]["detail"]
-    assert "its log has e-7" in todo[0]
+    assert "search its log for e-7" in todo[0]
 
 
 def test_a_token_that_is_refused(examine):
@@ -362,7 +362,7 @@ def test_a_clock_that_is_wrong(examine, manager, monkeypatch):
         _, steps, todo = examine("--uri", uri)
     assert "clock" in warned(steps)
     assert "s behind the manager's" in steps["clock"]["detail"]
-    assert any(line.startswith("clock: set the clock") for line in todo)
+    assert any(line.startswith("clock: correct the clock") for line in todo)
 
 
 @pytest.mark.parametrize(("granted", "status"), [(("json", "shm"), "warning"), (("json",), "ok")])
@@ -380,11 +380,11 @@ def test_shared_memory_that_cannot_be_written_to(examine, manager, monkeypatch, 
     ("granted", "local", "said"),
     [
         (("json", "shm"), True, "the manager is on this machine, and grants shm"),
-        (("json", "shm"), False, "is not on this machine: it gets JSON"),
+        (("json", "shm"), False, "is not on this machine: tensors are sent as JSON"),
         (("json",), True, "does not grant shm"),
     ],
 )
-def test_shared_memory_tells_whether_the_manager_can_see_it(
+def test_shared_memory_reports_whether_the_manager_can_see_it(
     examine, manager, monkeypatch, granted, local, said
 ):
     monkeypatch.setattr(checks, "ask_capability", lambda *_: frozenset(granted))
