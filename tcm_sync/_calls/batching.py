@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tcm_sync._calls.request import InferenceCall, encode_request, is_readable
-from tcm_sync._calls.retrying import perform_inside
+from tcm_sync._calls.retrying import perform
 from tcm_sync._calls.samples import Batch, Sample
 from tcm_sync._process import watch
 from tcm_sync._reentry import entrance
@@ -194,7 +194,7 @@ class Batcher:
         try:
             try:
                 self._check_repeat(batch)
-                attempts = perform_inside(self._core, call, policy)
+                attempts = perform(self._core, call, policy, inside=True)
             except BaseException:
                 batch.sendings += call.may_have_run
                 raise

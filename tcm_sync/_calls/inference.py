@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 def infer(core: Core, options: CallOptions, inputs: object) -> InferResult:
     """Run a model on some inputs."""
-    notice_fork()
     deadline = Deadline(options.timeout)
     return send(core, options, encode(core, options, inputs, deadline=deadline), deadline)
 
@@ -60,6 +59,7 @@ def encode(
         payload = encode_request(options, small)
         if size_of(payload) <= core.messages.inference_room:
             return payload
+    notice_fork()  # what follows may take locks; until here there are none
     tensors = check_call(inputs, infinities=True)
     why: str | None = None
     if options.transport == "shm" or (options.transport == "auto" and is_worth_sharing(tensors)):

@@ -30,7 +30,9 @@ Result = TypeVar("Result")
 
 
 @is_entrance
-def perform(core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = False) -> int:
+def perform(
+    core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = False, inside: bool = False
+) -> int:
     """Send a call until it is answered or its failure is final; return how many attempts counted.
 
     Parameters
@@ -43,6 +45,8 @@ def perform(core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = 
         When to repeat it; None: never.
     once : bool
         Whether it is never repeated when it may have run.
+    inside : bool
+        Whether this thread is inside an entrance already, which then is the caller.
 
     Raises
     ------
@@ -52,39 +56,36 @@ def perform(core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = 
         The final failure, with those before it as its history.
     """
     callers, ident = core.callers, get_ident()
-    if ident in callers:
+    if not inside and ident in callers:
         callers.refuse()
     try:
-        callers.add(ident)
-        return perform_inside(core, call, policy, once=once)
-    finally:
-        callers.discard(ident)
-
-
-def perform_inside(core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = False) -> int:
-    """Do what `perform` does, in a thread that is inside already."""
-    runtime = core.running()
-    counts = core.counts
-    if policy is not None and policy.attempt_timeout is not None and not once:
-        call.attempt_timeout = policy.attempt_timeout
-    try:
+        if not inside:
+            callers.add(ident)
+        runtime = core.running()
+        counts = core.counts
+        if policy is not None and policy.attempt_timeout is not None and not once:
+            call.attempt_timeout = policy.attempt_timeout
         try:
-            call.attempt(runtime)
+            try:
+                call.attempt(runtime)
+            except TcmError as error:
+                first = error
+            else:
+                return 1
+            repeats = Repeats(policy, call.deadline, once=once, report=counts.repeated)
+            repeats.run(first, partial(call.attempt, runtime), runtime.sleep)
+            return repeats.counted + 1
         except TcmError as error:
-            first = error
-        else:
-            return 1
-        repeats = Repeats(policy, call.deadline, once=once, report=counts.repeated)
-        repeats.run(first, partial(call.attempt, runtime), runtime.sleep)
-        return repeats.counted + 1
-    except TcmError as error:
-        core.failed(error, call)
-        raise
-    except BaseException as error:
-        counts.failed(error)
-        raise
+            core.failed(error, call)
+            raise
+        except BaseException as error:
+            counts.failed(error)
+            raise
+        finally:
+            counts.called()
     finally:
-        counts.called()
+        if not inside:
+            callers.discard(ident)
 
 
 class Repeats:

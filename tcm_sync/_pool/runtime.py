@@ -158,9 +158,8 @@ class Runtime:
         return self.management if call.kind == "management" else self.pool
 
     def _acquire(self, call: Call) -> Lease:
-        return self._pool_of(call).acquire(
-            call.deadline, waits_for_manager=call.waits_for_manager, streaming=call.streaming
-        )
+        pool = self.management if call.kind == "management" else self.pool
+        return pool.acquire(call.deadline, waits_for_manager=call.waits_for_manager, streaming=call.streaming)
 
     def _gates(self, target: Target | None) -> tuple[Gate, ...]:
         circuit = self._circuits.get(target) if self._circuits and target is not None else None
