@@ -312,6 +312,7 @@ class Core:
         self.lock = threading.RLock()
         self.callers.clear()
         self.counts.lock = threading.RLock()  # the parent's streams go on counting with them
+        self.prober.opening.abandon()
         self.prober = Connector(self.callers)
         self.counts, self.counted_from = Counts(), None
         self.shm = ShmPolicy(self.settings)  # the segments are the parent's

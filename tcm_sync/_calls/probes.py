@@ -27,7 +27,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks, doubled e
 
 def ask(core: Core, name: str, timeout: float) -> Readiness:
     """Ask ``/health`` or ``/ready`` once."""
-    return _ask(core, name, start_deadline(timeout, None), OpeningSockets())
+    return _ask(core, name, start_deadline(timeout, None), core.prober.opening)
 
 
 def wait_until_ready(core: Core, timeout: float) -> Readiness:

@@ -206,10 +206,11 @@ class StreamCall(Call):
             self._pending.claim(self.connection.uuid)
 
     def discard_soon(self) -> None:
-        """Have the reader close the connection, and end what waits on it."""
+        """Have the reader close the connection, end what waits on it, and let the next stream begin."""
         notice_fork()
         if not self.connection.inherited:
             self._lease.discard_soon("its stream was left early")
+            self.connection.pool.reader.run_soon(self._leave)  # type: ignore[union-attr]
 
     def _more_came(self) -> bool:
         """Wait for nothing more; whether anything came behind the end."""

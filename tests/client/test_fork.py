@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -191,6 +192,14 @@ def belongs_to(manager, number):
         return end.family == socket.AF_INET and end.getsockname()[1] == manager.port
 
 
+def peer_of(number):
+    """Return the address that a descriptor is connected with, or None."""
+    if not os.readlink(f"/proc/self/fd/{number}").startswith("socket:"):
+        return None
+    with socket.socket(fileno=os.dup(number)) as end, contextlib.suppress(OSError):
+        return end.getpeername()
+
+
 def descriptors_of_a_client(manager, client):
     """Have the client open sockets, and return the numbers of all its descriptors."""
     before = descriptors()
@@ -228,6 +237,25 @@ def test_a_child_closes_all_descriptors_of_the_client_and_none_that_take_their_n
 
     assert in_child(child) == ([], [])
     ask(client)
+
+
+@forks
+@linux
+def test_a_child_closes_the_socket_of_a_probe_that_its_parent_waits_for(client_of):
+    def sockets_of_the_probe():
+        return [number for number in descriptors() if peer_of(number) == address]
+
+    over = threading.Event()
+    with ScriptedPeer(echoing) as peer, ThreadPoolExecutor(1) as thread:
+        address = ("127.0.0.1", peer.port)
+        peer.http["/health"] = lambda _: over.wait(GUARD)
+        healthy = thread.submit(client_of(peer).health, timeout=GUARD)
+        try:
+            wait_until(sockets_of_the_probe, "the probe is connected")
+            assert in_child(sockets_of_the_probe) == []
+        finally:
+            over.set()
+        assert not healthy.result(GUARD)
 
 
 @forks

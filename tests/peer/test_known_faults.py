@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -167,6 +168,31 @@ def test_a_stream_waits_for_its_turn_within_its_deadline():
             assert list(first) == ["a"]
         manager.end.release()
         assert list(client.stream("m", {"x": [1.0]})) == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends threads no signals")
+def test_a_stream_that_a_signal_handler_closes_has_had_its_turn():
+    manager, main = OneAtATime(), threading.main_thread().ident
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        client._core.running().stream_turns.refused("c1", StreamBusyError(BUSY))
+        closed = client.stream("m", {"x": [1.0]})
+        assert next(closed) == "a"
+
+        def interrupt():
+            wait_until(lambda: main in client._core.callers, "the stream is being read")
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        before = signal.signal(signal.SIGUSR1, lambda *_: closed.close())
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                interrupting = thread.submit(interrupt)
+                assert list(closed) == []
+                interrupting.result(PATIENCE)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert closed.ended_by == "closed"
+        manager.end.release(2)
+        assert list(client.stream("m", {"x": [1.0]}, timeout=PATIENCE)) == ["a"]
 
 
 def test_a_stream_that_is_interrupted_before_its_first_chunk_has_had_its_turn():
