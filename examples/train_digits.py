@@ -3,13 +3,13 @@
     pip install scikit-learn
     python examples/train_digits.py
 
-writes ``digits.onnx`` and ``digits.csv`` to ``tcm_sync/local/data``, where the package takes them
-from. Seeds are fixed: the same versions on the same machine write the same bytes.
+writes ``digits.onnx`` and ``digits.csv`` to ``tcm_sync/local/data``, from which the package reads
+them. Seeds are fixed: the same versions on the same machine write the same bytes.
 
 The data are scikit-learn's copy of the test part of UCI's "Optical Recognition of Handwritten
 Digits" (E. Alpaydin and C. Kaynak, 1998; CC BY 4.0): 1797 images of 8 x 8 grey levels from 0
-(paper) to 16 (ink). A quarter is held out. The set does not say who wrote which digit, so the same
-hands are on both sides: the accuracy printed here is that of known writers.
+(paper) to 16 (ink). A quarter is held out for the test. The data do not say who wrote which digit, so
+the same people wrote training and test images: the accuracy printed here does not hold for new writers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IR_VERSION = 8
 def with_shifted(images: np.ndarray) -> np.ndarray:
     """Add to `images` (float64 [n, 64]) each of them moved half a pixel left, right, up and down: [5n, 64].
 
-    The set is small; in cross-validation over the training images this mends nearly a third of the mistakes.
+    The set is small; in cross-validation over the training images this removes nearly a third of the errors.
     """
     margin = np.pad(images.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
     centre = margin[:, 1:-1, 1:-1]
@@ -56,7 +56,7 @@ def train(images: np.ndarray, digits: np.ndarray) -> MLPClassifier:
     shifted = with_shifted(images / INK)
     classifier = MLPClassifier((HIDDEN,), max_iter=EPOCHS, n_iter_no_change=EPOCHS, random_state=SEED)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is ours to choose
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is fixed on purpose
         return classifier.fit(shifted, np.tile(digits, len(shifted) // len(digits)))
 
 
@@ -102,14 +102,14 @@ def to_onnx(classifier: MLPClassifier) -> onnx.ModelProto:
 
 
 def choose_samples(digits: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Take the first held-out examples of each digit, whatever the model makes of them.
+    """Take the first held-out examples of each digit, whether or not the model recognises them.
 
     Parameters
     ----------
     digits : numpy.ndarray
-        int64 [n], the answers of the whole data set.
+        int64 [n], the labels of the whole data set.
     test : numpy.ndarray
-        int64 [m], indices into it of what was held out, ascending.
+        int64 [m], the indices of the held-out images, ascending.
 
     Returns
     -------

@@ -27,7 +27,7 @@ class VirtualMachine:
     vm_ip : str
         Its address, which requests may name.
     name : str
-        What the job that created it called it.
+        The name that the job gave it.
     """
 
     vm_id: str
@@ -51,7 +51,7 @@ class Container:
     answers : bool
         Whether the Triton server in it answers.
     model_name : str or None
-        The model deployed in it; None is all that there are.
+        The model deployed in it; None means that every model is deployed in it.
     """
 
     container_id: str
@@ -79,13 +79,13 @@ class Container:
 
 @dataclass(frozen=True)
 class RegisteredServer:
-    """A Triton server to which the manager keeps a connection; its container and machine may be deleted.
+    """A Triton server to which the manager keeps a connection, even after its container is deleted.
 
     Attributes
     ----------
     container_id : str
     vm_id : str or None
-        The machine; None, of a container that no job has created, is any.
+        The machine; None (any machine) for a container that no job has created.
     grpc : bool
         Whether the connection is a gRPC one, and not an HTTP one.
     answers : bool
@@ -151,7 +151,7 @@ class Cloud:
     given : iterable of Container
         Containers that exist from the start. Jobs may delete them.
     forget_after : float
-        Seconds after which the manager drops its connection to a server that does not answer.
+        Seconds after which the manager closes its connection to a server that does not answer.
     clock : callable
         Returns seconds; it never goes back.
     """
@@ -209,12 +209,12 @@ class Cloud:
         Parameters
         ----------
         container_id : object
-            Its id; what is no text is the id of none.
+            Its id. A value that is not a str finds no container.
 
         Returns
         -------
         Container or None
-            The container; None if there is no such.
+            The container; None if no container has this id.
         """
         with self._lock:
             self._forget()
@@ -227,7 +227,7 @@ class Cloud:
         Parameters
         ----------
         uuid : str
-            The client that asked for it.
+            The uuid of the client that requested it.
         action : str
             Such as ``"creation"``.
 
@@ -250,13 +250,13 @@ class Cloud:
         state : str
             ``"done"`` or ``"failed"``.
         data : object
-            What the reply says.
+            The data of the reply.
         """
         with self._lock:
             self._jobs[number] = replace(self._jobs[number], state=state, data=data)
 
     def create_vm(self, name: str) -> VirtualMachine:
-        """Create a virtual machine, whatever others are called.
+        """Create a virtual machine.
 
         Parameters
         ----------
@@ -275,14 +275,14 @@ class Cloud:
             return vm
 
     def create_container(self, vm_ip: str, name: str | None = None) -> Container:
-        """Create a container, whose name is its id, without a server.
+        """Create a container without a server. Its name is its id.
 
         Parameters
         ----------
         vm_ip : str
             The address of the machine that it runs on.
         name : str, optional
-            Its name and id; one is made up if it is left out.
+            Its name and id; a new one is generated if it is left out.
 
         Returns
         -------
@@ -292,7 +292,7 @@ class Cloud:
         Raises
         ------
         ValueError
-            If there is one of that name.
+            If a container of that name exists.
         """
         with self._lock:
             container_id = f"container-{self._count()}" if name is None else name
@@ -305,7 +305,7 @@ class Cloud:
     def create_server(
         self, container_id: str, model_name: str, *, vm_id: str | None = None, grpc: bool = False
     ) -> None:
-        """Start Triton with the model, and have the manager connected to it, over gRPC or HTTP.
+        """Start Triton with the model, and connect the manager to it over gRPC or HTTP.
 
         Parameters
         ----------
@@ -314,7 +314,7 @@ class Cloud:
         model_name : str
             The model that it serves.
         vm_id : str, optional
-            The machine of that container; any if it is left out.
+            The machine of that container; any machine if it is left out.
         grpc : bool
             Whether the connection is a gRPC one, as for a model that streams.
         """
@@ -324,7 +324,7 @@ class Cloud:
             self._update(container_id, registered=True, model_name=model_name, grpc=grpc, answers=True)
 
     def lose_server(self, container_id: str) -> None:
-        """Have the Triton server in a container answer no more, until a job creates one there.
+        """Make the Triton server in a container stop answering, until a job creates one there.
 
         Parameters
         ----------
@@ -338,7 +338,7 @@ class Cloud:
                 self._servers[container_id] = replace(self._servers[container_id], answers=False)
 
     def delete_server(self, container_id: str) -> None:
-        """Drop the manager's connection, if there is one.
+        """Close the manager's connection to the server in a container, if there is one.
 
         Parameters
         ----------
@@ -350,7 +350,7 @@ class Cloud:
             self._update(container_id, registered=False)
 
     def delete_container(self, container_id: str) -> None:
-        """Delete a container, if it is there. The manager keeps its connection, to nothing.
+        """Delete a container, if it exists. The manager keeps the server in it registered.
 
         Parameters
         ----------
@@ -362,7 +362,7 @@ class Cloud:
             self._containers.pop(container_id, None)
 
     def delete_vm(self, vm_id: str) -> None:
-        """Delete a virtual machine, if it is there, and what runs on it.
+        """Delete a virtual machine, if it exists, and the containers on it.
 
         Parameters
         ----------
@@ -384,7 +384,7 @@ class Cloud:
                 containers[container_id] = replace(containers[container_id], **changes)
 
     def _forget(self) -> None:
-        """Drop the connections to servers that have not answered for long; with the lock held."""
+        """Close connections to servers that did not answer for `forget_after`; the caller holds the lock."""
         for container_id, since in list(self._lost.items()):
             if self._clock() - since >= self._forget_after:
                 del self._lost[container_id]

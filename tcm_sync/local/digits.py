@@ -2,7 +2,7 @@
 
 Both are files of this package, written by ``examples/train_digits.py`` (see
 ``data/ATTRIBUTION.txt`` for where the digits come from). The model takes ``image``, FP32 [-1, 64],
-and answers ``probabilities``, FP32 [-1, 10].
+and returns ``probabilities``, FP32 [-1, 10].
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Digit(NamedTuple):
     Attributes
     ----------
     row : int
-        Its place, from 0, in scikit-learn's ``load_digits()``.
+        Its index in scikit-learn's ``load_digits()``.
     label : int
-        What its writer meant, 0 to 9.
+        The digit that it shows, 0 to 9.
     image : numpy.ndarray
         float32 [64]: 8 rows of 8 grey levels, from 0 (paper) to 16 (ink).
     """
@@ -40,12 +40,12 @@ class Digit(NamedTuple):
 
 
 def model_file() -> AbstractContextManager[Path]:
-    """Give the ONNX file of the classifier a path for the length of a ``with`` block."""
+    """Return a context manager whose value is the path of the classifier's ONNX file."""
     return resources.as_file(_DATA / "digits.onnx")
 
 
 def load_samples() -> list[Digit]:
-    """Read the sample digits: 0 to 9, and again 0 to 9, by various hands."""
+    """Read the sample digits: two of each, in the order 0 to 9 and again 0 to 9."""
     lines = (_DATA / "digits.csv").read_text(encoding="ascii").splitlines()
     table = np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
     return [Digit(int(line[0]), int(line[1]), line[2:].astype(np.float32)) for line in table]

@@ -28,68 +28,70 @@ if TYPE_CHECKING:
 
 
 class LocalManager:
-    """A manager for laptops and tests, in this process: no Triton, no virtual machines.
+    """A manager for laptops and tests, in this process, without Triton and virtual machines.
 
-    It keeps the rules that the recorded manager keeps (docs/wire.rst), pacing included, and runs its models
-    itself. It is not meant for production: one process, no persistence, and its errors are as helpful as
-    those it imitates. Management jobs change a pretend `cloud`, in whose containers its models then run.
+    It follows the rules that were recorded from a real manager (docs/wire.rst), pacing included, and runs the
+    models itself. It is not meant for production: it is one process, stores nothing, and its error messages
+    are those of the real manager. Management jobs change a simulated `cloud`, in which the models run.
 
     ::
 
         with LocalManager(models={"digits": "digits.onnx"}) as manager:
             client = TcmClient(manager.uri, route=manager.route)
 
-    There are two containers from the beginning. To the one of `route` the manager keeps an HTTP connection:
-    it serves pipelines, and no streams. The one of `transient_route` needs ``allow_transient``: it serves
-    streams, any number at a time, and no pipelines. To a container in which a job creates a server it keeps
-    an HTTP connection too, or, if the model is known to stream (a generator function), a gRPC one, which
-    serves streams alone, one at a time.
+    Two containers exist from the start. To the one of `route` the manager keeps an HTTP connection: it serves
+    pipelines, but no streams. The one of `transient_route` needs ``allow_transient``: it serves any number of
+    streams at a time, but no pipelines. To a container in which a job creates a server the manager keeps an
+    HTTP connection too, or a gRPC one if the model is a generator function; a gRPC connection serves only
+    streams, one at a time.
 
-    Where there is a ``/dev/shm`` it grants ``shm`` and plays Triton's part in it, with the rules of
-    docs/wire.rst, "Shared memory": above all, the files that it has read are unlinked when it ends, by a
-    small process of its own if need be. A model gets read-only arrays over the very memory of the client,
-    who may write to it again once the reply is there.
+    Where there is a ``/dev/shm`` it grants ``shm`` and does what Triton does with it, by the rules of
+    docs/wire.rst, "Shared memory". Most important: the files that it has read are unlinked when it ends, if
+    necessary by a small process of its own. A model gets read-only arrays that share the client's memory; the
+    client may write to it again when the reply has arrived.
 
     Parameters
     ----------
     models : mapping of str to model
-        What it can run, by name. A str or path is an ONNX file, bytes are the contents of one; a callable
-        takes a dict of arrays by input name and returns a mapping of array-likes by output name. Callables
-        are called from several threads, and may raise `ModelFailure`. One that returns an iterator, such as
-        a generator function, is a model that streams: each str is a chunk. What is no text (None, ``b""``,
-        bytes that are not UTF-8) is how a model tells that it is done; without it the stream ends with
+        The models, by name. A str or path is an ONNX file, bytes are the contents of one; a callable takes a
+        dict of arrays by input name and returns a mapping of array-likes by output name. Callables are called
+        from several threads, and may raise `ModelFailure`. A callable that returns an iterator, such as a
+        generator function, is a model that streams: each str is a chunk. It ends its stream by yielding
+        something that is not text (None, ``b""``, bytes that are not UTF-8); otherwise the stream ends after
         `stream_timeout`. A mapping among the chunks is a whole response, by output name.
     max_batch_sizes : mapping of str to int, optional
-        The most rows of a request, by model; larger ones are refused, in the words of Triton. It means what
-        ``max_batch_size`` means in Triton's configuration: the first dimension of every input is the batch,
-        and 0 is a model without one. A model that is not named takes what comes, unless its file is in a
-        model repository of Triton's (``NAME/VERSION/FILE``) with a ``NAME/config.pbtxt``.
+        The maximum number of rows of a request, by model; larger requests are refused with Triton's message.
+        It has the meaning of ``max_batch_size`` in Triton's configuration: the first dimension of every input
+        is the batch, and 0 is a model without a batch dimension. A model that is not named has no limit,
+        unless its file is in a Triton model repository (``NAME/VERSION/FILE``) with a ``NAME/config.pbtxt``.
     host : str
         The address to listen on.
     port : int
-        The port; 0 is any free one, kept for later starts.
+        The port; 0 chooses a free one, and later starts use the same.
     container_id, transient_container_id, vm_ip : str
-        The two containers that it knows from the beginning, and where they run.
+        The ids of the two containers that exist from the start, and the address of their machine.
     tokens : mapping of str to claims or roles, collection of str, or callable, optional
-        Left out, everybody may connect. A mapping has the claims of each token, such as
-        ``{"sub": "svc", "tenant_id": "acme", "roles": ["inference"]}``, or its roles alone; the client block
-        of the auth message is ignored. A callable returns the claims of a token, and what it raises is why
-        the token is refused; everything waits for it, as for the key server of a manager with a
-        ``jwks_url``. With a collection the client block tells the roles.
+        The tokens that are accepted. If it is left out, every client may connect. A mapping has the claims of
+        each token, such as ``{"sub": "svc", "tenant_id": "acme", "roles": ["inference"]}``, or its roles
+        alone; the client block of the auth message is then ignored. A callable takes a token and returns its
+        claims; if it raises, the token is refused with that reason. While it runs the manager does nothing
+        else, as a real one with a ``jwks_url`` while it asks the key server. With a collection the roles are
+        those of the client block.
     tick : float
-        Seconds between the scheduler's wakes. 0 gives requests to the workers as they come.
+        Seconds between two runs of the scheduler. 0 gives requests to the workers as they arrive.
     quantum : int
-        The most inferences of one tenant that one wake takes, one from each uuid, the oldest uuids first.
+        The most inferences of one tenant that one run takes: one of each uuid, the oldest uuids first.
     workers : int
         How many inferences run at a time.
     queue_size : int
         The most inferences of one uuid that wait; more are refused (``BACKPRESSURE_QUEUE_FULL``).
     executor_queue_size : int
-        The most inferences that are with the workers, those that run included.
+        The most inferences that workers run or that wait for a worker.
     management_workers, management_queue_size, management_executor_queue_size : int
-        The same three for management jobs.
+        The same three limits for management jobs.
     stream_timeout : float
-        Seconds that a stream may take; one whose model is still talking fails as soon as it is silent.
+        Seconds within which a model must end its stream. A model that runs longer is not interrupted: its
+        stream fails when the model returns.
     max_message_bytes : int
         The most bytes of a message, in UTF-8.
     max_payload_bytes : int, optional
@@ -97,41 +99,41 @@ class LocalManager:
     messages_per_second : int, optional
         The most messages a second on one connection, auth not counted.
     tenant_messages_per_second : int, optional
-        The most messages of all connections of a tenant at once, and a second for long;
-        ``queue_stats`` does not count. Without claims that name another, all clients are one tenant.
+        The most messages of all connections of a tenant at once, and on average in a second;
+        ``queue_stats`` does not count. All clients are one tenant, unless their claims name others.
     auth_failures_per_minute : int, optional
-        After so many a uuid is refused unheard.
+        After so many failures within a minute a uuid is refused without a check of its token.
     advise_after : int, optional
-        A request that was passed over at so many wakes is announced by a
-        ``BACKPRESSURE_INSUFFICIENT_BUDGET`` when its turn comes. None announces none.
+        A request that so many runs of the scheduler have passed over gets a
+        ``BACKPRESSURE_INSUFFICIENT_BUDGET`` message when its turn comes. None sends no such messages.
     linger : float
-        Seconds that `stop` drains at least. A real manager takes half a second even when it is idle.
+        The least number of seconds that `stop` drains. A real manager takes half a second even when idle.
     shm : bool
-        Whether it grants ``shm``, on a machine that has it.
+        Whether it grants ``shm``, on a machine that has a ``/dev/shm``.
     triton_shm : bool
-        Whether its Triton sees the same ``/dev/shm``. False refuses every registration, as is the lot of a
-        Triton in a container that has one of its own.
+        Whether its Triton uses the same ``/dev/shm``. With False every registration is refused, as by a
+        Triton in a container with a ``/dev/shm`` of its own.
     info : mapping of str to callable, optional
-        Info actions beside ``queue_stats``: what each returns is the answer's data. One that raises is
-        answered with the status ``error``. They are called where everything waits for them.
+        Info actions besides ``queue_stats``: what each returns is the data of the answer. If one raises, the
+        answer has the status ``error``. While one runs the manager does nothing else.
     readiness : callable, optional
         Called for every ``GET /ready``; when it raises, the answer is a 503 for the reason
         ``readiness_probe_failed``.
     forget_after : float
-        Seconds after which a registered server that does not answer (`Cloud.lose_server`) is forgotten.
-        Until then ``/ready`` is a 503 if no other registered server answers.
+        Seconds after which a registered server that does not answer (`Cloud.lose_server`) is no longer
+        registered. Until then ``/ready`` is a 503 if no other registered server answers.
     known_faults : bool
-        Whether the known faults of manager 2.0.0 are imitated that leave little to try on a laptop. Of
-        registered HTTP servers: after inferences have overlapped, every other request on `route` fails with
+        Whether faults of manager 2.0.0 are imitated that make many calls impossible. With registered HTTP
+        servers: after inferences have overlapped, every other request on `route` fails with
         ``Cannot switch to a different thread``, and of those that overlap the first two hang, with their
-        workers, until `kill`; `stop` waits for them for ever. Of management jobs: ``creation`` and
+        workers, until `kill`; `stop` waits for them for ever. In management jobs: ``creation`` and
         ``create_server`` fail for models that do not stream, and a ``create_container`` that succeeds is
-        never answered. Every other rule and failure of a manager's jobs is always kept.
+        never answered. All other rules and failures of a manager's jobs are always imitated.
     on_cloud_step : callable, optional
-        Told of each `CloudStep` of a management job before it is done, in the thread that does it. It may
-        take its time, and what it raises is the job's failure.
+        Called with each `CloudStep` of a management job before the step runs, in the thread that runs it. It
+        may block; if it raises, the job fails with that error.
     ssl_context : ssl.SSLContext, optional
-        Serves ``wss://`` and ``https://``.
+        If it is given, the manager serves ``wss://`` and ``https://``.
 
     Raises
     ------
@@ -228,7 +230,7 @@ class LocalManager:
         self._regions = Regions(blind=not triton_shm)
         self._counters = Counters()
         self._port = self._settings.port
-        self._lock = threading.Lock()  # held while starting, and while looking which run there is
+        self._lock = threading.Lock()  # guards _server; held during a start, so that two do not overlap
         self._server: Server | None = None
         self._killed: list[Server] = []
 
@@ -250,7 +252,7 @@ class LocalManager:
 
     @property
     def port(self) -> int:
-        """The port, once it was started."""
+        """The port, after the first start."""
         if not self._port:
             raise ConfigError("the manager has no port before it is started")
         return self._port
@@ -264,22 +266,22 @@ class LocalManager:
 
     @property
     def route(self) -> Route:
-        """Where its models run, over the connection that the manager keeps."""
+        """The route to its models over the connection that the manager keeps."""
         return Route(self._settings.container_id, self._settings.vm_ip)
 
     @property
     def transient_route(self) -> Route:
-        """Where its models run too, streams included, for requests with ``allow_transient``."""
+        """The route to its models, streams included, for requests with ``allow_transient``."""
         return Route(self._settings.transient_container_id, self._settings.vm_ip)
 
     @property
     def cloud(self) -> Cloud:
-        """What management jobs have created, and which there were."""
+        """The simulated cloud: what management jobs have created, and the jobs."""
         return self._cloud
 
     @property
     def shared_memory(self) -> MappedMemory:
-        """What it has mapped of clients' shared memory, for their tests; nothing while it is stopped."""
+        """What it has mapped of clients' shared memory, for tests; empty while it is stopped."""
         server = self._server
         found = None if server is None else server.shared_memory
         return MappedMemory() if found is None else found.mapped()
@@ -287,15 +289,15 @@ class LocalManager:
     def start(self) -> None:
         """Listen and serve, in threads of its own.
 
-        A manager that was stopped forgets all but its port, its cloud, and which shared memory its Triton
-        knows, which refuses that to the manager that is started again.
+        A stopped manager keeps only its port, its cloud, and the registrations of shared memory in its
+        Triton, which refuses to register the same memory again after the next start.
 
         Raises
         ------
         RuntimeError
             If it runs already.
         ConfigError
-            It cannot listen there: the port is taken, or the host is not of this machine.
+            If it cannot listen: the port is in use, or `host` is not an address of this machine.
         """
         from tcm_sync.local.server import Server
 
@@ -313,11 +315,11 @@ class LocalManager:
             self._server = server
 
     def stop(self) -> None:
-        """Drain and stop: what runs is waited for and answered, what waits is dropped.
+        """Drain and stop: running requests are finished and answered, waiting ones are dropped.
 
         Until then new messages are handled and refused, as by a manager that got SIGTERM (docs/wire.rst,
-        "Draining"). A model that does not return holds this up, and a stream that does not end does so until
-        its `stream_timeout`. Stopping twice does no harm.
+        "Draining"). It waits for every model to return, and for streams until their `stream_timeout`. If the
+        manager is stopped already, this does nothing.
         """
         with self._lock:
             server = self._server
@@ -330,10 +332,10 @@ class LocalManager:
             self._killed.pop().join_workers()
 
     def kill(self) -> None:
-        """Drop every connection at once, as SIGKILL does; also while `stop` drains.
+        """Close every connection at once, as SIGKILL does; also while `stop` drains.
 
-        Models and jobs that run go on in their threads, streams up to their next chunk, and nobody hears of
-        it; `stop` waits for them. It can be started again at once.
+        Running models and jobs go on in their threads, streams until their next chunk; their results are
+        dropped, and `stop` waits for them. The manager can be started again at once.
         """
         with self._lock:
             server, self._server = self._server, None
@@ -342,26 +344,26 @@ class LocalManager:
             self._killed.append(server)
 
     def alert(self, message: str, error_type: str = "TritonServerStateChanged") -> None:
-        """Send an alert to the client that connected first, as a manager does unasked.
+        """Send an alert to the client that connected first, as a manager does without a request.
 
         Parameters
         ----------
         message : str
             The text of the alert.
         error_type : str
-            Its kind, by which `ClientStats.alerts` counts it.
+            Its type, by which `ClientStats.alerts` counts it.
         """
         server = self._server
         if server is not None:
             server.alert(message, error_type)
 
     def stats(self) -> LocalStats:
-        """Count what was seen since the last start.
+        """Return the counters since the last start.
 
         Returns
         -------
         LocalStats
-            The figures of this moment.
+            A snapshot.
         """
         server = self._server
         return self._counters.snapshot() if server is None else server.core.stats()

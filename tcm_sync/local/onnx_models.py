@@ -25,7 +25,7 @@ _DATATYPES = {
     "string": "BYTES",
     **{f"{sign}int{bits}": f"{sign}INT{bits}".upper() for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-_INVALID = "INVALID"  # what Triton calls the datatype of what is no tensor
+_INVALID = "INVALID"  # what Triton reports as the datatype of an input that is not a tensor
 
 
 def load_onnx(name: str, source: str | bytes | os.PathLike[str]) -> LoadedModel:
@@ -34,14 +34,14 @@ def load_onnx(name: str, source: str | bytes | os.PathLike[str]) -> LoadedModel:
     Raises
     ------
     ModelFileError
-        If there is no such file, if it is not ONNX, or if the model cannot be run; it names model and file.
+        If the file does not exist, is not ONNX, or cannot be run. The message names the model and the file.
     """
     where = "the bytes given" if isinstance(source, bytes) else os.fspath(source)
     try:
         if not isinstance(source, bytes):
             source = os.fspath(source)
             with open(source, "rb"):
-                pass  # one wording for a missing file, whatever runs the model
+                pass  # a missing file fails here, with the same message for both backends
         try:
             import onnxruntime
         except ImportError:
@@ -49,7 +49,7 @@ def load_onnx(name: str, source: str | bytes | os.PathLike[str]) -> LoadedModel:
             return _with_reference(name, source)
         logger.info("model %r: onnxruntime %s runs it", name, onnxruntime.__version__)
         return _with_onnxruntime(name, source)
-    except Exception as exc:  # both backends raise classes of their own, and ValueErrors of ours
+    except Exception as exc:  # the backends raise classes of their own, and _usable a ValueError
         raise ModelFileError(f"model {name!r}: {where} cannot be run as an ONNX model: {exc}") from exc
 
 
@@ -57,7 +57,7 @@ def _with_onnxruntime(name: str, source: str | bytes) -> LoadedModel:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # the workers are the threads
+    options.intra_op_num_threads = 1  # the manager's workers run models in parallel already
     options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     output_names = [output.name for output in session.get_outputs()]
@@ -81,13 +81,13 @@ def _with_reference(name: str, source: str | bytes) -> LoadedModel:
     proto = onnx.load_model_from_string(source) if isinstance(source, bytes) else onnx.load_model(source)
     onnx.checker.check_model(proto)
     evaluator = ReferenceEvaluator(proto)
-    one_at_a_time = threading.Lock()  # nothing promises that it may be shared by threads
+    one_at_a_time = threading.Lock()  # onnx does not document it as safe for threads
 
     def run(arrays: dict[str, Any]) -> Mapping[str, Any]:
         with one_at_a_time:
             return dict(zip(evaluator.output_names, evaluator.run(None, arrays), strict=True))
 
-    weights = {tensor.name for tensor in proto.graph.initializer}  # which once had to be inputs too
+    weights = {tensor.name for tensor in proto.graph.initializer}  # older files list them as inputs too
 
     def spec(found: Any) -> TensorSpec:
         tensor = found.type.tensor_type
@@ -104,9 +104,9 @@ def _spec(name: str, element: str | None, dims: tuple[int, ...] | None) -> Tenso
 
 
 def _usable(inputs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """Refuse a model that takes what no request can hold; what it returns is seen when it does."""
+    """Refuse a model with an input that no request can contain. Outputs are checked when it returns them."""
     specs = tuple(inputs)
     for spec in specs:
         if spec.datatype == _INVALID:
-            raise ValueError(f"its input {spec.name!r} is no tensor of a type that Triton knows")
+            raise ValueError(f"its input {spec.name!r} is not a tensor of a datatype that Triton supports")
     return specs

@@ -127,7 +127,7 @@ def test_an_input_of_no_tensor_type_is_refused(backend):
         [helper.make_tensor_value_info("n", TensorProto.INT64, [])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with pytest.raises(ModelFileError, match="input 's' is no tensor"):
+    with pytest.raises(ModelFileError, match="input 's' is not a tensor"):
         load_model("m", model.SerializeToString())
 
 
