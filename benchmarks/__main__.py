@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # the files here are scripts as well, which find each other so
+sys.path.insert(0, str(HERE))  # the files here import each other, and run as scripts too
 
 from machine import description  # noqa: E402
 from runner import Plan, Row, pin  # noqa: E402
 
-#: The subjects of the table: modules whose `rows` yields their lines.
+#: The subjects of the table: modules whose function `rows` yields the rows.
 SUBJECTS = (
     "roundtrip",
     "threads",
@@ -36,7 +36,7 @@ SUBJECTS = (
 
 
 def rows_of(name: str, plan: Plan) -> Iterator[Row]:
-    """Measure one subject; what it took is told on the standard error."""
+    """Measure one subject, and print on the standard error how long that took."""
     start = time.perf_counter()
     yield from importlib.import_module(name).rows(plan)
     print(f"{name} took {time.perf_counter() - start:.0f} s", file=sys.stderr)
@@ -48,13 +48,13 @@ def spread(row: Row) -> str:
 
 
 def as_text(row: Row) -> str:
-    """Write a line of the table, and what it was made of below it."""
+    """Write a row of the table, and its details on a line below."""
     line = f"{row.what}\n    {spread(row):28} {row.goal:18} {row.verdict}"
-    return line.rstrip() + (f"\n    {row.told}" if row.told else "")
+    return line.rstrip() + (f"\n    {row.detail}" if row.detail else "")
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """Turn a line into what JSON can say."""
+    """Convert a row to types that JSON has."""
     return {
         "what": row.what,
         "unit": row.unit,
@@ -64,14 +64,14 @@ def as_json(row: Row) -> dict[str, Any]:
         "most": row.most,
         "passed": row.passed,
         "verdict": row.verdict,
-        "told": row.told,
+        "told": row.detail,
     }
 
 
 def as_rst(rows: list[Row], plan: Plan, machine: dict[str, str]) -> str:
     """Write the table for the documentation."""
     lines = [
-        *(f":{name}: {told}" for name, told in machine.items()),
+        *(f":{name}: {value}" for name, value in machine.items()),
         f":rounds: {plan.rounds}, of {plan.seconds:g} s for each contender",
         "",
         ".. list-table::",
@@ -80,7 +80,7 @@ def as_rst(rows: list[Row], plan: Plan, machine: dict[str, str]) -> str:
         "",
     ]
     cells = [("what", "median (lowest to highest)", "goal", "verdict", "made of")]
-    cells += [(row.what, spread(row), row.goal, row.verdict, row.told) for row in rows]
+    cells += [(row.what, spread(row), row.goal, row.verdict, row.detail) for row in rows]
     for first, *others in cells:
         lines += [f"   * - {first}", *(f"     - {other}".rstrip() for other in others)]
     return "\n".join(lines) + "\n"
@@ -91,13 +91,17 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure the table of benchmarks, or some of its subjects.",
-        epilog="Any other file of this folder is run by its name too, with the options that follow.",
+        epilog="Every other file of this folder can be run by its name too, followed by its own options.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SUBJECTS))
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same, said otherwise")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the same as NAME")
     parser.add_argument("--rounds", type=int, help="how often each is measured (5)")
     parser.add_argument("--seconds", type=float, help="for each contender in each round (2)")
-    parser.add_argument("--short", action="store_true", help="all of it tiny: whether it runs, not how fast")
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="everything with tiny sizes: tests that it runs",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="write the table for the documentation too")
     parser.add_argument("--list", action="store_true", help="name the subjects, and end")
@@ -108,7 +112,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure what was asked for. Whether a goal is reached is told, and no reason to fail."""
+    """Measure the chosen subjects, and report whether goals are reached. A missed goal is not a failure."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in SUBJECTS and (HERE / f"{name}.py").exists():
         sys.argv[1:] = sys.argv[2:]
@@ -116,14 +120,14 @@ def main() -> None:
         return
     options = arguments()
     if options.short:
-        print("short: this shows that all of it runs, and no figure means a thing", file=sys.stderr)
+        print("short: this only tests that everything runs; the figures mean nothing", file=sys.stderr)
     if options.list:
         print(*SUBJECTS, sep="\n")
         return
     rounds, seconds = (1, 0.1) if options.short else (5, 2.0)
     machine = description()
     plan = Plan(options.rounds or rounds, options.seconds or seconds, options.short, pin())
-    logging.getLogger("tcm_sync").setLevel(logging.ERROR)  # it warns of large pools
+    logging.getLogger("tcm_sync").setLevel(logging.ERROR)  # else it warns of large pools
     rows = []
     for name in options.names + options.only or SUBJECTS:
         for row in rows_of(name, plan):

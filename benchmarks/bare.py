@@ -1,4 +1,4 @@
-"""The loops that the client is compared with: no pool, no deadline, no thread but the caller's.
+"""The loops that the client is compared with: no pool, no deadline, no threads of their own.
 
 Each does the work that a call of the client does: build an inference request from a small FP32 array, send
 it, wait for the reply, and make an FP32 array of it.
@@ -39,7 +39,7 @@ class Tensor(msgspec.Struct):
 
 
 class Request(msgspec.Struct):
-    """What is asked of the model."""
+    """The request to the model."""
 
     inputs: tuple[Tensor, ...]
     protocol: str = "http"
@@ -99,7 +99,7 @@ decode_chunk = msgspec.json.Decoder(Chunk).decode
 
 
 def new_uuid(kind: str) -> str:
-    """Name a socket: its first word tells the server what to reply."""
+    """Return a uuid for a socket; its first word selects the reply of the server."""
     return f"{kind}-{secrets.token_hex(12)}"
 
 
@@ -121,7 +121,7 @@ def request_text(uuid: str, array: np.ndarray, route: Route = ROUTE) -> bytes:
 
 
 def reply_array(text: str | bytes, uuid: str) -> np.ndarray:
-    """Read a reply into an FP32 array, once it is known to be the one that was waited for."""
+    """Check that a reply is the expected one, and read it into an FP32 array."""
     reply = decode(text)
     if reply.uuid != uuid or reply.payload.status != "COMPLETED":
         raise RuntimeError(f"not the reply: {reply}")
@@ -130,7 +130,7 @@ def reply_array(text: str | bytes, uuid: str) -> np.ndarray:
 
 @contextmanager
 def websocket_client(uri: str, kind: str = "small", **options: bool) -> Iterator[Infer]:
-    """Loop over websocket-client's send and recv, as that library comes."""
+    """Loop over websocket-client's send and recv, with its default settings."""
     uuid = new_uuid(kind)
     connection = websocket.create_connection(uri, sockopt=(NO_DELAY,), **options)
     connection.send(auth_text(uuid), TEXT)
@@ -147,7 +147,7 @@ def websocket_client(uri: str, kind: str = "small", **options: bool) -> Iterator
 
 
 def tuned_websocket_client(uri: str) -> AbstractContextManager[Infer]:
-    """Do the same without its check of UTF-8 and its locks: the most it can do."""
+    """Do the same without its check of UTF-8 and its locks: its highest speed."""
     return websocket_client(uri, skip_utf8_validation=True, enable_multithread=False)
 
 
@@ -165,7 +165,7 @@ def plain_socket(uri: str, route: Route = ROUTE) -> Iterator[Infer]:
             for opcode, payload in frames.feed(connection.recv(65536)):
                 if opcode == TEXT:
                     reply = payload
-                elif opcode == PING:  # a manager asks now and then whether somebody is there
+                elif opcode == PING:  # a manager sends a ping from time to time
                     connection.sendall(encode_frame(PONG, payload))
         return reply
 
@@ -180,7 +180,7 @@ def plain_socket(uri: str, route: Route = ROUTE) -> Iterator[Infer]:
 
 
 def our_client(uri: str, kind: str = "small", route: Route = ROUTE, **settings: Any) -> TcmClient:
-    """Make a client whose settings are as they come, but for those given."""
+    """Make a client with default settings, except for those given."""
     return TcmClient(uri, auth=AuthContext(uuid=kind), route=route, **settings)
 
 
@@ -194,7 +194,7 @@ def our_infer(client: TcmClient) -> Infer:
 
 
 def check(infer: Infer) -> None:
-    """Make sure, before anything is measured, that somebody answers what all others do."""
+    """Check, before anything is measured, that a contender gets the same answer as all others."""
     answer = infer(ARRAY)
     if answer.dtype != np.float32 or not np.array_equal(answer, ANSWER):
         raise RuntimeError(f"a wrong answer: {answer!r}")

@@ -1,6 +1,6 @@
 """Client-side batching against the manager's real scheduler: samples a second with it and without.
 
-A sample is 64 floats, the pool has its four sockets, and the manager paces itself as a real one does: five
+A sample is 64 floats, the pool has its four sockets, and the manager is paced as a real one: five
 inferences every 10 ms.
 """
 
@@ -20,7 +20,7 @@ TURN = 1.0  # seconds: a hundred ticks of the manager
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Measure one, four and 64 threads; the last is judged."""
+    """Measure one, four and 64 threads; only the last has a goal."""
     with (
         local_manager(plan.core) as manager,
         bare.our_client(manager.uri, route=manager.route, timeout=60.0) as client,
@@ -31,7 +31,7 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def asking(ask: Callable[[np.ndarray], np.ndarray]) -> Callable[[], None]:
-    """Make a call of a sample of its thread's own, and compare what comes back."""
+    """Return a call with a sample of its own, which checks the reply."""
     own = threading.local()
 
     def call() -> None:
@@ -45,7 +45,7 @@ def asking(ask: Callable[[np.ndarray], np.ndarray]) -> Callable[[], None]:
 
 
 def one_row(plan: Plan, model: Model, threads: int, least: float | None) -> Row:
-    """Let so many threads ask with batching and without, in turns."""
+    """Have so many threads call with batching and without, in turns."""
     ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "without": lambda x: model.infer({"x": x[np.newaxis]})["y"][0],
         "with": lambda x: model.infer_sample({"x": x})["y"],
@@ -57,9 +57,9 @@ def one_row(plan: Plan, model: Model, threads: int, least: float | None) -> Row:
         rates.append(each)
         for name, members in crews.items():
             latencies[name].append(members.take())
-    told = "; ".join(
+    detail = "; ".join(
         f"{name} {sorted(each[name] for each in rates)[len(rates) // 2]:,.0f}/s, {latencies[name][-1]}"
         for name in ways
     )
     what = f"samples a second with batching / without, {threads} thread{'s' * (threads > 1)}"
-    return Row(what, ratios(rates, "with", "without"), least, told=told)
+    return Row(what, ratios(rates, "with", "without"), least, detail=detail)

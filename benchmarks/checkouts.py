@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
-#: Runs rounds of calls for whoever writes their kind and number to its standard input.
+#: Reads a kind and a number of calls from standard input, line by line, and makes those calls.
 CLIENT = """
 import sys, time
 import numpy as np
@@ -61,7 +61,7 @@ def start(checkout: Path, port: int) -> subprocess.Popen[str]:
 
 
 def ask(client: subprocess.Popen[str], kind: str, calls: int) -> float:
-    """Have one process make so many calls; return the seconds for one."""
+    """Have one process make some calls; return the seconds for each."""
     assert client.stdin is not None
     assert client.stdout is not None
     client.stdin.write(f"{kind} {calls}\n")

@@ -1,4 +1,4 @@
-"""A million rows through `infer_chunked`: how long it takes, and how much memory beside input and output.
+"""A million rows through `infer_chunked`: how long it takes, and how much memory besides input and output.
 
     python -m benchmarks chunked [--rows 1000000] [--columns 8]
 
@@ -20,12 +20,12 @@ from tcm_sync import TcmClient
 
 
 def peak_megabytes() -> float:
-    """Return the most memory that this process has had so far."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> int:
-    """Run it and print the figures."""
+    """Run the measurement, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=8)

@@ -1,12 +1,12 @@
-"""Whether processes that share a manager are served alike.
+"""Whether processes that share a manager get equal service.
 
     python -m benchmarks fairness [--seconds 60] [--processes 4] [--threads 4] [--max-requests 500 1000000000]
 
 Each process has one client with its default settings, used by a few threads in a closed loop, against a
 `LocalManager` with the real scheduler (five inferences every 10 ms, the oldest uuids first) in a process of
-its own. It prints what each process was served and how long calls took, once with sockets that are replaced
-after 500 requests and once with sockets that never are, and ends with status 1 if an answer was wrong or a
-call failed (of those that no socket came free for, only with replacement on).
+its own. It prints the number of answers of each process and how long calls took, once with sockets that are
+replaced after 500 requests and once with sockets that are never replaced. It ends with status 1 if an answer
+was wrong or a call failed while sockets were replaced.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEVER = 10**9
 
 
 def work(uri: str, route: Route, threads: int, seconds: float, max_requests: int, report: Connection) -> None:
-    """Call in a closed loop from some threads; report how long each call took, and what went wrong."""
+    """Call in a closed loop from some threads; report how long each call took, and the errors."""
     elapsed: list[float] = []
     wrong: list[str] = []
 
@@ -57,7 +57,7 @@ def work(uri: str, route: Route, threads: int, seconds: float, max_requests: int
 
 
 def main() -> int:
-    """Run it and print the figures."""
+    """Run the measurement, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--processes", type=int, default=4)
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace, max_requests: int) -> int:
-    """Have all processes call for a while; the status to end with."""
+    """Have all processes call for a while; return the exit status."""
     print(
         "sockets are never replaced" if max_requests >= NEVER else f"replaced after {max_requests} requests"
     )

@@ -2,8 +2,8 @@
 
     python -m benchmarks growth [--plot docs/performance/] [--seconds 1] [--rounds 3] [--only threads ...]
 
-Against the server that answers at once, in a process and on a core of its own. It prints every figure; with
-`--plot` it draws them (matplotlib, in the extra ``bench``), each stamped with the commit and the machine.
+The calls go to the server that answers at once, which has a process and a core of its own. Every figure is
+printed; `--plot` draws them (matplotlib, in the extra ``bench``), with the commit and the machine.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from runner import Crew, Plan, Work, again, alternate, duration, instant_server,
 
 THREADS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SOCKETS = (1, 2, 4, 8, 16, 32, 64)
-SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 64_000_000)  # bytes of JSON, more or less
+SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 64_000_000)  # bytes of JSON, roughly
 MOST_BYTES = 128 * 2**20
-DIGITS = 11  # bytes of a number in JSON, more or less: of a request and of a reply
+DIGITS = 11  # bytes of a number in the JSON of a request or reply, roughly
 
 COLOURS = ("#4878a8", "#80a860", "#c05040")
 
@@ -45,12 +45,12 @@ Curves = dict[str, list[Point]]
 
 
 def points(plan: Plan, sizes: Sequence[int]) -> Sequence[int]:
-    """Leave the larger ones out of a short run."""
+    """Return all sizes, or only the smaller ones in a short run."""
     return sizes[: plan.size(len(sizes), 3)]
 
 
 def of_threads(plan: Plan, uri: str) -> Curves:
-    """Add threads: to the default pool, to one of sixteen sockets, and as bare loops with a socket each."""
+    """Measure more and more threads: on the default pool, on sixteen sockets, and as bare loops."""
     curves: Curves = {"four sockets, the default": [], "sixteen sockets": [], "bare loops, a socket each": []}
     with ExitStack() as stack:
         pools = [stack.enter_context(bare.our_client(uri, pool_size=size)) for size in (4, 16)]
@@ -62,7 +62,7 @@ def of_threads(plan: Plan, uri: str) -> Curves:
 
 
 def of_sockets(plan: Plan, uri: str) -> Curves:
-    """Add sockets, with a thread for each, beside as many bare loops."""
+    """Measure more and more sockets, with a thread for each, beside as many bare loops."""
     curves: Curves = {"TcmClient, a thread for each socket": [], "bare loops": []}
     with ExitStack() as stack:
         loops = [stack.enter_context(bare.websocket_client(uri)) for _ in range(max(points(plan, SOCKETS)))]
@@ -74,7 +74,7 @@ def of_sockets(plan: Plan, uri: str) -> Curves:
 
 
 def measure(plan: Plan, curves: Curves, at: int, infers: Mapping[str, list[Infer]]) -> None:
-    """Let all contenders call from threads of their own, in turns, and add a point to each curve."""
+    """Have all contenders call from threads of their own, in turns; add a point to each curve."""
     crews = {
         name: Crew([lambda infer=infer: infer(ARRAY) for infer in calls])  # type: ignore[misc]
         for name, calls in infers.items()
@@ -94,7 +94,7 @@ def measure(plan: Plan, curves: Curves, at: int, infers: Mapping[str, list[Infer
 
 
 def of_size(plan: Plan, uri: str) -> Curves:
-    """Make messages longer: those that are sent, and those that are received."""
+    """Measure longer and longer messages, sent and received."""
     curves: Curves = {"the request, from FP32": [], "the reply, to FP32": []}
     limits = {"max_message_bytes": MOST_BYTES, "max_reply_bytes": MOST_BYTES}
     for size in points(plan, SIZES):
@@ -134,13 +134,13 @@ def draw(curves: Curves, path: Path, axis: str, unit: str, scale: float) -> None
     ----------
     curves : Curves
     path : Path
-        Of the file to write.
+        The file to write.
     axis : str
-        What grows.
+        The quantity that grows.
     unit : str
-        Of the throughput.
+        The unit of the throughput.
     scale : float
-        What the throughput is divided by for it.
+        The number by which the throughput is divided to be in that unit.
     """
     from matplotlib.figure import Figure
 
@@ -168,7 +168,7 @@ def draw(curves: Curves, path: Path, axis: str, unit: str, scale: float) -> None
     figure.savefig(path, metadata={"Date": None})
 
 
-#: How each is measured, and what its axes are.
+#: The function that measures each kind, and its axes.
 KINDS: dict[str, tuple[Callable[[Plan, str], Curves], str, str, float]] = {
     "threads": (of_threads, "threads", "calls a second", 1.0),
     "sockets": (of_sockets, "sockets", "calls a second", 1.0),

@@ -2,7 +2,7 @@
 
     python -m benchmarks hotspots [one sixteen many image reply] [--seconds 3] [--flames docs/performance/]
 
-The calls are those of the table, and the server too. Without `--flames` it prints the processor time of each
+The calls and the server are those of the table. Without `--flames` it prints the processor time of each
 thread, undisturbed, and then the functions of the calling thread under cProfile, if there is but one (from
 Python 3.12 on it mixes in the others). With it, py-spy (in the extra ``bench``) samples all threads from
 outside.
@@ -73,7 +73,7 @@ def reply(uri: str) -> Iterator[Work]:
         yield again(lambda: infer(ARRAY), batch=1)
 
 
-#: What is looked at, by its name.
+#: The kinds of work that can be examined, by name.
 PATHS: dict[str, Callable[[str], Iterator[Work]]] = {
     "one": one,
     "sixteen": sixteen,
@@ -85,7 +85,7 @@ PATHS: dict[str, Callable[[str], Iterator[Work]]] = {
 
 @contextmanager
 def warm(name: str, plan: Plan) -> Iterator[Work]:
-    """Have a server and the client's work, warmed up."""
+    """Start a server, and yield the work of the client, warmed up."""
     with instant_server(plan) as port, contextmanager(PATHS[name])(bare.address(port)) as work:
         work(0.3)
         yield work
@@ -136,12 +136,12 @@ def by_function(work: Work, seconds: float) -> None:
 
 
 def short(file: str) -> str:
-    """Name a file by its last two parts; ``~`` is what cProfile calls C."""
+    """Name a file by its last two parts; ``~`` is cProfile's name for C code."""
     return "built in" if file == "~" else "/".join(Path(file).parts[-2:])
 
 
 def flame(name: str, seconds: float, folder: Path) -> None:
-    """Let py-spy watch a process that does nothing else, and write ``flame-NAME.svg``."""
+    """Sample a process that does only this work with py-spy, and write ``flame-NAME.svg``."""
     path = folder / f"flame-{name}.svg"
     beside = str(Path(sys.executable).parent)
     spy = shutil.which("py-spy", path=os.pathsep.join([beside, os.environ.get("PATH", "")])) or "py-spy"
@@ -155,7 +155,7 @@ def flame(name: str, seconds: float, folder: Path) -> None:
 
 
 def main() -> None:
-    """Look at some paths, each in turn."""
+    """Examine some kinds of work, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "names", nargs="*", choices=[*PATHS, []], metavar="NAME", help="some; all, if left out"

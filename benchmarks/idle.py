@@ -1,4 +1,4 @@
-"""What a client with 64 open sockets costs while nobody calls: processor time, and memory a socket."""
+"""The cost of 64 open sockets while no calls are made: processor time, and memory for each socket."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WINDOW = 21.0  # seconds: in each of them, every socket is pinged once
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Look at one client for some windows of time, and at a fresh one in each round for its memory."""
+    """Measure processor time of one client over some periods, and memory of a fresh client in each round."""
     sockets = plan.size(SOCKETS, 8)
     with instant_server(plan) as port:
         uri = bare.address(port)
@@ -30,7 +30,7 @@ def rows(plan: Plan) -> Iterator[Row]:
             [100.0 * share for share in shares],
             most=0.1,
             unit=" %",
-            told=f"windows of {window:g} s, in which each socket is pinged once",
+            detail=f"windows of {window:g} s, in which each socket is pinged once",
         )
         each = [in_a_fresh_process(bytes_a_socket, uri, sockets) for _ in range(plan.rounds)]
         yield Row(
@@ -57,7 +57,7 @@ def fill(client: TcmClient, sockets: int) -> None:
 
 
 def processor_shares(uri: str, sockets: int, windows: int, seconds: float) -> list[float]:
-    """Open the sockets and sleep; return the share of a core that this process used, window by window."""
+    """Open the sockets and sleep; return the share of a core that this process used in each period."""
     logging.getLogger("tcm_sync").setLevel(logging.ERROR)  # it warns of such a pool
     shares = []
     with bare.our_client(uri, pool_size=sockets) as client:
@@ -72,9 +72,9 @@ def processor_shares(uri: str, sockets: int, windows: int, seconds: float) -> li
 
 
 def bytes_a_socket(uri: str, sockets: int) -> float:
-    """Return how much larger a process gets, a socket, when a client opens many.
+    """Return how many bytes for each socket a process grows when a client opens many.
 
-    What as many threads leave behind was there before: they have called through a client of one socket.
+    The memory of the threads is not counted: as many have called before, through a client with one socket.
     """
     logging.getLogger("tcm_sync").setLevel(logging.ERROR)
     with bare.our_client(uri, pool_size=1) as one:

@@ -10,7 +10,7 @@ from bare import MODEL, Infer
 from runner import Plan, Row, Work, again, alternate, each_took, instant_server, ratios
 
 SHAPE = (1, 3, 224, 224)
-MAX_BYTES = 16 * 2**20  # the manager's own limit of 64 KiB would stop ours
+MAX_BYTES = 16 * 2**20  # our client would refuse the image under the manager's default limit of 64 KiB
 
 
 def image(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -19,7 +19,7 @@ def image(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 
 
 def our_json_infer(client: bare.TcmClient) -> Infer:
-    """Call `TcmClient.infer`, and not through shared memory."""
+    """Call `TcmClient.infer` without shared memory."""
 
     def infer(array: np.ndarray) -> np.ndarray:
         return client.infer(MODEL, {"x": array}, output_dtypes=np.float32, transport="json")["y"]
@@ -28,7 +28,7 @@ def our_json_infer(client: bare.TcmClient) -> Infer:
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Let both send the image in turns."""
+    """Have both clients send the image in turns."""
     import peer
 
     pixels = image((1, 3, plan.size(224, 8), plan.size(224, 8)))
@@ -44,5 +44,5 @@ def rows(plan: Plan) -> Iterator[Row]:
         "the image over JSON: tcm-client's time / ours",
         ratios(rates, "ours", "tcm-client"),
         18,
-        told=each_took(rates),
+        detail=each_took(rates),
     )

@@ -1,4 +1,4 @@
-"""What ``import tcm_sync`` costs beside importing what it needs, in fresh processes that take turns."""
+"""The time of ``import tcm_sync`` against importing its dependencies, in fresh processes in turns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROGRAM = "import time; start = time.perf_counter(); import {}; print(time.perf_
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Import both by turns: a round is the median of some."""
+    """Import both in turns. The figure of a round is the median of several imports."""
     with tempfile.TemporaryDirectory() as cache:
         for modules in IMPORTS.values():
             seconds_to_import(modules, cache)  # compiles them
@@ -35,12 +35,12 @@ def rows(plan: Plan) -> Iterator[Row]:
         "import tcm_sync / importing numpy, msgspec, websocket, tenacity, orjson",
         [each["tcm_sync"] / each["its dependencies"] for each in rounds],
         most=1.3,
-        told=", ".join(f"{name} {duration(median(each[name] for each in rounds))}" for name in IMPORTS),
+        detail=", ".join(f"{name} {duration(median(each[name] for each in rounds))}" for name in IMPORTS),
     )
 
 
 def seconds_to_import(modules: str, cache: str) -> float:
-    """Import them in a process of its own, with compiled code kept as an installation keeps it."""
+    """Import modules in a fresh process, with compiled code cached as in an installation."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = cache
     command = [sys.executable, "-c", PROGRAM.format(modules)]

@@ -1,4 +1,4 @@
-"""What figures are of: the commit, and the machine."""
+"""The commit and the machine that figures were measured on."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def commit() -> str:
 
 
 def git(*command: str) -> str:
-    """Ask git of this source."""
+    """Run git on this source."""
     run = ["git", "-C", str(Path(__file__).parents[1]), *command]
     return subprocess.check_output(run, text=True, stderr=subprocess.DEVNULL).strip()
 
 
 def processor() -> str:
-    """Return what the processor calls itself."""
+    """Return the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -37,7 +37,7 @@ def processor() -> str:
 
 
 def description() -> dict[str, str]:
-    """Describe this machine, and what runs on it."""
+    """Describe this machine, its system and its software."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "commit": commit(),
@@ -58,6 +58,6 @@ def installed(name: str) -> str:
 
 
 def stamp() -> str:
-    """Return what a plot says of where it comes from."""
-    told = description()
-    return f"commit {told['commit']}; {told['processor']}; {told['system']}; Python {told['python']}"
+    """Return the line on a plot that names the commit and the machine."""
+    found = description()
+    return f"commit {found['commit']}; {found['processor']}; {found['system']}; Python {found['python']}"

@@ -1,4 +1,4 @@
-"""A `LocalManager` in a process of its own, for what is measured against the real scheduler."""
+"""A `LocalManager` in a process of its own, for subjects that are measured with the real scheduler."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from tcm_sync.local import LocalManager
 
 
 def double(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Be a model that is soon done."""
+    """Run a model that takes almost no time."""
     return {"y": inputs["x"] * 2}
 
 
 def answer(_: dict[str, Any]) -> dict[str, Any]:
-    """Be a model that says what the instant server says."""
+    """Run a model that gives the same answer as the instant server."""
     return {"y": ANSWER}
 
 
 def serve(end: Connection, core: int | None, settings: dict[str, Any]) -> None:
-    """Run the manager until the other end says so."""
+    """Run the manager until the other process asks for the end."""
     if core is not None:
         os.sched_setaffinity(0, {core})
     with LocalManager({"double": double, MODEL: answer}, **settings) as manager:
         end.send((manager.uri, manager.route))
-        with contextlib.suppress(EOFError):  # the other end failed
+        with contextlib.suppress(EOFError):  # the other process has failed
             end.recv()
             end.send(len(manager.stats().uuids))
 
 
 class Manager:
-    """Where the manager is, and how to end it."""
+    """The address of the manager, and the way to end it."""
 
     def __init__(self, control: Connection) -> None:
         self._control = control
-        self.uuids = 0  # that it saw, once it has ended
+        self.uuids = 0  # how many it has served; set when it has ended
         self.uri: str
         self.route: Route
         self.uri, self.route = control.recv()
 
     def stop(self) -> None:
-        """Let it end."""
+        """End the manager."""
         self._control.send("stop")
         self.uuids = self._control.recv()
 
@@ -59,9 +59,9 @@ def local_manager(core: int | None = None, **settings: Any) -> Iterator[Manager]
     Parameters
     ----------
     core : int, optional
-        Where to keep it.
+        The core to pin it to.
     **settings
-        Of `LocalManager`.
+        Arguments of `LocalManager`.
     """
     context = multiprocessing.get_context("spawn")
     control, far = context.Pipe()
@@ -73,5 +73,5 @@ def local_manager(core: int | None = None, **settings: Any) -> Iterator[Manager]
         yield manager
         manager.stop()
     finally:
-        control.close()  # which ends it too
+        control.close()  # the process then ends, if it has not yet
         process.join()

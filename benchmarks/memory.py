@@ -1,9 +1,9 @@
-"""The most memory that a call takes beside its tensors, relative to the JSON text that it sends or receives.
+"""The peak memory of a call besides its tensors, relative to the JSON text that it sends or receives.
 
-What is judged is resident memory, each time in a fresh process that has made one tiny call: it sees what
-every allocator took, and only what was really touched. The kernel counts it by the page and late, to some
-0.1 MB. What tracemalloc saw is told beside it: it is exact, but blind to libraries that allocate by
-themselves, and counts what is reserved and never used.
+The goal is for resident memory, measured in a fresh process that has made one tiny call: it includes the
+memory of every allocator, and only memory that was used. The kernel counts it in pages and with a delay,
+with an error of some 0.1 MB. The figure of tracemalloc is printed too: it is exact, but leaves out libraries
+with allocators of their own, and includes memory that is reserved and never used.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RESET_PEAK = Path("/proc/self/clear_refs")
 
 
 class Peak(NamedTuple):
-    """The most that a call took above what there was before, and the text that it took it for; in bytes."""
+    """The peak memory of a call above that before it, and the length of its JSON text; in bytes."""
 
     extra: int
     text: int
 
     @property
     def ratio(self) -> float:
-        """The memory for each byte of text."""
+        """The bytes of memory for each byte of text."""
         return self.extra / self.text
 
 
@@ -54,7 +54,7 @@ def row(plan: Plan, what: str, most: float, uri: str, kind: str, shape: tuple[in
         f"peak memory of {what}, above its tensors / its JSON text",
         [peak.ratio for peak in peaks],
         most=most,
-        told=f"text {traced.text / 1e6:.2f} MB; tracemalloc saw {traced.ratio:.2f} times that",
+        detail=f"text {traced.text / 1e6:.2f} MB; tracemalloc saw {traced.ratio:.2f} times that",
     )
 
 
@@ -66,22 +66,22 @@ def resident(what: str) -> int:
 
 
 def measure(uri: str, kind: str, shape: tuple[int, ...], traced: bool) -> Peak:
-    """Make one call, in a process that has done nothing else.
+    """Make one call in a fresh process.
 
     Parameters
     ----------
     uri : str
-        Of the server.
+        The address of the server.
     kind : str
-        What it is to reply.
+        The kind of the reply.
     shape : tuple of int
-        Of the input.
+        The shape of the input.
     traced : bool
-        Whether to ask tracemalloc, and not the kernel.
+        Whether to measure with tracemalloc, in place of the kernel.
     """
     pixels = image.image(shape)
     with bare.our_client(uri, "small", max_message_bytes=image.MAX_BYTES) as client:
-        image.our_json_infer(client)(bare.ARRAY)  # whatever is made once, and is not of this call
+        image.our_json_infer(client)(bare.ARRAY)  # allocates what is allocated once only
     with bare.our_client(uri, kind, max_message_bytes=image.MAX_BYTES) as client:
         client.open()
         infer = image.our_json_infer(client)
@@ -89,7 +89,7 @@ def measure(uri: str, kind: str, shape: tuple[int, ...], traced: bool) -> Peak:
         gc.collect()
         with tracing() if traced else contextlib.nullcontext():
             if not traced:
-                RESET_PEAK.write_text("5")  # the peak is the present, from now on
+                RESET_PEAK.write_text("5")  # resets the peak to the present memory
             start = tracemalloc.get_traced_memory()[0] if traced else resident("VmRSS")
             answer = infer(pixels)
             peak = tracemalloc.get_traced_memory()[1] if traced else resident("VmHWM")
@@ -100,7 +100,7 @@ def measure(uri: str, kind: str, shape: tuple[int, ...], traced: bool) -> Peak:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Trace, and stop."""
+    """Run tracemalloc in the block."""
     tracemalloc.start()
     try:
         yield

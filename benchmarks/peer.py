@@ -1,4 +1,4 @@
-"""``tcm-client``, the manager's own client, asked for what ours is: arrays in, arrays out."""
+"""``tcm-client``, the manager's own client, used as ours: arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tcm_client.sdk import AuthContext, InferenceInput, TcmClient, TcmWebSocketC
 
 
 def as_inputs(array: np.ndarray) -> list[InferenceInput]:
-    """Make the input that it takes; the manager wants it nested as the shape says."""
+    """Make the input in its format; the manager requires lists nested by the shape."""
     return [InferenceInput(name="x", shape=list(array.shape), datatype="FP32", data=array.tolist())]
 
 
@@ -31,7 +31,7 @@ def connecting(uri: str) -> Infer:
 
 @contextmanager
 def kept(uri: str) -> Iterator[Work]:
-    """Await its ``inference_http`` again and again on one connection, in one event loop."""
+    """Await its ``inference_http`` repeatedly on one connection, in one event loop."""
     with closing(asyncio.new_event_loop()) as loop:
         client = TcmWebSocketClient(uri, AuthContext(uuid=new_uuid("small")))
 

@@ -1,4 +1,4 @@
-"""A reply of a million values: our whole call against reading the bare text that is already there."""
+"""A reply of a million values: our whole call against parsing the same text in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from runner import Plan, Row, again, alternate, each_took, instant_server, ratios
 from server import OUTPUTS, reply_message
 
-#: How the values are written, by the name that the server has for it, and how that is told.
+#: The formats of the values: the name in the server, and a description.
 FORMS = {"decimals": "seven decimals each, 11 MB", "singles": "FP32 in all digits of a double, 20 MB"}
 
 
@@ -18,12 +18,12 @@ def rows(plan: Plan) -> Iterator[Row]:
     """Measure both forms of text, one after the other."""
     count = plan.size(1_000_000, 10_000)
     with instant_server(plan) as port:
-        for kind, told in FORMS.items():
-            yield one_form(plan, bare.address(port), kind, count, told)
+        for kind, form in FORMS.items():
+            yield one_form(plan, bare.address(port), kind, count, form)
 
 
 def one_form(plan: Plan, uri: str, kind: str, count: int, form: str) -> Row:
-    """Let the call, and the reading of the same text, take turns."""
+    """Have the call and the parsing of the same text take turns."""
     text = reply_message("uuid", OUTPUTS[kind](count)).decode()
 
     def read() -> np.ndarray:
@@ -42,5 +42,5 @@ def one_form(plan: Plan, uri: str, kind: str, count: int, form: str) -> Row:
         f"reply of a million values ({form}): json.loads and asarray / our whole call",
         ratios(rates, "ours", "json.loads and asarray"),
         1.35,
-        told=each_took(rates),
+        detail=each_took(rates),
     )

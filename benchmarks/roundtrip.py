@@ -9,7 +9,7 @@ import bare
 from bare import ARRAY, Infer
 from runner import Plan, Row, Work, again, alternate, each_took, instant_server, ratios
 
-#: The bare loops, and the least that our rate is to be of theirs.
+#: The bare loops, and the goal for our rate as a fraction of theirs.
 LOOPS = {
     "websocket-client, msgspec": (bare.websocket_client, 1.15),
     "websocket-client tuned, msgspec": (bare.tuned_websocket_client, None),
@@ -26,7 +26,7 @@ def rows(plan: Plan) -> Iterator[Row]:
 
 
 def asking(infer: Infer, batch: int = 20) -> Work:
-    """Make work of small calls, once the answer is known to be right."""
+    """Check the answer, and return work that repeats the small call."""
     bare.check(infer)
     return again(lambda: infer(ARRAY), batch)
 
@@ -41,11 +41,11 @@ def against_loops(plan: Plan, uri: str) -> Iterator[Row]:
         rates = list(alternate(works, plan))
     for name, (_, least) in LOOPS.items():
         took = each_took([{key: each[key] for key in ("ours", name)} for each in rates])
-        yield Row(f"one thread, small infer / bare {name}", ratios(rates, "ours", name), least, told=took)
+        yield Row(f"one thread, small infer / bare {name}", ratios(rates, "ours", name), least, detail=took)
 
 
 def against_peer(plan: Plan, uri: str) -> Iterator[Row]:
-    """Divide our rate by that of tcm-client: connecting for each call, and on a connection that it keeps."""
+    """Divide our rate by that of tcm-client: with a connection for each call, and on one connection."""
     import peer
 
     with bare.our_client(uri) as client, peer.kept(uri) as kept:
@@ -61,5 +61,5 @@ def against_peer(plan: Plan, uri: str) -> Iterator[Row]:
     ):
         took = each_took([{key: each[key] for key in ("ours", name)} for each in rates])
         yield Row(
-            f"one thread, small infer / tcm-client {what}", ratios(rates, "ours", name), least, told=took
+            f"one thread, small infer / tcm-client {what}", ratios(rates, "ours", name), least, detail=took
         )

@@ -1,4 +1,4 @@
-"""What all subjects share: rounds that alternate, what came of them, and where processes run."""
+"""What all subjects use: rounds in which contenders alternate, their results, and pinning to cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Tally(NamedTuple):
-    """What somebody got done, and in what time."""
+    """How many calls a contender made, and in how many seconds."""
 
     done: float
     seconds: float
@@ -51,7 +51,7 @@ class Plan:
     core: int | None = None
 
     def size(self, full: int, tiny: int) -> int:
-        """Choose between the size that is measured and one that is quickly done."""
+        """Return the full size, or the tiny one in a short run."""
         return tiny if self.short else full
 
 
@@ -64,13 +64,13 @@ class Row:
     what : str
         What was measured.
     figures : sequence of float
-        One a round. Their median counts.
+        One for each round. Their median is compared with the goal.
     least, most : float, optional
-        The goal: one of them, or none where it is only told.
+        The goal: one of them, or neither if there is no goal.
     unit : str
         Of the figures; "" for a ratio.
-    told : str
-        What it was made of.
+    detail : str
+        The measurements that the figures were computed from.
     """
 
     what: str
@@ -78,7 +78,7 @@ class Row:
     least: float | None = None
     most: float | None = None
     unit: str = ""
-    told: str = ""
+    detail: str = ""
 
     @property
     def figure(self) -> float:
@@ -116,15 +116,15 @@ class Row:
 def alternate(works: Mapping[str, Work], plan: Plan, turn: float = 0.1) -> Iterator[dict[str, float]]:
     """Yield the rate of each contender, once a round, after a turn to warm up.
 
-    Within a round they take turns by the part of a second, so that whatever else the machine does meanwhile
-    is shared out evenly, and each turn of all begins with another of them.
+    Within a round they take turns of a part of a second, so that all suffer equally from whatever else the
+    machine does, and each set of turns starts with another contender.
 
     Parameters
     ----------
     works : mapping of str to Work
     plan : Plan
     turn : float
-        Seconds. What takes longer than that is done once a turn, and fewer turns are taken.
+        Seconds. Work that takes longer is done once in a turn, and there are fewer turns.
     """
     for work in works.values():
         work(turn)
@@ -139,12 +139,12 @@ def alternate(works: Mapping[str, Work], plan: Plan, turn: float = 0.1) -> Itera
                 done[name] += tally.done
                 seconds[name] += tally.seconds
             if sum(seconds.values()) >= plan.seconds * len(names):
-                break  # turns took longer than they were to
+                break  # the turns took longer than planned
         yield {name: done[name] / seconds[name] for name in names}
 
 
 def again(call: Callable[[], object], batch: int = 20) -> Work:
-    """Make work of a call: one after another, with a look at the clock after each `batch`."""
+    """Return work that repeats a call, and reads the clock after each `batch` of calls."""
 
     def work(seconds: float) -> Tally:
         calls = 0
@@ -160,14 +160,14 @@ def again(call: Callable[[], object], batch: int = 20) -> Work:
 
 
 class Crew:
-    """Threads that each make calls of their own, one after another: `Work` that remembers each call.
+    """Threads that each repeat a call of their own: `Work` that records how long each call took.
 
-    The first turn is to warm up, and is forgotten.
+    The first turn is a warm-up, and is not recorded.
 
     Parameters
     ----------
     calls : sequence of callables
-        One a thread.
+        One for each thread.
     """
 
     def __init__(self, calls: Sequence[Callable[[], object]]) -> None:
@@ -177,7 +177,7 @@ class Crew:
         self._warm = False
 
     def __call__(self, seconds: float) -> Tally:
-        """Have all of them call for so long."""
+        """Have all threads call for so many seconds."""
         before = sum(map(len, self._latencies))
         ready = threading.Barrier(len(self._calls) + 1)
         threads = [
@@ -209,11 +209,11 @@ class Crew:
                 call()
                 latencies.append(time.perf_counter() - now)
                 now += latencies[-1]
-        except BaseException as error:  # noqa: BLE001 - raised where the crew was called
+        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
             self._errors.append(error)
 
     def take(self) -> Latencies:
-        """Return what was remembered, and forget it."""
+        """Return what was recorded, and clear the record."""
         taken = Latencies([list(each) for each in self._latencies])
         for each in self._latencies:
             each.clear()
@@ -231,12 +231,12 @@ class Latencies:
         object.__setattr__(self, "_sorted", sorted(each for thread in self.threads for each in thread))
 
     def percentile(self, percent: float) -> float:
-        """Return the time within which so many of a hundred calls ended."""
+        """Return the time within which so many percent of the calls ended."""
         return self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * percent / 100.0))]
 
     @property
     def fairness(self) -> float:
-        """How many calls the slowest thread made of the fastest's."""
+        """The number of calls of the slowest thread divided by that of the fastest."""
         counts = [len(thread) for thread in self.threads]
         return min(counts) / max(counts)
 
@@ -250,21 +250,21 @@ def ratios(rates: Iterable[Mapping[str, float]], above: str, below: str) -> list
 
 
 def each_took(rates: Sequence[Mapping[str, float]]) -> str:
-    """Tell how long one of what each contender does took: the medians."""
+    """Return in words how long one call of each contender took: the medians."""
     return ", ".join(
         f"{name} {duration(1.0 / statistics.median(each[name] for each in rates))}" for name in rates[0]
     )
 
 
 def duration(seconds: float) -> str:
-    """Write a time of any size."""
+    """Write a time with a unit that fits it."""
     if seconds >= 1.0:
         return f"{seconds:.3g} s"
     return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} µs"
 
 
 def pin() -> int | None:
-    """Stay on one core, and choose another for servers: None where that cannot be done."""
+    """Pin this process to one core, and return another for servers; None if that is impossible."""
     if not hasattr(os, "sched_setaffinity"):
         print("not pinned: this system cannot, and the figures will waver", file=sys.stderr)
         return None
@@ -286,10 +286,10 @@ def instant_server(plan: Plan) -> Iterator[int]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield int(server.stdout.readline())
-        # Leaving the block closes its standard input, which ends it.
+        # Leaving the block closes the standard input of the server, which then ends.
 
 
 def in_a_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function of a module in a process that has done nothing else, on the core of this one."""
+    """Call a function of a module in a fresh process, on the core of this one."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()

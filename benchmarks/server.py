@@ -1,12 +1,12 @@
-"""A WebSocket server that answers at once: the peer of every subject that does not say otherwise.
+"""A WebSocket server that answers at once: the peer of most subjects.
 
     python benchmarks/server.py [--core N]
 
 prints the port that it listens on and serves until its standard input ends. It answers ``auth`` with
-``auth.ok`` and any other message, unread, with a reply made beforehand, which carries the socket's uuid. What
-that reply is, the uuid says: ``KIND-whatever`` or ``KIND.COUNT-whatever``, where KIND is one of `OUTPUTS` or
-``stream``. A plain HTTP request is told that the server is ready. Nothing else of the protocol is there: a
-message costs a read and a write, and its payload is thrown away as it comes.
+``auth.ok`` and any other message, unread, with a reply made beforehand, which contains the socket's uuid. The
+uuid selects the reply: ``KIND-whatever`` or ``KIND.COUNT-whatever``, where KIND is one of `OUTPUTS` or
+``stream``. The answer to a plain HTTP request is that the server is ready. Nothing else of the protocol is
+implemented: a message costs a read and a write, and its payload is dropped as it arrives.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-#: The one output of a small reply: few digits and exact in FP32, so that no client has less text to read.
+#: The one output of a small reply: few digits and exact in FP32, so that all clients read the same text.
 OUTPUT = {"y": [[0.5, -1.25, 2.0, 8.75]]}
 
 CHUNK = "a word "  # of a stream
@@ -47,7 +47,7 @@ def singles(count: int) -> list[float]:
     return np.random.default_rng(7).random(count, np.float32).tolist()
 
 
-#: What a reply may carry, by the first word of the socket's uuid; the one that is not known is small.
+#: What a reply may carry, by the first word of the socket's uuid; any other word selects the small one.
 OUTPUTS: dict[str, Callable[[int], dict[str, object]]] = {
     "small": lambda _: OUTPUT,
     "decimals": lambda count: {"y": [decimals(count)]},
@@ -107,14 +107,14 @@ class Peer:
     def __init__(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.connection = connection
-        self._is_open = False  # whether hands were shaken
+        self._is_open = False  # whether the handshake is done
         self._replies: bytes | None = None  # to each request, once authenticated
-        self._rest = b""  # what came of a handshake, a header or a frame that is needed whole
-        self._skip = 0  # bytes still to come of a payload that nobody reads
+        self._rest = b""  # the received part of a handshake, header or frame that is needed whole
+        self._skip = 0  # bytes still to come of a payload that is dropped
         self._final = False  # whether that payload ends its message
 
     def read(self) -> bool:
-        """Take what came, and answer; say whether the socket lives on."""
+        """Read what has arrived, and answer it; return whether the socket stays open."""
         data = self.connection.recv(READ_BYTES)
         if not data:
             return False
@@ -151,7 +151,7 @@ class Peer:
         return data[taken:]
 
     def _answer_whole(self, opcode: int, payload: bytes) -> bool:
-        """Answer a frame that is read: of control, or the first message."""
+        """Answer a frame that was read: a control frame, or the first message."""
         if opcode == TEXT:
             message = json.loads(payload)
             granted = ["json"] if "json" in message["payload"].get("capability", ()) else None
@@ -185,7 +185,7 @@ class Peer:
 
 
 def serve(listener: socket.socket) -> None:
-    """Answer whoever connects: one thread, which blocks only while it writes."""
+    """Answer all clients in one thread, which blocks only while it writes."""
     peers: dict[int, Peer] = {}
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
@@ -206,7 +206,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def main() -> None:
-    """Listen, say where, and serve until standard input ends."""
+    """Listen, print the port, and serve until standard input ends."""
     parser = argparse.ArgumentParser(description="A WebSocket server that answers at once.")
     parser.add_argument("--core", type=int, help="the processor core to stay on")
     core = parser.parse_args().core

@@ -1,4 +1,4 @@
-"""What a tensor costs on its way: through shared memory, as JSON, and beside a plain copy.
+"""The time to transfer a tensor through shared memory and as JSON, compared with a plain copy.
 
     python benchmarks/shared_memory.py [--rounds 9] [--largest 256] [--plot docs/images/shared_memory.svg]
 
@@ -32,15 +32,15 @@ Times = dict[str, list[float]]  # seconds of the median call of each turn, by wa
 KIB, MIB = 2**10, 2**20
 SIZES = [4 * KIB * 4**power for power in range(9)]  # 4 KiB to 256 MiB
 SMALL_SIZES = [256 * 2**power for power in range(9)]  # 256 B to 64 KiB: where shared memory begins to win
-LARGEST_MESSAGE = 16 * MIB  # of the manager, raised so that JSON gets far
+LARGEST_MESSAGE = 16 * MIB  # of the manager, raised so that large tensors fit as JSON
 LARGEST_AS_JSON = MIB  # some 11 MB of text
 TURN = 0.1  # seconds
 FEWEST = 3  # calls of a turn
-FRESH_BYTES = 64 * MIB  # that a turn leaves mapped in the server
+FRESH_BYTES = 64 * MIB  # the most that a turn leaves mapped in the server
 
 MEMCPY, ROUND_TRIP, AS_JSON = "memcpy", "round trip", "JSON"
 REUSED, FRESH, EMPTY = "shm reused", "shm fresh", "empty_shared"
-CLOSE = (ROUND_TRIP, EMPTY)  # held against each other so closely that they alternate call by call
+CLOSE = (ROUND_TRIP, EMPTY)  # almost equal, so they alternate call by call
 COLORS = {
     AS_JSON: "#c05040",
     FRESH: "#c8963c",
@@ -52,7 +52,7 @@ COLORS = {
 
 
 def serve(pipe: Connection, core: int | None) -> None:
-    """Run the manager in a process of its own until the pipe says something."""
+    """Run the manager in a process of its own until a message arrives on the pipe."""
     if core is not None:
         os.sched_setaffinity(0, {core})
     answer = {"y": np.ones(1, np.float32)}
@@ -79,12 +79,12 @@ def client_and_manager(core: int | None) -> Iterator[tuple[TcmClient, Route]]:
         ) as client:
             yield client, transient
     finally:
-        ours.close()  # which ends it too
+        ours.close()  # the process then ends
         process.join()
 
 
 def ways_to_send(client: TcmClient, once: Route, size: int) -> Ways:
-    """Return what is compared for tensors of so many bytes."""
+    """Return the ways to compare for tensors of so many bytes."""
     random = np.random.default_rng(size)
     array = random.random(size // 4, np.float32)
     copy, few = array.copy(), array[:4]
@@ -107,7 +107,7 @@ def ways_to_send(client: TcmClient, once: Route, size: int) -> Ways:
 
 
 def turn(ways: Ways, most: int | None) -> dict[str, float]:
-    """Go some ways by turns, for a while, `most` times at most; return what the median call of each took."""
+    """Call by some ways in turns, at most `most` times; return the seconds of the median call of each."""
     took: Times = {name: [] for name in ways}
     calls, ends = 0, time.perf_counter() + TURN * len(ways)
     while calls != most and (calls < FEWEST or time.perf_counter() < ends):
@@ -120,7 +120,7 @@ def turn(ways: Ways, most: int | None) -> dict[str, float]:
 
 
 def compare(core: int | None, size: int, rounds: int, *names: str) -> Times:
-    """Let all ways, or those named, take turns with tensors of so many bytes, once more than is counted."""
+    """Measure all ways, or those named, in turns with tensors of so many bytes, after a warm-up round."""
     times: Times = {}
     with client_and_manager(core) as (client, once):
         ways = ways_to_send(client, once, size)
@@ -135,7 +135,7 @@ def compare(core: int | None, size: int, rounds: int, *names: str) -> Times:
 
 
 def ratios(times: Times, name: str, *others: str) -> list[float]:
-    """Divide what one way took by what others took together, round by round."""
+    """Divide the time of one way by the sum of the times of others, in each round."""
     together = zip(*(times[other] for other in others), strict=True)
     return [mine / sum(theirs) for mine, theirs in zip(times[name], together, strict=True)]
 
@@ -147,13 +147,13 @@ def size_text(size: int) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Write a time in milliseconds, with three digits that count, or down to 0.1 us."""
+    """Write a time in milliseconds, with three significant digits, or down to 0.1 us."""
     digits = min(4, max(0, 2 - int(np.floor(np.log10(seconds * 1e3)))))
     return f"{seconds * 1e3:.{digits}f}"
 
 
 def table(measured: dict[int, Times], names: list[str]) -> None:
-    """Print the medians, and below each how far its rounds were apart."""
+    """Print the medians, and below each the range of its rounds."""
     print(f"{'':>8}" + "".join(f"{name:>19}" for name in names))
     for size, times in measured.items():
         medians, spreads = f"{size_text(size):>8}", " " * 8
@@ -174,7 +174,7 @@ def verdict(what: str, found: list[float], target: float) -> bool:
 
 
 def verdicts(measured: dict[int, Times]) -> bool:
-    """Hold what was measured to the targets."""
+    """Compare the measurements with the targets."""
     good = True
     if (times := measured.get(64 * MIB)) is not None:
         good = verdict(
@@ -189,7 +189,7 @@ def verdicts(measured: dict[int, Times]) -> bool:
 
 
 def break_even(measured: dict[int, Times], name: str) -> None:
-    """Print from which size on a way is faster than JSON."""
+    """Print the size from which a way is faster than JSON."""
     worth = None
     for size, times in sorted(measured.items(), reverse=True):
         if statistics.median(ratios(times, name, AS_JSON)) > 1.0:
@@ -221,7 +221,7 @@ def plot(measured: dict[int, Times], path: str) -> None:
 
 
 def main() -> int:
-    """Measure, print the tables, and hold them to the targets."""
+    """Measure, print the tables, and compare them with the targets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--largest", type=int, default=256, help="MiB; memory for 15 such is needed")

@@ -1,11 +1,11 @@
-"""Whether calls through shared memory, for hours and through all that can go wrong, mix up or leak anything.
+"""Test for hours, with all kinds of failures, that calls through shared memory are right and leak nothing.
 
     python benchmarks/soak.py [--calls 100000] [--short] [--room 64]
 
 A `LocalManager` in a process of its own, a client in this one, and four forked children, three threads each.
 They send tensors of random sizes, some in arrays of ``empty_shared``, and check a checksum. Some calls time
 out, sockets are cut, and the manager is stopped or killed and started again. ``--room`` runs all of it on a
-/dev/shm of so many MB (which takes the right to mount), ``--short`` makes 5,000 calls.
+/dev/shm of so many MB (which needs the right to mount), ``--short`` makes 5,000 calls.
 
 It prints what the processes hold at intervals, and ends with status 1 if a checksum was wrong, a process
 died, something is left in /dev/shm, or anything has grown since the warm-up.
@@ -47,14 +47,14 @@ from tcm_sync.local import LocalManager
 
 CHILDREN, THREADS = 4, 3
 SMALLEST, LARGEST = 4096, 2**20
-MOST_BYTES = 2**23  # of a message: what does not get shared memory goes as JSON
+MOST_BYTES = 2**23  # of a message: tensors that get no shared memory are sent as JSON
 SAMPLES, WARM_UP = 40, 0.4
 OWN = 300_000  # bytes of each thread's array in shared memory
 SLOW, TIMEOUT = 0.1, 0.03  # seconds that a model takes, and that its callers wait
 KINDS = ("calls", "good", "timeouts", "lost", "other", "wrong")
 
-#: What may grow after the warm-up beside a tenth: all of it goes up and down with the sizes. The manager may
-#: have a dozen messages of 3 MB as lists of floats when it is looked at, if there is no room for segments.
+#: How much each figure may grow after the warm-up in addition to a tenth, since all depend on the random
+#: sizes. If there is no room for segments the manager may hold a dozen messages of 3 MB as lists of floats.
 SLACK = {"client MB": 10, "client fds": 40, "client maps": 60, "manager MB": 100, "manager fds": 20}
 SLACK |= {"manager maps": 60, "/dev/shm MB": 20, "files": 60}
 
@@ -63,7 +63,7 @@ SLACK |= {"manager maps": 60, "/dev/shm MB": 20, "files": 60}
 
 
 class Models:
-    """The models, and whether one saw its input change under its eyes."""
+    """The models, and how often an input has changed while a model ran."""
 
     def __init__(self) -> None:
         self.spoilt = 0
@@ -73,7 +73,7 @@ class Models:
         return {"crc": [zlib.crc32(np.ascontiguousarray(arrays["x"]))]}
 
     def slow(self, arrays: dict[str, Any]) -> dict[str, Any]:
-        """Look twice, while the caller goes away."""
+        """Compute the checksum twice; meanwhile the call times out."""
         before = self.crc(arrays)
         time.sleep(SLOW)
         if self.crc(arrays) != before:
@@ -82,7 +82,7 @@ class Models:
 
 
 def serve() -> None:
-    """Run a manager, and do what the lines of standard input say."""
+    """Run a manager, and carry out the commands on standard input, one a line."""
     logging.disable()  # sockets are cut on purpose
     models = Models()
     manager = LocalManager(
@@ -108,17 +108,17 @@ class ManagerProcess:
         )
         self.pid = self._process.pid
 
-    def tell(self, what: str) -> dict[str, Any]:
-        """Have it stop or kill the manager and start it again, or do nothing; return how it is."""
+    def command(self, name: str) -> dict[str, Any]:
+        """Send ``stop`` or ``kill`` (the manager is started again) or ``status``; return its figures."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(what + "\n")
+        self._process.stdin.write(name + "\n")
         self._process.stdin.flush()
-        told: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return told
+        figures: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return figures
 
     def end(self) -> int:
-        """End it in order, and return its status."""
+        """End the process, and return its exit status."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return self._process.wait()
@@ -128,7 +128,7 @@ class ManagerProcess:
 
 
 class Caller:
-    """One thread that calls, and counts in memory that all processes share."""
+    """A thread that calls, and counts results in memory that all processes share."""
 
     def __init__(self, client: TcmClient, number: int, counts: np.ndarray[Any, Any]) -> None:
         self._client = client
@@ -166,14 +166,14 @@ class Caller:
             kind = "other"
         else:
             return "good" if found["crc"].item() == zlib.crc32(x) else "wrong"
-        self._own = None  # it would be copied from now on
+        self._own = None  # from now on each call would copy it
         return kind
 
     def _tensor(self) -> np.ndarray[Any, Any]:
-        """Make a tensor that no other call has, of a random size, or in an array of shared memory."""
+        """Make a unique tensor of a random size, or one in an array of shared memory."""
         size = round(SMALLEST * (LARGEST / SMALLEST) ** self._random.random())
         if self._random.random() < 0.3:
-            size = 2 ** (size.bit_length() - 1)  # which others have too, so that segments are used again
+            size = 2 ** (size.bit_length() - 1)  # a common size, so that segments are used again
         start = self._random.randrange(LARGEST)
         if self._random.random() < 0.1:
             x = self._shared()
@@ -188,13 +188,13 @@ class Caller:
         if self._own is None:
             try:
                 self._own = self._client.empty_shared(OWN, np.uint8)
-            except TcmError:  # there is no room
+            except TcmError:  # /dev/shm is full
                 return np.empty(OWN, np.uint8)
         return self._own
 
 
 def cut_a_socket(client: TcmClient) -> None:
-    """End one of the connections to the manager, as a network would."""
+    """Cut one of the connections to the manager, as a failing network would."""
     port = int(str(client).partition(" open")[0].rpartition(":")[2].partition("/")[0])
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -206,7 +206,7 @@ def cut_a_socket(client: TcmClient) -> None:
 
 
 def call(client: TcmClient, process: int, calls: int, counts: np.ndarray[Any, Any]) -> None:
-    """Share calls out among the threads of this process, and wait for them."""
+    """Divide the calls among the threads of this process, and wait for them."""
     callers = [
         Caller(client, process * THREADS + thread, counts[process, thread]) for thread in range(THREADS)
     ]
@@ -218,7 +218,7 @@ def call(client: TcmClient, process: int, calls: int, counts: np.ndarray[Any, An
 
 
 def fork(client: TcmClient, process: int, calls: int, counts: np.ndarray[Any, Any]) -> int:
-    """Have a forked child call with the client that it inherits; return the child's number."""
+    """Fork a child that calls with the client that it inherits; return its process id."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later: there are other threads
         pid = os.fork()
@@ -258,14 +258,14 @@ def files_of(pids: list[int]) -> list[str]:
 
 
 def sample(pids: list[int], manager: ManagerProcess) -> dict[str, float]:
-    """Return what all processes hold, the clients in the mean."""
+    """Return what the manager and, on average, the clients hold."""
     clients = []
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):  # it has ended
             clients.append(held(pid))
     files = files_of(pids)
     found = os.statvfs("/dev/shm")
-    told = manager.tell("how are you")
+    figures = manager.command("status")
     memory, descriptors, maps = held(manager.pid)
     return {
         "client MB": sum(each[0] for each in clients) / len(clients),
@@ -274,17 +274,17 @@ def sample(pids: list[int], manager: ManagerProcess) -> dict[str, float]:
         "manager MB": memory,
         "manager fds": descriptors,
         "manager maps": maps,
-        "mapped MB": told["mapped"] / 1e6,
+        "mapped MB": figures["mapped"] / 1e6,
         "files": len(files),
         "/dev/shm MB": (found.f_blocks - found.f_bfree) * found.f_frsize / 1e6,
     }
 
 
 def grown(samples: list[dict[str, float]]) -> list[str]:
-    """Say what has grown between the two halves of what came after the warm-up.
+    """List what has grown between the first and the second half of the samples after the warm-up.
 
-    Of memory it is the least that counts, since reading large JSON makes peaks; of the rest the most, since
-    there is next to nothing after a restart.
+    For memory the minima are compared, since reading large JSON makes peaks; for the rest the maxima, since
+    the manager holds almost nothing after a restart.
     """
     after = samples[int(len(samples) * WARM_UP) :]
     early, late = after[: len(after) // 2], after[len(after) // 2 :]
@@ -308,7 +308,7 @@ def watch(
     calls: int,
     restarts: int,
 ) -> list[dict[str, float]]:
-    """Look at the processes at intervals, and restart the manager, until all calls are made."""
+    """Sample the processes at intervals, and restart the manager, until all calls are made."""
     samples: list[dict[str, float]] = []
     done = restarted = 0
     began = time.monotonic()
@@ -317,7 +317,7 @@ def watch(
         done = int(counts[:, :, 0].sum())
         if done * restarts > (restarted + 1) * calls:
             restarted += 1
-            manager.tell("stop" if restarted % 2 else "kill")
+            manager.command("stop" if restarted % 2 else "kill")
         if done * SAMPLES >= (len(samples) + 1) * calls:
             samples.append(sample(pids, manager))
             if len(samples) == 1:
@@ -330,18 +330,18 @@ def watch(
 
 
 def ended(pid: int) -> bool:
-    """Whether a child is no more, without waiting for it."""
+    """Return whether a child has ended, without waiting for it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def soak(calls: int, restarts: int, **settings: Any) -> list[str]:
-    """Run it with some settings of the client, and return what is wrong."""
+    """Run the test with some settings of the client, and return what went wrong."""
     share = calls // (CHILDREN + 1)
     total = share // THREADS * THREADS * (CHILDREN + 1)
     shape = (CHILDREN + 1, THREADS, len(KINDS))
     counts = np.frombuffer(mmap.mmap(-1, 8 * int(np.prod(shape))), np.int64).reshape(shape)
     manager = ManagerProcess()
-    uri = manager.tell("where are you")["uri"]
+    uri = manager.command("status")["uri"]
     route = Route("local", "127.0.0.1")
     settings = {"pool_size": THREADS, "max_message_bytes": MOST_BYTES, "timeout": 60.0, **settings}
     with TcmClient(uri, route=route, **settings) as client:
@@ -354,7 +354,7 @@ def soak(calls: int, restarts: int, **settings: Any) -> list[str]:
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         print(client.stats())
     left = files_of([os.getpid(), *pids])
-    spoilt = manager.tell("how are you")["spoilt"]
+    spoilt = manager.command("status")["spoilt"]
     statuses.append(manager.end())
     made = Counter(dict(zip(KINDS, map(int, counts.sum(axis=(0, 1))), strict=True)))
     print(", ".join(f"{number:,} {kind}" for kind, number in made.items()), f"{restarts} restarts", sep=", ")
@@ -368,18 +368,18 @@ def soak(calls: int, restarts: int, **settings: Any) -> list[str]:
 
 
 def in_a_room(size: int, arguments: list[str]) -> None:
-    """Go on in place of this process, with a /dev/shm of so many MB."""
+    """Replace this process by one with a /dev/shm of so many MB."""
     mount = f'mount -t tmpfs -o size={size}m tmpfs /dev/shm && exec "$0" "$@"'
-    os.environ["MALLOC_ARENA_MAX"] = "2"  # large JSON in many threads is not what is looked at
+    os.environ["MALLOC_ARENA_MAX"] = "2"  # not to count the memory that malloc keeps for many threads
     os.execvp("unshare", ["unshare", "-m", "sh", "-c", mount, sys.executable, __file__, *arguments])
 
 
 def main() -> int:
-    """Run what the command line says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--short", action="store_true", help="5,000 calls")
-    parser.add_argument("--room", type=int, help="MB of a /dev/shm for this alone")
+    parser.add_argument("--room", type=int, help="MB of a /dev/shm of its own")
     parser.add_argument("--crowded", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--manager", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -389,7 +389,7 @@ def main() -> int:
     calls = 5000 if options.short else options.calls
     if options.room is not None:
         in_a_room(options.room, ["--calls", str(calls), "--crowded"])
-    crowded = {"shm_max_pinned": 2**40} if options.crowded else {}  # so that it is the room that runs out
+    crowded = {"shm_max_pinned": 2**40} if options.crowded else {}  # so that /dev/shm is what runs out
     wrong = soak(calls, restarts=max(4, calls // 1000), **crowded)
     print("\n".join(wrong) or "nothing wrong, and nothing has grown")
     return 1 if wrong else 0

@@ -14,7 +14,7 @@ NUMBERS = (1, 8, 64)
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Let clients with few and many sockets take turns."""
+    """Have clients with few and with many sockets take turns."""
     numbers = [min(number, plan.size(64, 8)) for number in NUMBERS]
     with instant_server(plan) as port, ExitStack() as stack:
         works = {}
@@ -27,5 +27,5 @@ def rows(plan: Plan) -> Iterator[Row]:
         "cost of one call with 64 sockets open / with 1",
         ratios(rates, "1", "64"),
         most=1.1,
-        told=f"sockets: {each_took(rates)}",
+        detail=f"sockets: {each_took(rates)}",
     )

@@ -1,11 +1,11 @@
-"""How LocalManager's scheduler shares its turns, beside what was measured on a real manager.
+"""How LocalManager's scheduler divides its time among sockets, compared with a real manager.
 
 Each socket sends an inference of an instant model, waits for the reply, and sends the next. The manager
-serves five uuids a tick, the oldest first, so beyond five busy sockets the young ones starve.
+serves five uuids a tick, the oldest first: with more than five busy sockets the youngest starve.
 
     python -m benchmarks starvation [--seconds 6] [--plot docs/images/starvation.svg]
 
-Counts and worst latencies of shorter rows cannot be compared with the expected ones, which are of 6 s.
+The expected counts and worst latencies are for 6 s; those of shorter runs cannot be compared with them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WORKERS = 8
 
 @dataclass(frozen=True)
 class Row:
-    """A load, and what a real manager made of it in 6 seconds."""
+    """A load, and what was measured with it on a real manager in 6 seconds."""
 
     sockets: int
     rate: int
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """The name in the table."""
         return f"{self.sockets}" + (f", replaced after {self.replaced_after}" if self.replaced_after else "")
 
 
@@ -57,7 +57,7 @@ ROWS = [
 
 @dataclass
 class Socket:
-    """What one place of the load has seen, over all the sockets that took it; in seconds."""
+    """The latencies of one place of the load, over all the sockets that had it; in seconds."""
 
     latencies: list[float] = field(default_factory=list)
     asked_at: float | None = None
@@ -65,7 +65,7 @@ class Socket:
 
 
 async def keep_busy(uri: str, socket: Socket, replaced_after: int | None) -> None:
-    """Ask and wait for the answer, over and over."""
+    """Repeat a request, each after the answer to the last."""
     while True:
         name = uuid.uuid4().hex
         inputs = [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]
@@ -86,7 +86,7 @@ async def keep_busy(uri: str, socket: Socket, replaced_after: int | None) -> Non
 
 
 async def load(uri: str, row: Row, seconds: float) -> list[Socket]:
-    """Keep the sockets of a row busy for so long, and tell what each has seen."""
+    """Keep the sockets of a row busy for so long, and return the latencies of each."""
     sockets = [Socket() for _ in range(row.sockets)]
     tasks = [asyncio.create_task(keep_busy(uri, socket, row.replaced_after)) for socket in sockets]
     await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
@@ -104,7 +104,7 @@ async def load(uri: str, row: Row, seconds: float) -> list[Socket]:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a row came to."""
+    """The result of a row."""
 
     rate: float
     fewest: int
@@ -114,7 +114,7 @@ class Measured:
 
 
 def measure(row: Row, seconds: float) -> Measured:
-    """Start a manager, load it, and sum up."""
+    """Start a manager, put the load on it, and summarise the results."""
     with local_manager(workers=WORKERS) as manager:
         sockets = asyncio.run(load(manager.uri, row, seconds))
     served = [len(socket.latencies) for socket in sockets]
@@ -124,7 +124,7 @@ def measure(row: Row, seconds: float) -> Measured:
 
 
 def plot(measured: dict[Row, Measured], path: str) -> None:
-    """Draw requests a second, and the shares of the sockets, over how many there are."""
+    """Draw requests a second, and the shares of the sockets, over the number of sockets."""
     from matplotlib.figure import Figure
 
     rows = [row for row in measured if row.replaced_after is None]
@@ -146,7 +146,7 @@ def plot(measured: dict[Row, Measured], path: str) -> None:
 
 
 def main() -> None:
-    """Measure every row, and print it beside what is expected."""
+    """Measure every row, and print it beside the expected figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each row (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw it too (needs matplotlib)")

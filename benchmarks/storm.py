@@ -1,4 +1,4 @@
-"""What is sent in vain when the manager has too much to do.
+"""How many messages are sent in vain when the manager is overloaded.
 
     python -m benchmarks storm [--seconds 8]
 
@@ -30,7 +30,7 @@ def slow(arrays: Arrays) -> Arrays:
 
 
 class Sick:
-    """A model whose circuit is open from its second second to its seventh."""
+    """A model whose circuit is open from second 2 to second 7."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
@@ -44,17 +44,17 @@ class Sick:
 
 
 class Load:
-    """Threads that call until the time is over."""
+    """Threads that call until the time is up."""
 
     def __init__(self, client: TcmClient, seconds: float) -> None:
         self._client = client
         self._ends = time.monotonic() + seconds
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the two attributes below
         self.done = 0
         self.failed: list[TcmError] = []
 
     def run(self, threads: int, pause: Callable[[int, int], None]) -> None:
-        """Call from so many threads, each of which makes a pause after its call number n."""
+        """Call from so many threads, each of which pauses after its call number n."""
         everybody = [threading.Thread(target=self._loop, args=(place, pause)) for place in range(threads)]
         for thread in everybody:
             thread.start()
@@ -77,7 +77,7 @@ class Load:
 
 
 def steadily(rate: float, threads: int) -> Callable[[int, int], None]:
-    """Return the pauses that make so many calls a second of all threads."""
+    """Return the pauses with which all threads together make so many calls a second."""
     began = time.monotonic()
 
     def pause(place: int, count: int) -> None:
@@ -88,7 +88,7 @@ def steadily(rate: float, threads: int) -> Callable[[int, int], None]:
 
 
 def no_pause(_place: int, _count: int) -> None:
-    """Go on at once."""
+    """Do not pause."""
 
 
 def short_pause(_place: int, _count: int) -> None:

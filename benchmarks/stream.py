@@ -15,7 +15,7 @@ from tcm_sync._transport.frames import TEXT
 
 
 def rows(plan: Plan) -> Iterator[Row]:
-    """Let both read whole streams in turns."""
+    """Have both read whole streams in turns."""
     count = plan.size(100_000, 1_000)
     with (
         instant_server(plan) as port,
@@ -31,12 +31,12 @@ def rows(plan: Plan) -> Iterator[Row]:
         "stream of 100,000 short chunks / bare websocket-client recv loop with msgspec",
         ratios(rates, "ours", "bare"),
         0.8,
-        told=f"a chunk: {each_took(rates)}",
+        detail=f"a chunk: {each_took(rates)}",
     )
 
 
 def reading(begin: Callable[[], Iterable[str]], count: int) -> Work:
-    """Make work of one whole stream, however long it is to go on."""
+    """Return work that reads one whole stream, whatever the length of the turn."""
 
     def work(_seconds: float) -> Tally:
         start = time.perf_counter()

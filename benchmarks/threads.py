@@ -10,18 +10,18 @@ import bare
 from bare import ARRAY, Infer
 from runner import Crew, Latencies, Plan, Row, alternate, instant_server
 
-TURN = 0.5  # seconds: starting threads is nothing beside it
+TURN = 0.5  # seconds: long against the time to start the threads
 
 
 class Round(NamedTuple):
-    """What one contender did in one round."""
+    """The result of one contender in one round."""
 
     rate: float
     latencies: Latencies
 
     @property
     def tail(self) -> float:
-        """How much longer the slow calls took than the usual."""
+        """The time of slow calls divided by that of usual ones."""
         return self.latencies.percentile(99) / self.latencies.percentile(50)
 
 
@@ -35,7 +35,7 @@ def rows(plan: Plan) -> Iterator[Row]:
             "16 threads on 16 sockets: p99/p50 / that of 16 bare loops",
             [mine.tail / theirs.tail for mine, theirs in zip(ours, loops, strict=True)],
             most=1.5,
-            told=f"ours {middle(ours).latencies}; bare {middle(loops).latencies}",
+            detail=f"ours {middle(ours).latencies}; bare {middle(loops).latencies}",
         )
         ours, loops = compete(plan, uri, threads=64, sockets=8)
         yield rate_row("64 threads on 8 sockets / 8 bare loops", ours, loops, least=0.9)
@@ -43,22 +43,22 @@ def rows(plan: Plan) -> Iterator[Row]:
             "64 threads on 8 sockets: slowest thread / fastest",
             [each.latencies.fairness for each in ours],
             least=0.9,
-            told=f"ours {middle(ours).latencies}; bare {middle(loops).latencies}",
+            detail=f"ours {middle(ours).latencies}; bare {middle(loops).latencies}",
         )
 
 
 def rate_row(what: str, ours: list[Round], loops: list[Round], least: float) -> Row:
-    """Divide our rate by the loops', round by round."""
+    """Divide our rate by that of the loops, in each round."""
     return Row(
         what,
         [mine.rate / theirs.rate for mine, theirs in zip(ours, loops, strict=True)],
         least,
-        told=f"ours {middle(ours).rate:,.0f}/s, bare {middle(loops).rate:,.0f}/s",
+        detail=f"ours {middle(ours).rate:,.0f}/s, bare {middle(loops).rate:,.0f}/s",
     )
 
 
 def middle(rounds: list[Round]) -> Round:
-    """Return the round of the median rate."""
+    """Return the round with the median rate."""
     return sorted(rounds, key=lambda each: each.rate)[len(rounds) // 2]
 
 
@@ -70,7 +70,7 @@ def crew(infers: list[Infer]) -> Crew:
 
 
 def compete(plan: Plan, uri: str, threads: int, sockets: int) -> tuple[list[Round], list[Round]]:
-    """Let our threads, and as many bare loops as there are sockets, take turns; ours first."""
+    """Have our threads, and as many bare loops as there are sockets, take turns; ours first."""
     with ExitStack() as stack:
         client = stack.enter_context(bare.our_client(uri, pool_size=sockets))
         loops = [stack.enter_context(bare.websocket_client(uri)) for _ in range(sockets)]
