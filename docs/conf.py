@@ -16,7 +16,7 @@ exclude_patterns = ["_build"]
 default_role = "code"  # single backticks in docstrings name parameters as often as objects
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:exc", r"\w+Error"),  # the page on errors tells them
+    ("py:exc", r"\w+Error"),  # the page on errors lists them
     # Types in docstrings are prose: "mapping", "mapping of str to int", a set of texts.
     ("py:class", r"[\w-]+|(str|int) to \w+|\{?\"\w+\"\}?"),
 ]
@@ -25,7 +25,7 @@ html_theme = "furo"
 html_title = f"{project} {release}"
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings tell types, with shapes and units
+autodoc_typehints = "none"  # the docstrings give types, with shapes and units
 napoleon_google_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False

@@ -1,8 +1,8 @@
 """Calls inside calls: handlers and finalizers run in threads that may be inside a client.
 
 What they interrupt may hold a lock, or be in the middle of a change. So a thread makes one call of a client
-at a time, and a second one inside it is refused at once. All locks are re-entrant all the same: what only
-reads, as `stats` does, and what a finalizer of this package does, never waits for its own thread.
+at a time, and a second one inside it is refused at once. Even so all locks are re-entrant, so that what
+only reads, as `stats` does, and what a finalizer of this package does, never waits for its own thread.
 """
 
 from __future__ import annotations

@@ -339,8 +339,8 @@ class TcmClient:
             FP32 and UINT64 outputs need it to be exact.
         transport : {"auto", "json", "shm"}, optional
             How the inputs travel; left out, the client's, which is ``"auto"``. ``"shm"`` is shared memory,
-            on whatever machine the manager is, or an error; ``"auto"`` takes it where it is known to work
-            and worth it. `explain` says why.
+            on whatever machine the manager is, or an error; ``"auto"`` uses it where it works and is faster
+            than JSON. `explain` gives the reason.
         timeout : float or None, optional
             Seconds for the whole call, repeats included; None is no limit. Left out, the client's.
         retry : RetryPolicy or None, optional

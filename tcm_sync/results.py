@@ -281,8 +281,8 @@ class ClientStats(Struct, frozen=True):
     messages_sent, messages_received, bytes_sent, bytes_received : int
         Of authenticated sockets, frame headers included in the bytes.
     late, unknown, advisories : int
-        Replies that nobody waited for any more, messages of an unknown type, and how often the manager said
-        that it delays a request.
+        Replies that arrived after their call had ended, messages of an unknown type, and messages in which
+        the manager reported that it delays a request.
     alerts : mapping of str to int
         The manager's alerts, by their kind.
     sockets, busy, waiting, open_streams : int

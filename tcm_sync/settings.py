@@ -278,10 +278,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class BatchPolicy:
-    """When samples of different callers go out together.
+    """When samples of different callers are sent as one request.
 
-    A batch leaves when a socket is free and either it is full, or `max_wait` has passed since its first
-    sample, or nobody else is in a call. While it waits for the socket, more samples may join.
+    A batch is sent when a socket is free and either it is full, or `max_wait` has passed since its first
+    sample, or no other thread is in a call. While it waits for the socket, more samples may join.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Part = tuple[int, int, InferResult]  # from which row, to which, and their outputs
 
-_FIRST_ROWS = 64  # what is tried first where nobody says how many rows fit a message
+_FIRST_ROWS = 64  # the first attempt, where it is not known how many rows fit a message
 _FULL = 0.9  # how full a message is meant to be: rows differ in their text
 
 
@@ -71,7 +71,7 @@ def infer_chunked(
 
 
 def _tasks(core: Core, job: _Job) -> Iterator[Callable[[], list[Part]] | TcmError]:
-    """Yield what is to be done message by message, each encoded when it is asked for."""
+    """Yield the work of each message, encoded when the caller takes it."""
     try:
         for start, stop, payload in _cuts(core, job, 0, job.length, None):
             yield partial(_send_rows, core, job, start, stop, payload)

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar on the standard error or in a notebook: of the time that something takes, or of what is done.
+    """A progress bar on the standard error or in a notebook: of time, or of a number of items.
 
     Parameters
     ----------
     title : str
-        What takes time.
+        What is in progress.
     shown : bool
-        Whether to show it at all.
+        Whether to show the bar.
     counted : bool
-        Whether it counts what is done; otherwise it shows the time alone.
+        Whether it counts items; otherwise it shows only the time.
     total : int, optional
-        Of what is to be done, if that is known.
+        The number of items, if it is known.
 
     Raises
     ------
     ConfigError
-        It is to be shown, and tqdm is not installed.
+        If `shown` is True and tqdm is not installed.
     """
 
     def __init__(self, title: str, *, shown: bool, counted: bool = False, total: int | None = None) -> None:
@@ -50,7 +50,7 @@ class Progress:
     def update(self, done: int = 0) -> None:
         """Show the time as it is now, and so many more as done."""
         if self._bar is not None:
-            with Suppress(OSError, ValueError):  # nobody looks any more: that is no failure
+            with Suppress(OSError, ValueError):  # the output is closed: that is not a failure
                 self._bar.update(done) if done else self._bar.refresh()
 
     def __enter__(self) -> Self:

@@ -54,7 +54,7 @@ def encode_tensors(
     envelope_bytes : int
         What of them its envelope takes.
     stream_of : str, optional
-        The output to be streamed, if it is to be.
+        The output to stream, if the call is a stream.
     deadline : Deadline, optional
         The call's, if its time has begun.
 

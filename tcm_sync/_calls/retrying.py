@@ -134,7 +134,7 @@ class Repeats:
         """
         import tenacity  # here: `import tcm_sync` goes without it
 
-        handled = sys.exc_info()[1]  # by whoever calls: it is no failure of this call
+        handled = sys.exc_info()[1]  # an exception that the caller is handling: not a failure of this call
         failures = [first]
 
         def attempt_again() -> Result:

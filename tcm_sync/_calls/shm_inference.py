@@ -145,7 +145,7 @@ class SharedCall(InferenceCall):
         return self.payload
 
     def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:
-        """Wait for the reply; after it nobody reads the segments any more."""
+        """Wait for the reply; after it the segments are not read any more."""
         refusal = super().receive(connection, pending, future)
         never_ran = refusal is not None and isinstance(refusal.error, (BackpressureError, RateLimitedError))
         if (refusal is None or never_ran) and not self._options.allow_transient:
@@ -162,7 +162,7 @@ class SharedCall(InferenceCall):
         try:
             return tuple([self._reference(arena, tensor, connection.epoch) for tensor in self._tensors])
         except DeclinedError:
-            self._give_back()  # those before it: nobody was told of them
+            self._give_back()  # those before it: the manager has not seen them
             raise
 
     def _reference(self, arena: Arena, tensor: Tensor, epoch: int) -> SharedTensor:
@@ -195,7 +195,7 @@ def also(error: TcmError, why: str) -> TcmError:
 
 
 def copied(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return tensors whose arrays nobody else has."""
+    """Return tensors with copies of the arrays."""
     return tuple([Tensor(each.name, each.datatype, each.shape, _copy(each.array)) for each in tensors])
 
 

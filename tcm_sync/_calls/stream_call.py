@@ -187,7 +187,7 @@ class StreamCall(Call):
     def finish(self, *, reusable: bool = False) -> None:
         """Give the connection back, for others to use if nothing more can come on it."""
         notice_fork()
-        if self.connection.inherited or sys.is_finalizing():  # no lock is to be trusted then
+        if self.connection.inherited or sys.is_finalizing():  # a thread that is no more may hold any lock
             return
         self._leave()
         whole = self.ended == "completed" or reusable

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MOST_AT_ONCE = 2**31  # which no number of threads reaches, and islice takes
 _AHEAD = 3  # inputs that are read ahead for each call under way
 
-Task = Callable[[], Any] | TcmError  # what is to be done, or why it cannot be
+Task = Callable[[], Any] | TcmError  # the work, or the reason why it cannot be done
 
 
 def submit(core: Core, options: CallOptions, inputs: object) -> Future[InferResult]:
@@ -64,7 +64,7 @@ def map_inputs(
 
 
 def _task(core: Core, options: CallOptions, inputs: object) -> Callable[[], InferResult]:
-    """Encode the inputs, and return what is to be done with them when their turn has come."""
+    """Encode the inputs, and return the function that sends them when it is their turn."""
     prepared = encode(core, options, inputs, later=True)
     return lambda: send(core, options, prepared, Deadline(options.timeout))
 
@@ -132,7 +132,7 @@ def _outcome(future: Future[Any]) -> Any:
 
 
 def _stop(futures: Iterable[Future[Any]], workers: Workers) -> None:
-    if workers.is_inherited():  # no lock is to be trusted then
+    if workers.is_inherited():  # after a fork another thread may have held any lock
         return
     for future in futures:
         future.cancel()

@@ -134,7 +134,7 @@ class Call:
         raise NotImplementedError
 
     def accept(self, lease: Lease) -> None:
-        """Do with the connection what is to be done after a good reply."""
+        """Release the connection after a good reply."""
         lease.release()
 
 

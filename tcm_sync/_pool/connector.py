@@ -16,7 +16,7 @@ _MOST_THREADS = 2
 class Connector:
     """Runs jobs that open sockets on at most two daemon threads.
 
-    Name resolution and a token callable cannot be given a deadline. Here they delay nobody but the next job.
+    Name resolution and a token callable cannot be given a deadline. Here they delay only the next job.
     The threads count as inside the client while they run a job: a call that the token callable made would
     wait for the socket that this very job is to open.
 

@@ -116,7 +116,7 @@ class Gate:
         return True
 
     def open(self, *, forgive: bool = True, log_now: bool = True) -> None:
-        """Open. Unless forgiven, the next shutting is longer than the last one all the same."""
+        """Open. Unless `forgive`, the next pause is still longer than the last one."""
         with self._condition:
             self._open(forgive=forgive)
         if log_now:

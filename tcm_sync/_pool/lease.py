@@ -29,9 +29,9 @@ class Lease:
     """A connection in the hands of one caller.
 
     A caller releases or discards its lease whatever happens (``except BaseException``): the traceback of an
-    interrupt may be kept, and its frames hold the lease. If one is lost all the same, the weak reference
-    that its connection has to it has the connection closed, and the pool's audit finds what even that
-    misses.
+    interrupt may be kept, and its frames hold the lease. If a lease is lost even so, the weak reference that
+    its connection has to it causes the connection to be closed. The pool's audit finds the cases that are
+    left.
     """
 
     __slots__ = ("__weakref__", "_pool", "connection")

@@ -22,7 +22,7 @@ log = Log("tcm_sync.pool", queued=True)
 
 SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
 
-LONGEST_ASKED_FOR = 60.0  # seconds: a refusal may ask for more, and is tried again after that all the same
+LONGEST_ASKED_FOR = 60.0  # seconds: a refusal that asks for a longer pause is tried again after this one
 
 
 class PoolOwner(PoolOfReader, Protocol):

@@ -186,7 +186,7 @@ class PoolState:
         return True
 
     def take_replaced(self) -> Connection | None:
-        """Mark a connection in whose place another was opened; return it if it is to be closed now."""
+        """Mark a connection in whose place another was opened; return it if it can be closed now."""
         worn = self.inventory.replaced()
         if worn is None:
             return None

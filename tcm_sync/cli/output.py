@@ -107,7 +107,7 @@ def ascii_json(value: object) -> str:
 
 
 def _builtin(value: object) -> object:
-    """Return a value in types that json knows; a number that is not finite is None."""
+    """Convert a value to types that json can write; a number that is not finite becomes None."""
     if isinstance(value, Mapping):
         return {str(key): _builtin(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, frozenset)):
