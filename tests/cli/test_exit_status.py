@@ -137,7 +137,7 @@ def test_4_where_a_role_lacks(cli, strict, monkeypatch):
     ids=lambda arguments: arguments[0],
 )
 def test_a_port_that_refuses_is_reported_at_once(cli, refusing_uri, monkeypatch, arguments):
-    monkeypatch.setattr("tcm_sync._pool.pool._CONNECT_SLACK", 3 * GUARD)  # what a call would wait
+    monkeypatch.setattr("tcm_sync._pool.pool_state._CONNECT_SLACK", 3 * GUARD)  # what a call would wait
     began = time.monotonic()
     done = cli("--uri", refusing_uri, "--container-id", "c", "--timeout", 10 * GUARD, *arguments)
     assert done.code == 3

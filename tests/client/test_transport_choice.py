@@ -41,9 +41,9 @@ def manager(serve):
 
 
 @pytest.fixture
-def client_of(connect):
+def client_of(client_of):
     """Make clients whose messages may be as large as the manager's."""
-    return lambda manager, **settings: connect(manager, **{"max_message_bytes": LIMIT, **settings})
+    return lambda manager, **settings: client_of(manager, **{"max_message_bytes": LIMIT, **settings})
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def test_it_is_the_sum_of_the_tensors_that_counts(client, serve, client_of):
     assert client.stats().shm_sends == 2
 
 
-def test_what_does_not_fit_a_message_is_shared_however_small_that_is(connect, serve):
-    client = connect(serve({"sum": total}), max_message_bytes=400)
+def test_what_does_not_fit_a_message_is_shared_however_small_that_is(client_of, serve):
+    client = client_of(serve({"sum": total}), max_message_bytes=400)
     few = np.ones(200)
     assert way(client, few) == "shm"
     told = client.explain({"x": few})

@@ -14,8 +14,8 @@ FOLDER = Path(tcm_sync.local.__file__).parent
 RECORDINGS = Path(__file__).parent.parent / "wire" / "transcripts.jsonl"
 #: Whose texts are sent: what these modules raise, and the constants that they answer with.
 MODULES = (
-    *("auth", "core", "failures", "faults", "inference", "management", "models", "probes", "regions"),
-    *("requests", "session", "shared_memory", "streams", "tensors", "triton"),
+    *("auth", "core", "failures", "faults", "inference", "loaded_model", "management", "models", "probes"),
+    *("regions", "requests", "session", "shared_memory", "streams", "tensors", "triton"),
 )
 #: Raised to the user of `LocalManager`, and not sent to clients.
 FOR_ITS_USER = {"ConfigError", "ModelFileError", "RuntimeError"}

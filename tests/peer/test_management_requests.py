@@ -181,7 +181,7 @@ def test_a_refusal_that_does_not_say_that_it_was_dropped_is_not_repeated(code):
         ({"action": "creation", "openstack": ["name"]}, "openstack must be a mapping"),
         ({"action": "creation", "docker": {"cpus": float("nan")}}, "docker.cpus: nan"),
         ({"action": "creation", "triton": {"args": [1, b"x"]}}, r"triton.args[1]: a bytes"),
-        ({"action": "creation", "minio": {1: "x"}}, "minio: the key 1 is no str"),
+        ({"action": "creation", "minio": {1: "x"}}, "minio: the key 1 is not a str"),
         ({"action": "creation", "minio": {"x": "\ud800"}}, "minio.x: a text with a lone surrogate"),
         ({"action": "creation", "minio": {"x": 2**64}}, "minio.x: an integer of over 64 bits"),
         ({"action": "creation", "timeout": 0}, "timeout"),
@@ -684,7 +684,7 @@ def test_a_deletion_by_an_address_that_no_vm_alone_has_says_so():
 def test_ids_in_the_wrong_place_are_pointed_out(action):
     text = "Unexpected error: [OpenstackThread] Missing required argument: 'vm_id'"
     with ScriptedPeer(doing(lambda c: finish(c, text, status=False))) as peer, connect(peer) as client:
-        with failing(ManagementError, text, "beside the blocks", f'management("{action}", vm_id='):
+        with failing(ManagementError, text, "outside the blocks", f'management("{action}", vm_id='):
             client.management(action, openstack={"vm_id": "vm-9"})
 
 
