@@ -366,7 +366,7 @@ class _Cores:
         return core
 
     def leave(self, core: Core, client: object) -> bool:
-        """Detach a client or a view from a core; whether the core is to be closed, and kept no longer."""
+        """Detach a client or a view from a core; return whether the core must be closed now."""
         with self._lock:
             is_over = core.detach_last(client)
             if is_over and self._kept.get(core.key) is core:
