@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from threading import get_ident
+from traceback import clear_frames
 from typing import TYPE_CHECKING, TypeVar
 
 from tcm_sync._logs import Log
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tcm_sync._calls.core import Core
     from tcm_sync._deadline import Deadline
     from tcm_sync._pool.call import Call
+    from tcm_sync._pool.runtime import Runtime
 
 log = Log("tcm_sync.retry", queued=False)
 
@@ -55,6 +57,7 @@ def perform(
     TcmError
         The final failure, with those before it as its history.
     """
+    first: TcmError | None
     callers, ident = core.callers, get_ident()
     if not inside and ident in callers:
         callers.refuse()
@@ -72,11 +75,12 @@ def perform(
                 first = error
             else:
                 return 1
-            repeats = Repeats(policy, call.deadline, once=once, report=counts.repeated)
-            repeats.run(first, partial(call.attempt, runtime), runtime.sleep)
-            return repeats.counted + 1
+            return _repeat(core, call, policy, runtime, first, once=once)
         except TcmError as error:
             core.failed(error, call)
+            # The frames of its traceback hold it and the inputs, which would wait for the garbage collector.
+            first = None
+            clear_frames(error.__traceback__)
             raise
         except BaseException as error:
             counts.failed(error)
@@ -86,6 +90,15 @@ def perform(
     finally:
         if not inside:
             callers.discard(ident)
+
+
+def _repeat(
+    core: Core, call: Call, policy: RetryPolicy | None, runtime: Runtime, first: TcmError, *, once: bool
+) -> int:
+    """Repeat a call after its first failure; return how many attempts counted."""
+    repeats = Repeats(policy, call.deadline, once=once, report=core.counts.repeated)
+    repeats.run(first, partial(call.attempt, runtime), runtime.sleep)
+    return repeats.counted + 1
 
 
 class Repeats:

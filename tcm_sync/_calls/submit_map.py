@@ -125,10 +125,8 @@ def _failed(error: TcmError) -> Future[Any]:
 
 
 def _outcome(future: Future[Any]) -> Any:
-    try:
-        return future.result()
-    except TcmError as error:
-        return error
+    error = future.exception()  # not raised: its traceback would have this frame, and the future in it
+    return error if isinstance(error, TcmError) else future.result()
 
 
 def _stop(futures: Iterable[Future[Any]], workers: Workers) -> None:

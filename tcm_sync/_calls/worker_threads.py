@@ -93,3 +93,5 @@ def _do(future: Future[Result], task: Callable[[], Result]) -> None:
             future.set_exception(error)
         else:
             future.set_result(result)
+        finally:
+            del future, task  # of this frame, which the traceback of a failure has

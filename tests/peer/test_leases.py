@@ -50,6 +50,38 @@ def test_a_connection_that_is_closed_is_freed_without_the_collector(monkeypatch)
         gc.enable()
 
 
+def failure_of_infer(client):
+    try:
+        ask(client)
+    except TcmError as error:
+        return weakref.ref(error)
+
+
+def failure_of_submit(client):
+    return weakref.ref(client.submit("m", {"x": [1.0]}).exception(PATIENCE))
+
+
+def failure_of_map(client):
+    return weakref.ref(next(client.map("m", [{"x": [1.0]}], on_error="return")))
+
+
+@pytest.mark.parametrize("failure", [failure_of_infer, failure_of_submit, failure_of_map])
+def test_a_failure_is_freed_with_its_inputs_without_the_collector(failure):
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.fail("TRITON_INFERENCE_FAILED")
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            seen = failure(client)
+            wait_until(lambda: seen() is None, "the thread that made the call is done with it")
+        finally:
+            gc.enable()
+
+
 def circuit_opens(connection):
     connection.fail("TRITON_CIRCUIT_OPEN", retriable=True)
 
