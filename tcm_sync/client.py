@@ -236,6 +236,7 @@ class TcmClient:
         >>> quick.infer("digits", {"image": image})  # doctest: +SKIP
         """
         view = type(self).__new__(type(self))
+        vars(view).update(vars(self))  # what a subclass has set, too
         changes = {
             "timeout": timeout,
             "retry": retry,

@@ -46,6 +46,19 @@ def test_a_view_of_a_view_keeps_what_it_does_not_replace(client):
     assert ask(client).dtype == np.float64
 
 
+def test_a_view_of_a_subclass_has_the_attributes_of_its_client(serve):
+    class Tagged(TcmClient):
+        def __init__(self, uri, tag, **settings):
+            super().__init__(uri, **settings)
+            self.tag = tag
+
+    manager = serve()
+    with Tagged(manager.uri, "blue", route=manager.route) as client:
+        view = client.with_options(timeout=GUARD)
+        assert (type(view), view.tag) == (Tagged, "blue")
+        ask(view)
+
+
 @pytest.mark.parametrize("call", ["infer", "submit", "map", "infer_chunked", "model", "sample", "pipeline"])
 def test_every_kind_of_inference_uses_the_options_of_a_view(client, call):
     view = client.with_options(output_dtypes="f4", route=client._defaults.route)
