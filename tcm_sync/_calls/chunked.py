@@ -60,7 +60,10 @@ def infer_chunked(
         with shown, closing(in_order(_tasks(core, job), core.new_workers(threads), threads)) as outcomes:
             for _, outcome in outcomes:
                 if isinstance(outcome, TcmError):
-                    raise outcome
+                    try:
+                        raise outcome
+                    finally:
+                        del outcome  # its traceback has this frame, and the whole batch in it
                 for start, stop, result in outcome:
                     joined.add(result, start, stop)
                     shown.update(stop - start)

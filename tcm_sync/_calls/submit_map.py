@@ -144,6 +144,9 @@ def _yielded(
     with shown, closing(outcomes):
         for index, outcome in outcomes:
             if raising and isinstance(outcome, TcmError):
-                raise outcome
+                try:
+                    raise outcome
+                finally:
+                    del outcome  # its traceback has this frame
             shown.update(1)
             yield outcome if ordered else (index, outcome)

@@ -65,7 +65,30 @@ def failure_of_map(client):
     return weakref.ref(next(client.map("m", [{"x": [1.0]}], on_error="return")))
 
 
-@pytest.mark.parametrize("failure", [failure_of_infer, failure_of_submit, failure_of_map])
+def failure_that_ends_a_map(client):
+    try:
+        next(client.map("m", [{"x": [1.0]}]))
+    except TcmError as error:
+        return weakref.ref(error)
+
+
+def failure_of_a_long_batch(client):
+    try:
+        client.infer_chunked("m", {"x": [1.0]})
+    except TcmError as error:
+        return weakref.ref(error)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        failure_of_infer,
+        failure_of_submit,
+        failure_of_map,
+        failure_that_ends_a_map,
+        failure_of_a_long_batch,
+    ],
+)
 def test_a_failure_is_freed_with_its_inputs_without_the_collector(failure):
     def script(connection):
         connection.welcome()
