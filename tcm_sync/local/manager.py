@@ -276,7 +276,7 @@ class LocalManager:
 
     @property
     def cloud(self) -> Cloud:
-        """The simulated cloud: what management jobs have created, and the jobs."""
+        """What management jobs have created in the simulated cloud, and the jobs themselves."""
         return self._cloud
 
     @property
