@@ -51,6 +51,7 @@ def attach():
     assert flush(PATIENCE)
     for each in attached:
         logger.removeHandler(each)
+    logger.setLevel(logging.NOTSET)
 
 
 def test_a_queued_line_says_where_and_when_it_was_logged_and_is_written_elsewhere(attach):
