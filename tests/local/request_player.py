@@ -208,6 +208,9 @@ class Player:
                 self.server(where, self.last[-1]["server"])
         else:
             assert what.startswith("(nothing")
+            asked = self.exchange[: len(self.exchange) - len(self.rest)]
+            sent = sum(kind_of(entry.get("client")) == "management" for entry in asked)
+            wait_until(lambda: len(self.manager.cloud.jobs) >= sent, "the jobs have begun")
             wait_until(lambda: not self.manager.stats().management_running, "the jobs are done")
             self.socket(where).ping()
 
