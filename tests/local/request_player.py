@@ -49,6 +49,7 @@ class Player:
         self.counted = len({entry.get("socket") for entry in exchange}) > 1 and any(
             "executor_management_available" in json.dumps(entry) for entry in exchange
         )
+        self.jobs_before = len(self.manager.cloud.jobs)  # those are none of the recording's
         for at, entry in enumerate(exchange):
             self.entry, self.rest = entry, exchange[at + 1 :]
             self.clock.now = entry.get("at_seconds", entry.get("from_seconds", self.clock.now))
@@ -210,7 +211,7 @@ class Player:
             assert what.startswith("(nothing")
             asked = self.exchange[: len(self.exchange) - len(self.rest)]
             sent = sum(kind_of(entry.get("client")) == "management" for entry in asked)
-            wait_until(lambda: len(self.manager.cloud.jobs) >= sent, "the jobs have begun")
+            wait_until(lambda: len(self.manager.cloud.jobs) >= self.jobs_before + sent, "the jobs have begun")
             wait_until(lambda: not self.manager.stats().management_running, "the jobs are done")
             self.socket(where).ping()
 
