@@ -48,7 +48,7 @@ def _all_watched() -> list[Watched]:
 def start_thread(thread: threading.Thread) -> None:
     """Start a thread, unless the interpreter is ending.
 
-    No lock is held meanwhile: a start that never returns, as where memory ran out, stops no other client.
+    No lock is held during the start: one that never returns (for lack of memory) blocks no other client.
 
     Raises
     ------

@@ -12,8 +12,8 @@ from tcm_sync.settings import Header, Settings, Token, check_header, strip_secre
 class Credentials:
     """What a client shows to the manager, and to whatever stands before it.
 
-    Callables take no deadline. They are called on the threads that open sockets and ask probes, where they
-    hold up no call beyond its own deadline; `running` names the one that is to blame then.
+    Callables take no deadline. They are called on the threads that open sockets and send probes, so that a
+    slow one delays no call past its deadline; `running` names the one that is being called.
 
     Parameters
     ----------
