@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from tcm_sync._numbers import shown
 from tcm_sync.errors import InputError, ProtocolError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 #: How many jobs, waiting and running ones together, the executors of a manager accept as it is shipped.
 _SHIPPED_SIZES = {"info": 100, "management": 50, "inference": 200}
@@ -22,18 +26,26 @@ _WIDTH = 79  # of a line of the repr of statistics
 class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     """The outputs of one inference: a read-only mapping of names to arrays.
 
-    The arrays are the caller's own: writable, sharing no memory with anything else.
+    The arrays are the caller's own: writable, sharing no memory with anything else. Calls return it; for a
+    mock, ``InferResult("digits", {"label": [7]})`` makes one.
 
-    Attributes
+    Parameters
     ----------
     model_name : str
         The model that answered.
-    raw : bytes
-        The outputs as the manager sent them, JSON text.
+    arrays : mapping of str to array_like
+        The outputs by name. Without `raw` they are copied into arrays.
+    raw : bytes, optional
+        The outputs as the manager sent them, JSON text; left out, it is empty.
     attempts : int
         How many attempts it took that count (see `RetryPolicy`), the successful one included.
     elapsed : float
         Seconds from the start of the call to its end.
+
+    Raises
+    ------
+    InputError
+        Without `raw`, if `arrays` is not a mapping from names to array-likes.
     """
 
     __slots__ = ("_arrays", "_raw", "attempts", "elapsed", "model_name")
@@ -41,16 +53,18 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     def __init__(
         self,
         model_name: str,
-        arrays: dict[str, np.ndarray[Any, Any]],
-        raw: bytes,
-        attempts: int,
-        elapsed: float,
+        arrays: Mapping[str, npt.ArrayLike],
+        raw: bytes | None = None,
+        attempts: int = 1,
+        elapsed: float = 0.0,
     ) -> None:
         self.model_name = model_name
         self.attempts = attempts
         self.elapsed = elapsed
-        self._arrays = arrays
-        self._raw = raw
+        # What the client makes has raw, and arrays that need neither a check nor a copy.
+        self._arrays: dict[str, np.ndarray[Any, Any]]
+        self._arrays = _copied(arrays) if raw is None else arrays  # type: ignore[assignment]
+        self._raw = b"" if raw is None else raw
 
     @property
     def raw(self) -> bytes:
@@ -103,6 +117,21 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return InferResult, (self.model_name, self._arrays, self.raw, self.attempts, self.elapsed)
+
+
+def _copied(outputs: object) -> dict[str, np.ndarray[Any, Any]]:
+    """Copy outputs that were written by hand into arrays."""
+    if not isinstance(outputs, Mapping):
+        raise InputError(f"the outputs must be a mapping of names to arrays, not {type(outputs).__name__}")
+    arrays = {}
+    for name, values in outputs.items():
+        if not isinstance(name, str):
+            raise InputError(f"the name of an output must be a str, not {shown(name)}")
+        try:
+            arrays[name] = np.array(values)
+        except ValueError as error:  # ragged lists
+            raise InputError(f"output {name!r} cannot be made an array: {error}") from None
+    return arrays
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from tcm_sync import InferResult, Readiness
+from tcm_sync import InferResult, InputError, Readiness
 
 RAW = b'{"probabilities": [[0.25, 0.75]], "label": [7]}'
 
@@ -53,6 +53,25 @@ def test_it_is_read_only_and_its_arrays_are_not(result):
 
 def test_it_tells_of_the_call(result):
     assert (result.model_name, result.raw, result.attempts, result.elapsed) == ("digits", RAW, 2, 0.0123)
+
+
+def test_a_result_made_by_hand_needs_a_model_and_outputs_alone():
+    given = np.array([[0.25, 0.75]], np.float32)
+    made = InferResult("digits", {"probabilities": given, "label": [7]})
+    assert (made.model_name, made.raw, made.attempts, made.elapsed) == ("digits", b"", 1, 0.0)
+    assert {name: (array.dtype, array.tolist()) for name, array in made.items()} == {
+        "probabilities": (np.float32, [[0.25, 0.75]]),
+        "label": (np.int64, [7]),
+    }
+    made["probabilities"][0, 0] = 1.0
+    assert given.tolist() == [[0.25, 0.75]]
+    assert pickle.loads(pickle.dumps(made))["label"].tolist() == [7]
+
+
+@pytest.mark.parametrize("outputs", [None, [("y", [1])], {1: [1]}, {"y": [[1], [1, 2]]}])
+def test_outputs_that_cannot_be_are_refused(outputs):
+    with pytest.raises(InputError):
+        InferResult("m", outputs)
 
 
 def test_raw_is_bytes_whatever_it_was_made_of():
