@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tcm_sync._lapsing import Lapsing
 from tcm_sync._transport.authentication import fresh_uuid
 from tcm_sync._wire.encode import StatedLimit, encode_message, size_of
 from tcm_sync.errors import InferenceFailedError, MessageTooLargeError, PayloadTooLargeError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     Target = tuple[Route, str]
 
 _MOST_TARGETS = 256  # routes and models that limits are kept of
+_KEPT = 600.0  # seconds after which a model may have been replaced by one that accepts more rows
 
 
 class MessageLimit:
@@ -66,11 +68,11 @@ class MessageLimit:
 
 
 class RowLimits:
-    """The most rows of a request, by route and model. Each step is one atomic operation of a dict."""
+    """The most rows of a request, by route and model; a limit is kept for ten minutes after a refusal."""
 
     def __init__(self) -> None:
-        self._rows: dict[Target, int] = {}
-        self._bytes: dict[Target, int] = {}  # of arrays: a payload budget
+        self._rows: Lapsing[Target, int] = Lapsing(_KEPT, _MOST_TARGETS)
+        self._bytes: Lapsing[Target, int] = Lapsing(_KEPT, _MOST_TARGETS)  # of arrays: a payload budget
 
     def rows(self, target: Target, row_bytes: int) -> int | None:
         """Return the most rows that a request may have, None if there is no such limit.
@@ -116,9 +118,9 @@ class RowLimits:
         return max(1, min(most, rows - 1))
 
 
-def _lower(limits: dict[Target, int], target: Target, limit: int) -> int:
+def _lower(limits: Lapsing[Target, int], target: Target, limit: int) -> int:
     """Keep the lower limit."""
-    if target not in limits and len(limits) >= _MOST_TARGETS:
-        limits.clear()
-    limits[target] = limit = min(limit, limits.get(target, limit))
+    known = limits.get(target)
+    limit = limit if known is None else min(limit, known)
+    limits.put(target, limit)
     return limit

@@ -8,11 +8,12 @@ from collections import deque
 from typing import Protocol
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._lapsing import Lapsing
 from tcm_sync._pool.gate import again
 from tcm_sync.errors import ClientClosedError, TcmError
 
 _AUDIT_INTERVAL = 1.0  # seconds between two checks whether a stream that was never closed was collected
-_MOST_CONTAINERS = 256  # that are remembered
+_KEPT = 600.0  # seconds after a refusal for which streams take turns; the server may be replaced meanwhile
 
 
 class Stream(Protocol):
@@ -25,7 +26,7 @@ class Stream(Protocol):
 
 
 class StreamTurns:
-    """Has the streams of a container wait for one another once it has refused a second one.
+    """Has the streams of a container wait for one another for ten minutes after it refused a second one.
 
     One that waits has no socket. The turn of one that was dropped without being closed ends when it is
     collected.
@@ -34,7 +35,8 @@ class StreamTurns:
     def __init__(self) -> None:
         # Guards _refusals, _running, _queues and _closed. Re-entrant: a signal handler may close a stream.
         self._changed = threading.Condition(threading.RLock())
-        self._refusals: dict[str, TcmError] = {}  # by container, whose server runs one stream at a time
+        # By container, whose server runs one stream at a time.
+        self._refusals = Lapsing[str, TcmError](_KEPT)
         self._running: dict[str, weakref.WeakSet[Stream]] = {}
         self._queues: dict[str, deque[Stream]] = {}
         self._closed = False
@@ -50,11 +52,12 @@ class StreamTurns:
             The client was closed meanwhile.
         """
         with self._changed:
-            if container_id in self._refusals:
-                self._wait(container_id, stream)
+            cause = self._refusals.get(container_id)
+            if cause is not None:
+                self._wait(container_id, stream, cause)
             self._running.setdefault(container_id, weakref.WeakSet()).add(stream)
 
-    def _wait(self, container_id: str, stream: Stream) -> None:
+    def _wait(self, container_id: str, stream: Stream, cause: TcmError) -> None:
         queue = self._queues.setdefault(container_id, deque())
         queue.append(stream)
         try:
@@ -63,7 +66,7 @@ class StreamTurns:
                     raise ClientClosedError("the client was closed while the stream waited for its turn")
                 left = stream.deadline.remaining()
                 if left == 0.0:
-                    raise again(self._refusals[container_id])
+                    raise again(cause)
                 self._changed.wait(_AUDIT_INTERVAL if left is None else min(left, _AUDIT_INTERVAL))
         finally:
             queue.remove(stream)
@@ -82,11 +85,9 @@ class StreamTurns:
                 self._changed.notify_all()
 
     def refused(self, container_id: str, cause: TcmError) -> None:
-        """Let no two streams of a container run at once from now on."""
+        """Let no two streams of a container run at once for some time from now on."""
         with self._changed:
-            if len(self._refusals) >= _MOST_CONTAINERS and not self._queues:
-                self._refusals.clear()
-            self._refusals[container_id] = again(cause)
+            self._refusals.put(container_id, again(cause))
 
     def close(self) -> None:
         """End every wait."""

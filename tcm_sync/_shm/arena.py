@@ -12,6 +12,7 @@ import numpy as np
 
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._shm.segment import DIRECTORY, Segment, room, segment_of, sweep
+from tcm_sync.errors import InputError
 
 if TYPE_CHECKING:
     from tcm_sync.settings import Route
@@ -102,8 +103,19 @@ class Arena:
             raise
 
     def acquire_array(self, array: np.ndarray[Any, Any], route: Route, epoch: int) -> Segment | None:
-        """Return the segment that a caller's array fills; None if a request on this route cannot use it."""
+        """Return the segment that a caller's array fills; None if a request on this route cannot use it.
+
+        Raises
+        ------
+        InputError
+            Another process has truncated the file, so that the array cannot be read.
+        """
         segment = segment_of(array)
+        if segment is not None and segment.is_cut():
+            raise InputError(
+                f"another process has truncated the shared memory of the array: {segment.size():,} of "
+                f"{segment.byte_size:,} bytes are left, and reading the others would end this process"
+            )
         if segment is None or not segment.owned or not _is_whole(array, segment):
             return None
         with self._lock:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._lapsing import Lapsing
 from tcm_sync._logs import Log
 from tcm_sync._shm.arena import Arena, DeclinedError
 from tcm_sync._shm.segment import room, unsupported
@@ -33,9 +34,10 @@ _LOG_INTERVAL = 3600.0  # seconds between two log lines about one kind of reason
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds for which a route gets JSON after a refusal
 
 #: Kinds of reasons that are logged: a user who has set shared memory up does not expect them.
-_UNEXPECTED = ("no room", "not made", "pinned", "refused")
+_UNEXPECTED = ("no room", "not checked", "not made", "pinned", "refused")
 
-_is_own = lru_cache(maxsize=256)(is_own_address)
+# Whether an address is this machine's. Addresses come and go, so the answer is kept for this many seconds.
+_own_addresses = Lapsing[str, bool](30.0)
 
 
 def is_worth_sharing(tensors: Iterable[Tensor]) -> bool:
@@ -44,6 +46,20 @@ def is_worth_sharing(tensors: Iterable[Tensor]) -> bool:
     for tensor in tensors:
         size += tensor.array.nbytes
     return size >= WORTH_SHARING
+
+
+def _elsewhere(address: str) -> str | None:
+    """Return why a server at an address may be on another machine, or None."""
+    own = _own_addresses.get(address)
+    if own is None:
+        try:
+            own = is_own_address(address)
+        except OSError as error:
+            if is_of_handler(error):
+                raise
+            return f"not checked: whether vm_ip {address} is an address of this machine: {error}"
+        _own_addresses.put(address, own)
+    return None if own else f"elsewhere: vm_ip {address} is not an address of this machine"
 
 
 class _Pause(NamedTuple):
@@ -93,8 +109,8 @@ class ShmPolicy:
             )
         if route.vm_ip is None:
             return "elsewhere: the route has no vm_ip, so the server may be on another machine"
-        if not _is_own(route.vm_ip):
-            return f"elsewhere: vm_ip {route.vm_ip} is not an address of this machine"
+        if (why := _elsewhere(route.vm_ip)) is not None:
+            return why
         pause = self._pauses.get(route) if self._pauses else None  # nearly always empty: no hash of the route
         if pause is not None and pause.until > monotonic():
             return f"refused: {pause.why} (tried again after a pause of {pause.seconds:g} s)"

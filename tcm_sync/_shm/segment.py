@@ -113,13 +113,21 @@ class Segment(mmap.mmap):
         return np.frombuffer(self, dtype=dtype).reshape(shape)
 
     def exists(self) -> bool:
-        """Return whether the file still exists: a manager that ends unlinks the files it had attached."""
+        """Return whether the whole file still exists: a manager that ends unlinks what it had attached."""
         try:
-            return os.stat(self.path).st_ino == self._inode
+            return os.stat(self.path).st_ino == self._inode and not self.is_cut()
         except OSError as error:
             if is_of_handler(error):
                 raise
             return False
+
+    def is_cut(self) -> bool:
+        """Return whether another process has truncated the file: the system ends who touches the lost part.
+
+        That signal (SIGBUS) cannot be an error, so the size is checked before each use. A file that is
+        truncated between the check and the end of the copy still ends the process.
+        """
+        return self.size() < self.byte_size
 
     def unlink(self) -> None:
         """Remove the file; the mapping stays. In a forked child it does nothing."""

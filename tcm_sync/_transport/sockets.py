@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import select
 import socket
@@ -18,6 +19,9 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 #: Flags to send with on a plain socket; 0 where the system has no such flag.
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
+
+# What a system call fails with for a moment, when the process or the machine has used something up.
+_RESOURCES_ENDED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _LONGEST_WAIT = 86_400.0  # seconds; the system's own types hold little more
 
@@ -241,7 +245,13 @@ def is_local(sock: socket.socket) -> bool:
 
 
 def is_own_address(address: str) -> bool:
-    """Whether an address, written as numbers, is one of this machine; ``localhost`` is."""
+    """Whether an address, written as numbers, is one of this machine; ``localhost`` is.
+
+    Raises
+    ------
+    OSError
+        It cannot be found out now, since the process or the machine has no descriptor or memory left.
+    """
     if address == "localhost":
         return True
     try:
@@ -249,7 +259,7 @@ def is_own_address(address: str) -> bool:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))  # which only an address of ours can be; nothing is sent
     except (OSError, ValueError) as error:
-        if is_of_handler(error):
+        if is_of_handler(error) or getattr(error, "errno", None) in _RESOURCES_ENDED:
             raise
         return False
     return True

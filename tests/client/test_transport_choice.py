@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,8 @@ from tcm_sync import (
     SharedMemoryUnavailableError,
     SHMReference,
 )
+from tcm_sync import _lapsing as lapsing
+from tcm_sync._lapsing import Lapsing
 from tcm_sync._shm import policy as module
 from tcm_sync._shm.policy import WORTH_SHARING
 from tcm_sync.local.mapping import is_usable
@@ -667,3 +670,31 @@ def test_figures_of_what_was_declined_are_plain(client_of, manager):
     way(client)
     assert json.loads(json.dumps(dict(client.stats().shm_declined))) == {"switched off": 1}
     assert "not shared: switched off 1" in repr(client.stats())
+
+
+# --- what is found out in a bad moment ---
+
+
+def test_shared_memory_comes_back_when_there_are_descriptors_again(client_of, manager, monkeypatch):
+    monkeypatch.setattr(module, "_own_addresses", Lapsing(30.0))
+    client = client_of(manager)
+    client.infer("sum", {"x": TOO_FEW})  # the connection is open
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no further descriptor can be opened
+    try:
+        told = client.explain({"x": WORTH})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "not checked: whether vm_ip 127.0.0.1 is an address of this machine" in told
+    assert way(client) == "shm"
+
+
+def test_an_address_that_this_machine_gets_later_is_noticed(client, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(lapsing, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "_own_addresses", Lapsing(30.0))
+    monkeypatch.setattr(module, "is_own_address", lambda _: False)
+    assert way(client) == "elsewhere"
+    monkeypatch.setattr(module, "is_own_address", lambda _: True)
+    now[0] += 31.0
+    assert way(client) == "shm"

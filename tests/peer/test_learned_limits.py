@@ -19,6 +19,7 @@ from tcm_sync import (
     Route,
     ShuttingDownError,
 )
+from tcm_sync import _lapsing as lapsing
 from tcm_sync._calls.learned_limits import RowLimits
 from tcm_sync._tensors import ModelSignature, TensorSpec
 
@@ -238,3 +239,14 @@ def test_what_is_learned_is_bounded():
         assert limits.learn((Route("c"), f"m{number}"), error, 64, 4) == 8
     assert len(limits._rows) <= 256
     assert limits.rows((Route("c"), "m999"), 4) == 8
+
+
+def test_what_is_learned_ends_since_the_model_may_be_another_one(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(lapsing, "monotonic", lambda: now[0])
+    limits, target = RowLimits(), (Route("c"), "m")
+    limits.learn(target, InferenceFailedError("too many", max_batch_size=8), 64, 4)
+    limits.learn(target, PayloadTooLargeError("too many", estimated_bytes=100, limit_bytes=50), 4, 4)
+    assert limits.rows(target, 4) == 2
+    now[0] += 601.0
+    assert limits.rows(target, 4) is None

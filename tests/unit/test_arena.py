@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tcm_sync import Route
+from tcm_sync import InputError, Route
 from tcm_sync._shm import arena as module
 from tcm_sync._shm.arena import Arena, DeclinedError
 from tcm_sync._shm.segment import Segment, room
@@ -569,3 +569,26 @@ def test_an_interrupt_at_any_moment_of_making_a_segment_leaves_nothing_though_it
         arena.close()
     assert moment > 15
     arena.discard(segment)
+
+
+# --- files that somebody truncates ---
+
+
+def test_a_kept_segment_that_was_truncated_is_not_lent_again(arena):
+    name = used(arena, size=8192)
+    os.truncate(f"/dev/shm/{name}", 4096)
+    segment = arena.acquire(A, 8192, 0)
+    assert segment.name != name
+    segment.array(BYTES, (8192,))[:] = 7
+    arena.discard(segment)
+
+
+@pytest.mark.parametrize("unlinked", [False, True])
+def test_an_array_whose_segment_was_truncated_is_refused_and_not_read(arena, unlinked):
+    segment = arena.empty(8192)
+    array = segment.array(BYTES, (8192,))
+    os.truncate(segment.path, 4096)
+    if unlinked:
+        os.unlink(segment.path)
+    with pytest.raises(InputError, match=r"truncated .* 4,096 of 8,192 bytes are left"):
+        arena.acquire_array(array, A, 0)

@@ -1,0 +1,29 @@
+"""Streams take turns after a refusal, and not for ever: the server may have been replaced."""
+
+from __future__ import annotations
+
+import pytest
+
+from tcm_sync import StreamBusyError
+from tcm_sync import _lapsing as lapsing
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool.stream_turns import StreamTurns
+
+
+class Stream:
+    def __init__(self):
+        self.deadline = Deadline(0.0)
+
+
+def test_streams_run_side_by_side_again_some_time_after_a_refusal(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(lapsing, "monotonic", lambda: now[0])
+    turns, first, second = StreamTurns(), Stream(), Stream()
+    turns.enter("c", first)
+    turns.refused("c", StreamBusyError("one at a time"))
+    with pytest.raises(StreamBusyError):
+        turns.enter("c", second)
+    now[0] += 601.0
+    turns.enter("c", second)
+    turns.leave("c", first)
+    turns.leave("c", second)
