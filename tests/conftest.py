@@ -4,19 +4,24 @@ The check compares the process before and after each test, fixtures of the test 
 itself has ``PATIENCE`` seconds to do so. Descriptors are compared by what they point to, so that a
 number that was closed and given out again is not mistaken for the old one. Off Linux only threads are seen.
 
+Tests use loopback addresses only, and so do the Python programs that they start (helpers/loopback).
+
 Tests that need what pip and the lock do not bring are marked (``[tool.pytest.ini_options]`` lists the marks).
 They are left out unless ``--with-needs`` is given, and must not be skipped then.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
+import runpy
 import signal
 import socket
 import stat
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -220,6 +225,40 @@ def leaves_nothing_behind() -> Iterator[None]:
     if left:
         pytest.fail("the test left behind:\n" + "\n".join(left), pytrace=False)
 
+
+# --- loopback addresses only ---
+
+_GUARD = Path(__file__).parent / "helpers" / "loopback"
+
+
+def _allow_loopback_only() -> None:
+    """Refuse other addresses in this process and in the Python programs that it starts."""
+    if "TCM_TESTS_REFUSED" in os.environ:  # tests that a test runs: they have inherited all of it
+        return
+    handle, os.environ["TCM_TESTS_REFUSED"] = tempfile.mkstemp(prefix="tcm-tests-refused-")
+    os.close(handle)
+    own = os.getpid()
+    atexit.register(lambda: os.getpid() == own and os.unlink(os.environ["TCM_TESTS_REFUSED"]))
+    paths = [str(_GUARD), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    runpy.run_path(str(_GUARD / "sitecustomize.py"))
+
+
+_allow_loopback_only()
+
+
+@pytest.fixture(autouse=True)
+def uses_loopback_only() -> Iterator[None]:
+    """Fail the test in which another address was refused, whatever became of the exception."""
+    report = Path(os.environ["TCM_TESTS_REFUSED"])
+    before = report.stat().st_size
+    yield
+    if report.stat().st_size > before:
+        refused = report.read_bytes()[before:].decode(errors="replace")
+        pytest.fail(f"the test used addresses that are not loopback's:\n{refused}", pytrace=False)
+
+
+# --- tests that need more than the lock ---
 
 #: The marks of tests that need more than the lock, and what has to be installed for them, by apt or by pip.
 NEEDS = {
