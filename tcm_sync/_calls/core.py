@@ -20,6 +20,7 @@ from tcm_sync._pool.runtime import Runtime
 from tcm_sync._process import notice_fork, refuse_green_threads, watch
 from tcm_sync._reentry import Callers, entrance
 from tcm_sync._shm.policy import ShmPolicy
+from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.counters import Counts
 from tcm_sync._wire.encode import size_of
 from tcm_sync.errors import ClientClosedError, ConfigError, MessageTooLargeError, TcmError
@@ -70,6 +71,8 @@ class Core:
         The threads that are inside a call.
     prober : Connector
         Threads for ``/health`` and ``/ready``, at most two however many requests hang.
+    addresses : Addresses
+        What was learned about the manager's addresses, for sockets and for probes.
     row_limits : RowLimits
         The most rows of a request, by route and model.
     messages : MessageLimit
@@ -95,6 +98,7 @@ class Core:
         self.shm = ShmPolicy(settings)
         self.callers = self._callers = Callers()  # under the name that `entrance` takes, too
         self.prober = Connector(self.callers)
+        self.addresses = Addresses()
         self.row_limits = RowLimits()
         self.messages = MessageLimit(settings)
         self.lock = threading.RLock()  # guards runtime, workers, counted_from and _all_workers
@@ -149,7 +153,7 @@ class Core:
             refuse_green_threads()
             if self.runtime is not None:
                 self.runtime.stop()
-            runtime = self.runtime = Runtime(self.settings, self.counts, self.callers)
+            runtime = self.runtime = Runtime(self.settings, self.counts, self.callers, self.addresses)
             try:
                 self._check_open()
             except ClientClosedError:  # by a signal handler

@@ -55,7 +55,10 @@ def wait_until_ready(core: Core, timeout: float) -> Readiness:
 
 def _ask(core: Core, name: str, deadline: Deadline, opening: OpeningSockets) -> Readiness:
     runtime = core.runtime
-    opener = Opener(core.settings, OpeningSockets(), core.counts) if runtime is None else runtime.opener
+    if runtime is not None:
+        opener = runtime.opener
+    else:
+        opener = Opener(core.settings, OpeningSockets(), core.counts, core.addresses)
     # On a thread of its own: the resolution of a name has no deadline.
     answer: Future[tuple[int, bytes]] = Future()
     try:

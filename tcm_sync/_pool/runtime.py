@@ -18,6 +18,7 @@ from tcm_sync._pool.pool import Pool
 from tcm_sync._pool.pool_state import SERVED_A_TICK
 from tcm_sync._pool.stream_turns import StreamTurns
 from tcm_sync._reentry import Callers
+from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import Counts, PoolCounts
@@ -61,14 +62,16 @@ class Runtime:
         Where it counts.
     callers : Callers
         The threads that are inside the client.
+    addresses : Addresses
+        What was learned about the manager's addresses.
     """
 
-    def __init__(self, settings: Settings, counts: Counts, callers: Callers) -> None:
+    def __init__(self, settings: Settings, counts: Counts, callers: Callers, addresses: Addresses) -> None:
         self.settings = settings
         self._counts = counts
         self.closed = threading.Event()
         self._connector = Connector(callers)
-        self.opener = Opener(settings, self._connector.opening, counts)
+        self.opener = Opener(settings, self._connector.opening, counts, addresses)
         try:
             self.reader = Reader(settings.ping_interval, counts, callers)
         except OSError as error:

@@ -10,6 +10,7 @@ from collections import deque
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._transport import frames
+from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.credentials import Credentials
@@ -50,10 +51,15 @@ class Opener:
         Keeps the sockets until the pool has them, so that closing the client shuts them down.
     counts : Counts
         Where it counts the uuids.
+    addresses : Addresses
+        What was learned about the manager's addresses.
     """
 
-    def __init__(self, settings: Settings, opening: OpeningSockets, counts: Counts) -> None:
+    def __init__(
+        self, settings: Settings, opening: OpeningSockets, counts: Counts, addresses: Addresses
+    ) -> None:
         self._counts = counts
+        self.addresses = addresses
         self.endpoint = Endpoint.parse(settings.uri)
         self._settings = settings
         self.opening = opening
@@ -131,18 +137,21 @@ class Opener:
 
     def _open_once(self, deadline: Deadline, cautious: bool) -> Connection:
         token, headers = self.credentials.token(), self.credentials.headers()
-        sock = open_socket(self.endpoint, self.context, self.server_hostname, deadline, self.opening)
+        sock = open_socket(
+            self.endpoint, self.context, self.server_hostname, deadline, self.opening, self.addresses
+        )
         try:
-            rest = shake_hands(sock, self.endpoint, headers, deadline)
-            uuid = fresh_uuid(self._auth.uuid)
-            exchange = _AuthExchange(
-                self.endpoint, sock, uuid, token, self._settings.max_reply_bytes, deadline
-            )
-            self._counts.used_uuid()
-            exchange.feed(rest)
-            capability = exchange.run(_auth_request(self._auth, token, self._capability))
-            if cautious:
-                exchange.watch(Deadline(_GRACE))
+            with self.addresses.judging(sock):
+                rest = shake_hands(sock, self.endpoint, headers, deadline)
+                uuid = fresh_uuid(self._auth.uuid)
+                exchange = _AuthExchange(
+                    self.endpoint, sock, uuid, token, self._settings.max_reply_bytes, deadline
+                )
+                self._counts.used_uuid()
+                exchange.feed(rest)
+                capability = exchange.run(_auth_request(self._auth, token, self._capability))
+                if cautious:
+                    exchange.watch(Deadline(_GRACE))
             sock.setblocking(False)
         except BaseException:
             self.opening.close(sock)

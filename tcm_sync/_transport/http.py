@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync._wire.quote import quote
@@ -25,6 +26,7 @@ class Target(Protocol):
     context: ssl.SSLContext | None
     server_hostname: str | None
     credentials: Credentials
+    addresses: Addresses
 
 
 def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets) -> tuple[int, bytes]:
@@ -58,15 +60,17 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
     import http.client  # with all of email, which nothing else needs
 
     endpoint, headers = target.endpoint, target.credentials.headers()
-    sock = open_socket(endpoint, target.context, target.server_hostname, deadline, opening)
+    addresses = target.addresses
+    sock = open_socket(endpoint, target.context, target.server_hostname, deadline, opening, addresses)
     try:
         head = [f"GET {endpoint.sibling(name)} HTTP/1.1", f"Host: {endpoint.authority}"]
         head += [f"{key}: {value}" for key, value in headers.items()]
         head += ["Accept: application/json", "Connection: close", "", ""]
-        send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
-        with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]
-            response.begin()
-            return response.status, response.read(_MOST_BYTES)  # no length that it announces is believed
+        with addresses.judging(sock):
+            send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
+            with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]
+                response.begin()
+                return response.status, response.read(_MOST_BYTES)  # no announced length is believed
     except OSError as error:
         if is_of_handler(error):
             raise

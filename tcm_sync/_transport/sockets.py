@@ -11,6 +11,7 @@ import threading
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import Suppress, is_of_handler
+from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect
 from tcm_sync.errors import ConnectFailedError
 from tcm_sync.settings import Endpoint
 
@@ -22,8 +23,6 @@ NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
 
 # What a system call fails with for a moment, when the process or the machine has used something up.
 _RESOURCES_ENDED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-_LONGEST_WAIT = 86_400.0  # seconds; the system's own types hold little more
 
 
 class OpeningSockets:
@@ -71,6 +70,7 @@ def open_socket(
     server_hostname: str | None,
     deadline: Deadline,
     opening: OpeningSockets,
+    addresses: Addresses,
 ) -> socket.socket:
     """Connect to `endpoint`, with TLS if a context is given.
 
@@ -86,22 +86,26 @@ def open_socket(
         Covers every address together. Name resolution has no deadline of its own: nothing can end it.
     opening : OpeningSockets
         Keeps each socket made, and the one returned.
+    addresses : Addresses
+        What was learned about the endpoint's addresses, which decides their order.
 
     Raises
     ------
     ConnectFailedError
         With `retriable` False where waiting cannot help: an unknown name, an untrusted certificate.
     """
-    sock = _connect(endpoint, deadline, opening)
+    sock = _connect(endpoint, addresses, deadline, opening)
     if context is None:
         return sock
-    return _start_tls(sock, context, server_hostname or endpoint.host, deadline, opening)
+    with addresses.judging(sock):
+        return _start_tls(sock, context, server_hostname or endpoint.host, deadline, opening)
 
 
-def _connect(endpoint: Endpoint, deadline: Deadline, opening: OpeningSockets) -> socket.socket:
-    where = endpoint.authority
+def _connect(
+    endpoint: Endpoint, addresses: Addresses, deadline: Deadline, opening: OpeningSockets
+) -> socket.socket:
     try:
-        addresses = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         if is_of_handler(error):
             raise
@@ -109,34 +113,13 @@ def _connect(endpoint: Endpoint, deadline: Deadline, opening: OpeningSockets) ->
         raise ConnectFailedError(
             f"the name {endpoint.host!r} cannot be resolved: {error}", retriable=temporary
         ) from error
-    failure: OSError | None = None
-    for index, (family, kind, protocol, _, address) in enumerate(addresses):
-        left = deadline.remaining()
-        share = None if left is None else min(max(left / (len(addresses) - index), 0.001), _LONGEST_WAIT)
-        try:
-            sock = socket.socket(family, kind, protocol)
-        except OSError as error:
-            if is_of_handler(error):
-                raise
-            failure = error
-            continue
-        try:
-            opening.add(sock)
-            sock.settimeout(share)
-            sock.connect(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            opening.close(sock)
-            if is_of_handler(error):
-                raise
-            failure = error
-        except BaseException:
-            opening.close(sock)
-            raise
-        else:
-            return sock
-    what = "timed out" if isinstance(failure, TimeoutError) else str(failure)
-    raise ConnectFailedError(f"no connection to {where}: {what}") from failure
+    sock = connect(endpoint.authority, found, addresses, deadline, opening)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except BaseException:
+        opening.close(sock)
+        raise
+    return sock
 
 
 def _start_tls(
@@ -221,7 +204,7 @@ def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> No
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(number, select.POLLOUT if write else select.POLLIN)
-        poller.poll(None if timeout is None else min(timeout, _LONGEST_WAIT) * 1000)
+        poller.poll(None if timeout is None else min(timeout, LONGEST_WAIT) * 1000)
         return
     both = ([], [number], [number]) if write else ([number], [], [number])
     try:
@@ -279,4 +262,4 @@ def _positive(deadline: Deadline) -> float | None:
         return None
     if left <= 0.0:
         raise TimeoutError("timed out")
-    return min(left, _LONGEST_WAIT)
+    return min(left, LONGEST_WAIT)

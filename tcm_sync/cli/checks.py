@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket
@@ -80,6 +81,7 @@ class Checks:
         self._session = session
         self._timeout = timeout
         self._opening = OpeningSockets()
+        self._addresses = Addresses()
         self._sockets: list[socket.socket] = []
         self._settings: Settings
         self._endpoint: Endpoint
@@ -138,7 +140,7 @@ class Checks:
     def tcp(self) -> Finding:
         """Open a TCP connection."""
         try:
-            sock = open_socket(self._endpoint, None, None, self._deadline(), self._opening)
+            sock = open_socket(self._endpoint, None, None, self._deadline(), self._opening, self._addresses)
         except ConnectFailedError as error:
             refused = isinstance(error.__cause__, ConnectionRefusedError)
             raise StepFailedError(
@@ -210,7 +212,9 @@ class Checks:
         tls = self._settings.tls
         hostname = tls.server_hostname if tls is not None else None
         connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
-        sock = open_socket(self._endpoint, self._context, hostname, self._deadline(), self._opening)
+        sock = open_socket(
+            self._endpoint, self._context, hostname, self._deadline(), self._opening, self._addresses
+        )
         try:
             sock.settimeout(self._timeout)
             connection.sock = sock

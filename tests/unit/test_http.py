@@ -9,6 +9,7 @@ import pytest
 
 from tcm_sync import ConnectFailedError, ProtocolError, TcmClient, TlsSettings
 from tcm_sync._deadline import Deadline
+from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.http import probe
@@ -25,7 +26,8 @@ SOON = 0.3  # seconds in which nothing more is to come
 def ask(peer, name="ready", timeout=PATIENCE, path="/ws", **settings):
     uri = peer.uri.removesuffix("/ws") + path
     opening = OpeningSockets()
-    return probe(Opener(Settings(uri, **settings), opening, Counts()), name, Deadline(timeout), opening)
+    opener = Opener(Settings(uri, **settings), opening, Counts(), Addresses())
+    return probe(opener, name, Deadline(timeout), opening)
 
 
 def answering(data, then=lambda connection: None):

@@ -16,6 +16,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._pool.connector import Connector
 from tcm_sync._reentry import Callers
 from tcm_sync._transport import sockets
+from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
 from tcm_sync.settings import Endpoint
 
@@ -41,7 +42,8 @@ def endpoint(port=1, host="127.0.0.1"):
 
 
 def connect(port=1, host="127.0.0.1", context=None, name=None, timeout=PATIENCE):
-    return open_socket(endpoint(port, host), context, name, Deadline(timeout), OpeningSockets())
+    deadline = Deadline(timeout)
+    return open_socket(endpoint(port, host), context, name, deadline, OpeningSockets(), Addresses())
 
 
 def resolve_to(monkeypatch, *ports):
@@ -87,83 +89,10 @@ def test_a_socket_is_connected_and_sends_small_pieces_at_once(server):
         assert receive(sock, 10, Deadline(PATIENCE)) == b""
 
 
-def test_the_second_address_is_tried_if_the_first_refuses(monkeypatch, server, closed_port):
-    port = server.getsockname()[1]
-    resolve_to(monkeypatch, closed_port, port)
-    with connect() as sock:
-        assert sock.getpeername() == ("127.0.0.1", port)
-
-
-def test_if_all_addresses_refuse_the_last_failure_is_told(monkeypatch, closed_port):
-    resolve_to(monkeypatch, closed_port, closed_port)
-    with pytest.raises(ConnectFailedError, match=r"no connection to 127\.0\.0\.1:1: ") as caught:
-        connect()
-    assert caught.value.retriable
-    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
-
-
 def test_a_name_without_any_address(monkeypatch):
     resolve_to(monkeypatch)
     with pytest.raises(ConnectFailedError, match=r"no connection to 127\.0\.0\.1:1"):
         connect()
-
-
-class Stubborn(socket.socket):
-    """A socket whose connecting fails as told, with what was asked of it."""
-
-    failures: list
-    timeouts: list
-    made: list
-
-    def __init__(self, *args, **kinds):
-        super().__init__(*args, **kinds)
-        self.made.append(self)
-
-    def settimeout(self, value):
-        self.timeouts.append(value)
-        super().settimeout(value)
-
-    def connect(self, address):
-        failure = self.failures.pop(0)
-        if failure is not None:
-            raise failure
-        super().connect(address)
-
-
-@pytest.fixture
-def stubborn(monkeypatch):
-    Stubborn.failures, Stubborn.timeouts, Stubborn.made = [], [], []
-    monkeypatch.setattr(sockets.socket, "socket", Stubborn)
-    return Stubborn
-
-
-def test_each_address_has_its_share_of_the_time(monkeypatch, server, stubborn):
-    stubborn.failures = [TimeoutError("timed out"), OSError("unreachable"), None]
-    resolve_to(monkeypatch, 1, 2, server.getsockname()[1])
-    connect(timeout=30.0).close()
-    assert stubborn.timeouts == pytest.approx([10.0, 15.0, 30.0], rel=0.1)
-    assert [sock.fileno() for sock in stubborn.made] == [-1] * 3
-
-
-def test_without_a_deadline_there_is_no_share(server, stubborn):
-    stubborn.failures = [None]
-    connect(server.getsockname()[1], timeout=None).close()
-    assert stubborn.timeouts == [None]
-
-
-def test_a_connect_that_times_out_says_so(stubborn):
-    stubborn.failures = [TimeoutError()]
-    with pytest.raises(ConnectFailedError, match=r"no connection to 127\.0\.0\.1:1: timed out"):
-        connect()
-
-
-def test_an_interruption_closes_the_socket(stubborn):
-    stubborn.failures = [KeyboardInterrupt()]
-    opening = OpeningSockets()
-    with pytest.raises(KeyboardInterrupt):
-        open_socket(endpoint(), None, None, Deadline(PATIENCE), opening)
-    assert [sock.fileno() for sock in stubborn.made] == [-1]
-    opening.abort()  # it knows of none
 
 
 def test_too_many_open_files_are_a_failure_to_connect(monkeypatch):
@@ -202,7 +131,7 @@ def test_a_client_that_is_closed_before_tls_begins_leaves_no_socket(server):
 
     late = SimpleNamespace(wrap_socket=wrap_late)
     with pytest.raises(ConnectFailedError, match="the client was closed"):
-        open_socket(endpoint(server.getsockname()[1]), late, "h", Deadline(PATIENCE), opening)
+        open_socket(endpoint(server.getsockname()[1]), late, "h", Deadline(PATIENCE), opening, Addresses())
 
 
 def test_a_server_without_tls_is_told(server):
@@ -257,7 +186,7 @@ def test_a_closed_client_connects_nowhere(server):
     opening = OpeningSockets()
     opening.abort()
     with pytest.raises(ConnectFailedError, match="the client was closed"):
-        open_socket(endpoint(server.getsockname()[1]), None, None, Deadline(PATIENCE), opening)
+        open_socket(endpoint(server.getsockname()[1]), None, None, Deadline(PATIENCE), opening, Addresses())
 
 
 def test_a_child_closes_the_descriptors_and_shuts_nothing_down():
