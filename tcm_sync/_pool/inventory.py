@@ -140,9 +140,10 @@ class Inventory:
 
     def replaced(self) -> Connection | None:
         """Find the connection in whose place another was opened, if it was."""
-        worn = next((c for c in self.all.values() if c.replacing and c.closing_reason is None), None)
-        if worn is None and len(self.all) > self._size:
-            return next(iter(self.all.values()))  # the oldest
+        staying = [c for c in self.all.values() if c.closing_reason is None]
+        worn = next((c for c in staying if c.replacing), None)
+        if worn is None and len(staying) > self._size:
+            return staying[0]  # the oldest
         return worn
 
     def expired(self, now: float) -> list[Connection]:

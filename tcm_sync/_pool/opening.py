@@ -102,7 +102,7 @@ class PoolOpening:
         with state.lock:
             stale = shutdowns != state.shutdowns
             if stale:
-                state.opening -= 1
+                state.opening_ended()
                 state.auth_gate.abandon(state.prober)
                 wanted = state.grow()
             else:  # before the reader can report a shutdown on this very socket
@@ -121,7 +121,7 @@ class PoolOpening:
         self._reader.register(connection)
         worn: Connection | None = None
         with state.lock:
-            state.opening -= 1
+            state.opening_ended()
             state.manager_state.reached = True
             state.cautious = state.cautious and shutdowns != state.shutdowns
             ended = state.ended is not None
@@ -158,7 +158,7 @@ class PoolOpening:
             state.manager_gate.shut(error, _pause_after(error))
             state.auth_gate.abandon(state.prober)
         with state.lock:
-            state.opening -= 1
+            state.opening_ended()
             replacing = next((c for c in state.inventory.all.values() if c.replacing), None)
             if replacing is not None:
                 replacing.replacing = False  # it stays in use, and is replaced after its next release

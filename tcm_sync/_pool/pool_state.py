@@ -163,6 +163,10 @@ class PoolState:
         self.opening += wanted
         return wanted
 
+    def opening_ended(self) -> None:
+        """Count one connection fewer that is being opened, unless an audit has given that one up before."""
+        self.opening = max(0, self.opening - 1)
+
     def gate_cause(self) -> TcmError | None:
         """Why a gate before the opening of connections is shut, or None."""
         return self.manager_gate.cause or self.auth_gate.cause

@@ -111,3 +111,21 @@ def test_one_in_excess_is_retired_once_another_took_its_place(connections):
     assert inventory.replaced() is old
     assert inventory.remove(old)
     assert inventory.replaced() is None
+
+
+def test_one_in_excess_is_retired_though_the_oldest_is_about_to_be_closed(connections):
+    leaving, old, *_ = made = connections(4)
+    inventory = shelf_of(made, pool_size=2)
+    leaving.closing_reason = "worn out"
+    assert inventory.replaced() is old
+    assert inventory.remove(old)
+    assert inventory.replaced() is None
+
+
+def test_one_that_another_was_opened_for_is_retired_before_the_oldest(connections):
+    _, worn, _ = made = connections(3)
+    inventory = shelf_of(made, pool_size=3)
+    worn.replacing = True
+    assert inventory.replaced() is worn
+    worn.closing_reason = "worn out"
+    assert inventory.replaced() is None
