@@ -65,6 +65,21 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Run the tests against every planted bug; with `--random 300`, against mutants by cosmic-ray."""
+    install(session, "bench,test")
+    session.install("cosmic-ray==8.7.0")  # another release might draw other mutants by the same seed
+    session.run("python", "-m", "tests.mutants", *session.posargs)
+
+
+@nox.session
+def interleavings(session: nox.Session) -> None:
+    """Run the pool under 100,000 interleavings of its threads."""
+    install(session, "test")
+    session.run("python", "-m", "tests.helpers.pool_model", *session.posargs)
+
+
+@nox.session
 def api(session: nox.Session) -> None:
     """Write the snapshot of the public API anew, after a change of it that is meant."""
     install(session, "test")

@@ -114,6 +114,36 @@ def test_what_never_began_is_known_not_to_have_run(wire):
     assert not caught.value.outcome_unknown
 
 
+class Unwilling:
+    """A socket that takes nothing."""
+
+    def __init__(self, sock, error):
+        self._sock = sock
+        self._error = error
+
+    def send(self, data, flags):
+        raise self._error
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [(BlockingIOError(), CallTimeoutError), (BrokenPipeError(errno.EPIPE, "gone"), ConnectionLostError)],
+)
+@pytest.mark.parametrize("began", [False, True])
+def test_a_socket_that_takes_nothing_leaves_it_at_what_was_sent_before(wire, refusal, kind, began):
+    connection, future = wire.connection, ReplyFuture()
+    future.started = began
+    connection.sock = Unwilling(connection.sock, refusal)
+    with pytest.raises(kind) as caught:
+        connection.send((b"x",), Deadline(0.01), future)
+    connection.sock = connection.sock._sock
+    assert future.started is began
+    assert caught.value.outcome_unknown is began
+
+
 def test_a_message_larger_than_the_socket_takes_goes_out_as_the_peer_reads(wire):
     message = bytes(range(256)) * 4096
     with sending(wire, message) as future:

@@ -1,6 +1,7 @@
 """What the reader does when a socket is quiet."""
 
 from math import inf
+from time import monotonic
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from tcm_sync._reentry import Callers
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.reader import Reader
+from tcm_sync._transport.replies import ReplyFuture
+from tcm_sync.errors import ConnectionLostError, ProtocolError
 
 
 @pytest.fixture
@@ -60,3 +63,44 @@ def test_a_socket_whose_caller_is_sending_is_not_pinged(reader):
     connection, pings = quiet(since=50.0, sending=True)
     assert reader._check_liveness(connection, 100.0) == 110.0
     assert pings == []
+
+
+def test_a_call_that_begins_while_its_socket_is_being_closed_is_ended(reader):
+    future, error = ReplyFuture(), ConnectionLostError("planned")
+    connection = SimpleNamespace(
+        uuid="u",
+        fileno=lambda: 99,
+        paused=True,  # so that the poller is left alone
+        pool=None,
+        # A call that finds the socket open adds its future at the last moment.
+        close=lambda *_: reader.pending.setdefault("u", future),
+    )
+    reader._connections[99] = connection
+    reader._close(connection, None, error, "lost")
+    assert future.refusal(0.0).error is error
+    assert reader.pending == {}
+
+
+def test_a_socket_that_is_resumed_after_a_long_pause_is_not_taken_for_dead(reader, monkeypatch):
+    dropped = []
+    monkeypatch.setattr(reader, "_poller", SimpleNamespace(register=lambda *_: None))
+    monkeypatch.setattr(reader, "_watch_writing", lambda *_: None)
+    monkeypatch.setattr(reader, "_read", lambda connection: None)
+    monkeypatch.setattr(reader, "_close", lambda connection, *_: dropped.append(connection))
+    connection, _ = quiet(since=1.0, pinged_at=2.0)
+    connection.paused, connection.closed = True, False
+    connection.fileno, connection.flush = (lambda: 99), (lambda: False)
+    reader._resume(connection)
+    assert not connection.paused
+    reader._check_liveness(connection, monotonic())
+    assert dropped == []
+
+
+@pytest.mark.parametrize("kind", ["inference", "management"])
+def test_a_reply_that_names_another_socket_answers_nothing(reader, kind):
+    future = reader.pending["u"] = ReplyFuture()
+    message = b'{"type": "%s", "uuid": "of-another", "payload": {}}' % kind.encode()
+    with pytest.raises(ProtocolError, match="of-another"):
+        reader._handle_message(SimpleNamespace(uuid="u", secret=None), message)
+    assert future.outcome is None
+    assert reader.pending == {"u": future}

@@ -205,3 +205,14 @@ def test_a_child_forked_while_a_socket_is_handed_to_the_pool_closes_its_copy():
         runtime.reader.register = fork_first
         assert ask(client, 5.0) == 5.0
         assert statuses == [0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_waits_for_no_thread_that_its_parent_was_starting(monkeypatch):
+    monkeypatch.setattr(_process, "_starting", {threading.Thread()})
+    pid = os.fork()
+    if pid == 0:
+        os._exit(len(_process._starting))
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert len(_process._starting) == 1

@@ -10,7 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tcm_sync import ProtocolError
-from tcm_sync._wire.decode import decode_failure, decode_inference, decode_message, peek
+from tcm_sync._wire.decode import (
+    decode_failure,
+    decode_inference,
+    decode_management,
+    decode_message,
+    decode_stream,
+    peek,
+)
 from tcm_sync._wire.messages import (
     Alert,
     AuthOk,
@@ -315,3 +322,19 @@ def test_only_protocol_errors_come_out(text):
             except ProtocolError as error:
                 errors.append(error.message)
     assert all(len(error) < 600 and error.isprintable() for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("decode", "kind", "payload"),
+    [
+        (decode_inference, "inference", {"status": "COMPLETED", "data": {"y": [1.0]}}),
+        (decode_inference, "inference", {"status": "COMPLETED", "data": {"y": [1.0] * 100_000}}),
+        (decode_stream, "inference", {"status": "ONGOING", "data": "chunk"}),
+        (decode_management, "management", {"status": True, "action": "create_vm", "data": None}),
+    ],
+    ids=["small", "large", "chunk", "job"],
+)
+def test_a_reply_is_that_of_the_socket_which_it_names(decode, kind, payload):
+    assert decode(message(kind, payload), "u-1").status == payload["status"]
+    with pytest.raises(ProtocolError, match="u-2"):
+        decode(message(kind, payload, uuid="u-2"), "u-1")

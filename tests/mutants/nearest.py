@@ -1,0 +1,58 @@
+"""Which test files are nearest to a module: those that a mutant of it is run against, the quickest first.
+
+A mutant that none of these kills counts as one that survived, even if another file would kill it: a mistake
+in a module is to be found by the tests that stand next to it.
+"""
+
+from __future__ import annotations
+
+NEAREST = {
+    "tcm_sync/_deadline.py": "unit/test_deadline peer/test_outcomes",
+    "tcm_sync/_calls/retrying.py": "unit/test_retry peer/test_retries peer/test_outcomes",
+    "tcm_sync/_pool/call.py": "peer/test_outcomes peer/test_retries peer/test_replies",
+    "tcm_sync/_pool/concurrency_limit.py": "unit/test_concurrency_limit",
+    "tcm_sync/_pool/connector.py": "unit/test_threads unit/test_pool",
+    "tcm_sync/_pool/gate.py": "unit/test_gate",
+    "tcm_sync/_pool/inventory.py": "unit/test_inventory unit/test_pool peer/test_connection_endings",
+    "tcm_sync/_pool/lease.py": "unit/test_lease peer/test_leases",
+    "tcm_sync/_pool/manager_state.py": "unit/test_pool peer/test_connecting",
+    "tcm_sync/_pool/opening.py": "unit/test_pool peer/test_connecting",
+    "tcm_sync/_pool/pace.py": "unit/test_pace",
+    "tcm_sync/_pool/pool.py": "unit/test_lease unit/test_pool peer/test_leases",
+    "tcm_sync/_pool/pool_state.py": (
+        "unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting peer/test_stats"
+    ),
+    "tcm_sync/_pool/runtime.py": (
+        "peer/test_leases peer/test_outcomes unit/test_pool peer/test_closing peer/test_retries"
+    ),
+    "tcm_sync/_pool/stream_turns.py": "peer/test_known_faults",
+    "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
+    "tcm_sync/_transport/authentication.py": "unit/test_pool peer/test_auth peer/test_closing",
+    "tcm_sync/_transport/connection.py": "unit/test_connection peer/test_connection_endings",
+    "tcm_sync/_transport/counters.py": "peer/test_stats",
+    "tcm_sync/_transport/credentials.py": "unit/test_credentials peer/test_auth",
+    "tcm_sync/_transport/frames.py": "unit/test_frames",
+    "tcm_sync/_transport/handshake.py": "unit/test_handshake peer/test_handshake_answers",
+    "tcm_sync/_transport/http.py": "unit/test_http",
+    "tcm_sync/_transport/poller.py": "unit/test_poller unit/test_reader peer/test_replies",
+    "tcm_sync/_transport/reader.py": (
+        "unit/test_reader peer/test_replies peer/test_garbage peer/test_stream_messages"
+    ),
+    "tcm_sync/_transport/replies.py": "unit/test_stream_replies peer/test_replies peer/test_stream_messages",
+    "tcm_sync/_transport/sockets.py": "unit/test_sockets peer/test_connecting peer/test_tls",
+    "tcm_sync/_transport/unsolicited.py": "peer/test_stats peer/test_replies",
+    "tcm_sync/_wire/decode.py": "unit/test_wire_decode peer/test_reply_forms",
+    "tcm_sync/_wire/encode.py": "unit/test_wire_encode unit/test_pieces",
+    "tcm_sync/_wire/failures.py": "unit/test_wire_failures",
+    "tcm_sync/_wire/messages.py": "unit/test_wire_encode unit/test_wire_decode",
+    "tcm_sync/_wire/outline.py": "unit/test_outline",
+    "tcm_sync/_wire/plain.py": "unit/test_numbers peer/test_info",
+    "tcm_sync/_wire/quote.py": "unit/test_quote",
+    "tcm_sync/_wire/readiness.py": "unit/test_http peer/test_probes",
+    "tcm_sync/_wire/unreadable.py": "unit/test_wire_decode unit/test_tensors_outputs",
+}
+
+
+def nearest(module: str) -> list[str]:
+    """Return the test files that are nearest to a module."""
+    return [f"tests/{name}.py" for name in NEAREST[module].split()]

@@ -1,0 +1,37 @@
+"""One attempt on a socket that is closed at that moment: what the call is told of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tcm_sync import ConnectionLostError, ProtocolError, ShuttingDownError
+from tcm_sync._pool.runtime import Runtime
+from tcm_sync._transport.replies import PendingReplies, ReplyFuture
+
+
+def explain(loss, started):
+    """Return what a call is told that could not send on a socket closed by `loss`."""
+    future = ReplyFuture()
+    future.started = started
+    connection = SimpleNamespace(uuid="u", closed=True, loss=loss)
+    pending = PendingReplies(u=future)
+    runtime = SimpleNamespace(reader=SimpleNamespace(pending=pending))
+    refusal = Runtime._explain(runtime, ConnectionLostError("lost"), connection, None, future)
+    assert pending == {}
+    assert refusal.error is not loss  # others may have met it too
+    return refusal.error
+
+
+@pytest.mark.parametrize("started", [True, False])
+@pytest.mark.parametrize("kind", [ShuttingDownError, ConnectionLostError])
+def test_a_request_is_known_to_have_begun_or_not_when_its_socket_was_closed(kind, started):
+    error = explain(kind("it ends"), started)
+    assert type(error) is kind
+    assert error.outcome_unknown is started
+
+
+def test_a_request_that_never_began_was_not_the_fault_of_the_protocol():
+    assert type(explain(ProtocolError("garbage"), started=False)) is ConnectionLostError
+    assert type(explain(ProtocolError("garbage"), started=True)) is ProtocolError
