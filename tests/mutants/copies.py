@@ -89,7 +89,7 @@ class Copy:
         if status == 0:
             return Outcome(SURVIVED, printed.rstrip().rpartition("\n")[2], taken)
         failed = _FAILED.search(printed)
-        if failed is None and status in (4, 5):  # no such file, no tests
+        if status == 5 or "file or directory not found" in printed:  # no tests
             return Outcome(UNFIT, printed.strip().rpartition("\n")[2], taken)
         return Outcome(KILLED, failed[1] if failed else f"pytest ended with status {status}", taken)
 

@@ -16,14 +16,16 @@ NEAREST = {
     "tcm_sync/_pool/inventory.py": "unit/test_inventory unit/test_pool peer/test_connection_endings",
     "tcm_sync/_pool/lease.py": "unit/test_lease peer/test_leases",
     "tcm_sync/_pool/manager_state.py": "unit/test_pool peer/test_connecting",
-    "tcm_sync/_pool/opening.py": "unit/test_pool peer/test_connecting",
+    "tcm_sync/_pool/opening.py": "peer/test_stats unit/test_pool_model unit/test_pool peer/test_connecting",
     "tcm_sync/_pool/pace.py": "unit/test_pace",
-    "tcm_sync/_pool/pool.py": "unit/test_lease unit/test_pool peer/test_leases",
+    "tcm_sync/_pool/pool.py": (
+        "unit/test_lease unit/test_pool_model peer/test_leases peer/test_shared_memory_requests"
+    ),
     "tcm_sync/_pool/pool_state.py": (
         "unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting peer/test_stats"
     ),
     "tcm_sync/_pool/runtime.py": (
-        "peer/test_leases peer/test_outcomes unit/test_pool peer/test_closing peer/test_retries"
+        "peer/test_leases peer/test_outcomes unit/test_pool peer/test_retries peer/test_overload"
     ),
     "tcm_sync/_pool/stream_turns.py": "peer/test_known_faults",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
@@ -43,7 +45,7 @@ NEAREST = {
     "tcm_sync/_transport/unsolicited.py": "peer/test_stats peer/test_replies",
     "tcm_sync/_wire/decode.py": "unit/test_wire_decode peer/test_reply_forms",
     "tcm_sync/_wire/encode.py": "unit/test_wire_encode unit/test_pieces",
-    "tcm_sync/_wire/failures.py": "unit/test_wire_failures",
+    "tcm_sync/_wire/failures.py": "unit/test_wire_failures peer/test_known_faults",
     "tcm_sync/_wire/messages.py": "unit/test_wire_encode unit/test_wire_decode",
     "tcm_sync/_wire/outline.py": "unit/test_outline",
     "tcm_sync/_wire/plain.py": "unit/test_numbers peer/test_info",

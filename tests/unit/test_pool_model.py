@@ -11,15 +11,8 @@ from tcm_sync._pool.waiters import WaitQueue
 from ..helpers import pool_model
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        2397,  # an audit gave up an opening that was late: the count of openings fell below zero
-        10736,  # the oldest socket was about to be closed: one more in excess stayed
-    ],
-)
-def test_an_interleaving_that_once_broke_a_rule_breaks_none(seed):
-    assert pool_model.run(range(seed, seed + 1))[0] == 1
+def test_an_opening_that_an_audit_gave_up_is_not_counted_twice():
+    assert pool_model.run(range(5463, 5464))[0] == 1  # the count of openings fell below zero
 
 
 def test_no_interleaving_breaks_a_rule():

@@ -96,11 +96,17 @@ def test_a_socket_that_is_resumed_after_a_long_pause_is_not_taken_for_dead(reade
     assert dropped == []
 
 
-@pytest.mark.parametrize("kind", ["inference", "management"])
-def test_a_reply_that_names_another_socket_answers_nothing(reader, kind):
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        (b"inference", b'{"status": "COMPLETED", "data": {}}'),
+        (b"management", b'{"status": true, "action": "create_vm", "data": null}'),
+    ],
+)
+def test_a_reply_that_names_another_socket_answers_nothing(reader, kind, payload):
     future = reader.pending["u"] = ReplyFuture()
-    message = b'{"type": "%s", "uuid": "of-another", "payload": {}}' % kind.encode()
-    with pytest.raises(ProtocolError, match="of-another"):
+    message = b'{"type": "%b", "uuid": "of-another", "payload": %b}' % (kind, payload)
+    with pytest.raises(ProtocolError, match=r"of-another.* on the socket of u"):
         reader._handle_message(SimpleNamespace(uuid="u", secret=None), message)
     assert future.outcome is None
     assert reader.pending == {"u": future}
