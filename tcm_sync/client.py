@@ -96,7 +96,7 @@ class TcmClient:
     connect_timeout : float
         Seconds for opening one socket; a manager that was never reached fails calls after it.
     ping_interval : float
-        Seconds of quiet after which a socket is pinged; quiet for as long again, it is dead.
+        Seconds of quiet after which a socket is pinged; without a pong for three times as long, it is dead.
     retry : RetryPolicy or None
         When failed calls are repeated; None: never. Calls still wait together after a refusal that asks for
         a pause: too much work, or an open circuit.

@@ -35,6 +35,7 @@ class Inventory:
         self._size = size
         self.all: dict[str, Connection] = {}  # by uuid
         self.idle: deque[Connection] = deque()  # the most recently used last
+        self.doubted: set[Connection] = set()  # those that are not idle because they are being checked
         self.with_streams: set[Connection] = set()  # those that are leased to streams
         self._sent_before: deque[deque[float]] = deque(
             maxlen=16
@@ -58,6 +59,7 @@ class Inventory:
         self._sent_before.append(connection.sent_at)
         if connection in self.idle:
             self.idle.remove(connection)
+        self.doubted.discard(connection)
         self.with_streams.discard(connection)
         connection.leased_at = connection.lease = connection.when_lost = None
         return True
@@ -68,6 +70,7 @@ class Inventory:
             c
             for c in self.all.values()
             if c not in self.idle
+            and c not in self.doubted
             and (c.leased_at is None or c.leased_at < before)
             and (c.lease is None or c.lease() is None)
         ]
@@ -97,6 +100,22 @@ class Inventory:
         connection.leased_at = connection.lease = None
         connection.idle_since = now
         self.idle.append(connection)
+
+    def doubt(self, since: float) -> list[Connection]:
+        """Take out the idle connections of which nothing was heard since a moment, to be checked."""
+        doubted = [connection for connection in self.idle if connection.last_received < since]
+        for connection in doubted:
+            self.idle.remove(connection)
+        self.doubted.update(doubted)
+        return doubted
+
+    def vouch(self, connection: Connection) -> bool:
+        """Make a connection that was checked idle again; whether it was being checked."""
+        if connection not in self.doubted:
+            return False
+        self.doubted.discard(connection)
+        self.idle.append(connection)
+        return True
 
     def busy(self) -> list[float]:
         """Return since when each leased connection is leased."""
@@ -154,7 +173,10 @@ class Inventory:
         """When to check for expired ones again."""
         longest = self._settings.max_idle
         return min(
-            (self._expires_at(c) if c.leased_at is None else now + longest for c in self.all.values()),
+            (
+                now + longest if c.leased_at is not None or c in self.doubted else self._expires_at(c)
+                for c in self.all.values()
+            ),
             default=inf,
         )
 

@@ -218,6 +218,28 @@ class Pool:
         if idle:
             log_closed(connection, reason)
 
+    def doubt(self, since: float) -> None:
+        """Lend no idle connection of which nothing was heard since a moment, before it was checked.
+
+        Another one was found dead, or a call on it timed out without a sign of life: these may be dead too.
+        """
+        with self.state.lock:
+            doubted = self.state.inventory.doubt(since)
+        if doubted:
+            self.reader.check(doubted)
+
+    def vouch(self, connection: Connection) -> None:
+        """Lend a connection again that was checked, and lives."""
+        state = self.state
+        with state.lock:
+            reason = connection.closing_reason
+            if reason is None and state.inventory.vouch(connection):
+                state.serve_waiters()
+            elif connection in state.inventory.doubted:
+                state.remove(connection, reason or "")
+        if reason is not None:
+            self._close(connection, reason)
+
     def _wait(self, waiter: Waiter) -> None:
         """Wait until a connection or an error is handed over, or until there is no time left."""
         state = self.state

@@ -85,6 +85,8 @@ class PoolState:
         self.ready_asked_until = 0.0  # until when /ready is asked before a socket is opened
         self.draining = False  # whether new calls are refused
         self.ended: TcmError | None = None  # why no call is served any more
+        self.last_removed_at = -inf  # when a connection was removed last
+        self.last_removed_for = ""  # why
         self._miscounted = False  # whether `opening` was wrong at the last audit
 
     # --- serving ---
@@ -213,7 +215,8 @@ class PoolState:
             return False
         self.calm.notify_all()
         counts = self.counts
-        counts.closed[(connection.closing_reason or reason).partition(":")[0]] += 1
+        self.last_removed_at, self.last_removed_for = monotonic(), connection.closing_reason or reason
+        counts.closed[self.last_removed_for.partition(":")[0]] += 1
         counts.messages_sent += connection.messages_sent
         counts.bytes_sent += connection.bytes_sent
         return True
@@ -262,6 +265,13 @@ class PoolState:
             cause = self.gate_cause()
             if cause is not None:
                 return again(cause)
+            without = monotonic() - self.last_removed_at
+            if without < waited / 2:
+                return PoolTimeoutError(
+                    f"no socket came free within {waited:.3g} s: those that were open were busy, and the "
+                    f"last of them was closed {without:.3g} s ago ({self.last_removed_for}); another is "
+                    "being opened"
+                )
             return ConnectFailedError(
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
                 f"{self._opener.credentials.running()}"

@@ -215,6 +215,8 @@ class Runtime:
                 refusal = call.receive(connection, pending, future)
         except BaseException as error:
             pending.claim(connection.uuid)
+            if isinstance(error, CallTimeoutError):
+                self._doubt_others(connection)
             lease.discard(f"a reply was outstanding: {type(error).__name__}")
             call.may_have_run = call.may_have_run or future.started
             if isinstance(error, TcmError):
@@ -227,6 +229,13 @@ class Runtime:
         self.manager_state.manager_gate.forgive()
         if gates:
             self._passed(call.target, gates, prober)
+
+    def _doubt_others(self, connection: Connection) -> None:
+        """Have idle connections checked after a call timed out on one on which nothing came since."""
+        sent_at = connection.sent_at[-1]
+        if connection.last_received < sent_at:
+            for pool in (self.pool, self.management):
+                pool.doubt(sent_at)
 
     def _refused(
         self, lease: Lease, call: Call, refusal: Refusal, gates: tuple[Gate, ...], prober: Prober | None

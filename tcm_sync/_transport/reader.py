@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -19,6 +20,7 @@ from tcm_sync._reentry import Callers, is_entrance
 from tcm_sync._transport import frames
 from tcm_sync._transport.connection import Connection, ConnectionOwner
 from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.liveness import TICK, Liveness
 from tcm_sync._transport.poller import READ, WRITE, make_poller
 from tcm_sync._transport.replies import PendingReplies, Refusal, StreamReplies
 from tcm_sync._transport.sockets import NO_SIGNAL, WOULD_BLOCK
@@ -41,6 +43,9 @@ log = Log("tcm_sync.reader", queued=True)
 _BUFFER_BYTES = 64 * 1024  # what is read of one socket before the others have their turn
 _TLS_READS = 4  # of 16 KiB at most
 _LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
+
+# What the system ends a connection with that no packet came back for.
+_UNANSWERED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
 
 # After these refusals the manager keeps the socket (docs/wire.rst, "Errors").
 _SOCKET_STAYS = frozenset({"BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FULL"})
@@ -69,7 +74,7 @@ class Reader:
     Parameters
     ----------
     ping_interval : float
-        Seconds of quiet after which a socket is pinged; one that stays quiet as long again is dead.
+        Seconds of quiet after which a socket is pinged; one that stays quiet three times as long is dead.
     counts : Counts
         Where it counts what comes in.
     callers : Callers
@@ -81,7 +86,6 @@ class Reader:
         self.pending = PendingReplies()
         self._counts = counts
         self._unsolicited = UnsolicitedMessages(counts)
-        self._ping_interval = ping_interval
         self._poller = make_poller()
         try:
             self._wakeup, self._waker = socket.socketpair()
@@ -96,7 +100,9 @@ class Reader:
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._connections: dict[int, Connection] = {}  # by the number of their descriptor
         self._pools: list[PoolOfReader] = []
-        self._due = inf  # when timers run next
+        self._liveness = Liveness(ping_interval, self._watch_writing, self._close_dead)
+        self._pools_due = inf  # when the pools are called back next
+        self._due = inf  # when that is, or the connections are looked at
         # Guards _ended, and _waker: it is not closed while a thread writes. Re-entrant, for finalizers.
         self._waker_lock = threading.RLock()
         self._ended = False
@@ -142,8 +148,12 @@ class Reader:
 
     def wake_at(self, when: float) -> None:
         """Call the pools back at `when`, a time of `time.monotonic`, or sooner."""
-        if when < self._due:
+        if when < self._pools_due:
             self.run_soon(lambda: self._set_due(when))
+
+    def check(self, connections: list[Connection]) -> None:
+        """Find out whether these are dead; no call gets them until then."""
+        self.run_soon(lambda: self._check(connections))
 
     def stop(self) -> None:
         """Close every socket and end every call with ClientClosedError. Safe in a finalizer: no wait."""
@@ -201,10 +211,9 @@ class Reader:
 
     def _poll_once(self) -> None:
         left = self._due - monotonic()
-        if left <= 0.0:
-            self._run_timers()
-            left = max(0.0, self._due - monotonic())  # below zero, epoll would wait for ever
-        for fd, ready in self._poller.poll(left if left < _LONGEST_SLEEP else _LONGEST_SLEEP):
+        if not 0.0 <= left < _LONGEST_SLEEP:
+            left = max(0.0, min(left, _LONGEST_SLEEP))  # below zero, epoll would wait for ever
+        for fd, ready in self._poller.poll(left):
             connection = self._connections.get(fd)
             if connection is None:  # or it was closed a moment ago
                 with contextlib.suppress(BlockingIOError):
@@ -217,6 +226,8 @@ class Reader:
         if self._commands:
             for _ in range(len(self._commands)):  # what they add waits for its turn
                 self._commands.popleft()()
+        if left <= 0.0:  # after what was there to be read: it may be the pong of a process that was stopped
+            self._run_timers()
 
     def _close_all(self) -> None:
         with self._waker_lock:
@@ -242,41 +253,31 @@ class Reader:
         return ConnectionLostError(f"the client's reader failed: {self.failure!r}")
 
     def _set_due(self, when: float) -> None:
+        self._pools_due = min(self._pools_due, when)
         self._due = min(self._due, when)
 
     def _run_timers(self) -> None:
-        """Do what is due: pings, the closing of dead sockets, and what the pools ask for."""
+        """Do what is due: look for dead connections, and do what the pools ask for."""
         now = monotonic()
-        self._due = inf  # first, so that no wake_at is missed meanwhile
-        due = inf
-        for connection in list(self._connections.values()):
-            due = min(due, self._check_liveness(connection, now))
-        for pool in self._pools:
-            due = min(due, pool.on_timer(now))
-        self._set_due(due)
+        if now >= self._pools_due:
+            self._pools_due = inf  # first, so that no wake_at is missed meanwhile
+            self._set_due(min((pool.on_timer(now) for pool in self._pools), default=inf))
+        self._due = min(self._pools_due, self._liveness.look(list(self._connections.values()), now))
 
-    def _check_liveness(self, connection: Connection, now: float) -> float:
-        """Ping a socket that has been quiet, close one that stays so; return when to check again."""
-        interval = self._ping_interval
-        if connection.paused:
-            return now + interval  # its pongs are not read either
-        pinged = connection.pinged_at
-        if pinged is not None and connection.last_received < pinged:
-            if now - pinged >= interval:
-                reason = f"no sign of life: for {now - connection.last_received:.0f} s, not even a pong"
-                self._close(connection, None, _lost(reason), reason)
-                return inf
-            return pinged + interval
-        quiet_since = max(connection.last_received, connection.last_sent)
-        if connection.sending or now - quiet_since < interval:
-            return interval + (now if connection.sending else quiet_since)
-        self._watch_writing(connection, connection.ping(now))
-        return now + interval
+    def _check(self, connections: list[Connection]) -> None:
+        self._liveness.check(connections)
+        self._due = min(self._due, monotonic())
+
+    def _close_dead(self, connection: Connection, reason: str) -> None:
+        """Close a connection that does not answer, and have the others checked: its network may be gone."""
+        for pool in self._pools:  # first: the call on this one may be repeated on one of those at once
+            pool.doubt(monotonic() - TICK)
+        self._close(connection, None, _lost(reason), reason)
 
     def _register(self, connection: Connection) -> None:
         self._connections[connection.fileno()] = connection
         self._poller.register(connection.fileno(), READ)
-        self._set_due(monotonic() + self._ping_interval)
+        self._due = min(self._due, monotonic() + min(TICK, self._liveness.ping_interval))
         if self._handle_frames(connection, connection.early):
             self._read(connection)  # a TLS object may hold bytes that no selector sees
 
@@ -312,7 +313,10 @@ class Reader:
             except WOULD_BLOCK:
                 return
             except OSError as error:
-                self._close(connection, None, _lost(str(error)), f"lost: {error}")
+                if error.errno in _UNANSWERED:
+                    self._close_dead(connection, f"no sign of life: {error}")
+                else:
+                    self._close(connection, None, _lost(str(error)), f"lost: {error}")
                 return
             if size == 0:
                 reason = "closed by the manager without a close frame"

@@ -12,6 +12,7 @@ import threading
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect
+from tcm_sync._transport.tcp_state import keep_alive
 from tcm_sync.errors import ConnectFailedError
 from tcm_sync.settings import Endpoint
 
@@ -116,6 +117,7 @@ def _connect(
     sock = connect(endpoint.authority, found, addresses, deadline, opening)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock)
     except BaseException:
         opening.close(sock)
         raise

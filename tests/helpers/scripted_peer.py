@@ -34,6 +34,8 @@ class ScriptedPeer:
         The first is for the first connection, and so on; the last for all that follow.
     tls : ssl.SSLContext, optional
         Speak TLS with this context.
+    host : str
+        The address to listen on.
 
     Attributes
     ----------
@@ -53,8 +55,9 @@ class ScriptedPeer:
         TLS handshakes that failed.
     """
 
-    def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *scripts: Script, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> None:
         self.scripts = scripts
+        self.host = host
         self.tls = tls
         self.lock = threading.Lock()
         self.http: dict[str, Any] = {"/health": (200, {"status": "ok"}), "/ready": (200, {"status": "ready"})}
@@ -73,7 +76,7 @@ class ScriptedPeer:
 
     @property
     def uri(self) -> str:
-        return f"{'wss' if self.tls else 'ws'}://127.0.0.1:{self.port}/ws"
+        return f"{'wss' if self.tls else 'ws'}://{self.host}:{self.port}/ws"
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +97,7 @@ class ScriptedPeer:
 
     def listen(self) -> None:
         """Accept connections, again on the same port if it was stopped."""
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        self._listener = socket.create_server((self.host, self.port), backlog=128)
         self.port = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), name="peer-accept")
         self._acceptor.start()
@@ -104,7 +107,7 @@ class ScriptedPeer:
         listener, self._listener = self._listener, None
         if listener is None or self._acceptor is None:
             return
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0):
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1.0):
             pass  # wakes the thread that accepts, which then finds that it is not wanted
         self._acceptor.join(PATIENCE)
         listener.close()

@@ -29,6 +29,7 @@ NEAREST = {
     ),
     "tcm_sync/_pool/stream_turns.py": "peer/test_known_faults",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
+    "tcm_sync/_transport/addresses.py": "unit/test_addresses peer/test_networks",
     "tcm_sync/_transport/authentication.py": "unit/test_pool peer/test_auth peer/test_closing",
     "tcm_sync/_transport/connection.py": "unit/test_connection peer/test_connection_endings",
     "tcm_sync/_transport/counters.py": "peer/test_stats",
@@ -36,12 +37,14 @@ NEAREST = {
     "tcm_sync/_transport/frames.py": "unit/test_frames",
     "tcm_sync/_transport/handshake.py": "unit/test_handshake peer/test_handshake_answers",
     "tcm_sync/_transport/http.py": "unit/test_http",
+    "tcm_sync/_transport/liveness.py": "unit/test_liveness peer/test_networks peer/test_replies",
     "tcm_sync/_transport/poller.py": "unit/test_poller unit/test_reader peer/test_replies",
     "tcm_sync/_transport/reader.py": (
         "unit/test_reader peer/test_replies peer/test_garbage peer/test_stream_messages"
     ),
     "tcm_sync/_transport/replies.py": "unit/test_stream_replies peer/test_replies peer/test_stream_messages",
     "tcm_sync/_transport/sockets.py": "unit/test_sockets peer/test_connecting peer/test_tls",
+    "tcm_sync/_transport/tcp_state.py": "unit/test_liveness peer/test_networks",
     "tcm_sync/_transport/unsolicited.py": "peer/test_stats peer/test_replies",
     "tcm_sync/_wire/decode.py": "unit/test_wire_decode peer/test_reply_forms",
     "tcm_sync/_wire/encode.py": "unit/test_wire_encode unit/test_pieces",

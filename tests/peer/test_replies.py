@@ -127,7 +127,9 @@ def test_a_socket_that_answers_no_ping_is_given_up():
     with ScriptedPeer(silent, echo) as peer, connect(peer, ping_interval=0.05) as client:
         client.open(wait=True)
         wait_for(peer.connections[0].over)
-        client._core.running().reader._ping_interval = PATIENCE  # the next one may be slow with its pongs
+        client._core.running().reader._liveness.ping_interval = (
+            PATIENCE  # the next one may be slow with its pongs
+        )
         assert ask(client, 3.0) == 3.0
     assert len(peer.connections) == 2
 

@@ -742,10 +742,10 @@ def test_a_paused_stream_is_not_taken_for_dead():
         reader = client._core.running().reader
         (connection,) = reader._connections.values()
         wait_until(lambda: connection.paused)
-        reader._ping_interval = 0.05
+        reader._liveness.ping_interval = 0.05
         reader.wake_at(0.0)
         time.sleep(0.4)  # the time under test
-        reader._ping_interval = PATIENCE
+        reader._liveness.ping_interval = PATIENCE
         assert [text.split()[0] for text in chunks] == [str(number) for number in range(40)]
         enough.set()
 
