@@ -25,7 +25,7 @@ NEAREST = {
         "unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting peer/test_stats"
     ),
     "tcm_sync/_pool/runtime.py": (
-        "peer/test_leases peer/test_outcomes unit/test_pool peer/test_retries peer/test_overload"
+        "unit/test_runtime peer/test_leases peer/test_outcomes unit/test_pool peer/test_retries"
     ),
     "tcm_sync/_pool/stream_turns.py": "peer/test_known_faults",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
