@@ -115,6 +115,12 @@ class TcmClient:
     headers : mapping of str to str or callable, optional
         Sent with each handshake and probe, for whatever stands before the manager. A callable is asked for
         each of them, so that it can hand out an ``Authorization`` that expires.
+    proxy : str, optional
+        What to connect through, probes included: ``http://[USER:PASSWORD@]HOST[:PORT]`` (HTTP CONNECT),
+        ``https://`` (the same, with TLS to the proxy), ``socks5h://`` or ``socks5://`` (which resolves the
+        manager's name here; both need the extra ``proxy``). ``"env"`` takes it from the environment's
+        ``HTTPS_PROXY`` for ``wss://`` or ``HTTP_PROXY`` for ``ws://``, then ``ALL_PROXY``, unless
+        ``NO_PROXY`` names the host. Left out, there is none, whatever the environment says.
 
     Raises
     ------
@@ -151,6 +157,7 @@ class TcmClient:
         max_reply_bytes: int = 64 * 2**20,
         tls: TlsSettings | None = None,
         headers: Mapping[str, Header] | None = None,
+        proxy: str | None = None,
     ) -> None:
         settings = Settings(
             uri=uri,
@@ -174,6 +181,7 @@ class TcmClient:
             max_reply_bytes=max_reply_bytes,
             tls=tls,
             headers=headers,
+            proxy=proxy,
         )
         self._attach(new_core(settings), {})
 
@@ -183,7 +191,8 @@ class TcmClient:
 
         ``TCM_WS_URI`` is needed. Read as well: ``TCM_CLIENT_UUID``, ``TCM_CLIENT_TOKEN``, ``TCM_CLIENT_SUB``,
         ``TCM_CLIENT_TENANT_ID``, ``TCM_CLIENT_ROLES`` (separated by commas), ``TCM_CONTAINER_ID``,
-        ``TCM_VM_IP``, ``TCM_VM_ID``, ``TCM_CA_FILE``, ``TCM_TIMEOUT`` (seconds) and ``TCM_POOL_SIZE``.
+        ``TCM_VM_IP``, ``TCM_VM_ID``, ``TCM_CA_FILE``, ``TCM_PROXY``, ``TCM_TIMEOUT`` (seconds) and
+        ``TCM_POOL_SIZE``.
 
         Raises
         ------

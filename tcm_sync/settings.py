@@ -16,6 +16,7 @@ from tcm_sync._arguments import check_choice, check_text, check_texts, check_who
 from tcm_sync._base_error import Route as Route
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import as_number, shown
+from tcm_sync._proxy_url import find_proxy
 from tcm_sync._texts import is_unicode
 from tcm_sync.errors import ConfigError
 from tcm_sync.retry import RetryPolicy
@@ -236,6 +237,7 @@ class Settings:
     max_reply_bytes: int = 64 * 2**20
     tls: TlsSettings | None = None
     headers: Mapping[str, Header] | None = field(default=None, repr=False)  # some carry credentials
+    proxy: str | None = field(default=None, repr=False)  # which may carry credentials too
 
     def __post_init__(self) -> None:
         endpoint = Endpoint.parse(self.uri)
@@ -244,7 +246,8 @@ class Settings:
                 raise ConfigError(
                     f"{name} must be a {kind.__name__}, not {type(getattr(self, name)).__name__}"
                 )
-        if self.tls is not None and not endpoint.secure:
+        proxy = find_proxy(self.proxy, secure=endpoint.secure, host=endpoint.host, port=endpoint.port)
+        if self.tls is not None and not endpoint.secure and (proxy is None or proxy.scheme != "https"):
             raise ConfigError(f"tls is given but the uri {self.uri!r} is not wss://")
         for name in (
             "pool_size",
@@ -347,6 +350,8 @@ def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]
         raise ConfigError("TCM_VM_IP and TCM_VM_ID need TCM_CONTAINER_ID beside them")
     if "TCM_CA_FILE" in values:
         arguments["tls"] = TlsSettings(ca_file=values["TCM_CA_FILE"])
+    if "TCM_PROXY" in values:
+        arguments["proxy"] = values["TCM_PROXY"]
     numbers: dict[str, tuple[str, Callable[[str], float]]] = {
         "TCM_TIMEOUT": ("timeout", float),
         "TCM_POOL_SIZE": ("pool_size", int),

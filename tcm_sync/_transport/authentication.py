@@ -16,6 +16,7 @@ from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.http import probe
+from tcm_sync._transport.proxies import make_proxy
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync._wire.decode import decode_message
 from tcm_sync._wire.encode import encode_message, encode_payload
@@ -70,6 +71,7 @@ class Opener:
         if self.endpoint.secure:
             self.context = tls.context() if tls is not None else ssl.create_default_context()
         self.server_hostname = tls.server_hostname if tls is not None else None
+        self.proxy = make_proxy(settings)
         self.credentials = Credentials(settings)
 
     def open(self, *, cautious: bool, ask_ready: bool) -> Connection:
@@ -138,7 +140,13 @@ class Opener:
     def _open_once(self, deadline: Deadline, cautious: bool) -> Connection:
         token, headers = self.credentials.token(), self.credentials.headers()
         sock = open_socket(
-            self.endpoint, self.context, self.server_hostname, deadline, self.opening, self.addresses
+            self.endpoint,
+            self.context,
+            self.server_hostname,
+            deadline,
+            self.opening,
+            self.addresses,
+            self.proxy,
         )
         try:
             with self.addresses.judging(sock):
@@ -156,7 +164,10 @@ class Opener:
         except BaseException:
             self.opening.close(sock)
             raise
-        return Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
+        connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
+        if self.proxy is not None:  # it may be on this machine without the manager
+            connection.is_local = False
+        return connection
 
 
 def fresh_uuid(prefix: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
+from tcm_sync._transport.nested_tls import SECURED
 from tcm_sync._transport.replies import Future
 from tcm_sync._transport.sockets import WOULD_BLOCK, is_local, send_flags, shut_down, wait_ready
 from tcm_sync._wire.encode import Pieces
@@ -137,7 +138,7 @@ class Connection:
             b'{"type": "inference", "uuid": "%b", "payload": ' % uuid.encode(),
             b'{"type":"inference","uuid":"%b","payload":' % uuid.encode(),
         )
-        self.secured = isinstance(sock, ssl.SSLSocket)
+        self.secured = isinstance(sock, SECURED)
         self._flags = send_flags(sock)
         self.is_local = is_local(sock)  # whether the other end is this machine
         self.sock = sock

@@ -17,14 +17,12 @@ from urllib.parse import urljoin, urlsplit
 from websocket import WebSocket, WebSocketException, WebSocketTimeoutException
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._transport.sockets import receive, send_all
+from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, receive_head
+from tcm_sync._transport.sockets import send_all
 from tcm_sync._wire.quote import quote
 from tcm_sync._wire.readiness import Readiness
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
 from tcm_sync.settings import Endpoint
-
-#: The most bytes that the head of an answer may have.
-HEAD_BYTES = 64 * 1024
 
 # Removed from the answer before websocket-client sees it: no cookie is kept, and the body of a
 # refusal is not waited for.
@@ -197,18 +195,13 @@ class _HandshakeSocket:
         return self._head.read(size)
 
     def _read_head(self) -> bytes:
-        received = bytearray()
-        while (end := received.find(b"\r\n\r\n", max(0, len(received) - 16_384 - 3))) < 0:
-            if len(received) > HEAD_BYTES:
-                raise ConnectFailedError(
-                    f"the answer to the handshake has a head of over {HEAD_BYTES:,} bytes: not a manager"
-                )
-            data = receive(self._sock, 16_384, self._deadline)
-            if not data:
-                raise ConnectionResetError("closed before the answer was whole")
-            received += data
-        self.rest = bytes(received[end + 4 :])
-        lines = bytes(received[:end]).split(b"\r\n")
+        try:
+            head, self.rest = receive_head(self._sock, self._deadline)
+        except HeadTooLongError:
+            raise ConnectFailedError(
+                f"the answer to the handshake has a head of over {HEAD_BYTES:,} bytes: not a manager"
+            ) from None
+        lines = head.split(b"\r\n")
         if found := re.match(rb"HTTP/1\.\d ([1-5]\d\d)\b", lines[0]):
             self.status = int(found[1])
         self.unasked = next(filter(_UNASKED.match, lines), None)

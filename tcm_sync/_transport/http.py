@@ -11,6 +11,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.credentials import Credentials
+from tcm_sync._transport.proxies import Proxy
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, ProtocolError
@@ -25,6 +26,7 @@ class Target(Protocol):
     endpoint: Endpoint
     context: ssl.SSLContext | None
     server_hostname: str | None
+    proxy: Proxy | None
     credentials: Credentials
     addresses: Addresses
 
@@ -35,7 +37,7 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
     Parameters
     ----------
     target : Target
-        The endpoint, the TLS context and the headers.
+        The endpoint, the TLS context, the proxy and the headers.
     name : str
         ``"health"`` or ``"ready"``: it takes the place of the final ``/ws`` of the path.
     deadline : Deadline
@@ -61,7 +63,9 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
 
     endpoint, headers = target.endpoint, target.credentials.headers()
     addresses = target.addresses
-    sock = open_socket(endpoint, target.context, target.server_hostname, deadline, opening, addresses)
+    sock = open_socket(
+        endpoint, target.context, target.server_hostname, deadline, opening, addresses, target.proxy
+    )
     try:
         head = [f"GET {endpoint.sibling(name)} HTTP/1.1", f"Host: {endpoint.authority}"]
         head += [f"{key}: {value}" for key, value in headers.items()]

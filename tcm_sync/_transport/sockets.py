@@ -8,10 +8,12 @@ import select
 import socket
 import ssl
 import threading
+from typing import Protocol
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect
+from tcm_sync._transport.nested_tls import SECURED, NestedTls
 from tcm_sync._transport.tcp_state import keep_alive
 from tcm_sync.errors import ConnectFailedError
 from tcm_sync.settings import Endpoint
@@ -65,6 +67,15 @@ class OpeningSockets:
             sock.close()
 
 
+class Tunnel(Protocol):
+    """A proxy, as sockets are opened through it."""
+
+    def connect(
+        self, endpoint: Endpoint, addresses: Addresses, deadline: Deadline, opening: OpeningSockets
+    ) -> socket.socket:
+        """Return a socket whose other end is `endpoint`, without its TLS."""
+
+
 def open_socket(
     endpoint: Endpoint,
     context: ssl.SSLContext | None,
@@ -72,6 +83,7 @@ def open_socket(
     deadline: Deadline,
     opening: OpeningSockets,
     addresses: Addresses,
+    proxy: Tunnel | None = None,
 ) -> socket.socket:
     """Connect to `endpoint`, with TLS if a context is given.
 
@@ -88,14 +100,17 @@ def open_socket(
     opening : OpeningSockets
         Keeps each socket made, and the one returned.
     addresses : Addresses
-        What was learned about the endpoint's addresses, which decides their order.
+        What was learned about the addresses of the endpoint, or of the proxy, which decides their order.
+    proxy : Tunnel or None
+        What to connect through; None connects directly.
 
     Raises
     ------
     ConnectFailedError
         With `retriable` False where waiting cannot help: an unknown name, an untrusted certificate.
     """
-    sock = _connect(endpoint, addresses, deadline, opening)
+    begin = _connect if proxy is None else proxy.connect
+    sock = begin(endpoint, addresses, deadline, opening)
     if context is None:
         return sock
     with addresses.judging(sock):
@@ -130,9 +145,9 @@ def _start_tls(
     hostname: str,
     deadline: Deadline,
     opening: OpeningSockets,
-) -> ssl.SSLSocket:
+) -> ssl.SSLSocket | NestedTls:
     try:
-        secured = context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
+        secured = wrap_socket(sock, context, hostname)
     except (OSError, ValueError) as error:
         opening.close(sock)
         if is_of_handler(error):
@@ -159,6 +174,13 @@ def _start_tls(
         opening.close(secured)
         raise
     return secured
+
+
+def wrap_socket(sock: socket.socket, context: ssl.SSLContext, hostname: str) -> ssl.SSLSocket | NestedTls:
+    """Secure a connected socket, whose handshake is to be done."""
+    if isinstance(sock, ssl.SSLSocket):  # to a proxy
+        return NestedTls(sock, context, hostname)
+    return context.wrap_socket(sock, server_hostname=hostname, do_handshake_on_connect=False)
 
 
 def receive(sock: socket.socket, size: int, deadline: Deadline) -> bytes:
@@ -191,7 +213,7 @@ def send_flags(sock: socket.socket) -> int:
     Python ignores that signal, but programs may have put its default back, which ends the process. TLS takes
     no flags.
     """
-    return 0 if isinstance(sock, ssl.SSLSocket) else NO_SIGNAL
+    return 0 if isinstance(sock, SECURED) else NO_SIGNAL
 
 
 def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> None:
@@ -254,7 +276,7 @@ def shut_down(sock: socket.socket) -> None:
     """End both directions, which wakes threads that wait on the socket; its number stays taken."""
     with Suppress(OSError):
         # Not SSLSocket's own method: after it, that object would read and write in clear.
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        socket.socket.shutdown(sock.outer if isinstance(sock, NestedTls) else sock, socket.SHUT_RDWR)
 
 
 def _positive(deadline: Deadline) -> float | None:

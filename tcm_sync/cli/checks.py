@@ -24,7 +24,8 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
-from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket
+from tcm_sync._transport.proxies import Proxy, make_proxy
+from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket, wrap_socket
 from tcm_sync._wire.quote import quote
 from tcm_sync.cli.answerers import Answer, describe_answerer, speaks_http_2
 from tcm_sync.cli.dialogue import ask_capability
@@ -86,6 +87,7 @@ class Checks:
         self._settings: Settings
         self._endpoint: Endpoint
         self._context: ssl.SSLContext | None = None
+        self._proxy: Proxy | None = None
         self._capability: frozenset[str] | None = None
         self._is_local = False
         self._rest = b""
@@ -108,6 +110,7 @@ class Checks:
         try:
             self._settings = Settings(**self._session.arguments())
             self._endpoint = Endpoint.parse(self._settings.uri)
+            self._proxy = make_proxy(self._settings)
             if self._endpoint.secure:
                 tls = self._settings.tls
                 self._context = ssl.create_default_context() if tls is None else tls.context()
@@ -116,6 +119,8 @@ class Checks:
         route, token = self._settings.route, self._session.token
         where = "no container" if route is None else f"container {route.container_id}"
         detail = f"{self._settings.uri}, {where}, {'no token' if token is None else 'a token'}"
+        if self._proxy is not None:
+            detail += f", through the proxy {self._proxy.url}"
         left = _seconds_left(token)
         if left is not None and left < 0:
             return Finding(
@@ -126,22 +131,28 @@ class Checks:
         return Finding(detail)
 
     def name_resolution(self) -> Finding:
-        """Resolve the name of the host."""
-        host = self._endpoint.host
+        """Resolve the name of the host, or of the proxy, which resolves that."""
+        host, port, option = self._endpoint.host, self._endpoint.port, "--uri"
+        if self._proxy is not None and self._proxy.url.scheme != "socks5":
+            host, port, option = self._proxy.url.host, self._proxy.url.port, "--proxy"
         try:
-            found = socket.getaddrinfo(host, self._endpoint.port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise StepFailedError(
                 f"the name {host!r} cannot be resolved: {error}",
-                "the host of --uri is misspelt, or this machine cannot reach a name server",
+                f"the host of {option} is misspelt, or this machine cannot reach a name server",
             ) from error
         return Finding(", ".join(dict.fromkeys(str(address[0]) for *_, address in found)))
 
     def tcp(self) -> Finding:
         """Open a TCP connection."""
         try:
-            sock = open_socket(self._endpoint, None, None, self._deadline(), self._opening, self._addresses)
+            sock = self._open(None)
         except ConnectFailedError as error:
+            if self._proxy is not None:
+                raise StepFailedError(
+                    error.message, "the proxy must accept this host and port: check --proxy"
+                ) from error
             refused = isinstance(error.__cause__, ConnectionRefusedError)
             raise StepFailedError(
                 error.message,
@@ -150,7 +161,8 @@ class Checks:
                 else "a firewall or a wrong address keeps packets from arriving",
             ) from error
         self._sockets.append(sock)
-        return Finding(f"{self._endpoint.authority} answers")
+        through = "" if self._proxy is None else f" through the proxy {self._proxy.url}"
+        return Finding(f"{self._endpoint.authority} answers{through}")
 
     def tls(self) -> Finding:
         """Do the TLS handshake, and check when the certificate expires."""
@@ -162,7 +174,9 @@ class Checks:
         self._opening.remove(plain)
         plain.settimeout(self._timeout)
         try:
-            secured = self._context.wrap_socket(plain, server_hostname=name)
+            secured = wrap_socket(plain, self._context, name)
+            self._sockets.append(secured)
+            secured.do_handshake()
         except ssl.SSLCertVerificationError as error:
             plain.close()
             raise StepFailedError(
@@ -174,7 +188,6 @@ class Checks:
                 f"no TLS connection with {name}: {error or 'timed out'}",
                 "the port may not speak TLS (then the address is ws://), or requires a client certificate",
             ) from error
-        self._sockets.append(secured)
         certificate: dict[str, Any] = dict(secured.getpeercert() or {})
         names = [str(value) for _, value in certificate.get("subjectAltName", ())]
         days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86_400
@@ -208,13 +221,17 @@ class Checks:
             or "the path of --uri is wrong, or a proxy forwards only the WebSocket",
         )
 
-    def _get(self, path: str) -> Answer:
+    def _open(self, context: ssl.SSLContext | None) -> socket.socket:
         tls = self._settings.tls
-        hostname = tls.server_hostname if tls is not None else None
-        connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
-        sock = open_socket(
-            self._endpoint, self._context, hostname, self._deadline(), self._opening, self._addresses
+        name = tls.server_hostname if tls is not None else None
+        deadline = self._deadline()
+        return open_socket(
+            self._endpoint, context, name, deadline, self._opening, self._addresses, self._proxy
         )
+
+    def _get(self, path: str) -> Answer:
+        connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
+        sock = self._open(self._context)
         try:
             sock.settimeout(self._timeout)
             connection.sock = sock
@@ -265,7 +282,7 @@ class Checks:
             if code_of(error) == DENIED:
                 advice = "TCM_CLIENT_TOKEN or --token-file must contain a token that this manager accepts"
             raise StepFailedError(error.message, advice, code_of(error)) from error
-        self._is_local = is_local(self._sockets[-1])
+        self._is_local = self._proxy is None and is_local(self._sockets[-1])
         auth = self._settings.auth
         roles = ", ".join(auth.roles) if auth is not None and auth.roles else "none named"
         return Finding(f"accepted; roles: {roles}")

@@ -167,6 +167,7 @@ CONNECTING = (
     _option("--vm-ip", "TCM_VM_IP", "ADDRESS", "The address of its VM."),
     _option("--vm-id", "TCM_VM_ID", "ID", "The id of its VM."),
     _option("--ca-file", "TCM_CA_FILE", "FILE", "The authorities to trust, for wss://."),
+    _option("--proxy", "TCM_PROXY", "URL", "The proxy; env: that of HTTPS_PROXY etc."),
     _option("--timeout", "TCM_TIMEOUT", "SECONDS", "For the whole call.", _SECONDS),
     _option("--pool-size", "TCM_POOL_SIZE", "N", "Sockets at most.", click.IntRange(1)),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
 import os
@@ -393,3 +394,60 @@ def test_shared_memory_reports_whether_the_manager_can_see_it(
     assert "is writable" in steps["shared memory"]["detail"]
     assert said in steps["shared memory"]["detail"]
     assert todo == []
+
+
+# --- proxies ---
+
+
+def connect_proxy(listener, asked):
+    """Answer one CONNECT after another with a connection, and note what was asked."""
+
+    def relay(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def serve(near):
+        head = near.recv(65_536)
+        asked.append(head)
+        host, _, port = head.split()[1].decode().rpartition(":")
+        with near, socket.create_connection((host, int(port))) as far:
+            near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=relay, args=(far, near))
+            back.start()
+            relay(near, far)
+            back.join()
+
+    with contextlib.suppress(OSError):
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],)).start()
+
+
+def test_every_step_goes_through_the_proxy_and_its_password_is_not_shown(examine, manager):
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=connect_proxy, args=(listener, asked))
+        thread.start()
+        port = listener.getsockname()[1]
+        code, steps, todo = examine("--proxy", f"http://user:never-shown@127.0.0.1:{port}")
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert (code, failed(steps), todo) == (0, [], [])
+    assert f"through the proxy http://127.0.0.1:{port}" in steps["settings"]["detail"]
+    assert f"through the proxy http://127.0.0.1:{port}" in steps["TCP"]["detail"]
+    assert "not on this machine" in steps["shared memory"]["detail"]
+    assert len(asked) >= 4
+    assert "never-shown" not in json.dumps([steps, todo])
+
+
+def test_a_proxy_that_is_not_there(examine, manager):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    code, steps, todo = examine("--proxy", f"http://user:never-shown@127.0.0.1:{port}")
+    assert (code, failed(steps)) == (3, ["TCP"])
+    assert f"the proxy http://127.0.0.1:{port} cannot be reached" in steps["TCP"]["detail"]
+    assert todo == ["TCP: the proxy must accept this host and port: check --proxy"]
+    assert "never-shown" not in json.dumps([steps, todo])

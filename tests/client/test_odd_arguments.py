@@ -304,6 +304,7 @@ VARIABLES = (
     "TCM_VM_IP",
     "TCM_VM_ID",
     "TCM_CA_FILE",
+    "TCM_PROXY",
     "TCM_TIMEOUT",
     "TCM_POOL_SIZE",
 )

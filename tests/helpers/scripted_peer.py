@@ -43,6 +43,8 @@ class ScriptedPeer:
         Where clients find it.
     http : dict
         Path to ``(status, JSON object)``, or to a script that answers by itself.
+    raw : bool
+        Whether what the client sends first is no line of HTTP, so that scripts take every connection.
     connections : list of PeerConnection
         In the order in which their first line came.
     probes : list of PeerConnection
@@ -60,6 +62,7 @@ class ScriptedPeer:
         self.host = host
         self.tls = tls
         self.lock = threading.Lock()
+        self.raw = False
         self.http: dict[str, Any] = {"/health": (200, {"status": "ok"}), "/ready": (200, {"status": "ready"})}
         self.connections: list[PeerConnection] = []
         self.probes: list[PeerConnection] = []
@@ -150,9 +153,11 @@ class ScriptedPeer:
 
     def _script_for(self, connection: PeerConnection) -> Script:
         """Look at the request line, and put it back for the script to read."""
-        line = connection.recv_until(b"\r\n")
-        connection.unread(line)
-        path = line.split()[1].decode("latin-1")
+        path = None
+        if not self.raw:
+            line = connection.recv_until(b"\r\n")
+            connection.unread(line)
+            path = line.split()[1].decode("latin-1")
         with self.lock:
             if path in self.http:
                 self.probes.append(connection)

@@ -9,7 +9,8 @@ import pytest
 
 from tcm_sync import AuthenticationError, ConnectFailedError
 from tcm_sync._deadline import Deadline
-from tcm_sync._transport.handshake import HEAD_BYTES, shake_hands
+from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.heads import HEAD_BYTES
 from tcm_sync._transport.sockets import shut_down
 from tcm_sync.settings import Endpoint
 

@@ -32,7 +32,7 @@ LAYERS = (
     {"_process", "_reentry"},
     {"_threads"},
     {"_logs"},
-    {"_arguments", "_wire"},
+    {"_arguments", "_proxy_url", "_wire"},
     {"_tensors", "retry"},
     {"models", "settings"},
     {"_transport"},

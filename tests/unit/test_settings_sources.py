@@ -142,6 +142,7 @@ WHOLE = {
     "max_reply_bytes": 10**7,
     "tls": TlsSettings(key_password="k", server_hostname="h"),
     "headers": {"A": "b"},
+    "proxy": "http://u:p@h:1",
 }
 
 
@@ -241,6 +242,7 @@ def test_the_whole_environment():
         "TCM_VM_IP": "10.0.0.1",
         "TCM_VM_ID": "vm-9",
         "TCM_CA_FILE": "/etc/ca.pem",
+        "TCM_PROXY": "socks5h://h:1",
         "TCM_TIMEOUT": "2.5",
         "TCM_POOL_SIZE": "3",
     }
@@ -249,6 +251,7 @@ def test_the_whole_environment():
         "auth": AuthContext("worker", TOKEN, "svc", "acme", ("inference", "admin")),
         "route": Route("ctr-9", "10.0.0.1", "vm-9"),
         "tls": TlsSettings(ca_file="/etc/ca.pem"),
+        "proxy": "socks5h://h:1",
         "timeout": 2.5,
         "pool_size": 3,
     }
