@@ -46,6 +46,13 @@ from tcm_sync.cli.options import LocalCommand, Session
     show_default=True,
     help="What each step of a management job takes.",
 )
+@click.option(
+    "--fail",
+    metavar="FAULT",
+    multiple=True,
+    help="What happens to the next inferences, in order: an error code such as TRITON_OVERLOADED, drop, "
+    "delay=SECONDS, garble, stale, or ok (answered as usual); with *N behind it, N times.",
+)
 @click.option("--no-shm", is_flag=True, help="Grant no shared memory.")
 @click.pass_obj
 def serve(
@@ -59,6 +66,7 @@ def serve(
     workers: int,
     stream_timeout: float,
     step_seconds: float,
+    fail: tuple[str, ...],
     no_shm: bool,
 ) -> None:
     """Serve ONNX models as a manager does, until SIGINT or SIGTERM. For laptops and tests only."""
@@ -84,5 +92,6 @@ def serve(
         workers=workers,
         stream_timeout=stream_timeout,
         step_seconds=step_seconds,
+        fail=fail,
         shm=not no_shm,
     )

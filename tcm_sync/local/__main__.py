@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tcm_sync.errors import TcmError
+from tcm_sync.local.injection import PLAN_HELP, plan_text
 from tcm_sync.local.manager import LocalManager
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=0.0,
         help="seconds that each step of a management job takes (default: %(default)s)",
     )
+    parser.add_argument("--fail", action="append", default=[], metavar="FAULT", help=PLAN_HELP)
     parser.add_argument("--no-shm", action="store_true", help="grant no shared memory")
     return parser.parse_args(arguments)
 
@@ -105,6 +107,7 @@ def serve(
     out: TextIO,
     *,
     step_seconds: float = 0.0,
+    fail: Sequence[str] = (),
     as_json: bool = False,
     **settings: Any,
 ) -> None:
@@ -118,6 +121,8 @@ def serve(
         Gets a line with the address once the manager serves.
     step_seconds : float
         Seconds that each step of a management job takes.
+    fail : sequence of str
+        Faults of the first inferences, as `plan_text` takes them.
     as_json : bool
         Whether that line is JSON.
     **settings
@@ -132,6 +137,8 @@ def serve(
     manager = LocalManager(
         models, on_cloud_step=lambda _: time.sleep(step_seconds), linger=_LINGER, **settings
     )
+    for fault in fail:
+        plan_text(manager, fault)
     try:
         # Both raise KeyboardInterrupt, also if a shell has started this process with SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)

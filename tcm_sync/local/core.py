@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import secrets
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tcm_sync.local.cloud import Cloud
+    from tcm_sync.local.injection import PlannedFaults
     from tcm_sync.local.loaded_model import LoadedModel
     from tcm_sync.local.settings import Settings
     from tcm_sync.local.shared_memory import SharedMemory
@@ -61,8 +63,8 @@ class Receiver(Protocol):
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message, after those before it."""
 
-    def send_text(self, text: str) -> None:
-        """Send a message that is written already."""
+    def send_texts(self, *texts: str) -> None:
+        """Send messages that are written already, in one piece."""
 
 
 class Core:
@@ -75,6 +77,7 @@ class Core:
     cloud : Cloud
     shared_memory : SharedMemory or None
     counters : Counters
+    planned : PlannedFaults
     loop : asyncio.AbstractEventLoop
         The loop that all methods are called in.
     """
@@ -86,10 +89,12 @@ class Core:
         cloud: Cloud,
         shared_memory: SharedMemory | None,
         counters: Counters,
+        planned: PlannedFaults,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.settings = settings
         self.counters = counters
+        self.planned = planned
         self.capabilities = ("json",) if shared_memory is None else ("json", "shm")
         self.draining = False
         self.taking = True  # whether new work is accepted, for a while also while draining
@@ -136,6 +141,7 @@ class Core:
         self._loop = loop
         self._sessions: dict[str, Receiver] = {}  # by uuid, in the order in which they connected
         self._tenants: dict[str, TokenBucket] = {}
+        self._no_delays = threading.Event()  # set when delayed requests wait no longer
         self._work = asyncio.Event()  # set while a tick may have something to take
 
     @property
@@ -212,24 +218,27 @@ class Core:
 
     def _run(self, job: Job) -> None:
         """Do one job; in a worker's thread."""
+        if job.fault.seconds:
+            self._no_delays.wait(job.fault.seconds)
         faults = self.faults if job.kind == "inference" else None
         with contextlib.nullcontext() if faults is None else faults.worker():
             if job.kind == "inference" and is_stream(job.payload):
                 session = self._sessions.get(job.uuid)
                 outlet = self._nowhere if session is None else session.outlet
-                self._streams.answer(job.uuid, job.payload, outlet)
-                text = None
+                self._streams.answer(job.uuid, job.payload, outlet, job.fault)
+                texts: tuple[str, ...] = ()
             else:
                 reply = self._reply(job)
-                text = None if reply is None else json.dumps(reply)
+                texts = () if reply is None else job.fault.texts(json.dumps(reply))
         try:
-            self._loop.call_soon_threadsafe(self._finish, job, text)
+            self._loop.call_soon_threadsafe(self._finish, job, texts)
         except RuntimeError:  # the loop was closed: the manager has been killed meanwhile
             return
 
     def _reply(self, job: Job) -> dict[str, Any] | None:
         if job.kind == "inference":
-            return {"type": "inference", "uuid": job.uuid, "payload": self._inference.answer(job.payload)}
+            answer = self._inference.answer(job.payload, job.fault.failure)
+            return {"type": "inference", "uuid": job.uuid, "payload": answer}
         payload = self._management.answer(job.uuid, job.payload)
         if self._shared_memory is not None:
             self._shared_memory.drop_gone(self._find)
@@ -243,45 +252,51 @@ class Core:
             "_auth": {**job.claims, "capability": ["json"]},
         }
 
-    def _finish(self, job: Job, text: str | None) -> None:
+    def _finish(self, job: Job, texts: tuple[str, ...]) -> None:
         self.scheduler.finish(job.kind)
         if self.scheduler.can_tick:
             self._work.set()
-        if text is None:
+        if not texts:
             return  # no reply, or a stream that has been sent already
         session = self._sessions.get(job.uuid)
         if session is None:
             self.counters.count("lost_replies")
         else:
-            session.send_text(text)
+            session.send_texts(*texts)
 
     def _refuse(self, job: Job, why: tuple[str, str]) -> None:
         code, message = why
         self.send(job.uuid, error_message(message, code, dropped_type=job.kind))
 
+    def begin_draining(self) -> None:
+        """Drop waiting jobs; from now on new messages are handled and still refused."""
+        if self.draining:
+            return
+        self.draining = True
+        for job in self.scheduler.drop_all():
+            self._refuse(job, DROPPED_BY_SHUTDOWN)
+        self._loop.call_later(SCHEDULER_STAYS, self._stop_taking)
+
+    def _stop_taking(self) -> None:
+        self.taking = False
+        self.scheduler.drop_all()  # they were refused when they were sent
+
     async def drain(self, linger: float) -> None:
-        """Drop waiting jobs and wait for running ones; new messages are still handled, and refused.
+        """Drain, and wait for running jobs.
 
         Parameters
         ----------
         linger : float
             The least seconds that this takes.
         """
-        self.draining = True
-        for job in self.scheduler.drop_all():
-            self._refuse(job, DROPPED_BY_SHUTDOWN)
-        start = self._loop.time()
-        while True:
-            elapsed = self._loop.time() - start
-            if self.taking and elapsed >= SCHEDULER_STAYS:
-                self.taking = False
-                self.scheduler.drop_all()  # they were refused when they were sent
-            if elapsed >= linger and not self.scheduler.is_busy:
-                return
+        self.begin_draining()
+        end = self._loop.time() + linger
+        while self.scheduler.is_busy or self._loop.time() < end:
             await asyncio.sleep(_DRAIN_POLL)
 
     def abandon_work(self) -> None:
         """Start no more work, and end streams at their next chunk. Any thread may call this."""
+        self._no_delays.set()
         for workers in self._workers.values():
             workers.discard()
         if self.faults is not None:

@@ -20,8 +20,11 @@ from tcm_sync.local.tensors import to_json
 from tcm_sync.local.triton import NOT_OVER_HTTP, require_session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
+    from tcm_sync.local.models import ModelFailure
     from tcm_sync.local.requests import Find, Request
     from tcm_sync.local.triton import Triton
 
@@ -41,8 +44,17 @@ class Inference:
         self._triton = triton
         self._find = find
 
-    def answer(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+    def answer(
+        self, payload: Mapping[str, Any], injected: Callable[[], ModelFailure] | None = None
+    ) -> dict[str, Any]:
         """Run one request.
+
+        Parameters
+        ----------
+        payload : mapping
+            The request.
+        injected : callable, optional
+            Makes what it fails with, in place of running.
 
         Returns
         -------
@@ -52,6 +64,8 @@ class Inference:
         is_pipeline = has_pipeline(payload)
         model_name = payload.get("model_name")
         try:
+            if injected is not None:
+                raise injected()
             data = self._run_pipeline(payload) if is_pipeline else self._run_one(payload)
         except BaseException as exc:  # noqa: BLE001 - a model may raise anything, and its worker goes on
             return failed_reply(exc, "pipeline" if is_pipeline else str(model_name))

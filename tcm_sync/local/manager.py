@@ -10,6 +10,7 @@ from tcm_sync._arguments import check_text, check_whole
 from tcm_sync._numbers import shown
 from tcm_sync.errors import ConfigError
 from tcm_sync.local.cloud import Cloud, Container
+from tcm_sync.local.injection import FaultInjection
 from tcm_sync.local.models import Model, load_model
 from tcm_sync.local.regions import Regions
 from tcm_sync.local.settings import Settings, Tokens
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tcm_sync.local.server import Server
 
 
-class LocalManager:
+class LocalManager(FaultInjection):
     """A manager for laptops and tests, in this process, without Triton and virtual machines.
 
     It follows the rules that were recorded from a real manager (docs/wire.rst), pacing included, and runs the
@@ -44,6 +45,9 @@ class LocalManager:
     streams at a time, but no pipelines. To a container in which a job creates a server the manager keeps an
     HTTP connection too, or a gRPC one if the model is a generator function; a gRPC connection serves only
     streams, one at a time.
+
+    For tests, `fail_next`, `refuse_next`, `drop_next`, `delay_next`, `garble_next` and `stale_next` plan
+    faults of requests that are still to come, and `shut_down` begins a shutdown.
 
     Where there is a ``/dev/shm`` it grants ``shm`` and does what Triton does with it, by the rules of
     docs/wire.rst, "Shared memory". Most important: the files that it has read are unlinked when it ends, if
@@ -217,6 +221,7 @@ class LocalManager:
             on_cloud_step=on_cloud_step,
             ssl_context=ssl_context,
         )
+        super().__init__()
         models = _checked_models({} if models is None else models)
         most = _checked_batch_sizes({} if max_batch_sizes is None else max_batch_sizes, models)
         self._models = {name: load_model(name, model, most.get(name)) for name, model in models.items()}
@@ -307,7 +312,13 @@ class LocalManager:
             self._counters = Counters()
             try:
                 server = Server(
-                    self._settings, self._port, self._models, self._cloud, self._regions, self._counters
+                    self._settings,
+                    self._port,
+                    self._models,
+                    self._cloud,
+                    self._regions,
+                    self._counters,
+                    self._planned,
                 )
                 self._port = server.start()
             except OSError as error:  # no descriptors, no shared memory
@@ -330,6 +341,17 @@ class LocalManager:
                     self._server = None
         while self._killed:
             self._killed.pop().join_workers()
+
+    def shut_down(self) -> None:
+        """Begin to drain, as a manager that got SIGTERM, without waiting for the end.
+
+        Running requests are finished and answered, waiting ones are dropped. From then on every message is
+        handled and still refused with ``SYSTEM_SHUTDOWN``, on new connections too, and the connection is
+        closed, until `stop` ends it; `start` begins anew then. If the manager is stopped, this does nothing.
+        """
+        server = self._server
+        if server is not None:
+            server.shut_down()
 
     def kill(self) -> None:
         """Close every connection at once, as SIGKILL does; also while `stop` drains.

@@ -10,8 +10,12 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tcm_sync.local.injection import NO_FAULT
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from tcm_sync.local.injection import Fault
 
 #: The info jobs that a manager's executor can hold; here they never wait.
 _INFO_ROOM = 100
@@ -33,6 +37,8 @@ class Job:
         ``"inference"`` or ``"management"``.
     claims : mapping
         Subject, tenant and roles of the client, which the reply to a management job repeats.
+    fault : Fault
+        What was planned for it, for tests.
     passed_over : int
         How many ticks skipped it although it was the next of its uuid.
     """
@@ -42,6 +48,7 @@ class Job:
     payload: dict[str, Any]
     kind: str = "inference"
     claims: Mapping[str, Any] = field(default_factory=dict)
+    fault: Fault = NO_FAULT
     passed_over: int = 0
 
 

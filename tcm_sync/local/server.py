@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from websockets.http11 import Request, Response
 
     from tcm_sync.local.cloud import Cloud
+    from tcm_sync.local.injection import PlannedFaults
     from tcm_sync.local.loaded_model import LoadedModel
     from tcm_sync.local.regions import Regions
     from tcm_sync.local.settings import Settings
@@ -36,6 +37,7 @@ logger = logging.getLogger("tcm_sync.local")
 _LIBRARY_LIMIT = 16 * 2**20
 #: Seconds that a client may take to answer a close frame.
 CLOSE_TIMEOUT = 2.0
+_POLL = 0.1  # seconds between two looks whether the thread has ended
 
 
 class Server:
@@ -50,6 +52,7 @@ class Server:
     cloud : Cloud
     regions : Regions
     counters : Counters
+    planned : PlannedFaults
     """
 
     def __init__(
@@ -60,12 +63,14 @@ class Server:
         cloud: Cloud,
         regions: Regions,
         counters: Counters,
+        planned: PlannedFaults,
     ) -> None:
         self._settings = settings
         self._wanted_port = port
         self._models = models
         self._cloud = cloud
         self._counters = counters
+        self._planned = planned
         self.shared_memory = SharedMemory(regions) if settings.shm and is_usable() else None
         self._bound: Future[int] = Future()
         self._thread = threading.Thread(target=self._run, name="tcm-local", daemon=True)
@@ -89,6 +94,18 @@ class Server:
         except BaseException:
             self._thread.join()
             raise
+
+    def shut_down(self) -> None:
+        """Begin to drain, and return when it has begun; `stop` ends it."""
+        begun = threading.Event()
+
+        def begin() -> None:
+            self.core.begin_draining()
+            begun.set()
+
+        self._post(begin)
+        while not begun.wait(_POLL) and self._thread.is_alive():
+            pass
 
     def stop(self) -> None:
         """Drain, close everything, and wait for the end."""
@@ -138,7 +155,13 @@ class Server:
         self._sessions: dict[Session, asyncio.Task[Any]] = {}
         server = await self._listen()
         self.core = Core(
-            self._settings, self._models, self._cloud, self.shared_memory, self._counters, self._loop
+            self._settings,
+            self._models,
+            self._cloud,
+            self.shared_memory,
+            self._counters,
+            self._planned,
+            self._loop,
         )
         scheduling = asyncio.create_task(self.core.schedule())
         ending = asyncio.create_task(self._end(server))

@@ -12,14 +12,15 @@ import orjson
 from websockets.exceptions import ConnectionClosed
 
 from tcm_sync.local.auth import ANYBODY, AuthRefused, Identity, granted
-from tcm_sync.local.core import error_message
+from tcm_sync.local.core import DROPPED_BY_SHUTDOWN, EXECUTOR_FULL, QUEUE_FULL, error_message
 from tcm_sync.local.failures import text_of
+from tcm_sync.local.injection import SHUTDOWN, TENANT_LIMIT_REACHED
 from tcm_sync.local.limits import SlidingWindow
 from tcm_sync.local.outlet import Outlet
 from tcm_sync.local.scheduler import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from websockets.asyncio.server import ServerConnection
 
@@ -84,8 +85,8 @@ class Session:
         self._uuid = ""
         self._identity = Identity(ANYBODY, ())
         self._messages = SlidingWindow(core.settings.messages_per_second, 1.0)
-        # texts, or outlets that have some; then a close code or None
-        self._outgoing: asyncio.Queue[str | Outlet | int | None] = asyncio.Queue()
+        # texts that are sent in one piece, or outlets that have some; then a close code or None
+        self._outgoing: asyncio.Queue[tuple[str, ...] | Outlet | int | None] = asyncio.Queue()
         self.outlet = Outlet(
             asyncio.get_running_loop(), self._outgoing.put_nowait, in_a_hurry=lambda: core.draining
         )
@@ -109,12 +110,12 @@ class Session:
         if message["type"] == "error":
             payload = message["payload"]
             self._core.counters.count_nack(payload.get("code", payload["message"]))
-        self.send_text(json.dumps(message))
+        self.send_texts(json.dumps(message))
 
-    def send_text(self, text: str) -> None:
-        """Send a message that is written already."""
+    def send_texts(self, *texts: str) -> None:
+        """Send messages that are written already, in one piece."""
         if not self._closing:
-            self._outgoing.put_nowait(text)
+            self._outgoing.put_nowait(texts)
 
     def close(self, code: int) -> None:
         """Close the connection after the messages before are sent; nothing else is sent or handled."""
@@ -122,18 +123,18 @@ class Session:
             self._closing = True
             self._outgoing.put_nowait(code)
 
-    def _refuse(self, message: str, close_code: int, code: str | None = None) -> None:
-        self.send(error_message(message, code))
+    def _refuse(self, message: str, close_code: int, code: str | None = None, **more: str) -> None:
+        self.send(error_message(message, code, **more))
         self.close(close_code)
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
-            while isinstance(item := await self._outgoing.get(), str | Outlet):
-                await self._send_all([item] if isinstance(item, str) else item.take())
+            while isinstance(item := await self._outgoing.get(), tuple | Outlet):
+                await self._send_all(item if isinstance(item, tuple) else item.take())
             if item is not None:
                 await self._connection.close(item)
 
-    async def _send_all(self, texts: list[str]) -> None:
+    async def _send_all(self, texts: Sequence[str]) -> None:
         """Send messages in one write, which makes streams fast; waits while the socket's buffer is full."""
         connection = self._connection
         async with connection.send_context():
@@ -214,8 +215,23 @@ class Session:
         elif not self._identity.may(kind):
             self.send(error_message(f"Forbidden: missing '{kind}' role"))
         else:
-            identity = self._identity
-            self._core.enqueue(Job(uuid, identity.tenant, payload, kind, identity.claims))
+            identity, fault = self._identity, self._core.planned.take(kind, payload)
+            job = Job(uuid, identity.tenant, payload, kind, identity.claims, fault)
+            if fault.refusal is not None:
+                self._refuse_as_planned(job, fault.refusal)
+                return
+            self._core.enqueue(job)
+            if fault.drops:
+                self._connection.transport.abort()
+
+    def _refuse_as_planned(self, job: Job, code: str) -> None:
+        if code == TENANT_LIMIT_REACHED:
+            self._refuse(_TENANT_LIMIT[1], POLICY, code)
+        elif code == SHUTDOWN:
+            self._refuse(DROPPED_BY_SHUTDOWN[1], NORMAL, code, dropped_type=job.kind)
+        else:
+            _, message = QUEUE_FULL if code == QUEUE_FULL[0] else EXECUTOR_FULL
+            self.send(error_message(message, code, dropped_type=job.kind))
 
     def _answer_info(self, payload: Mapping[str, Any]) -> None:
         action = _asked(payload)

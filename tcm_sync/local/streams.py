@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync.local.failures import failed_reply
+from tcm_sync.local.injection import NO_FAULT
 from tcm_sync.local.requests import DEFAULT_OUTPUT, read_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tcm_sync.local.injection import Fault
     from tcm_sync.local.outlet import Outlet
     from tcm_sync.local.requests import Find
     from tcm_sync.local.triton import Triton
@@ -49,18 +51,23 @@ class Streams:
         self._timeout = timeout
         self._is_abandoned = is_abandoned
 
-    def answer(self, uuid: str, payload: Mapping[str, Any], outlet: Outlet) -> None:
+    def answer(self, uuid: str, payload: Mapping[str, Any], outlet: Outlet, fault: Fault = NO_FAULT) -> None:
         """Run one request and send all its replies, in the worker's thread."""
 
         def send(status: str, data: object = None, model_name: str | None = None) -> None:
             reply = {"data": data, "status": status, "model_name": model_name}
-            outlet.put(json.dumps({"type": "inference", "uuid": uuid, "payload": reply}))
+            text = json.dumps({"type": "inference", "uuid": uuid, "payload": reply})
+            is_last = status in ("COMPLETED", "FAILED")
+            for each in fault.texts(text, is_first=status == "START", is_last=is_last):
+                outlet.put(each)
 
         model_name = str(payload.get("model_name"))
         try:
             request = read_request(payload, self._find)
             end = time.monotonic() + self._timeout
             send("START")
+            if fault.failure is not None:
+                raise fault.failure()
             with self._triton.streaming(request.target):
                 responses = self._responses(self._triton.run(request))
                 self._relay(responses, request.output_name, end, lambda text: send("ONGOING", text), outlet)

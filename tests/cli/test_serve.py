@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from tcm_sync import Route, TcmClient
+from tcm_sync import Route, TcmClient, TritonOverloadedError
 from tcm_sync.local import __main__ as foreground
 
 from ..helpers.served_models import add_sub_onnx
@@ -69,7 +69,7 @@ def test_the_options_reach_the_manager(cli, monkeypatch):
     asked = []
     monkeypatch.setattr(foreground, "serve", lambda models, out, **settings: asked.append((models, settings)))
     where = "--host 127.0.0.2 --port 7 --token t --no-shm"
-    how = "--container-id c --tick 0 --workers 2 --stream-timeout 3 --step-seconds 4"
+    how = "--container-id c --tick 0 --workers 2 --stream-timeout 3 --step-seconds 4 --fail drop"
     assert cli("serve", "a/b.onnx", "c=d.onnx", *where.split(), *how.split()).code == 0
     ((models, settings),) = asked
     assert models == {"b": "a/b.onnx", "c": "d.onnx"}
@@ -83,6 +83,7 @@ def test_the_options_reach_the_manager(cli, monkeypatch):
         "workers": 2,
         "stream_timeout": 3.0,
         "step_seconds": 4.0,
+        "fail": ("drop",),
         "shm": False,
     }
 
@@ -95,12 +96,27 @@ def test_the_options_reach_the_manager(cli, monkeypatch):
         (("=x",), 2, "is not [NAME=]FILE"),
         (("--tick", "-1"), 2, "tick must be a number of at least 0"),
         (("--port", "70000"), 2, "--port"),
+        (("--fail", "TRITON_OVERLAODED"), 2, "fault 'TRITON_OVERLAODED'"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_a_line(cli, arguments, code, said):
     done = cli("serve", "--port", "0", *arguments)
     assert (done.code, done.out) == (code, "")
     assert said in done.err.splitlines()[-1]
+
+
+def test_planned_faults_happen_to_the_first_inferences(start, file):
+    process = start("serve", file, "--port", 0, "--fail", "ok", "--fail", "TRITON_OVERLOADED*2", "--json")
+    where = json.loads(process.stdout.readline())
+    route = Route(where["container_id"])
+    with TcmClient(where["uri"], route=route, retry=None) as client:
+        outcomes = []
+        for _ in range(4):
+            try:
+                outcomes.append(client.infer("sums", {"INPUT0": ONE, "INPUT1": ONE})["SUM"].tolist())
+            except TritonOverloadedError as error:
+                outcomes.append(error.code)
+    assert outcomes == [[[2.0]], "TRITON_OVERLOADED", "TRITON_OVERLOADED", [[2.0]]]
 
 
 def test_without_its_extra_it_says_what_to_install(cli, monkeypatch):
