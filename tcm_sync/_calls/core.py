@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import secrets
@@ -26,6 +27,8 @@ from tcm_sync._wire.encode import size_of
 from tcm_sync.errors import ClientClosedError, ConfigError, MessageTooLargeError, TcmError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tcm_sync._deadline import Deadline
     from tcm_sync._pool.call import Call
     from tcm_sync._shm.segment import Segment
@@ -386,11 +389,25 @@ class _Cores:
 
 
 _cores = _Cores()
+_records: list[Callable[[Core], None]] = []  # what is called with the core of a new client
 
 
 def new_core(settings: Settings) -> Core:
     """Make what the calls of a new client share."""
-    return _cores.make(settings, secrets.token_hex(16))
+    core = _cores.make(settings, secrets.token_hex(16))
+    for record in _records:
+        record(core)
+    return core
+
+
+@contextlib.contextmanager
+def recording_clients(record: Callable[[Core], None]) -> Iterator[None]:
+    """Call `record` with the core of each client that is made meanwhile, for tests that check closing."""
+    _records.append(record)
+    try:
+        yield
+    finally:
+        _records.remove(record)
 
 
 def core_of(settings: Settings, key: str, client: object) -> Core:
