@@ -8,7 +8,7 @@ import ssl
 import string
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -82,6 +82,23 @@ class AuthContext:
             object.__setattr__(self, "token", strip_secret("auth.token holds", self.token))
         roles = check_texts("auth.roles", self.roles, "('inference',)")
         object.__setattr__(self, "roles", roles)
+
+
+def as_auth_context(auth: Any) -> AuthContext | None:
+    """Return an identity as `AuthContext`; those of tcm-client and `tcm_sync.compat` have the same fields.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    if auth is None or isinstance(auth, AuthContext):
+        return auth
+    names = [each.name for each in fields(AuthContext)]
+    if isinstance(auth, type) or not all(hasattr(auth, name) for name in names):
+        raise ConfigError(f"auth must be a AuthContext, not {type(auth).__name__}")
+    given = {name: getattr(auth, name) for name in names}
+    return AuthContext(**{**given, "roles": () if auth.roles is None else auth.roles})
 
 
 @dataclass(frozen=True)
@@ -241,6 +258,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         endpoint = Endpoint.parse(self.uri)
+        object.__setattr__(self, "auth", as_auth_context(self.auth))
         for name, kind in _KINDS.items():
             if not isinstance(getattr(self, name), (kind, type(None))):
                 raise ConfigError(
@@ -307,7 +325,7 @@ class BatchPolicy:
         object.__setattr__(self, "max_wait", wait)
 
 
-_KINDS: dict[str, type] = {"auth": AuthContext, "route": Route, "tls": TlsSettings, "retry": RetryPolicy}
+_KINDS: dict[str, type] = {"route": Route, "tls": TlsSettings, "retry": RetryPolicy}
 
 _RESERVED_HEADERS = frozenset({"upgrade", "connection", "host", "content-length", "transfer-encoding"})
 

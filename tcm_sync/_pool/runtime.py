@@ -241,7 +241,7 @@ class Runtime:
         self, lease: Lease, call: Call, refusal: Refusal, gates: tuple[Gate, ...], prober: Prober | None
     ) -> TcmError:
         """Return the failure. The gates and the pool note it before others get the connection."""
-        failure, reusable = refusal
+        failure = refusal.error
         connection = lease.connection
         _name(failure, connection, call)
         call.may_have_run = call.may_have_run or failure.outcome_unknown
@@ -256,7 +256,7 @@ class Runtime:
             elif isinstance(failure, BackpressureError) and pool is self.pool:
                 pool.narrow(connection, failure)  # not of jobs, which take minutes
         finally:
-            if reusable:
+            if refusal.reusable:
                 lease.release()
             else:
                 lease.discard(f"refused: {failure}")

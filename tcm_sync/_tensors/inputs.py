@@ -77,9 +77,9 @@ def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = Fa
     inputs : mapping, sequence or array_like
         - name -> array-like. The datatype is that of the dtype: float64 is FP64. Lists have numpy's
           dtypes: ``[1.5]`` is FP64, ``[1]`` INT64.
-        - A sequence of `InferenceInput`, or of dicts in either form of the wire: ``name``, ``shape``,
-          ``datatype``, ``data``; or ``name``, ``dims``, ``type`` (``"FP32"`` or ``"TYPE_FP32"``),
-          ``value``.
+        - A sequence of `InferenceInput` (also that of tcm-client), or of dicts in either form of the wire:
+          ``name``, ``shape``, ``datatype``, ``data``; or ``name``, ``dims``, ``type`` (``"FP32"`` or
+          ``"TYPE_FP32"``), ``value``.
         - One array-like alone, which is named ``INPUT__0``.
     scalars : bool
         Whether 0-d tensors, bare numbers and texts are allowed, since they are stacked before they are sent.
@@ -152,7 +152,18 @@ def _is_described(inputs: object) -> TypeGuard[Sequence[Any]]:
     return (
         isinstance(inputs, Sequence)
         and not isinstance(inputs, memoryview)
-        and (not inputs or isinstance(inputs[0], (InferenceInput, Mapping)))
+        and (not inputs or isinstance(inputs[0], (InferenceInput, Mapping)) or _is_foreign(inputs[0]))
+    )
+
+
+def _is_foreign(item: Any) -> bool:
+    """Whether an item is the input of another client: tcm-client's has the fields of `InferenceInput`."""
+    if hasattr(item, "set_data_from_numpy"):
+        raise InputError(
+            f"{type(item).__name__} is an input of tritonclient: pass {{name: array}} (docs/migrating.rst)"
+        )
+    return isinstance(getattr(item, "name", None), str) and all(
+        hasattr(item, field) for field in ("shape", "datatype", "data")
     )
 
 
@@ -163,11 +174,11 @@ def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
             raise InputError("one input described by a dict: put it in a list")
         for name, data in inputs.items():
             yield name, UNSET, UNSET, data
-    elif isinstance(inputs, InferenceInput):
+    elif isinstance(inputs, InferenceInput) or _is_foreign(inputs):
         raise InputError("one InferenceInput: put it in a list")
     elif _is_described(inputs):
         for place, item in enumerate(inputs):
-            if isinstance(item, InferenceInput):
+            if isinstance(item, InferenceInput) or _is_foreign(item):
                 yield item.name, item.shape, item.datatype, item.data
             elif isinstance(item, Mapping):
                 yield _from_dict(item, place)

@@ -428,7 +428,7 @@ class Reader:
         future = self.pending.claim(connection.uuid)  # nothing below may fail before it is resolved
         if future is not None:
             stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
-            future.resolve(Refusal(error, reusable=stays))
+            future.resolve(Refusal(error, reusable=stays, said=payload))
         elif not isinstance(error, ShuttingDownError):
             raise ProtocolError(f"the manager refused what was not asked: {error.message}")
         else:

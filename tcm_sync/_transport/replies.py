@@ -6,14 +6,16 @@ import threading
 from time import monotonic
 from typing import NamedTuple
 
+from tcm_sync._wire.messages import ErrorReply
 from tcm_sync.errors import TcmError
 
 
 class Refusal(NamedTuple):
-    """A failure in place of a reply, and whether its socket may be used again."""
+    """A failure in place of a reply, whether its socket may be used again, and the manager's own words."""
 
     error: TcmError
     reusable: bool = False
+    said: ErrorReply | None = None
 
 
 class ReplyFuture:

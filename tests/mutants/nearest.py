@@ -19,14 +19,13 @@ NEAREST = {
     "tcm_sync/_pool/opening.py": "peer/test_stats unit/test_pool_model unit/test_pool peer/test_connecting",
     "tcm_sync/_pool/pace.py": "unit/test_pace",
     "tcm_sync/_pool/pool.py": (
-        "unit/test_lease unit/test_inventory unit/test_pool_model peer/test_leases "
-        "peer/test_shared_memory_requests"
+        "unit/test_lease unit/test_pool_model peer/test_leases peer/test_shared_memory_requests"
     ),
     "tcm_sync/_pool/pool_state.py": (
         "unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting peer/test_stats"
     ),
     "tcm_sync/_pool/runtime.py": (
-        "unit/test_runtime peer/test_leases peer/test_outcomes unit/test_pool peer/test_retries"
+        "peer/test_leases peer/test_outcomes unit/test_pool peer/test_retries peer/test_overload"
     ),
     "tcm_sync/_pool/stream_turns.py": "peer/test_known_faults",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",

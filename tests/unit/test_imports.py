@@ -39,7 +39,7 @@ LAYERS = (
     {"_pool", "_shm", "results"},
     {"_calls"},
     {"client"},
-    {"local"},
+    {"compat", "local"},
     {"cli"},
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
