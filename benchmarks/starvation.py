@@ -3,9 +3,9 @@
 Each socket sends an inference of an instant model, waits for the reply, and sends the next. The manager
 serves five uuids a tick, the oldest first: with more than five busy sockets the youngest starve.
 
-    python -m benchmarks starvation [--seconds 6] [--plot docs/images/starvation.svg]
+    python -m benchmarks starvation [--seconds 6] [--only 5 8 16] [--plot docs/images/starvation.svg]
 
-The expected counts and worst latencies are for 6 s; those of shorter runs cannot be compared with them.
+The manager has a process and a core of its own. The expected counts and worst latencies are for 6 s; those of shorter runs cannot be compared with them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 import websockets
 from manager import local_manager
+from runner import pin
 from websockets.asyncio.client import connect
 
 WORKERS = 8
@@ -113,9 +114,9 @@ class Measured:
     worst: float
 
 
-def measure(row: Row, seconds: float) -> Measured:
+def measure(row: Row, seconds: float, core: int | None) -> Measured:
     """Start a manager, put the load on it, and summarise the results."""
-    with local_manager(workers=WORKERS) as manager:
+    with local_manager(core, workers=WORKERS) as manager:
         sockets = asyncio.run(load(manager.uri, row, seconds))
     served = [len(socket.latencies) for socket in sockets]
     latencies = [latency for socket in sockets for latency in socket.latencies]
@@ -150,8 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each row (default: %(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw it too (needs matplotlib)")
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="the rows of so many sockets")
     options = parser.parse_args()
     seconds = options.seconds
+    core = pin()
     print(
         f"websockets {websockets.__version__}, {seconds:g} s a row; measured here | on a real manager in 6 s"
     )
@@ -159,7 +162,9 @@ def main() -> None:
     print(layout.format("sockets", "requests/s", "fewest, most served", "median latency", "worst latency"))
     measured = {}
     for row in ROWS:
-        found = measured[row] = measure(row, seconds)
+        if options.only and row.sockets not in options.only:
+            continue
+        found = measured[row] = measure(row, seconds, core)
         worst = f"{found.worst:.1f} s" if found.worst > 0.1 else f"{found.worst * 1e3:.0f} ms"
         print(
             layout.format(

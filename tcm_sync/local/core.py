@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 #: How long the scheduler of a draining manager still takes what is sent to it (docs/wire.rst, "Draining").
 SCHEDULER_STAYS = 0.5
 _DRAIN_POLL = 0.005
+_EXACTLY = 0.020  # seconds of a tick for which a thread sleeps
 
 DROPPED_BY_SHUTDOWN = ("SYSTEM_SHUTDOWN", "Request dropped: system is shutting down.")
 QUEUE_FULL = ("BACKPRESSURE_QUEUE_FULL", "Request dropped due to backpressure (per-user queue full).")
@@ -113,6 +114,7 @@ class Core:
         self._workers = {
             "management": Workers(settings.management_workers, "tcm-local-management"),
             "inference": Workers(settings.workers, "tcm-local-worker"),
+            "clock": Workers(1, "tcm-local-clock"),
         }
         self.faults = Faults() if settings.known_faults else None
         triton = Triton(
@@ -199,9 +201,26 @@ class Core:
             late = self._loop.time() - due
             if tick:  # as if it had woken at every tick while nothing waited
                 due += tick * (math.floor(late / tick) + 1)
-            await asyncio.sleep(max(0.0, due - self._loop.time()) if tick else 0)
+                await self._sleep_until(due)
+            else:
+                await asyncio.sleep(0)
             self._take_turns()
             due = self._loop.time()  # the next tick is a whole one after this round
+
+    async def _sleep_until(self, due: float) -> None:
+        """Sleep, in the end in a thread: the timers of a loop with busy sockets are up to 2 ms late."""
+        rest = due - self._loop.time() - _EXACTLY
+        if rest > 0.0:
+            await asyncio.sleep(rest)
+        woken = asyncio.Event()
+
+        def sleep() -> None:
+            time.sleep(max(0.0, due - self._loop.time()))
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                self._loop.call_soon_threadsafe(woken.set)
+
+        self._workers["clock"].submit(sleep)
+        await woken.wait()
 
     def _take_turns(self) -> None:
         turns = self.scheduler.tick()

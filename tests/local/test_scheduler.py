@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -207,6 +208,52 @@ def test_queue_stats_count_users_by_what_they_sent(make):
     }
 
 
+@pytest.mark.parametrize(
+    ("sockets", "replaced_after", "spread", "ticks", "fewest", "most"),
+    [
+        pytest.param(5, None, 0, 575, 565, 572, id="5"),
+        pytest.param(8, None, 0, 575, 4, 576, id="8"),
+        pytest.param(16, None, 0, 575, 1, 578, id="16"),
+        pytest.param(16, 200, 0, 575, 5, 204, id="16, replaced after 200"),
+        pytest.param(16, 50, 0, 575, 151, 201, id="16, replaced after 50"),
+        pytest.param(16, 20, 0, 575, 162, 186, id="16, replaced after 20"),
+        pytest.param(16, 500, 100, 5750, 1380, 2136, id="16, replaced after about 500, 60 s"),
+        pytest.param(16, 200, 40, 3830, 1089, 1269, id="16, replaced after about 200, 40 s"),
+    ],
+)
+def test_a_closed_loop_is_served_as_by_a_manager(make, sockets, replaced_after, spread, ticks, fewest, most):
+    """What a real manager served of each socket (docs/wire.rst, "Timing").
+
+    Where the lives of sockets are random, a place may be behind by one such life.
+    """
+    random = Random(7)
+    scheduler = make()
+    served = [0] * sockets
+    left: list[int | None] = [None] * sockets
+    names = itertools.count()
+    owners: dict[str, int] = {}
+
+    def connect(place: int) -> str:
+        name = f"uuid-{next(names)}"
+        owners[name] = place
+        left[place] = replaced_after and replaced_after + random.randint(-spread, spread)
+        return name
+
+    put(scheduler, *(connect(place) for place in range(sockets)))
+    for _ in range(ticks):
+        for name in run(scheduler):
+            place = owners[name]
+            served[place] += 1
+            scheduler.finish("inference")
+            if left[place] is not None:
+                left[place] -= 1
+            put(scheduler, connect(place) if left[place] == 0 else name)
+    assert sum(served) == 5 * ticks
+    slack = 0.1 * most + (replaced_after if spread else 0)
+    assert min(served) == pytest.approx(fewest, abs=slack)
+    assert max(served) == pytest.approx(most, abs=slack)
+
+
 def test_a_late_round_is_not_made_up_for_by_an_early_one():
     """As the manager does: it sleeps for a whole tick after each round, however long the round took."""
     tick, rounds = 0.010, []
@@ -214,6 +261,7 @@ def test_a_late_round_is_not_made_up_for_by_an_early_one():
     async def run() -> None:
         core = SimpleNamespace(settings=SimpleNamespace(tick=tick), _work=asyncio.Event())
         core._loop = asyncio.get_running_loop()
+        core._sleep_until = lambda due: asyncio.sleep(due - core._loop.time())
         core._work.set()
 
         def take_turns() -> None:
