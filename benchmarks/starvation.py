@@ -5,7 +5,8 @@ serves five uuids a tick, the oldest first: with more than five busy sockets the
 
     python -m benchmarks starvation [--seconds 6] [--only 5 8 16] [--plot docs/images/starvation.svg]
 
-The manager has a process and a core of its own. The expected counts and worst latencies are for 6 s; those of shorter runs cannot be compared with them.
+The manager has a process and a core of its own. The expected counts and worst latencies are for 6 s; those of
+shorter runs cannot be compared with them.
 """
 
 from __future__ import annotations
