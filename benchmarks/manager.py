@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,6 +21,12 @@ def double(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"y": inputs["x"] * 2}
 
 
+def slow(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Run a model that takes 0.1 s."""
+    time.sleep(0.1)
+    return double(inputs)
+
+
 def answer(_: dict[str, Any]) -> dict[str, Any]:
     """Run a model that gives the same answer as the instant server."""
     return {"y": ANSWER}
@@ -29,7 +36,7 @@ def serve(end: Connection, core: int | None, settings: dict[str, Any]) -> None:
     """Run the manager until the other process asks for the end."""
     if core is not None:
         os.sched_setaffinity(0, {core})
-    with LocalManager({"double": double, MODEL: answer}, **settings) as manager:
+    with LocalManager({"double": double, "slow": slow, MODEL: answer}, **settings) as manager:
         end.send((manager.uri, manager.route))
         with contextlib.suppress(EOFError):  # the other process has failed
             end.recv()
