@@ -150,21 +150,24 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--threads", type=int, default=4, help="of each worker")
     parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--connections", choices=("new", "kept"), help="only these (default: both)")
     options = parser.parse_args()
     if importlib.util.find_spec("gunicorn") is None:
         parser.error("gunicorn is missing: pip install 'tcm-sync[bench]'")
     core, failed = pin(), 0
-    for keep in (False, True):
+    for connections in [options.connections] if options.connections else ["new", "kept"]:
         for way in ways():
             with (
                 local_manager(core) as manager,
                 web_server(manager, way, options.workers, options.threads) as port,
             ):
-                results, workers = in_a_fresh_process(call, port, options.callers, options.seconds, keep)
+                results, workers = in_a_fresh_process(
+                    call, port, options.callers, options.seconds, connections == "kept"
+                )
             row = summary(results, options.seconds)
             failed += row.failed
             print(
-                f"{'kept' if keep else 'new':4} connections, turns {way:3} {row}; answers of each worker: "
+                f"{connections:4} connections, turns {way:3} {row}; answers of each worker: "
                 f"{', '.join(map(str, sorted(workers.values())))}",
                 flush=True,
             )
