@@ -28,7 +28,7 @@ from tcm_sync import (
 from tcm_sync._calls.stream_call import StreamCall
 from tcm_sync._deadline import Deadline
 
-from ..helpers.peer_connection import PATIENCE, PING, PONG
+from ..helpers.peer_connection import CLOSE, PATIENCE, PING, PONG
 from ..helpers.peer_scripts import ask, background, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
@@ -650,10 +650,22 @@ def test_a_stream_that_is_not_taken_is_held_up_by_tcp_and_holds_up_nobody():
 
 
 def test_what_came_in_time_may_be_taken_late(clock):
-    with ScriptedPeer(streaming(*map(str, range(30)), end=complete)) as peer, connect(peer) as client:
+    go_on = threading.Event()
+
+    def script(connection):
+        begin(connection)
+        chunk(connection, "0")
+        wait_for(go_on)  # until that one was taken: all others wait with the reader then
+        for number in range(1, 30):
+            chunk(connection, str(number))
+        complete(connection)
+        connection.wait_frame(CLOSE)
+
+    with ScriptedPeer(script) as peer, connect(peer) as client:
         chunks = stream(client, timeout=PATIENCE)
+        go_on.set()
         call = chunks._call
-        wait_until(lambda: len(call._replies._items) + len(call._items) == 30)  # and the end
+        wait_until(lambda: len(call._replies._items) == 30)  # and the end
         clock.ahead = PATIENCE
         assert call.deadline.expired()
         assert list(chunks) == [str(number) for number in range(30)]
