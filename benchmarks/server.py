@@ -4,9 +4,10 @@
 
 prints the port that it listens on and serves until its standard input ends. It answers ``auth`` with
 ``auth.ok`` and any other message, unread, with a reply made beforehand, which contains the socket's uuid. The
-uuid selects the reply: ``KIND-whatever`` or ``KIND.COUNT-whatever``, where KIND is one of `OUTPUTS` or
-``stream``. The answer to a plain HTTP request is that the server is ready. Nothing else of the protocol is
-implemented: a message costs a read and a write, and its payload is dropped as it arrives.
+uuid selects the reply: ``KIND-whatever`` or ``KIND.COUNT-whatever``, where KIND is one of `OUTPUTS`,
+``stream``, or one of `TEXTS` for a reply of that many bytes. The answer to a plain HTTP request is that the
+server is ready. Nothing else of the protocol is implemented: a message costs a read and a write, and its
+payload is dropped as it arrives.
 """
 
 from __future__ import annotations
@@ -55,6 +56,38 @@ OUTPUTS: dict[str, Callable[[int], dict[str, object]]] = {
 }
 
 
+#: Lists as long as wanted: the beginning, the text that is repeated with commas between, and the end.
+TEXTS: dict[str, tuple[bytes, bytes, bytes]] = {
+    "column": (b"[", b"[1]", b"]"),
+    "spaced": (b"[", b" [1]", b"]"),
+    "deep": (b"[", b"[[[1]]]", b"]"),
+    "halves": (b"[", b"[0.5]", b"]"),
+    "pairs": (b"[[", b"[1,0.5]", b"]]"),
+    "flags": (b"[", b"[true]", b"]"),
+    "ones": (b"[", b"1", b"]"),
+    "empty": (b"[", b"[]", b"]"),
+    "singly": (b"[", b"0.8972138", b"]"),
+    "ragged": (b"[", b"[1]", b",[1,1]]"),
+    "uneven": (b"[[1,1],", b"[1]", b"]"),
+    "mixed": (b"[", b"[1]", b',["a"]]'),
+}
+
+
+def text_of(kind: str, size: int) -> bytes:
+    """Write a list of about so many bytes."""
+    before, each, behind = TEXTS[kind]
+    return before + (each + b",") * (size // (len(each) + 1)) + each + behind
+
+
+def in_pieces(payload: bytes, size: int) -> bytes:
+    """Build a message of many fragments."""
+    cut = [payload[place : place + size] for place in range(0, len(payload), size)]
+    return b"".join(
+        bytes([(FIN if number == len(cut) - 1 else 0) | (CONTINUATION if number else TEXT), len(part)]) + part
+        for number, part in enumerate(cut)
+    )
+
+
 def frame(opcode: int, payload: bytes) -> bytes:
     """Build an unmasked frame, as servers send them."""
     size = len(payload)
@@ -98,6 +131,10 @@ def replies_for(uuid: str) -> bytes:
             for said in ((None, "START", None), (CHUNK, "ONGOING", None), (None, "COMPLETED"))
         )
         return start + chunk * int(count) + end
+    if kind in TEXTS or kind == "crumbs":
+        before, behind = reply_message(uuid, {"y": None}).split(b"null", 1)
+        message = before + text_of("column" if kind == "crumbs" else kind, int(count)) + behind
+        return in_pieces(message, 2) if kind == "crumbs" else frame(TEXT, message)
     return frame(TEXT, reply_message(uuid, OUTPUTS.get(kind, OUTPUTS["small"])(int(count or 0))))
 
 

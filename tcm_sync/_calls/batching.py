@@ -294,7 +294,7 @@ class Batcher:
         """Cut the outputs of a batch into those of its samples."""
         reply, size = call.reply, len(call.samples)
         try:
-            arrays = decode_outputs(reply.data, self._options.dtypes)
+            arrays = decode_outputs(reply.data, self._options.dtypes, call.deadline)
             for name, array in arrays.items():
                 if array.shape[0] != size:
                     raise ProtocolError(
@@ -303,7 +303,7 @@ class Batcher:
                     )
         except TcmError as error:
             self._core.failed(error, call)
-            call.blame(error, sound=is_readable(reply.data))
+            call.blame(error, sound=lambda: is_readable(reply.data, call.deadline))
             raise
         model_name = reply.model_name or self._options.model_name
         return [

@@ -130,10 +130,10 @@ def send(core: Core, options: CallOptions, prepared: Pieces | Shareable, deadlin
             shared.over()
     reply = call.reply
     try:
-        arrays = decode_outputs(reply.data, options.dtypes)
+        arrays = decode_outputs(reply.data, options.dtypes, deadline)
     except TcmError as error:
         core.failed(error, call)
-        call.blame(error, sound=is_readable(reply.data))
+        call.blame(error, sound=lambda: is_readable(reply.data, deadline))
         raise
     return InferResult(
         reply.model_name or options.model_name, arrays, reply.data, attempts, deadline.elapsed()

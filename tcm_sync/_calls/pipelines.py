@@ -105,7 +105,7 @@ def pipeline(
         results = {
             step.key: InferResult(
                 step.model_name,
-                _of_step(step, decode_outputs, text, wanted),
+                _of_step(step, decode_outputs, text, wanted, deadline),
                 text,
                 attempts,
                 deadline.elapsed(),
@@ -114,7 +114,7 @@ def pipeline(
         }
     except TcmError as error:
         core.failed(error, call)
-        call.blame(error, sound=bool(texts) and all(map(is_readable, texts)))
+        call.blame(error, sound=lambda: bool(texts) and all(is_readable(text, deadline) for text in texts))
         raise
     return results
 

@@ -21,12 +21,13 @@ from tcm_sync._wire.messages import (
 from tcm_sync.errors import ProtocolError, TcmError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tcm_sync._calls.options import CallOptions
     from tcm_sync._deadline import Deadline
     from tcm_sync._tensors import Tensor
     from tcm_sync._transport.connection import Connection
+    from tcm_sync._wire.decode import Data
 
 
 _NO_INPUTS = b'"inputs":[]'
@@ -130,19 +131,19 @@ class InferenceCall(Call):
         self._connection, self.reply = connection, reply
         return None
 
-    def blame(self, error: TcmError, *, sound: bool) -> None:
+    def blame(self, error: TcmError, *, sound: Callable[[], bool]) -> None:
         """Note where unreadable outputs came from, and give that socket up unless the manager is sound."""
         error.outcome_unknown = True
         if isinstance(error, ProtocolError):
             error.uuid = self._connection.uuid
-            if self._connection.pool is not None and not sound:
+            if self._connection.pool is not None and not sound():
                 self._connection.pool.expire(self._connection, "it sent outputs that cannot be read")
 
 
-def is_readable(data: bytes) -> bool:
-    """Whether outputs make arrays of some dtype, if not of the ones asked for."""
+def is_readable(data: Data, deadline: Deadline | None = None) -> bool:
+    """Whether outputs make arrays of some dtype, if not of the ones asked for, and before the deadline."""
     try:
-        decode_outputs(data)
-    except ProtocolError:
+        decode_outputs(data, deadline=deadline)
+    except TcmError:
         return False
     return True

@@ -1,13 +1,10 @@
 """Decode the JSON of a reply, which has neither dtypes nor shapes, to arrays (docs/wire.rst, "Inference").
 
-msgspec decodes the text, since orjson turns integers over 64 bits into floats. A typed decoder refuses mixed
-elements at no extra cost. numpy then makes the array from the nested lists in one pass, which was the only
-way measured that is fast at every size.
+Large arrays are decoded in pieces (`tcm_sync._tensors.pieces`), others at once (`tcm_sync._tensors.lists`).
 """
 
 from __future__ import annotations
 
-import contextvars
 import functools
 import re
 from collections.abc import Hashable, Mapping
@@ -21,35 +18,22 @@ from tcm_sync._numbers import shown
 from tcm_sync._tensors.arrays import MAX_DIMENSIONS
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import DATATYPES, Unfit, datatype_of
-from tcm_sync._tensors.pieces import LARGE, read_in_pieces
+from tcm_sync._tensors.lists import Text, decode_lists
+from tcm_sync._tensors.pieces import MEDIUM, decode_in_pieces, has_any, is_for_pieces
 from tcm_sync._wire.outline import Outline
 from tcm_sync._wire.quote import quote
-from tcm_sync._wire.unreadable import UNREADABLE, why_unreadable
+from tcm_sync._wire.unreadable import UNREADABLE, out_of_memory, why_unreadable
 from tcm_sync.errors import InputError, ProtocolError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from tcm_sync._deadline import Deadline
+
 _BRACKETS = re.compile(rb"[\[ \t\r\n]*")
-_ELEMENTS: dict[str, Any] = {"b": bool, "i": int, "u": int, "f": float | None, "O": str, "U": str, "S": str}
-_READING = {"b": bool, "f": np.float64, "O": object, "U": object, "S": object}
-_ELEMENT_WORDS = {
-    "b": "bools",
-    **dict.fromkeys("iu", "integers that fit int64 or uint64"),
-    "f": "null or numbers in the range of float64",
-    **dict.fromkeys("OUS", "text"),
-}
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 Data = bytes | msgspec.Raw | Outline
-Text = bytes | msgspec.Raw | memoryview
-
-# numpy 2 keeps its error state in a context variable. Entering a prepared context takes a tenth of the time
-# of np.errstate, which would be a third of the cost of a small output.
-_STATE_IN_CONTEXT = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
-_OVERFLOW_RAISES = contextvars.Context()
-if _STATE_IN_CONTEXT:
-    _OVERFLOW_RAISES.run(np.seterr, over="raise", under="ignore")
 
 
 class OutputDtypes(msgspec.Struct, frozen=True, eq=False):
@@ -124,7 +108,9 @@ def _checked_dtype(wanted: Any, where: str) -> np.dtype[Any]:
     return dtype
 
 
-def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, npt.NDArray[Any]]:
+def decode_outputs(
+    data: Data, dtypes: OutputDtypes = _UNSTATED, deadline: Deadline | None = None
+) -> dict[str, npt.NDArray[Any]]:
     """Decode the data of a completed inference to arrays.
 
     Parameters
@@ -134,6 +120,8 @@ def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, np
         element, of shape (1,).
     dtypes : OutputDtypes
         The dtypes that the caller wants, from `check_output_dtypes`.
+    deadline : Deadline, optional
+        The call's. It is checked while large outputs are decoded.
 
     Returns
     -------
@@ -149,9 +137,15 @@ def decode_outputs(data: Data, dtypes: OutputDtypes = _UNSTATED) -> dict[str, np
         ``null``, or does not fit its dtype. The message names the output.
     InputError
         `dtypes` names an output that the reply does not have.
+    CallTimeoutError
+        The deadline passed meanwhile.
+    MessageTooLargeError
+        There is not enough memory for the arrays.
     """
     try:
-        return _arrays(_cut(data) if isinstance(data, Outline) else _object.decode(data), dtypes)
+        return _arrays(_cut(data) if isinstance(data, Outline) else _object.decode(data), dtypes, deadline)
+    except MemoryError:
+        raise out_of_memory(data.size() if isinstance(data, Outline) else len(data)) from None
     except UNREADABLE as error:
         text = data.text if isinstance(data, Outline) else bytes(data)
         reason = why_unreadable(error, text, misfit="it is not a JSON object")
@@ -169,7 +163,9 @@ def _cut(data: Outline) -> Mapping[str, Text]:
     return _object.decode(bytes(data))  # an array is only a part of an output
 
 
-def _arrays(texts: Mapping[str, Text], dtypes: OutputDtypes) -> dict[str, npt.NDArray[Any]]:
+def _arrays(
+    texts: Mapping[str, Text], dtypes: OutputDtypes, deadline: Deadline | None
+) -> dict[str, npt.NDArray[Any]]:
     for name in dtypes.named:
         if name not in texts:
             there = ", ".join(f'"{quote(name)}"' for name in list(texts)[:20]) or "none"
@@ -177,99 +173,49 @@ def _arrays(texts: Mapping[str, Text], dtypes: OutputDtypes) -> dict[str, npt.ND
     arrays = {}
     for name, text in texts.items():
         try:
-            arrays[name] = _decode(text, dtypes.named.get(name, dtypes.every))
+            arrays[name] = _decode(text, dtypes.named.get(name, dtypes.every), deadline)
         except Unfit as reason:
             raise ProtocolError(f'output "{quote(name)}": {reason}') from None
     return arrays
 
 
-def _decode(text: Text, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
+def _decode(text: Text, dtype: np.dtype[Any] | None, deadline: Deadline | None) -> npt.NDArray[Any]:
     """Make the array of one output."""
     brackets: bytes = _BRACKETS.match(text).group()  # type: ignore[union-attr]  # maybe empty
     depth = brackets.count(b"[")
     if depth > MAX_DIMENSIONS:
         raise Unfit(f"nested more than {MAX_DIMENSIONS} deep")
-    kind = dtype.kind if dtype is not None else _kind_in(bytes(text), len(brackets))
-    if kind == "f" and dtype is not None and type(text) is memoryview and len(text) >= LARGE:
-        whole = read_in_pieces(
-            text, depth, lambda piece, axes: _floats(_decoder("f", axes).decode(piece), dtype)
-        )
-        if whole is not None:
-            return whole
+    if depth and len(text) >= MEDIUM and is_for_pieces(view := memoryview(text)):
+        kind = dtype.kind if dtype is not None else _kind_in(view, len(brackets))
+        if kind in "biuf":
+            return decode_in_pieces(view, depth, kind, dtype, deadline)
+    else:
+        kind = dtype.kind if dtype is not None else _kind_in(bytes(text), len(brackets))
     if depth == 0:
         text = bytes(text)
         if text == b"null":  # among other elements it is NaN; alone the output may be missing
             raise Unfit("null in place of a tensor")
         text, depth = b"[%b]" % text, 1
-    try:
-        nested = _decoder(kind, depth).decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        misfit = f"it must be lists nested {depth} deep that hold only {_ELEMENT_WORDS[kind]}"
-        raise Unfit(why_unreadable(error, bytes(text), misfit=misfit)) from None
-    array = _floats(nested, dtype) if dtype is not None and kind == "f" else _array(nested, kind, text)
-    if array.ndim != depth:
-        raise Unfit("ragged lists")
+    array = decode_lists(text, depth, kind, dtype)
     if kind == "S":
         return _encoded(array)
     return array if dtype is None or kind in "fOU" else cast(array, dtype, dtype)
 
 
-def _kind_in(text: bytes, start: int) -> str:
+def _kind_in(text: bytes | memoryview, start: int) -> str:
     """Return the kind of dtype of the first element; the decoder refuses elements of other kinds."""
-    first = text[start : start + 1]
+    first = bytes(text[start : start + 1])
     if first == b'"':
         return "O"
     if first in (b"t", b"f"):
         return "b"
-    if first == b"]" or any(mark in text for mark in (b".", b"e", b"E", b"null")):
+    if first == b"]":
         return "f"
-    return "i"
-
-
-@functools.cache  # a handful of kinds, at most MAX_DIMENSIONS deep
-def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
-    nested = _ELEMENTS[kind]
-    for _ in range(depth):
-        nested = list[nested]  # type: ignore[valid-type]  # made when it runs
-    return msgspec.json.Decoder(nested)
-
-
-def _array(nested: list[Any], kind: str, text: Text) -> npt.NDArray[Any]:
-    """Make an array of lists of one kind of elements; ragged lists of text have too few dimensions."""
-    try:
-        if kind in "iu":
-            return _integers(nested, text)
-        return np.array(nested, dtype=_READING[kind])
-    except ValueError:
-        raise Unfit("ragged lists") from None
-
-
-def _floats(nested: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Make an array of floats of one dtype, each rounded once."""
-    try:
-        if _STATE_IN_CONTEXT:
-            return _OVERFLOW_RAISES.copy().run(np.array, nested, dtype)  # a context has one thread at a time
-        with np.errstate(over="raise", under="ignore"):
-            return np.array(nested, dtype=dtype)
-    except FloatingPointError:
-        return cast(
-            np.array(nested, dtype=np.float64), dtype, dtype
-        )  # raises, with the value that is too large
-    except ValueError:
-        raise Unfit("ragged lists") from None
-
-
-def _integers(nested: list[Any], text: Text) -> npt.NDArray[Any]:
-    try:
-        return np.array(nested, dtype=np.int64)
-    except OverflowError:
-        pass
-    if b"-" not in bytes(text):  # numpy 1.26 would wrap it
-        try:
-            return np.array(nested, dtype=np.uint64)
-        except OverflowError:
-            pass
-    raise Unfit("integers that fit neither int64 nor uint64")
+    if isinstance(text, bytes):
+        is_float = any(mark in text for mark in (b".", b"e", b"E", b"null"))
+    else:
+        is_float = has_any(text, (b".", b"e", b"E", b"n"))  # n is of null
+    return "f" if is_float else "i"
 
 
 def _encoded(text: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from websocket import ABNF
 
 from tcm_sync._wire.encode import Pieces
+from tcm_sync._wire.unreadable import out_of_memory
 from tcm_sync.errors import MessageTooLargeError, ProtocolError
 
 TEXT: int = ABNF.OPCODE_TEXT
@@ -167,8 +168,8 @@ class FrameDecoder:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._needed = 0  # bytes that the buffer must hold before it is parsed
-        self._fragments: list[bytes] | None = None
-        self._fragment_bytes = 0
+        # What has come of a fragmented message, joined: as an object a fragment of two bytes takes fifty.
+        self._message: bytearray | None = None
 
     def feed(self, data: bytes | memoryview) -> list[Event]:
         """Take received bytes and return the events that they complete: (opcode, payload) pairs.
@@ -180,7 +181,7 @@ class FrameDecoder:
         MessageTooLargeError
             A header that announces more than `max_bytes`.
         """
-        if not self._buffer and self._fragments is None and len(data) > 2 and data[0] == 0x80 | TEXT:
+        if not self._buffer and self._message is None and len(data) > 2 and data[0] == 0x80 | TEXT:
             # Nearly every reply is this: one whole unfragmented text frame.
             size = data[1]
             start = 2
@@ -202,6 +203,12 @@ class FrameDecoder:
             del self._buffer[:position]
         return events
 
+    def out_of_memory(self) -> MessageTooLargeError:
+        """Drop what has been received of a message, and make the error of one for which memory is short."""
+        received = len(self._buffer) + len(self._message or b"")
+        self._buffer, self._message = bytearray(), None
+        return out_of_memory(received)
+
     def _next(self, position: int) -> tuple[int | None, Event | None]:
         """Read the frame at `position`: where it ends, or None if it is not whole yet, and its event."""
         buffer = self._buffer
@@ -221,11 +228,12 @@ class FrameDecoder:
             size = int.from_bytes(buffer[position + 2 : position + start], "big")
             if size >> 63:
                 raise ProtocolError("a frame length with its highest bit set (RFC 6455, section 5.2)")
-        if opcode < CLOSE and self._fragment_bytes + size > self._max_bytes:
+        joined = size + len(self._message or b"")
+        if opcode < CLOSE and joined > self._max_bytes:
             raise MessageTooLargeError(
-                f"the reply has at least {self._fragment_bytes + size:,} bytes, and "
+                f"the reply has at least {joined:,} bytes, and "
                 f"max_reply_bytes is {self._max_bytes:,}: ask for fewer rows a call, or raise it",
-                size=self._fragment_bytes + size,
+                size=joined,
                 limit=self._max_bytes,
             )
         if available < start + size:
@@ -233,9 +241,8 @@ class FrameDecoder:
             return None, None
         self._needed = 0
         end = position + start + size
-        with memoryview(buffer) as view:
-            payload = bytes(view[position + start : end])
-        return end, self._take(opcode, final, payload)
+        with memoryview(buffer) as view, view[position + start : end] as payload:
+            return end, self._take(opcode, final, payload)
 
     def _check_header(self, first: int, second: int) -> None:
         opcode = first & 0x0F
@@ -252,21 +259,19 @@ class FrameDecoder:
             raise ProtocolError("a binary message; the manager speaks text")
         elif opcode > _BINARY:
             raise ProtocolError(f"a frame of unknown opcode {opcode}")
-        elif (opcode == _CONTINUATION) != (self._fragments is not None):
+        elif (opcode == _CONTINUATION) != (self._message is not None):
             raise ProtocolError("fragments out of order (RFC 6455, section 5.4)")
 
-    def _take(self, opcode: int, final: bool, payload: bytes) -> Event | None:
+    def _take(self, opcode: int, final: bool, payload: memoryview) -> Event | None:
         if opcode >= CLOSE:
-            return opcode, payload
-        if self._fragments is None:
+            return opcode, bytes(payload)
+        if self._message is None:
             if final:
-                return TEXT, payload
-            self._fragments = []
-        if payload:
-            self._fragments.append(payload)
-        self._fragment_bytes += len(payload)
+                return TEXT, bytes(payload)
+            self._message = bytearray()
+        self._message += payload
         if not final:
             return None
-        message = b"".join(self._fragments)
-        self._fragments, self._fragment_bytes = None, 0
+        message = bytes(self._message)
+        self._message = None
         return TEXT, message

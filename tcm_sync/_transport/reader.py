@@ -329,6 +329,9 @@ class Reader:
             except (ProtocolError, MessageTooLargeError) as error:
                 self._close_for(connection, error)
                 return
+            except MemoryError:  # this thread serves all sockets, so only this one is given up
+                self._close_for(connection, connection.decoder.out_of_memory())
+                return
             if not self._handle_frames(connection, events) or connection.paused:
                 return
         if connection.secured:  # it may hold more, which no selector sees

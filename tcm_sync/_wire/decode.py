@@ -23,7 +23,7 @@ from tcm_sync._wire.messages import (
 )
 from tcm_sync._wire.outline import LARGE, Outline, outline
 from tcm_sync._wire.quote import quote
-from tcm_sync._wire.unreadable import UNREADABLE, why_unreadable
+from tcm_sync._wire.unreadable import UNREADABLE, out_of_memory, why_unreadable
 from tcm_sync.errors import ProtocolError
 
 Decoded = TypeVar("Decoded")
@@ -82,6 +82,8 @@ def decode_message(message: bytes, secret: str | None = None) -> tuple[Envelope,
     ------
     ProtocolError
         It is not UTF-8 or not JSON, is nested too deeply, or a field has the wrong type.
+    MessageTooLargeError
+        There is not enough memory to decode it; the same holds for all functions below.
     """
     return _guarded(_read_message, message, secret)
 
@@ -94,9 +96,12 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
     ProtocolError
         As `decode_message`; or its type, uuid or status is not that of a reply to this inference.
     """
-    reply = _large_reply(message, uuid) if len(message) > LARGE else None
-    if reply is None:
-        reply = _reply_for(message, uuid, secret)
+    try:
+        reply = _large_reply(message, uuid) if len(message) > LARGE else None
+        if reply is None:
+            reply = _reply_for(message, uuid, secret)
+    except MemoryError:
+        raise out_of_memory(len(message)) from None
     if reply.status != "COMPLETED" and reply.status != "FAILED":
         raise ProtocolError(f"an inference must end COMPLETED or FAILED, got {quote(reply.status, secret)}")
     return reply
@@ -104,7 +109,10 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
 
 def decode_stream(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
     """Decode a message of a stream, as `decode_inference` does; START and ONGOING are allowed too."""
-    reply = _reply_for(message, uuid, secret)
+    try:
+        reply = _reply_for(message, uuid, secret)
+    except MemoryError:
+        raise out_of_memory(len(message)) from None
     if reply.status not in ("ONGOING", "START", "COMPLETED", "FAILED"):
         raise ProtocolError(f"a stream has no status {quote(reply.status, secret)}")
     return reply
@@ -112,7 +120,7 @@ def decode_stream(message: bytes, uuid: str, secret: str | None = None) -> Infer
 
 def decode_text(data: Data, secret: str | None = None) -> str:
     """Decode the text of a stream's chunk."""
-    return _guarded(_text.decode, bytes(data), secret)
+    return _guarded(_text.decode, data, secret)
 
 
 def decode_info(message: bytes, secret: str | None = None) -> InfoReply:
@@ -131,14 +139,19 @@ def decode_management(message: bytes, uuid: str, secret: str | None = None) -> M
     return payload
 
 
-def decode_value(data: bytes, secret: str | None = None) -> Any:
+def decode_value(data: Data, secret: str | None = None) -> Any:
     """Decode the data of an info or management reply, which may be any JSON."""
-    return _guarded(_value.decode, bytes(data), secret)
+    return _guarded(_value.decode, data, secret)
 
 
 def decode_steps(data: Data, secret: str | None = None) -> dict[str, msgspec.Raw]:
     """Decode the data of a pipeline: the outputs of each step, as raw JSON, by the step's name."""
-    return _guarded(_steps.decode, bytes(data), secret)
+    return _guarded(_steps.decode, data, secret)
+
+
+def _size_of(data: Data) -> int:
+    """Count the bytes of JSON text."""
+    return data.size() if isinstance(data, Outline) else len(data)
 
 
 def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
@@ -179,7 +192,7 @@ def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
 
 def decode_failure(data: Data, secret: str | None = None) -> Failure | str:
     """Decode the data of a FAILED reply: a failure with a code, or a text alone."""
-    return _guarded(_failure.decode, bytes(data), secret)  # the data may be a msgspec.Raw
+    return _guarded(_failure.decode, data, secret)
 
 
 def _read_message(message: bytes) -> tuple[Envelope, Payload]:
@@ -200,11 +213,14 @@ def _check_utf8(message: bytes) -> None:
     message.decode()
 
 
-def _guarded(read: Callable[[bytes], Decoded], message: bytes, secret: str | None) -> Decoded:
+def _guarded(read: Callable[[bytes], Decoded], data: Data, secret: str | None) -> Decoded:
     try:
+        message = bytes(data)  # it may be a msgspec.Raw
         return read(message)
     except UNREADABLE as error:
         problem = why_unreadable(error, message, secret=secret)
+    except MemoryError:
+        raise out_of_memory(_size_of(data)) from None
     raise _unreadable(problem, message, secret)
 
 

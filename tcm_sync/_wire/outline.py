@@ -49,6 +49,10 @@ class Outline(msgspec.Struct, frozen=True, eq=False):
         """Return whether the text has the name of every array, so that all of them will be decoded."""
         return self.text.count(_PREFIX) == len(self.arrays)
 
+    def size(self) -> int:
+        """Count the bytes of the text and its arrays."""
+        return len(self.text) + sum(map(len, self.arrays))
+
     def __bytes__(self) -> bytes:
         """Return the JSON text with its arrays."""
         return _NAME.sub(lambda found: bytes(self.arrays[int(found[1])]), self.text)

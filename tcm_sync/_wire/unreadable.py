@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tcm_sync._wire.quote import quote
+from tcm_sync.errors import MessageTooLargeError
 
 #: What decoding JSON with msgspec can raise.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -35,6 +36,15 @@ def why_unreadable(
     if isinstance(error, msgspec.ValidationError):
         return f"{misfit}: {error}"  # it names the field's path, and types but no values
     return f"not valid JSON{'' if _is_utf8(text) else ', since it is not UTF-8'}: {quote(str(error), secret)}"
+
+
+def out_of_memory(size: int) -> MessageTooLargeError:
+    """Make the error of a reply of so many bytes for whose decoding there was not enough memory."""
+    return MessageTooLargeError(
+        f"there is not enough memory to decode a reply of {size:,} bytes: ask for fewer rows a call",
+        size=size,
+        outcome_unknown=True,
+    )
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -10,14 +10,17 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from tcm_sync import (
     CallTimeoutError,
     ConnectFailedError,
+    MessageTooLargeError,
     PoolTimeoutError,
     ProtocolError,
 )
+from tcm_sync._transport.frames import FrameDecoder
 
 from ..helpers.peer_connection import CONTINUATION, PATIENCE, PING, PONG, TEXT, make_frame
 from ..helpers.peer_scripts import ask, ask_many, background, connect, echo, echo_once, failing, timing_out
@@ -372,3 +375,20 @@ def test_many_late_replies_under_load_reach_nobody_else():
         with ThreadPoolExecutor(8) as threads:
             values = [float(value) for value in range(1, 121)]
             assert list(threads.map(call, values)) == values
+
+
+def test_a_reply_for_which_memory_is_short_costs_one_socket_and_not_the_client(monkeypatch):
+    feed = FrameDecoder.feed
+
+    def out_of_memory(decoder, data):
+        if len(data) > KIB:
+            raise MemoryError
+        return feed(decoder, data)
+
+    monkeypatch.setattr(FrameDecoder, "feed", out_of_memory)
+    with ScriptedPeer(echo) as peer, connect(peer) as client:
+        with pytest.raises(MessageTooLargeError, match="not enough memory") as caught:
+            client.infer("m", {"x": np.ones(KIB)})
+        assert caught.value.outcome_unknown
+        assert ask(client, 7.0) == 7.0
+        assert client.stats().sockets_opened == 2

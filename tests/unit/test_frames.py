@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import example, given
@@ -234,6 +235,21 @@ def test_the_limit_counts_all_fragments_and_no_control_frame():
     with pytest.raises(MessageTooLargeError) as caught:
         decoder.feed(server_frame(CONTINUATION, length=2))
     assert caught.value.size == 11
+
+
+def test_tiny_fragments_take_little_more_memory_than_their_bytes():
+    count = 20_000
+    data = server_frame(TEXT, b"xy", final=False) + server_frame(CONTINUATION, b"xy", final=False) * count
+    decoder = FrameDecoder(2**20)
+    tracemalloc.start()
+    try:
+        for start in range(0, len(data), 1000):
+            assert decoder.feed(data[start : start + 1000]) == []
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * 2 * count + 10_000
+    assert decoder.feed(server_frame(CONTINUATION, b"z")) == [(TEXT, b"xy" * (count + 1) + b"z")]
 
 
 def test_a_limit_counts_each_message_by_itself():

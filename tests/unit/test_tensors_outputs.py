@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcm_sync._tensors import check_output_dtypes, decode_outputs, outputs
-from tcm_sync.errors import InputError, ProtocolError
+from tcm_sync._tensors import check_output_dtypes, decode_outputs, lists, outputs
+from tcm_sync.errors import InputError, MessageTooLargeError, ProtocolError
 
 MODEST = settings(max_examples=400, database=None)
 
@@ -366,9 +366,9 @@ def test_what_numpy_reads_of_a_regular_list_is_what_comes_out(data: st.DataObjec
 @pytest.mark.parametrize("state", ["ignore", "raise", "warn"])
 @pytest.mark.parametrize("in_context", [True, False])
 def test_the_callers_own_error_state_changes_nothing(state: str, in_context: bool, monkeypatch: Any) -> None:
-    if in_context and not outputs._STATE_IN_CONTEXT:
+    if in_context and not lists._STATE_IN_CONTEXT:
         pytest.skip("numpy 1 keeps its error state elsewhere")
-    monkeypatch.setattr(outputs, "_STATE_IN_CONTEXT", in_context)
+    monkeypatch.setattr(lists, "_STATE_IN_CONTEXT", in_context)
     with np.errstate(all=state):  # type: ignore[call-overload]
         assert read("[1e-60]", "float32").tolist() == [0.0]
         refused("[1e39]", "float32", match=r"1e\+39 is out of range for float32")
@@ -382,3 +382,13 @@ def test_many_threads_read_at_once() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(reads, range(8)))
+
+
+def test_too_little_memory_for_an_array_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr(outputs, "decode_lists", out_of_memory)
+    with pytest.raises(MessageTooLargeError, match="not enough memory") as caught:
+        decode_outputs(b'{"y": [1.5]}')
+    assert caught.value.size == len(b'{"y": [1.5]}')

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tcm_sync import ProtocolError
+from tcm_sync import MessageTooLargeError, ProtocolError
+from tcm_sync._wire import decode as module
 from tcm_sync._wire.decode import (
     decode_failure,
     decode_inference,
     decode_management,
     decode_message,
     decode_stream,
+    decode_value,
     peek,
 )
 from tcm_sync._wire.messages import (
@@ -338,3 +340,29 @@ def test_a_reply_is_that_of_the_socket_which_it_names(decode, kind, payload):
     assert decode(message(kind, payload), "u-1").status == payload["status"]
     with pytest.raises(ProtocolError, match="u-2"):
         decode(message(kind, payload, uuid="u-2"), "u-1")
+
+
+# --- when memory ends ---
+
+
+class OutOfMemory:
+    def decode(self, _):
+        raise MemoryError
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_too_little_memory_for_a_reply_is_an_error_of_ours(monkeypatch, size):
+    for name in ("_envelope", "_inference", "_failure", "_value"):
+        monkeypatch.setattr(module, name, OutOfMemory())
+    text = message("inference", {"status": "COMPLETED", "data": {"y": [1.5] * size}})
+    for decode in (
+        lambda: decode_message(text),
+        lambda: decode_inference(text, "u-1"),
+        lambda: decode_stream(text, "u-1"),
+        lambda: decode_failure(text),
+        lambda: decode_value(text),
+    ):
+        with pytest.raises(MessageTooLargeError, match="not enough memory") as caught:
+            decode()
+        assert caught.value.size == len(text)
+        assert caught.value.outcome_unknown
