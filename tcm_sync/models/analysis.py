@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
@@ -18,13 +17,14 @@ from tcm_sync.errors import ModelFileError
 from tcm_sync.models.batch import FirstAxis, guess_first_axis
 from tcm_sync.models.config import config_pbtxt
 from tcm_sync.models.elements import read_value, text
-from tcm_sync.models.skim import skim
+from tcm_sync.models.skim import FileBytes, skim
 from tcm_sync.models.weights import weigh
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 _OPSETS_SINCE = 3  # the IR version from which a model must name its operator sets
+MOST_VALUES = 10_000  # inputs, and outputs
 _OVERRIDABLE_SINCE = 4  # before it, every initialiser had to be an input as well, and is a constant
 
 
@@ -127,8 +127,9 @@ def analyze(model: str | os.PathLike[str] | bytes | ModelProto) -> ModelAnalysis
     Raises
     ------
     ModelFileError
-        The file is missing, empty, truncated, damaged or not ONNX; it is malicious (nested too deeply, or
-        with external weights outside its folder); or its external weights are missing.
+        The file is missing, empty, truncated, damaged or not ONNX; it is malicious (nested too deeply, too
+        many parts, names of more than 1,000 characters for dimensions, or external weights outside its
+        folder); or its external weights are missing.
     """
     if isinstance(model, (str, os.PathLike)):
         source = os.fsdecode(model)
@@ -176,8 +177,7 @@ def _skimmed_file(path: str) -> tuple[bytes, int]:
                 raise ModelFileError("it is not a file")
             if not found.st_size:
                 raise ModelFileError("it is empty")
-            with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
-                return skim(mapped), len(mapped)
+            return skim(FileBytes(descriptor, found.st_size)), found.st_size
         finally:
             os.close(descriptor)
     except ModelFileError:
@@ -235,6 +235,8 @@ def _specs(values: Iterable[Any], kind: str, unsupported: dict[str, str]) -> tup
     """Read inputs or outputs, and add those that no message can carry to `unsupported`."""
     specs: dict[str, TensorSpec] = {}
     for place, value in enumerate(values):
+        if place >= MOST_VALUES:
+            raise ModelFileError(f"it has more than {MOST_VALUES:,} {kind}s, which no model has")
         name = text(value.name)
         if not name:
             raise ModelFileError(f"its {kind} {place} has no name")

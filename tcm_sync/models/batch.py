@@ -25,6 +25,9 @@ _MADE_UP = re.compile(
 )
 
 
+_MOST_SHOWN = 10  # names in a reason
+
+
 class FirstAxis(Struct, frozen=True):
     """A guess whether the first dimension of a model's inputs and outputs is a batch.
 
@@ -80,11 +83,11 @@ def guess_first_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
         )
     batch = [bool(name and _BATCH.fullmatch(name) and not is_made_up(name)) for name in names]
     if len(set(names)) > 1 and not all(batch):
-        shown = ", ".join(map(repr, dict.fromkeys(names)))
+        shown = ", ".join(map(repr, list(dict.fromkeys(names))[:_MOST_SHOWN]))
         return FirstAxis(False, "unsure", f"the first dimensions of the inputs are called {shown}")
     if all(batch):
         after = [spec.dim_names[0] if spec.dim_names else None for spec in outputs]
-        if all(name in names for name in after):
+        if set(after) <= set(names):
             return FirstAxis(True, "certain", f"the first dimension of all is called {names[0]!r}")
         return FirstAxis(True, "likely", f"the first dimension of the inputs is called {names[0]!r}")
     if names[0] is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tcm_sync._tensors import DATATYPES, TensorSpec
+from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ModelFileError
 
 #: Triton's datatypes by ONNX's names of element types. Triton has none for the others.
@@ -30,6 +31,7 @@ BITS = {
 }
 _BITS_OF_OTHERS = 8  # INT8, UINT8, BOOL, and every kind of FLOAT8
 
+MOST_DIM_NAME = 1000  # characters; it is matched with patterns, in time that grows with the square
 MOST_DIMS = 64  # numpy's limit; no model has more
 
 
@@ -115,6 +117,12 @@ def _dims(name: str, tensor: Any) -> tuple[tuple[int, ...] | None, tuple[str | N
         raise ModelFileError(f'"{name}" has {len(dims):,} dimensions, more than {MOST_DIMS}')
     sizes = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else -1 for dim in dims)
     names = tuple(text(dim.dim_param) or None for dim in dims)
+    longest = max((len(each) for each in names if each is not None), default=0)
+    if longest > MOST_DIM_NAME:
+        raise ModelFileError(
+            f'"{quote(name)}" has a dimension whose name has {longest:,} characters, '
+            f"more than {MOST_DIM_NAME:,}"
+        )
     return sizes, names if any(names) else ()
 
 

@@ -9,19 +9,21 @@ from onnx's descriptors.
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.errors import ModelFileError
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Mapping
 
-    Buffer = bytes | mmap.mmap  # indexing gives an int, slicing bytes
-
 MOST_PARTS = 10_000_000  # fields that are read, in some 10 s
+MOST_KEPT = 1_000_000  # fields that are kept; parsed, each takes some hundred bytes
 MOST_BYTES = 16 * 1024 * 1024  # bytes that are kept: parsed, they may take a hundred times as much memory
 MOST_DEEP = 100  # levels of nested messages, which is protobuf's limit
+
+_WINDOW = 16 * 1024  # bytes of a file that are read at a time
+_LONGEST_VARINT = 10  # bytes
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
@@ -52,18 +54,63 @@ _WHOLE: dict[int, Any] = {}  # marks a field that is kept as it is
 _END: dict[int, Any] = {}  # marks a field after which nothing of its message is kept
 
 
-def skim(data: Buffer) -> bytes:
+class FileBytes:
+    """The bytes of an open file.
+
+    It is read and not mapped: if another process truncates a mapped file, reading the mapping ends this
+    process with a signal.
+
+    Parameters
+    ----------
+    descriptor : int
+        Of the file, which stays open.
+    size : int
+        Its size in bytes.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, start: int, size: int) -> bytes:
+        """Read so many bytes, or those up to the end of the file.
+
+        Raises
+        ------
+        ModelFileError
+            The file is shorter than it was.
+        OSError
+            It cannot be read.
+        """
+        left = min(size, self._size - start)
+        parts = []
+        while left > 0:
+            part = os.pread(self._descriptor, left, start)
+            if not part:
+                raise ModelFileError(f"it was truncated while it was read: byte {start:,} is gone")
+            parts.append(part)
+            start += len(part)
+            left -= len(part)
+        return b"".join(parts)
+
+
+def skim(data: bytes | FileBytes) -> bytes:
     """Return an ONNX model without weights, nodes' plain attributes, and documentation.
 
     Parameters
     ----------
-    data : bytes or mmap
-        A serialised ``ModelProto``. Only the pages of a mapped file are read that hold tags and names.
+    data : bytes or FileBytes
+        A serialised ``ModelProto``. Of a file only those parts are read that hold tags and names.
 
     Raises
     ------
     ModelFileError
         It is truncated, nested too deeply, or has too many parts.
+    OSError
+        The file cannot be read.
     """
     return _Skimmer(data).message(0, len(data), _table()["ModelProto"], 0)
 
@@ -96,16 +143,19 @@ def _table() -> Mapping[str, dict[int, Any]]:
 
 
 class _Skimmer:
-    def __init__(self, data: Buffer) -> None:
-        self._data = data
+    def __init__(self, data: bytes | FileBytes) -> None:
+        self._file = None if isinstance(data, bytes) else data
+        self._window = data if isinstance(data, bytes) else b""  # a part of the file
+        self._window_start = 0
         self._parts = 0
+        self._kept = 0
         self._bytes = 0
 
     def message(self, start: int, end: int, fields: Mapping[int, Any], depth: int) -> bytes:
         """Return the kept parts of the message from start to end."""
         if depth > MOST_DEEP:
             raise ModelFileError(f"it is nested more than {MOST_DEEP} deep, which no model is")
-        data, kept = self._data, []
+        kept: list[bytes] = []
         while start < end:
             self._count()
             tag, place = self._varint(start, end)
@@ -114,13 +164,12 @@ class _Skimmer:
             if then is _END:
                 break
             if then is _WHOLE or (then is not None and tag & 7 != _LENGTH):
-                kept.append(self._keep(data[start:stop]))
+                kept.append(self._keep(start, stop))
             elif then is not None:
                 _, inside = self._varint(place, end)
                 inner = self.message(inside, stop, then, depth + 1)
                 if inner:
-                    kept.append(self._keep(data[start:place] + _as_varint(len(inner))))
-                    kept.append(inner)
+                    kept += (self._keep(start, place), _as_varint(len(inner)), inner)
             start = stop
         return b"".join(kept)
 
@@ -129,11 +178,22 @@ class _Skimmer:
         if self._parts > MOST_PARTS:
             raise ModelFileError(f"it has more than {MOST_PARTS:,} parts, which no model has")
 
-    def _keep(self, part: bytes) -> bytes:
-        self._bytes += len(part)
+    def _keep(self, start: int, stop: int) -> bytes:
+        self._kept += 1
+        self._bytes += stop - start
+        if self._kept > MOST_KEPT:
+            raise ModelFileError(f"it has over {MOST_KEPT:,} tensors, names and sizes, which no model has")
         if self._bytes > MOST_BYTES:
             raise ModelFileError(f"it has over {MOST_BYTES:,} bytes beside its weights, which no model has")
-        return part
+        first = self._window_start
+        if self._file is not None and not first <= start <= stop <= first + len(self._window):
+            return self._file.read(start, stop - start)
+        return self._window[start - first : stop - first]
+
+    def _move_window(self, place: int) -> None:
+        """Have the bytes from a place on in the window."""
+        if self._file is not None:
+            self._window, self._window_start = self._file.read(place, _WINDOW), place
 
     def _stop(self, tag: int, place: int, end: int) -> int:
         """Return the end of the field whose tag ends at place."""
@@ -156,9 +216,12 @@ class _Skimmer:
 
     def _varint(self, place: int, end: int) -> tuple[int, int]:
         """Decode a number of variable length; return it and its end."""
-        data, value, shift = self._data, 0, 0
-        while place < end and shift < 70:
-            byte = data[place]
+        if not self._window_start <= place <= self._window_start + len(self._window) - _LONGEST_VARINT:
+            self._move_window(place)
+        window, before = self._window, self._window_start
+        value = shift = 0
+        while place < end and shift < 7 * _LONGEST_VARINT:
+            byte = window[place - before]
             place += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:

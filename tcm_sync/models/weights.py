@@ -14,6 +14,8 @@ from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ModelFileError
 from tcm_sync.models.elements import MOST_DIMS, bits_of, element_name, text
 
+MOST_PATH = 4096  # characters of the name of an external file: Linux opens none that is longer
+
 
 class Weights(NamedTuple):
     """The totals of all tensors of a model.
@@ -95,6 +97,10 @@ def _elements(tensor: Any) -> int:
 
 def _external(tensor: Any, size: int) -> tuple[str, int]:
     """Return the external file of a tensor, and the least size that the file must have."""
+    if any(text(each.key) == "location" and len(each.value) > MOST_PATH for each in tensor.external_data):
+        raise ModelFileError(
+            f"{_called(tensor)} is external, and names a file by over {MOST_PATH:,} characters"
+        )
     entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
     try:

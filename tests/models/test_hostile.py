@@ -10,7 +10,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from tcm_sync import ModelFileError
-from tcm_sync.models import analyze, skim
+from tcm_sync._tensors import TensorSpec
+from tcm_sync.models import analysis, analyze, skim
+from tcm_sync.models.batch import guess_first_axis
 
 from ..helpers.onnx_build import FLOAT, double, model, outside, value, weight
 
@@ -135,8 +137,8 @@ def test_a_small_file_that_would_become_a_million_objects_does_not(tmp_path: Pat
     content = field(7, b"\x12\x01g" + b"\x0a\x00" * 1_000_000 + b"\x2a\x00" * 100_000)
     path = tmp_path / "bomb.onnx"
     path.write_bytes(bytes([8, 10]) + content + field(8, b"\x10\x01"))
-    analysis = analyze(path)
-    assert (analysis.graph, analysis.inputs, analysis.parameters) == ("g", (), 0)
+    found = analyze(path)
+    assert (found.graph, found.inputs, found.parameters) == ("g", (), 0)
 
 
 def test_more_parts_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +150,68 @@ def test_more_names_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(skim, "MOST_BYTES", 1000)
     inputs = [value(f"x{number}") for number in range(100)]
     refused(tmp_path, model(inputs).SerializeToString(), "over 1,000 bytes")
+
+
+def test_a_file_that_is_truncated_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapped file would end the process with SIGBUS."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model(weights=[weight("w", 100_000)]).SerializeToString())
+    read = os.pread
+
+    def read_and_truncate(descriptor: int, size: int, start: int) -> bytes:
+        found = read(descriptor, size, start)
+        os.truncate(path, 1000)
+        return found
+
+    monkeypatch.setattr(os, "pread", read_and_truncate)
+    with pytest.raises(ModelFileError, match="truncated while it was read"):
+        analyze(path)
+
+
+def test_more_small_tensors_than_any_model_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(skim, "MOST_KEPT", 1000)
+    refused(tmp_path, bytes([8, 10]) + field(7, field(5, b"\x08\x01") * 600), "over 1,000 tensors")
+
+
+def test_more_inputs_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(analysis, "MOST_VALUES", 50)
+    assert len(analyze(model([value(f"x{number}") for number in range(50)])).inputs) == 50
+    inputs = [value(f"x{number}") for number in range(51)]
+    refused(tmp_path, model(inputs).SerializeToString(), "more than 50 inputs")
+
+
+def test_the_name_of_a_dimension_has_a_bound(tmp_path: Path) -> None:
+    """It is matched with patterns, whose time grows with the square of its length."""
+    assert analyze(model([value("x", dims=["s" * 1000])])).inputs[0].dim_names == ("s" * 1000,)
+    content = model([value("x", dims=["s7" * 60_000])]).SerializeToString()
+    refused(tmp_path, content, "a dimension whose name has 120,000 characters, more than 1,000")
+
+
+def test_the_name_of_an_external_file_has_a_bound(tmp_path: Path) -> None:
+    content = model(weights=[outside("a/" * 100_000, 4, name="w")]).SerializeToString()
+    refused(tmp_path, content, "w.* names a file by over 4,096 characters")
+
+
+def test_the_names_of_many_inputs_and_outputs_are_not_compared_one_by_one() -> None:
+    compared = []
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(1)
+            return str.__eq__(self, other)
+
+    def specs(kind: str) -> list[TensorSpec]:
+        return [TensorSpec(f"{kind}{n}", "FP32", (-1,), (Name(f"batch_{n}"),)) for n in range(400)]
+
+    assert guess_first_axis(specs("x"), specs("y")).certainty == "certain"
+    assert len(compared) < 10_000
 
 
 def test_a_list_of_numbers_in_a_node_is_not_walked_through(monkeypatch: pytest.MonkeyPatch) -> None:
