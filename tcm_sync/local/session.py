@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tcm_sync.local")
 
 TYPES = ("auth", "inference", "info", "management")
+#: Seconds that a client may take to authenticate.
+AUTH_TIMEOUT = 30.0
+#: Bytes of messages that may wait behind the one that is being sent: a client that needs more does not read.
+MOST_UNREAD = 16 * 2**20
+_MESSAGE_BYTES = 100  # of memory, beside its text
+
 NORMAL, POLICY, TOO_BIG, RESTART = 1000, 1008, 1009, 1012
 
 _TENANT_LIMIT = ("BACKPRESSURE_TENANT_LIMIT_REACHED", "Tenant quota exceeded (messages per second).")
@@ -65,6 +71,11 @@ def _read_envelope(text: str) -> _Envelope:
     return _Envelope(uuid, kind, payload)
 
 
+def _bytes_of(texts: tuple[str, ...]) -> int:
+    """Count about how much memory messages take."""
+    return sum(map(len, texts)) + _MESSAGE_BYTES * len(texts)
+
+
 def _asked(payload: Mapping[str, Any]) -> Any:
     """Return the action of an info request, for which there are two keys."""
     return payload["action"] if "action" in payload else payload.get("request_type", "unknown")
@@ -91,6 +102,7 @@ class Session:
             asyncio.get_running_loop(), self._outgoing.put_nowait, in_a_hurry=lambda: core.draining
         )
         self._closing = False
+        self._unread = 0  # bytes of the texts in _outgoing
 
     async def run(self) -> None:
         """Serve the connection until it is closed."""
@@ -114,8 +126,15 @@ class Session:
 
     def send_texts(self, *texts: str) -> None:
         """Send messages that are written already, in one piece."""
-        if not self._closing:
-            self._outgoing.put_nowait(texts)
+        if self._closing:
+            return
+        if self._unread > MOST_UNREAD:
+            logger.warning("%s does not read its messages: its connection is dropped", self._uuid)
+            self._closing = True
+            self._connection.transport.abort()
+            return
+        self._unread += _bytes_of(texts)
+        self._outgoing.put_nowait(texts)
 
     def close(self, code: int) -> None:
         """Close the connection after the messages before are sent; nothing else is sent or handled."""
@@ -130,6 +149,8 @@ class Session:
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
             while isinstance(item := await self._outgoing.get(), tuple | Outlet):
+                if isinstance(item, tuple):
+                    self._unread -= _bytes_of(item)
                 await self._send_all(item if isinstance(item, tuple) else item.take())
             if item is not None:
                 await self._connection.close(item)
@@ -143,7 +164,11 @@ class Session:
             connection.transport.write(b"".join(connection.protocol.data_to_send()))
 
     async def _read(self) -> None:
-        text = await self._receive()
+        try:
+            text = await asyncio.wait_for(self._receive(), AUTH_TIMEOUT)
+        except asyncio.TimeoutError:
+            self.close(POLICY)
+            return
         if text is not None:
             self._authenticate(text)
         while not self._closing and (text := await self._receive()) is not None:

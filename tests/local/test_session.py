@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from tcm_sync.local import session
+
 from ..helpers.raw_connection import tensor
 from ..helpers.waiting import wait_until
 
@@ -289,3 +291,39 @@ def test_the_counters_tell_what_was_seen(serve, dial):
     assert (stats.executions, stats.waiting, stats.running) == ({"echo": 1}, 0, 0)
     assert stats.nacks == {"UUID 'a' is already connected": 1, "Invalid JSON format": 1}
     assert json.dumps(stats.lost_replies) == "0"
+
+
+# --- connections that are of no use ---
+
+
+def test_a_connection_that_does_not_authenticate_is_closed(serve, dial, monkeypatch):
+    monkeypatch.setattr(session, "AUTH_TIMEOUT", 0.05)
+    manager = serve()
+    silent = dial(manager)
+    assert silent.wait_for_close() == 1008
+    monkeypatch.setattr(session, "AUTH_TIMEOUT", 30.0)
+    assert dial(manager).auth("u")["type"] == "auth.ok"
+
+
+def test_a_client_that_asks_and_never_reads_is_dropped_at_a_bound(serve, dial, monkeypatch):
+    monkeypatch.setattr(session, "MOST_UNREAD", 100_000)
+    manager = serve(info={"much": lambda: "x" * 50_000})
+    asking = dial(manager, "u")
+
+    def ask_on_and_on():
+        for _ in range(100_000):
+            asking.send({"uuid": "u", "type": "info", "payload": {"action": "much"}})
+
+    with pytest.raises(ConnectionError):
+        ask_on_and_on()
+    other = dial(manager, "v")
+    other.send({"uuid": "v", "type": "info", "payload": {"action": "much"}})
+    assert other.receive()["payload"]["data"] == "x" * 50_000
+
+
+def test_a_reply_over_the_bound_is_sent_to_a_client_that_reads(serve, dial, monkeypatch):
+    monkeypatch.setattr(session, "MOST_UNREAD", 100_000)
+    raw = dial(serve(info={"much": lambda: "x" * 200_000}), "u")
+    for _ in range(20):
+        raw.send({"uuid": "u", "type": "info", "payload": {"action": "much"}})
+        assert len(raw.receive()["payload"]["data"]) == 200_000
