@@ -101,6 +101,14 @@ def benchmarks(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Read mutated frames, messages, HTTP answers and files; an argument is the number for each (20000)."""
+    install(session, "test")
+    number, *options = session.posargs or ["20000"]
+    session.run("python", "-m", "pytest", "tests/fuzz", *options, env={"TCM_FUZZ_EXAMPLES": number})
+
+
+@nox.session
 def audit(session: nox.Session) -> None:
     """Look up the locked releases in the databases of known vulnerabilities."""
     session.install("pip-audit")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import gc
 import json
 import logging
 import mmap
@@ -354,6 +355,7 @@ def left_over(before: Counter[str]) -> list[str]:
                 *(f"/dev/shm/{name}" for name in files),
             ]
         time.sleep(0.05)
+        gc.collect()  # an exception of an interrupted call may be part of a cycle
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

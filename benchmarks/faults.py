@@ -29,14 +29,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fault_callers import KINDS, LATE, PATIENT, ROWS, Ledger
+from fault_callers import KINDS, LATE, OUTCOMES, PATIENT, ROWS, Ledger
 from fault_manager import Served
 from held import files_of, grown, sample, table
 
 HERE = Path(__file__).parent
 SAMPLES = 40
 CLEAN, DAMAGED = 0.75, 0.93  # of the time: until when bytes are whole, and until when there are faults at all
-GOOD = 0.999
+GOOD, FEW = 0.999, 5  # of the calls with 30 s; so many may fail in a short run, which has too few for a share
 END = 60.0  # seconds until a process that does not end counts as hung
 PATIENT_KINDS = ("infer", "shared", "own", "map", "sample", "submit", "stream")
 
@@ -104,14 +104,13 @@ class Rig:
                 process.communicate()
             if process.returncode:
                 wrong.append(f"process {number} ended with {process.returncode}")
-        wrong += [
-            f"process {number}: {what}" for number, one in enumerate(reports) for what in one.get("left", ())
-        ]
+        for number, one in enumerate(reports):
+            wrong += [f"process {number}: {what}" for what in one.get("left", ())]
         figures = self._settled()
-        wrong += [f"the manager has {figures['connected']} connections"] * bool(figures["connected"])
-        wrong += [f"{figures['spoilt']} inputs changed while a model looked at them"] * bool(
-            figures["spoilt"]
-        )
+        if figures["connected"]:
+            wrong.append(f"the manager still has {figures['connected']} connections")
+        if figures["spoilt"]:
+            wrong.append(f"{figures['spoilt']} inputs changed while a model looked at them")
         network = self.proxy.command("status") | {"damaged": network["damaged"]}
         for name, process in (("manager", self.manager), ("proxy", self.proxy)):
             wrong += [f"the {name} ended with {status}" for status in [process.end()] if status]
@@ -133,11 +132,7 @@ def judged(rig: Rig) -> tuple[list[str], list[str]]:
     for name, counts in (("without damage", clean), ("with damage", damaged)):
         lines.append(f"{name}: {sum(counts.values()) - late(counts):,} calls")
         for kind in KINDS:
-            found = {
-                what.partition(" ")[2]: number
-                for what, number in counts.items()
-                if what.startswith(kind + " ")
-            }
+            found = {outcome: counts[f"{kind} {outcome}"] for outcome in OUTCOMES}
             said = ", ".join(f"{number:,} {outcome}" for outcome, number in found.items() if number)
             lines.append(f"    {kind:8} {said}")
     good = sum(clean[f"{kind} good"] for kind in PATIENT_KINDS)
@@ -145,7 +140,7 @@ def judged(rig: Rig) -> tuple[list[str], list[str]]:
     share = good / max(1, good + failed)
     lines.append(f"good of those with {PATIENT:.0f} s: {good:,} of {good + failed:,}, {share:.4%}")
     lines.append(f"longest time after a deadline: {rig.ledger.latest:.3f} s")
-    wrong += [f"less than {GOOD:.1%} of the calls were good"] * (share < GOOD)
+    wrong += [f"less than {GOOD:.1%} of the calls were good"] * (share < GOOD and failed > FEW)
     number = sum(clean[f"{kind} wrong"] for kind in KINDS)
     wrong += [f"{number} replies are wrong"] * (number > 0)
     over = late(clean) + late(damaged)
@@ -167,10 +162,9 @@ def test(options: argparse.Namespace) -> int:
         (*reports, network), left = rig.end()
         figures, wrong = judged(rig)
     print(*table(rig.samples), *figures, sep="\n")
-    sums = {name: sum(one.get(name, 0) for one in reports) for name in ("forks", "repeats", "sockets", "shm")}
-    print(
-        f"{sums['forks']} forks, {rig.restarts} restarts, {sums['repeats']:,} requests sent again,", end=" "
-    )
+    names = ("forks", "repeats", "sockets", "shm")
+    sums = {name: sum(one.get(name, 0) for one in reports) for name in names}
+    print(f"{sums['forks']} forks, {rig.restarts} restarts, {sums['repeats']:,} requests sent again")
     print(f"{sums['sockets']:,} connections of the parents, {sums['shm']:,} requests in shared memory")
     ended = ", ".join(f"{number:,} by {end}" for end, number in sorted(network["ended"].items()))
     print(f"the proxy: {network['connections']:,} connections, ended {ended};", end=" ")
