@@ -123,7 +123,10 @@ def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
     if array.size == 0:
         return np.empty(array.shape, dtype=object)
-    elements = array.ravel().tolist()
+    try:
+        elements = array.ravel().tolist()
+    except (SystemError, ValueError) as error:  # numpy itself does not look at the code points in a buffer
+        raise Unfit(f"its bytes are no text: {error}") from error
     return _from_elements(elements, array.shape, set(map(type, elements)))
 
 

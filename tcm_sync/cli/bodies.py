@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,10 @@ def _value(session: Session, name: str, text: str) -> Any:
         return _json(raw, what, " nor a .npy file")
     try:
         return np.load(io.BytesIO(raw), allow_pickle=False)
-    except (ValueError, EOFError, OSError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+    except (
+        *(ValueError, EOFError, OSError, TypeError, SyntaxError, MemoryError, RecursionError),
+        tokenize.TokenError,  # before Python 3.12
+    ) as error:
         raise click.UsageError(f"{what}: {text!r:.80} is not a readable .npy file: {error}") from error
 
 

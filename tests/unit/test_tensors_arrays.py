@@ -510,3 +510,8 @@ def test_a_list_that_holds_itself_is_refused() -> None:
     data.append(data)
     refused(data, "nested more than 32 deep")
     data.clear()
+
+
+@pytest.mark.parametrize("code_point", [0x110000, 0xFFFFFFFF, 0x6C6C756E])
+def test_an_array_of_text_whose_code_points_do_not_exist_is_refused(code_point: int) -> None:
+    refused(np.array([0x61, code_point], np.uint32).view("<U1"), "its bytes are no text")
