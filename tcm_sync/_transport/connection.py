@@ -20,7 +20,7 @@ from tcm_sync._transport.nested_tls import SECURED
 from tcm_sync._transport.replies import Future
 from tcm_sync._transport.sockets import WOULD_BLOCK, is_local, send_flags, shut_down, wait_ready
 from tcm_sync._wire.encode import Pieces
-from tcm_sync.errors import CallTimeoutError, ConnectionLostError, TcmError
+from tcm_sync.errors import CallTimeoutError, ConnectionLostError, ProtocolError, TcmError
 
 _MOST_CONTROLS = 4  # control frames waiting to go out; of pongs only the latest matters (RFC 6455, 5.5.3)
 _MOST_SENT = 1024  # how many times of sending are remembered, to keep a limit of messages a second
@@ -205,6 +205,8 @@ class Connection:
             The socket is closed; `outcome_unknown` if anything was written.
         CallTimeoutError
             The manager did not take the message in time.
+        ProtocolError
+            A reply came before the message was sent whole.
         """
         self.sending = True
         self.sent_at.append(monotonic())
@@ -225,6 +227,11 @@ class Connection:
         """Write what the socket did not take at once of a frame, of whose message so much is `written`."""
         wants_write = True
         while rest:
+            if future.has_reply():
+                raise ProtocolError(
+                    f"a reply came after {written:,} bytes of the request, not sent whole yet: it cannot "
+                    "be the answer"
+                )
             left = deadline.remaining()
             if left is not None and left <= 0.0:
                 raise CallTimeoutError(

@@ -44,6 +44,10 @@ class ReplyFuture:
             return self._answered.acquire()
         return self._answered.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
 
+    def has_reply(self) -> bool:
+        """Return whether a whole reply is there."""
+        return isinstance(self.outcome, bytes)
+
     def refusal(self, timeout: float) -> Refusal | None:
         """Wait for what came in place of a reply, in seconds; None if nothing did."""
         return self.outcome if self.wait(timeout) and isinstance(self.outcome, Refusal) else None
@@ -111,6 +115,10 @@ class StreamReplies:
             self._arrived.acquire()  # it comes this very moment
         with self._lock:
             return self._emptied()
+
+    def has_reply(self) -> bool:
+        """Return whether whole replies are there that nobody has taken."""
+        return self.size > 0
 
     def refusal(self, timeout: float) -> Refusal | None:
         """Wait for what came in place of a reply, in seconds; None if nothing did."""
