@@ -20,6 +20,7 @@ from tcm_sync import InputError, MessageTooLargeError, ModelFileError, ProtocolE
 from tcm_sync._deadline import Deadline
 from tcm_sync._tensors.outputs import check_output_dtypes, decode_outputs
 from tcm_sync._transport import http
+from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.frames import CLOSE, FrameDecoder, read_close
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._wire.decode import (
@@ -248,6 +249,7 @@ def check_probe(data):
         endpoint=ENDPOINT,
         context=None,
         server_hostname=None,
+        addresses=Addresses(),
         credentials=SimpleNamespace(headers=dict),
     )
     opening = SimpleNamespace(close=lambda sock: None)
