@@ -21,8 +21,11 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._tensors.outputs import check_output_dtypes, decode_outputs
 from tcm_sync._transport import http
 from tcm_sync._transport.addresses import Addresses
+from tcm_sync._transport.authentication import Opener
+from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.frames import CLOSE, FrameDecoder, read_close
 from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.sockets import OpeningSockets
 from tcm_sync._wire.decode import (
     decode_failure,
     decode_inference,
@@ -36,7 +39,7 @@ from tcm_sync._wire.failures import failure_of_error, failure_of_job, failure_of
 from tcm_sync._wire.messages import ErrorReply
 from tcm_sync.cli.bodies import read_body, read_inputs
 from tcm_sync.models import analyze
-from tcm_sync.settings import Endpoint
+from tcm_sync.settings import Endpoint, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -245,14 +248,8 @@ ENDPOINT = Endpoint.parse("ws://127.0.0.1:1/ws")
 
 def check_probe(data):
     """A probe's answer is a status and a body that are in it, or an error of ours."""
-    target = SimpleNamespace(
-        endpoint=ENDPOINT,
-        context=None,
-        server_hostname=None,
-        addresses=Addresses(),
-        credentials=SimpleNamespace(headers=dict),
-    )
-    opening = SimpleNamespace(close=lambda sock: None)
+    opening = OpeningSockets()
+    target = Opener(Settings("ws://127.0.0.1:1/ws"), opening, Counts(), Addresses())
 
     def read(sock):
         with mock.patch.object(http, "open_socket", return_value=sock):
