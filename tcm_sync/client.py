@@ -42,6 +42,8 @@ from tcm_sync.errors import TcmError
 from tcm_sync.results import ClientStats, InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
 from tcm_sync.settings import (
+    POOL_SIZE,
+    POOL_SIZE_WITHOUT_TURNS,
     UNSET,
     AuthContext,
     BatchPolicy,
@@ -49,6 +51,7 @@ from tcm_sync.settings import (
     Route,
     Settings,
     TlsSettings,
+    Turns,
     Unset,
     settings_from_env,
 )
@@ -77,10 +80,11 @@ class TcmClient:
         Who is calling.
     route : Route, optional
         Where inferences run that name no container themselves.
-    pool_size : int
-        The most sockets at a time. The manager serves five a tenant; callers beyond wait here, in turn.
+    pool_size : int, optional
+        The most sockets at a time, each with one call. Left out, 16, or 4 with ``turns="off"``.
     pool_timeout : float, optional
-        Seconds: the most that a call waits for a socket. The call's deadline bounds it anyway.
+        Seconds: the most that a call waits for a socket, and again for its turn to send. The call's deadline
+        bounds both anyway.
     max_requests : int
         Requests after which a socket is replaced by a new one, less up to a fifth.
     max_idle, max_lifetime : float
@@ -121,6 +125,12 @@ class TcmClient:
         manager's name here; both need the extra ``proxy``). ``"env"`` takes it from the environment's
         ``HTTPS_PROXY`` for ``wss://`` or ``HTTP_PROXY`` for ``ws://``, then ``ALL_PROXY``, unless
         ``NO_PROXY`` names the host. Left out, there is none, whatever the environment says.
+    turns : {"auto", "off"} or int
+        How many requests may wait at the manager's scheduler at the same time, over all clients in all
+        processes of this user on this host; callers beyond that wait here, first come first served
+        (docs/throughput.rst). "auto" is five, what the manager passes on in a tick. A number is for a host's
+        share where several hosts use one manager, and for managers that pass on another number. "off" is no
+        limit.
 
     Raises
     ------
@@ -139,7 +149,7 @@ class TcmClient:
         auth: AuthContext | None = None,
         *,
         route: Route | None = None,
-        pool_size: int = 4,
+        pool_size: int | None = None,
         pool_timeout: float | None = None,
         max_requests: int = 500,
         max_idle: float = 300.0,
@@ -158,7 +168,10 @@ class TcmClient:
         tls: TlsSettings | None = None,
         headers: Mapping[str, Header] | None = None,
         proxy: str | None = None,
+        turns: Turns = "auto",
     ) -> None:
+        if pool_size is None:
+            pool_size = POOL_SIZE_WITHOUT_TURNS if isinstance(turns, str) and turns == "off" else POOL_SIZE
         settings = Settings(
             uri=uri,
             auth=auth,
@@ -182,6 +195,7 @@ class TcmClient:
             tls=tls,
             headers=headers,
             proxy=proxy,
+            turns=turns,
         )
         self._attach(new_core(settings), {})
 
@@ -191,8 +205,8 @@ class TcmClient:
 
         ``TCM_WS_URI`` is needed. Read as well: ``TCM_CLIENT_UUID``, ``TCM_CLIENT_TOKEN``, ``TCM_CLIENT_SUB``,
         ``TCM_CLIENT_TENANT_ID``, ``TCM_CLIENT_ROLES`` (separated by commas), ``TCM_CONTAINER_ID``,
-        ``TCM_VM_IP``, ``TCM_VM_ID``, ``TCM_CA_FILE``, ``TCM_PROXY``, ``TCM_TIMEOUT`` (seconds) and
-        ``TCM_POOL_SIZE``.
+        ``TCM_VM_IP``, ``TCM_VM_ID``, ``TCM_CA_FILE``, ``TCM_PROXY``, ``TCM_TIMEOUT`` (seconds),
+        ``TCM_POOL_SIZE`` and ``TCM_TURNS``.
 
         Raises
         ------

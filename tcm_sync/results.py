@@ -307,6 +307,8 @@ class ClientStats(Struct, frozen=True):
         Calls that waited for a socket, and for how long in all.
     gate_waits, gate_wait_seconds : int, float
         The same before a gate that was shut after a failure.
+    turn_waits, turn_wait_seconds : int, float
+        The same for a turn to send, since others had requests at the manager's scheduler.
     messages_sent, messages_received, bytes_sent, bytes_received : int
         Of authenticated sockets, frame headers included in the bytes.
     late, unknown, advisories : int
@@ -320,6 +322,8 @@ class ClientStats(Struct, frozen=True):
         Now: files in shared memory, and their bytes.
     shm_pinned : int
         Now: bytes that servers were made to keep mapped, also of files that are unlinked.
+    turn_processes : int
+        Now: processes of this host that share turns with this one, and this one; 0 before the first turn.
     requests_at_once : int or None
         Now: how many requests may be under way, where the manager had too much to do a while ago.
     messages_per_second : int or None
@@ -347,6 +351,8 @@ class ClientStats(Struct, frozen=True):
     wait_seconds: float
     gate_waits: int
     gate_wait_seconds: float
+    turn_waits: int
+    turn_wait_seconds: float
     messages_sent: int
     messages_received: int
     bytes_sent: int
@@ -363,6 +369,7 @@ class ClientStats(Struct, frozen=True):
     shm_segments: int = 0
     shm_bytes: int = 0
     shm_pinned: int = 0
+    turn_processes: int = 0
     requests_at_once: int | None = None
     messages_per_second: int | None = None
     tenant_messages_per_second: float | None = None
@@ -404,6 +411,9 @@ class ClientStats(Struct, frozen=True):
             f"  sent: {sent}; received: {received}",
             f"  unasked: {self.late} late, {self.unknown} unknown, {self.advisories} advisories",
         ]
+        if self.turn_processes:
+            for_turns = f"{self.turn_waits:,} times {self.turn_wait_seconds:,.3g} s for one"
+            lines.append(f"  turns: {self.turn_processes} processes share them; {for_turns}")
         counted = {
             "failures": self.failures,
             "repeats": self.repeats,
@@ -438,6 +448,7 @@ _GAUGES = frozenset(
         "shm_segments",
         "shm_bytes",
         "shm_pinned",
+        "turn_processes",
         "requests_at_once",
         "messages_per_second",
         "tenant_messages_per_second",

@@ -38,6 +38,13 @@ class Unset(enum.Enum):
 
 UNSET: Final = Unset.UNSET
 
+#: Messages of a tenant that the manager passes on in a tick (docs/wire.rst, "Timing").
+SERVED_A_TICK = 5
+#: Sockets of a client at most, with turns and without (docs/throughput.rst).
+POOL_SIZE, POOL_SIZE_WITHOUT_TURNS = 16, 4
+_MOST_TURNS = 100
+
+Turns = Literal["auto", "off"] | int
 Token = str | Callable[[], str]
 Header = str | Callable[[], str]
 
@@ -236,7 +243,7 @@ class Settings:
     uri: str
     auth: AuthContext | None = None
     route: Route | None = None
-    pool_size: int = 4
+    pool_size: int = POOL_SIZE
     pool_timeout: float | None = None
     max_requests: int = 500
     max_idle: float = 300.0
@@ -255,6 +262,7 @@ class Settings:
     tls: TlsSettings | None = None
     headers: Mapping[str, Header] | None = field(default=None, repr=False)  # some carry credentials
     proxy: str | None = field(default=None, repr=False)  # which may carry credentials too
+    turns: Turns = "auto"
 
     def __post_init__(self) -> None:
         endpoint = Endpoint.parse(self.uri)
@@ -283,11 +291,22 @@ class Settings:
         if self.messages_per_second is not None and self.messages_per_second < 1:
             raise ConfigError("messages_per_second must be at least 1")
         check_choice("shm", self.shm, ("auto", "off"), ConfigError)
+        if isinstance(self.turns, str):
+            check_choice("turns", self.turns, ("auto", "off"), ConfigError)
+        else:
+            self._keep("turns", check_turns)
         if self.shm_max_pinned is not None:
             self._keep("shm_max_pinned", check_count)
         if self.shm_group is not None:
             group_id(self.shm_group)
         object.__setattr__(self, "headers", _checked_headers({} if self.headers is None else self.headers))
+
+    @property
+    def turn_count(self) -> int | None:
+        """How many messages may wait at the manager's scheduler at the same time; None is no limit."""
+        if isinstance(self.turns, str):
+            return SERVED_A_TICK if self.turns == "auto" else None
+        return self.turns
 
     def _keep(self, name: str, check: Callable[[str, object], float]) -> None:
         """Check a number, and keep it as a plain int or float."""
@@ -374,6 +393,9 @@ def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]
         "TCM_TIMEOUT": ("timeout", float),
         "TCM_POOL_SIZE": ("pool_size", int),
     }
+    if "TCM_TURNS" in values:
+        turns = values["TCM_TURNS"]
+        arguments["turns"] = int(turns) if turns.isdecimal() else turns
     for variable, (argument, convert) in numbers.items():
         if variable in values:
             try:
@@ -408,6 +430,24 @@ def check_count(name: str, value: object) -> int:
     number = check_whole(name, value)
     if number > sys.maxsize:
         raise ConfigError(f"{name} must be at most {sys.maxsize:,}, not {shown(value)}")
+    return number
+
+
+def check_turns(name: str, value: object) -> int:
+    """Return a number of turns as int.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    wanted = "'auto', 'off' or a whole number"
+    try:
+        number = check_whole(name, value)
+    except ConfigError:
+        raise ConfigError(f"{name} must be {wanted}, not {shown(value)}") from None
+    if number > _MOST_TURNS:
+        raise ConfigError(f"{name} must be {wanted} from 1 to {_MOST_TURNS}, not {shown(value)}")
     return number
 
 

@@ -62,6 +62,9 @@ def caplog(request):
     log._finalize()
 
 
+# Clients of this run, and of every process that it starts, share no turns with others on this machine.
+os.environ["TCM_TURNS_DIR"] = tempfile.mkdtemp(prefix="turns-of-tests-")
+
 PATIENCE = 5.0
 _PROC = Path("/proc/self")
 _SHM = Path("/dev/shm")

@@ -313,6 +313,7 @@ class Core:
             warnings.warn(
                 f"unclosed {self!r}: close() it, or use it as a context manager", ResourceWarning, 2, self
             )
+        runtime.leave_turns()
 
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""

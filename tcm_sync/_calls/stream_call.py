@@ -143,6 +143,8 @@ class StreamCall(Call):
             if self._started or reply.status != "START":
                 raise ProtocolError(f"a stream begins with START, once; {reply.status} came")
             self._started = True
+            if self.turn is not None:
+                self.turn.release()  # START: the manager has scheduled it
 
     def _wait(self) -> bool:
         """Wait until the reader has brought something; False if it is over by its silence."""

@@ -6,7 +6,9 @@ what is sent, and what a reply means to its caller (`tcm_sync._calls`).
 Order of locks; each is taken only while locks above it, or none, are held:
 
 1. a client's own (`tcm_sync._calls`), then those of shared memory (`tcm_sync._shm`);
-2. that of a pool's state: guards which connections there are and who waits for one;
+2. that of a pool's state: guards which connections there are and who waits for one; or that of the turns of
+   one manager, then that of the process's table, then the table's own, which is held for a few
+   microseconds of reading and writing a file, and waited for 5 ms at most in another process;
 3. one of: a gate's, the pace's, a connection's (guards its closing and each call on its socket), the
    connector's, that of the counters.
 

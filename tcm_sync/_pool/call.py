@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 from tcm_sync._deadline import Deadline
 from tcm_sync._pool.lease import Lease
 from tcm_sync._pool.stream_turns import StreamTurns
+from tcm_sync._pool.turns import Turn
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.replies import Future, PendingReplies, Refusal, ReplyFuture
 from tcm_sync._wire.encode import Pieces
@@ -43,6 +44,7 @@ class Call:
     streaming: ClassVar[bool] = False
     attempt_timeout: float | None = None  # seconds for the reply of the first attempt that is too slow
     may_have_run = False  # whether an attempt may have run whose answer did not come
+    turn: Turn | None = None  # of the attempt under way, if it took one
 
     def __init__(
         self,
@@ -56,6 +58,11 @@ class Call:
         self.deadline = deadline
         self.waits_for_manager = waits_for_manager
         self.target = target
+
+    @property
+    def model_name(self) -> str:
+        """The model of an inference, empty for what has none."""
+        return "" if self.target is None else self.target[1]
 
     def attempt(self, runtime: Sender) -> None:
         """Make one attempt, behind the gates.

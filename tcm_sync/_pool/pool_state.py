@@ -20,7 +20,6 @@ from tcm_sync.errors import ClientClosedError, ConnectFailedError, PoolTimeoutEr
 from tcm_sync.settings import Settings
 
 #: Sockets beyond this many wait for the manager's scheduler, the youngest longest (docs/wire.rst, "Timing").
-SERVED_A_TICK = 5
 
 WORN_OUT = "worn out"  # why most sockets are closed
 LEASE_LOST = "its lease was lost"
@@ -304,9 +303,7 @@ class PoolState:
             )
         if self.setting != "pool_size":
             return f"Raise timeout or {self.setting}"
-        return (
-            f"Raise timeout or pool_timeout, send more rows a call, or raise pool_size up to {SERVED_A_TICK}"
-        )
+        return "Raise timeout, pool_timeout or pool_size, or send more rows a call"
 
     # --- figures ---
 

@@ -15,8 +15,9 @@ from tcm_sync._pool.gate import Gate, Prober, again
 from tcm_sync._pool.lease import Lease
 from tcm_sync._pool.manager_state import ManagerState
 from tcm_sync._pool.pool import Pool
-from tcm_sync._pool.pool_state import SERVED_A_TICK
 from tcm_sync._pool.stream_turns import StreamTurns
+from tcm_sync._pool.turn_keys import turns_of
+from tcm_sync._pool.turns import Turns
 from tcm_sync._reentry import Callers
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.authentication import Opener
@@ -39,13 +40,14 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
-from tcm_sync.settings import Route, Settings
+from tcm_sync.settings import SERVED_A_TICK, Route, Settings
 
 log = Log("tcm_sync.pool", queued=True)
 
 _EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
 # Why a lease is discarded that nothing else has released: a kept traceback would hold it for good.
 _INTERRUPTED = "the call was interrupted"
+_MOST_TENANTS = 16  # whose turns a client keeps, where a callable hands out tokens of several
 _REFUSED_WITHIN = 0.5  # seconds: a full queue is refused at once, and not when the model is done
 
 Target = tuple[Route, str]
@@ -80,6 +82,7 @@ class Runtime:
         self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
         self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])
         self.stream_turns = StreamTurns()
+        self._turns: dict[str, Turns] = {}  # by tenant; what is made twice by two threads is the same
         self._backpressure = Gate(
             "backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN, of=self.opener.endpoint.authority
         )
@@ -105,10 +108,10 @@ class Runtime:
             setting=setting,
         )
         self.reader.add_pool(pool)
-        if size > SERVED_A_TICK:
+        if size > SERVED_A_TICK and setting == "pool_size" and self.settings.turn_count is None:
             log.warning(
-                "%s=%d: the manager serves %d sockets a tenant at a time, the others wait, the youngest "
-                "longest; a smaller pool whose callers wait here is served evenly",
+                '%s=%d with turns="off": the manager serves %d sockets of a tenant at a time, the others '
+                "wait, the youngest longest; turns, or a smaller pool whose callers wait here, serve evenly",
                 setting,
                 size,
                 SERVED_A_TICK,
@@ -128,27 +131,29 @@ class Runtime:
             What came in place of a good answer. It has a ``uuid`` if it came from a socket.
         """
         backpressure = self._backpressure
-        if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
+        while backpressure.cause is None and not (self._circuits and call.target in self._circuits):
             lease = self._acquire(call)
             try:
                 if backpressure.cause is None and not (self._circuits and call.target in self._circuits):
-                    self._exchange(lease, call)
-                    return
-                lease.release(used=False)  # it was shut meanwhile
+                    if self._exchange(lease, call):
+                        return
+                else:
+                    lease.release(used=False)  # it was shut meanwhile
             except BaseException:
                 lease.discard(_INTERRUPTED)
                 raise
-        self._attempt_gated(call)
+        while not self._attempt_gated(call):
+            pass
 
-    def _attempt_gated(self, call: Call) -> None:
-        """Make an attempt while a gate of its own is shut, perhaps as the probe."""
+    def _attempt_gated(self, call: Call) -> bool:
+        """Make an attempt while a gate of its own is shut, perhaps as the probe; whether it was sent."""
         gates = self._gates(call.target)
         prober = Prober()
         try:
             try:
                 lease = self._enter(gates, prober, call)
                 try:
-                    self._exchange(lease, call, gates, prober)
+                    return self._exchange(lease, call, gates, prober)
                 except BaseException:
                     lease.discard(_INTERRUPTED)
                     raise
@@ -192,14 +197,29 @@ class Runtime:
 
     def _exchange(
         self, lease: Lease, call: Call, gates: tuple[Gate, ...] = (), prober: Prober | None = None
-    ) -> None:
-        """Send on the leased connection and wait for the answer; `prober` has passed `gates` for it."""
+    ) -> bool:
+        """Send on the leased connection and wait for the answer; `prober` has passed `gates` for it.
+
+        Returns
+        -------
+        bool
+            False if nothing was sent and the lease was released: a gate was shut or the connection given up
+            while the call waited for its turn.
+        """
         connection = lease.connection
         if call.deadline.expired():
             lease.release(used=False)
             raise CallTimeoutError("the deadline passed before the request could be sent")
         try:
             payload = call.write(connection)
+            turns = self._turns_for(connection) if call.kind == "inference" else None
+            if (
+                turns is not None
+                and turns.is_needed
+                and not self._take_turn(turns, call, connection, gates, prober)
+            ):
+                lease.release(used=False)
+                return False
         except BaseException:
             lease.release(used=False)
             raise
@@ -223,12 +243,62 @@ class Runtime:
                 _name(error, connection, call)
                 error.outcome_unknown = future.started
             raise
+        finally:
+            if call.turn is not None:
+                call.turn.release()
         if refusal is not None:
             raise self._refused(lease, call, refusal, gates, prober)
+        if turns is not None and not call.streaming:
+            turns.replied(call.model_name, monotonic() - connection.last_sent)
         call.accept(lease)
         self.manager_state.manager_gate.forgive()
         if gates:
             self._passed(call.target, gates, prober)
+        return True
+
+    def _turns_for(self, connection: Connection) -> Turns | None:
+        """Return the turns that a connection's requests take, None if they take none."""
+        turns = self._turns.get(connection.tenant)
+        if turns is None and (count := self.settings.turn_count) is not None:
+            if len(self._turns) >= _MOST_TENANTS:
+                self.leave_turns()
+            turns = turns_of(self.opener.endpoint, connection.tenant, count)
+            turns.join(self)
+            self._turns[connection.tenant] = turns
+        return turns
+
+    def _take_turn(
+        self,
+        turns: Turns,
+        call: Call,
+        connection: Connection,
+        gates: tuple[Gate, ...],
+        prober: Prober | None,
+    ) -> bool:
+        """Wait for a call's turn to send; whether the connection and the gates are as they were."""
+        bound = self.settings.pool_timeout
+        deadline = call.deadline if bound is None else call.deadline.at_most(bound)
+        turn = call.turn = turns.acquire(call.model_name, deadline, self.closed)
+        if turn is None or not turn.waited:
+            return True
+        self._counts.waited_for_turn(turn.waited)
+        shut = [gate for gate in gates or self._gates(call.target) if gate.cause is not None]
+        given_up = connection.closed or connection.closing_reason is not None
+        if not given_up and all(prober is not None and gate.is_probed_by(prober) for gate in shut):
+            return True
+        turn.release()
+        call.turn = None
+        return False
+
+    def leave_turns(self) -> None:
+        """Use turns no more, without a lock: their table is closed with its last user."""
+        turns, self._turns = self._turns, {}
+        for each in turns.values():
+            each.leave(self)
+
+    def turn_processes(self) -> int:
+        """Count the processes of this host that share turns, this one included; 0 before the first turn."""
+        return max((turns.others + 1 for turns in list(self._turns.values())), default=0)
 
     def _doubt_others(self, connection: Connection) -> None:
         """Have idle connections checked after a call timed out on one on which nothing came since."""
@@ -350,6 +420,9 @@ class Runtime:
             pool.close(ClientClosedError("the client was closed while the call waited for a socket"))
         self._backpressure.open()
         self.stream_turns.close()
+        for turns in list(self._turns.values()):
+            turns.wake_all()
+        self.leave_turns()
         with self._circuits_lock:
             circuits = list(self._circuits.values())
         for gate in circuits:

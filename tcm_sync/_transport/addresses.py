@@ -156,7 +156,7 @@ class _Race:
                 for sock in list(self._attempts):
                     self._fail(sock, TimeoutError("timed out"))
                 break
-            bounds = [LONGEST_WAIT if left is None else left]
+            bounds = [LONGEST_WAIT if left is None else min(left, LONGEST_WAIT)]
             if to_begin:
                 bounds.append(max(0.0, next_at - monotonic()))
             for key, _ in self._selector.select(min(bounds)):

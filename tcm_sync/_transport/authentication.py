@@ -18,6 +18,7 @@ from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.http import probe
 from tcm_sync._transport.proxies import make_proxy
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
+from tcm_sync._transport.tenant import tenant_of
 from tcm_sync._wire.decode import decode_message
 from tcm_sync._wire.encode import encode_message, encode_payload
 from tcm_sync._wire.failures import ADVISORY, failure_of_error
@@ -167,6 +168,7 @@ class Opener:
         connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
         if self.proxy is not None:  # it may be on this machine without the manager
             connection.is_local = False
+        connection.tenant = tenant_of(token, self._auth)
         return connection
 
 

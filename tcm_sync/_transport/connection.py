@@ -115,6 +115,7 @@ class Connection:
         "sent_at",
         "sock",
         "spread",
+        "tenant",
         "uuid",
         "when_lost",
     )
@@ -133,6 +134,7 @@ class Connection:
         self.decoder = decoder
         self.early = early
         self.secret = secret
+        self.tenant = ""  # whose share of the manager's messages it uses; set before it is registered
         # How the manager begins the reply to an inference, in its own form of JSON and in the shortest one.
         self.reply_prefixes = (
             b'{"type": "inference", "uuid": "%b", "payload": ' % uuid.encode(),

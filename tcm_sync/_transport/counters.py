@@ -54,7 +54,7 @@ class Counts:
     def __init__(self) -> None:
         self._began = monotonic()
         self.pools = (PoolCounts(), PoolCounts())
-        # Guards the counters from `calls` to `gate_wait_seconds`.
+        # Guards the counters from `calls` to `turn_wait_seconds`.
         self.lock = threading.RLock()
         self.calls = 0
         self.failures: Counter[str] = Counter()  # by code, or by class
@@ -66,6 +66,8 @@ class Counts:
         self.uuids = 0
         self.gate_waits = 0
         self.gate_wait_seconds = 0.0
+        self.turn_waits = 0
+        self.turn_wait_seconds = 0.0
         # Only the reader changes these.
         self.messages_received = 0
         self.bytes_received = 0
@@ -128,6 +130,12 @@ class Counts:
             self.gate_waits += 1
             self.gate_wait_seconds += seconds
 
+    def waited_for_turn(self, seconds: float) -> None:
+        """Count a wait for a turn to send."""
+        with self.lock:
+            self.turn_waits += 1
+            self.turn_wait_seconds += seconds
+
 
 _OWN = (
     "calls",
@@ -141,6 +149,8 @@ _OWN = (
     "uuids",
     "gate_waits",
     "gate_wait_seconds",
+    "turn_waits",
+    "turn_wait_seconds",
     "messages_received",
     "bytes_received",
     "late",

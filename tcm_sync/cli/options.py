@@ -169,6 +169,7 @@ CONNECTING = (
     _option("--ca-file", "TCM_CA_FILE", "FILE", "The authorities to trust, for wss://."),
     _option("--proxy", "TCM_PROXY", "URL", "The proxy; env: that of HTTPS_PROXY etc."),
     _option("--timeout", "TCM_TIMEOUT", "SECONDS", "For the whole call.", _SECONDS),
+    _option("--turns", "TCM_TURNS", "auto|off|N", "Requests that may wait at the scheduler."),
     _option("--pool-size", "TCM_POOL_SIZE", "N", "Sockets at most.", click.IntRange(1)),
 )
 

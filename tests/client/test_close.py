@@ -40,7 +40,8 @@ def client_of(calling):
     with contextlib.ExitStack() as stack:
 
         def make(uri, **settings):
-            settings = {"timeout": None, "connect_timeout": 3600.0, "route": Route("local"), **settings}
+            usual = {"timeout": None, "connect_timeout": 3600.0, "route": Route("local")}
+            settings = {**usual, "pool_size": SOCKETS, **settings}
             client = TcmClient(uri, **settings)
             stack.callback(client.close)
             return client

@@ -195,7 +195,7 @@ def test_a_client_that_nobody_closed_is_warned_of_once_and_leaves_nothing(serve,
         clients[0].myself = clients[0]
     ((category, message),) = warnings_of_dropping(clients)
     assert category is ResourceWarning
-    assert f"unclosed <TcmClient {manager.uri} open, 1 of 4 sockets, 0 calls in flight>" in message
+    assert f"unclosed <TcmClient {manager.uri} open, 1 of 16 sockets, 0 calls in flight>" in message
     wait_until(lambda: manager.stats().connected == 0, "its socket is closed")
     wait_until(lambda: not reader_threads(), "its reader has ended")
 

@@ -45,7 +45,7 @@ def manager(serve):
 
 @pytest.fixture
 def client(manager):
-    with TcmClient(manager.uri, route=manager.route, timeout=GUARD) as client:
+    with TcmClient(manager.uri, route=manager.route, pool_size=4, timeout=GUARD) as client:
         yield client
 
 
@@ -129,7 +129,7 @@ def test_callbacks_run_in_a_worker_and_may_call(client):
 
 
 def test_closing_ends_what_waits_and_what_runs(manager, gated):
-    client = TcmClient(manager.uri, route=manager.route, timeout=GUARD)
+    client = TcmClient(manager.uri, route=manager.route, pool_size=4, timeout=GUARD)
     futures = [client.submit("gated", {"x": [number]}) for number in range(10)]
     wait_until(lambda: manager.stats().running == 4, "as many run as there are sockets")
     client.close()
@@ -152,7 +152,7 @@ def test_workers_may_be_closed_inside_their_own_lock(client):
 
 
 def test_a_client_that_is_dropped_with_idle_workers_is_collected(manager, monkeypatch):
-    client = TcmClient(manager.uri, route=manager.route, timeout=GUARD)
+    client = TcmClient(manager.uri, route=manager.route, pool_size=4, timeout=GUARD)
     client.submit("picky", {"x": [1]}).result(GUARD)
     workers = client._core.workers
     wait_until(lambda: workers._threads._waiting == 1, "it has let go of its task")

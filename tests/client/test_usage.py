@@ -374,13 +374,13 @@ def test_no_handler_is_ours():
             assert (logger.handlers, logger.level, logger.propagate) == ([], logging.NOTSET, True)
 
 
-@pytest.mark.parametrize("pool_size", [5, 6])
-def test_a_pool_that_the_manager_would_starve_is_told_once(serve, client_of, caplog, pool_size):
-    client = client_of(serve(), pool_size=pool_size)
+@pytest.mark.parametrize(("pool_size", "turns"), [(5, "off"), (6, "off"), (6, "auto")])
+def test_a_pool_that_the_manager_would_starve_is_warned_of_once(serve, client_of, caplog, pool_size, turns):
+    client = client_of(serve(), pool_size=pool_size, turns=turns)
     for _ in range(3):
         client.infer("echo", X)
     told = [record for record in caplog.records if "pool_size" in record.getMessage()]
-    assert len(told) == (pool_size > 5)
+    assert len(told) == (pool_size > 5 and turns == "off")
     assert all(record.levelno == logging.WARNING for record in told)
 
 

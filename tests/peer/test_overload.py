@@ -120,7 +120,7 @@ def test_a_queue_that_is_always_full_is_not_stormed_by_fifty_threads():
             ask(client, float(number), timeout=3.0)
         return caught.value
 
-    with ScriptedPeer(full) as peer, connect(peer) as client:
+    with ScriptedPeer(full) as peer, connect(peer, pool_size=4) as client:
         client.open(wait=True)
         with ThreadPoolExecutor(50) as threads:
             errors = list(threads.map(call, range(50)))

@@ -122,7 +122,7 @@ def test_a_client_shows_where_it_leads_and_how_it_is():
         client = connect(peer)
         assert repr(client) == f"<TcmClient {peer.uri} not open>"
         with client:
-            assert repr(client) == f"<TcmClient {peer.uri} open, 0 of 4 sockets, 0 calls in flight>"
+            assert repr(client) == f"<TcmClient {peer.uri} open, 0 of 16 sockets, 0 calls in flight>"
             ask(client)
         assert repr(client) == f"<TcmClient {peer.uri} closed>"
 
@@ -159,7 +159,7 @@ def test_a_client_that_is_left_open_says_so():
         del client
         gc.collect()
     (said,) = (str(warning.message) for warning in caught)
-    shown = f"<TcmClient {peer.uri} open, 1 of 4 sockets, 0 calls in flight>"
+    shown = f"<TcmClient {peer.uri} open, 1 of 16 sockets, 0 calls in flight>"
     assert said.startswith(f"unclosed {shown}: close() it")
 
 

@@ -94,11 +94,11 @@ def test_one_caller_after_the_other_needs_one_socket():
 
 def test_a_pool_of_more_than_are_served_is_warned_of_once(caplog):
     caplog.set_level(logging.WARNING, "tcm_sync.pool")
-    with ScriptedPeer(echo) as peer, connect(peer, pool_size=6) as client:
+    with ScriptedPeer(echo) as peer, connect(peer, pool_size=6, turns="off") as client:
         ask(client)
         ask(client)
     (record,) = caplog.records
-    assert record.getMessage().startswith("pool_size=6: the manager serves 5 sockets a tenant at a time")
+    assert record.getMessage().startswith('pool_size=6 with turns="off": the manager serves 5 sockets')
 
 
 def test_opening_ahead_does_not_wait_and_opens_one():

@@ -189,7 +189,9 @@ SECONDS_OR_NONE = ["timeout", "pool_timeout", "messages_per_second"]
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, value) for name in COUNTS for value in (0, -1, 2.5, True, "4", None)),
+        *((name, value) for name in COUNTS for value in (0, -1, 2.5, True, "4")),
+        *((name, None) for name in COUNTS if name != "pool_size"),
+        *(("turns", value) for value in (0, -1, 101, 2.5, True, "4", "on", None)),
         *(
             (name, value)
             for name in SECONDS
@@ -202,6 +204,16 @@ SECONDS_OR_NONE = ["timeout", "pool_timeout", "messages_per_second"]
 def test_a_number_that_cannot_work_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=f"^{name} must be "):
         TcmClient(URI, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sockets", "turns"),
+    [({}, 16, 5), ({"turns": "auto"}, 16, 5), ({"turns": 10}, 16, 10), ({"turns": "off"}, 4, None)],
+)
+def test_a_pool_without_turns_is_smaller(arguments, sockets, turns):
+    settings = TcmClient(URI, **arguments)._core.settings
+    assert (settings.pool_size, settings.turn_count) == (sockets, turns)
+    assert TcmClient(URI, pool_size=7, **arguments)._core.settings.pool_size == 7
 
 
 @pytest.mark.parametrize("name", SECONDS_OR_NONE)

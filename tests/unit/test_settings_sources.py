@@ -143,6 +143,7 @@ WHOLE = {
     "tls": TlsSettings(key_password="k", server_hostname="h"),
     "headers": {"A": "b"},
     "proxy": "http://u:p@h:1",
+    "turns": 10,
 }
 
 
@@ -245,6 +246,7 @@ def test_the_whole_environment():
         "TCM_PROXY": "socks5h://h:1",
         "TCM_TIMEOUT": "2.5",
         "TCM_POOL_SIZE": "3",
+        "TCM_TURNS": "10",
     }
     assert settings_from_env(environ) == {
         "uri": "wss://h/ws",
@@ -254,6 +256,7 @@ def test_the_whole_environment():
         "proxy": "socks5h://h:1",
         "timeout": 2.5,
         "pool_size": 3,
+        "turns": 10,
     }
 
 

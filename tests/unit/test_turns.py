@@ -1,0 +1,487 @@
+"""Turns within a process: first come first served, never more than there are, none where none is needed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tcm_sync import AuthContext, ClientClosedError, PoolTimeoutError
+from tcm_sync._deadline import Deadline
+from tcm_sync._pool import process_table, turn_table, turns
+from tcm_sync._pool.process_table import ProcessTable
+from tcm_sync._pool.turn_keys import key_of, turns_of
+from tcm_sync._pool.turn_table import FILE, Table, TableError
+from tcm_sync._pool.turns import LONG_AGE_NS, SHORT_AGE_NS, Turns
+from tcm_sync._transport.tenant import tenant_of
+from tcm_sync.settings import Endpoint
+
+from ..helpers.waiting import GUARD, wait_until
+
+FOREVER = 10**15  # ns: no turn of these tests ends by its age, unless the test says so
+
+
+class NoTable:
+    """Stands for a process whose table cannot be used."""
+
+    def get(self):
+        return None
+
+
+@pytest.fixture
+def closed():
+    return threading.Event()
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Two turns of one process alone, which last until they are released."""
+    monkeypatch.setattr(turns, "LONG_AGE_NS", FOREVER)
+    return Turns(1, 2, NoTable())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    folder = tmp_path / "turns"
+    monkeypatch.setenv("TCM_TURNS_DIR", str(folder))
+    return folder
+
+
+def take(these, closed, timeout=GUARD, model="m"):
+    return these.acquire(model, Deadline(timeout), closed)
+
+
+class Caller(threading.Thread):
+    """Takes a turn in a thread of its own, and keeps what came of it."""
+
+    def __init__(self, these, closed, timeout=GUARD, order=None):
+        super().__init__()
+        self.these, self.closed, self.timeout, self.order = these, closed, timeout, order
+        self.outcome = None
+        before = these.waiting()
+        self.start()
+        wait_until(lambda: these.waiting() > before or not self.is_alive())
+
+    def run(self):
+        try:
+            self.outcome = take(self.these, self.closed, self.timeout)
+            if self.order is not None:
+                self.order.append(self)
+        except (PoolTimeoutError, ClientClosedError) as error:
+            self.outcome = error
+
+    def result(self):
+        self.join(GUARD)
+        assert not self.is_alive()
+        return self.outcome
+
+
+# --- the wait queue ---
+
+
+def test_callers_are_served_in_the_order_in_which_they_came(alone, closed):
+    held = [take(alone, closed) for _ in range(2)]
+    order = []
+    callers = [Caller(alone, closed, order=order) for _ in range(10)]
+    for caller in callers:
+        held.pop(0).release()
+        held.append(caller.result())
+    assert order == callers
+    assert all(caller.outcome.waited > 0 for caller in callers)
+    assert alone.waiting() == 0
+
+
+def test_a_turn_that_ended_by_its_age_is_another_callers(monkeypatch, closed):
+    now = [10**15]
+    monkeypatch.setattr(turns, "monotonic_ns", lambda: now[0])
+    these = Turns(1, 1, NoTable())
+    old = take(these, closed)
+    now[0] += LONG_AGE_NS - 1
+    with pytest.raises(PoolTimeoutError):
+        take(these, closed, timeout=0.001)
+    now[0] += 1
+    young = take(these, closed)
+    assert young is not None
+    old.release()  # it has nothing to give back
+    with pytest.raises(PoolTimeoutError):
+        take(these, closed, timeout=0.001)
+
+
+def test_a_turn_is_released_once(alone, closed):
+    first, _ = take(alone, closed), take(alone, closed)
+    first.release()
+    first.release()
+    take(alone, closed)
+    with pytest.raises(PoolTimeoutError):
+        take(alone, closed, timeout=0.001)
+
+
+def test_who_runs_out_of_time_leaves_the_queue_and_says_who_shares(alone, closed):
+    for _ in range(2):
+        take(alone, closed)
+    with pytest.raises(PoolTimeoutError, match="the callers of this process share 2 messages") as caught:
+        take(alone, closed, timeout=0.01)
+    assert "Raise timeout or pool_timeout" in str(caught.value)
+    assert alone.waiting() == 0
+    alone.others = 3
+    with pytest.raises(PoolTimeoutError, match="4 processes share 2 messages"):
+        take(alone, closed, timeout=0.01)
+
+
+def test_closing_a_client_ends_its_waiting_and_nobody_elses(alone, closed):
+    held = [take(alone, closed) for _ in range(2)]
+    other = threading.Event()
+    ours, theirs = Caller(alone, closed), Caller(alone, other)
+    closed.set()
+    alone.wake_all()
+    assert isinstance(ours.result(), ClientClosedError)
+    assert theirs.is_alive()
+    held[0].release()
+    assert theirs.result().waited > 0
+
+
+def test_an_interrupted_waiter_leaves_the_queue(alone, closed, monkeypatch):
+    for _ in range(2):
+        take(alone, closed)
+
+    def interrupted(self, seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(turns._Waiter, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        take(alone, closed)
+    assert alone.waiting() == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGUSR1")
+def test_a_signal_handler_that_calls_while_its_thread_waits_goes_without_a_turn(alone, closed):
+    held = [take(alone, closed) for _ in range(2)]
+    inner = []
+
+    def handler(*_):
+        inner.append(take(alone, closed))
+        held[0].release()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        killer = threading.Thread(
+            target=lambda: (
+                wait_until(lambda: alone.waiting() == 1),
+                os.kill(os.getpid(), signal.SIGUSR1),
+            )
+        )
+        killer.start()
+        outer = take(alone, closed)
+        killer.join(GUARD)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert inner == [None]
+    assert outer.waited > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_begins_with_no_turn_taken(alone, closed):
+    for _ in range(2):
+        take(alone, closed)
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            code = 0 if take(alone, closed, timeout=5.0) is not None and alone.waiting() == 0 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    with pytest.raises(PoolTimeoutError):
+        take(alone, closed, timeout=0.001)
+
+
+def test_many_threads_never_hold_more_turns_than_there_are(alone, closed):
+    holding, most, lock = [0], [0], threading.Lock()
+
+    def work():
+        for _ in range(200):
+            turn = take(alone, closed)
+            with lock:
+                holding[0] += 1
+                most[0] = max(most[0], holding[0])
+            with lock:
+                holding[0] -= 1
+            turn.release()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(GUARD)
+    assert not any(thread.is_alive() for thread in threads)
+    assert most[0] <= 2
+    assert (alone.waiting(), len(alone._held)) == (0, 0)
+
+
+# --- how long a turn lasts, and whether one is needed ---
+
+
+@pytest.mark.parametrize(
+    ("replies", "age"),
+    [
+        ([], LONG_AGE_NS),
+        ([0.010, 0.011], LONG_AGE_NS),
+        ([0.1], SHORT_AGE_NS),
+        ([0.1, 0.012, 0.1], SHORT_AGE_NS),
+        ([0.012, 0.1], SHORT_AGE_NS),
+        ([0.012, 0.012, 0.013], LONG_AGE_NS),
+        ([0.1, 0.012], LONG_AGE_NS),
+    ],
+)
+def test_a_turn_lasts_long_where_the_reply_comes_with_the_tick(closed, replies, age, monkeypatch):
+    now = 10**15
+    monkeypatch.setattr(turns, "monotonic_ns", lambda: now)
+    these = Turns(1, 5, NoTable())
+    for seconds in replies:
+        these.replied("m", seconds)
+    assert take(these, closed).until - now == age
+    assert take(these, closed, model="other").until - now == LONG_AGE_NS
+
+
+def test_a_manager_without_a_tick_needs_no_turns_and_one_with_a_tick_does(alone, closed):
+    for _ in range(7):
+        alone.replied("m", 0.001)
+    assert alone.is_needed
+    alone.replied("m", 0.010)  # the row is broken
+    for _ in range(7):
+        alone.replied("m", 0.001)
+    assert alone.is_needed
+    held = [take(alone, closed) for _ in range(2)]
+    waiting = Caller(alone, closed)
+    alone.replied("m", 0.001)
+    assert not alone.is_needed
+    assert waiting.result() is None  # who waited goes at once
+    assert [take(alone, closed) for _ in range(20)] == [None] * 20
+    for _ in range(31):
+        alone.replied("m", 0.010)
+    assert not alone.is_needed
+    alone.replied("m", 0.010)
+    assert alone.is_needed
+    with pytest.raises(PoolTimeoutError):
+        take(alone, closed, timeout=0.001)
+    held[0].release()
+    assert take(alone, closed) is not None
+
+
+def test_only_so_many_models_are_remembered(alone):
+    for number in range(1000):
+        alone.replied(f"m{number}", 0.1)
+    assert len(alone._quickest) <= 256
+
+
+# --- with the table ---
+
+pytestmark_linux = pytest.mark.skipif(sys.platform != "linux", reason="turns are shared on Linux")
+
+
+@pytest.fixture
+def two(folder):
+    """The turns of two processes, as far as the table can say."""
+    first, second = (Turns(1, 2, ProcessTable()) for _ in range(2))
+    for each in (first, second):
+        each.join(each)
+    yield first, second
+    for each in (first, second):
+        each.leave(each)
+
+
+@pytestmark_linux
+def test_two_processes_share_turns(two, closed, monkeypatch):
+    monkeypatch.setattr(turns, "LONG_AGE_NS", 50 * 10**9)
+    first, second = two
+    held = [take(first, closed), take(second, closed)]
+    with pytest.raises(PoolTimeoutError, match="2 processes share 2 messages"):
+        take(second, closed, timeout=0.02)
+    waiting = Caller(first, closed)
+    held[1].release()
+    assert waiting.result().waited > 0
+    assert first.others == second.others == 1
+
+
+@pytestmark_linux
+def test_a_process_alone_writes_nothing_until_another_arrives(two, folder, closed, monkeypatch):
+    now = [10**15]
+    monkeypatch.setattr(turns, "monotonic_ns", lambda: now[0])
+    first, second = two
+    take(first, closed).release()
+    before = Path(folder, FILE).read_bytes()
+    for _ in range(5):
+        turn = take(first, closed)
+        assert turn.place is None
+        turn.release()
+    assert Path(folder, FILE).read_bytes() == before
+    take(second, closed).release()
+    assert take(first, closed).place is not None
+    assert first.others == 1
+    now[0] += 30 * 10**9
+    monkeypatch.setattr(first._table, "_clock", lambda: now[0])
+    assert take(first, closed).place is not None  # it says again that it is present
+    assert first.others == 0
+
+
+@pytestmark_linux
+def test_a_process_alone_with_its_descriptor_leaves_none(folder, closed):
+    these = Turns(1, 2, ProcessTable())
+    these.join(closed)
+    take(these, closed).release()
+    table = these._table
+    assert os.readlink(f"/proc/self/fd/{table._file}") == str(folder / FILE)
+    del table
+    these.leave(closed)  # the fixture of all tests looks for the descriptor
+    assert take(these, closed).place is None
+
+
+@pytestmark_linux
+@pytest.mark.parametrize("harm", ["truncated", "replaced", "deleted", "folder"])
+def test_a_table_that_fails_costs_no_call_and_is_said_once(two, folder, closed, caplog, harm):
+    caplog.set_level(logging.INFO, "tcm_sync.pool")
+    first, _ = two
+    take(first, closed).release()
+    file = Path(folder, FILE)
+    if harm == "truncated":
+        os.truncate(file, 40)
+    elif harm == "replaced":
+        file.write_bytes(b"\xff" * turn_table.SIZE)
+    else:
+        file.unlink()
+    if harm == "folder":
+        folder.rmdir()
+        folder.write_bytes(b"")
+    first._owner, first._alone_until = 99, 0  # a new record, with which the file's name is looked at
+    for _ in range(3):
+        turn = take(first, closed)
+        assert turn is not None
+        turn.release()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (harm != "deleted")
+    assert all("take no turns" in each for each in said)
+    if harm == "deleted":
+        assert file.exists()  # made anew
+
+
+@pytestmark_linux
+def test_a_lock_that_is_held_lets_one_call_go_without(two, closed, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "tcm_sync.pool")
+    first, _ = two
+    take(first, closed).release()
+    first._alone_until = 0
+    with first._table._locked():
+        turn = take(first, closed)
+    assert turn.place is None
+    assert take(first, closed).place is not None
+    assert not caplog.records
+
+
+@pytestmark_linux
+def test_a_table_that_failed_is_tried_again_after_a_while(folder, monkeypatch):
+    now = [10**15]
+    monkeypatch.setattr(process_table, "monotonic_ns", lambda: now[0])
+    tables = ProcessTable()
+    tables.failed(TableError("planted"))
+    tables._opened_by = (os.getpid(), os.geteuid(), str(folder))
+    assert tables.get() is None
+    now[0] += 61 * 10**9
+    table = tables.get()
+    assert isinstance(table, Table)
+    assert tables.get() is table
+
+
+@pytestmark_linux
+def test_another_folder_or_user_has_another_table(folder, tmp_path, monkeypatch):
+    tables = ProcessTable()
+    table = tables.get()
+    monkeypatch.setenv("TCM_TURNS_DIR", str(tmp_path / "another"))
+    other = tables.get()
+    assert other is not table
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    assert tables.get() is None  # the folder is not that user's
+    monkeypatch.delenv("TCM_TURNS_DIR")
+    assert process_table.folder() == "/dev/shm/tcm_turns_4711"
+
+
+# --- who shares ---
+
+
+def key(uri, tenant=""):
+    return key_of(Endpoint.parse(uri), tenant)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "ws://127.0.0.1:8000/ws",
+        "ws://localhost.:8000/ws",
+        "ws://LOCALHOST:8000/ws",
+        "ws://127.1.2.3:8000/ws",
+        "ws://[::1]:8000/ws",
+        "ws://[::ffff:127.0.0.1]:8000/ws",
+        "ws://app.localhost:8000/ws",
+    ],
+)
+def test_spellings_of_one_manager_share(uri):
+    assert key(uri) == key("ws://localhost:8000/ws")
+
+
+def test_spellings_of_other_addresses_share():
+    assert key("ws://Manager.Example.:8000/ws") == key("wss://manager.example:8000/ws")
+    assert key("ws://[2001:DB8::1]/ws") == key("ws://[2001:db8:0::1]:80/ws")
+
+
+@pytest.mark.parametrize(
+    ("uri", "tenant"),
+    [
+        ("ws://h:8001/ws", "t"),
+        ("ws://h:8000/other/ws", "t"),
+        ("ws://i:8000/ws", "t"),
+        ("ws://h:8000/ws", "u"),
+        ("ws://h:8000/ws", ""),
+    ],
+)
+def test_other_managers_and_tenants_do_not_share(uri, tenant):
+    assert key(uri, tenant) != key("ws://h:8000/ws", "t")
+
+
+def test_clients_of_one_process_share_one_object_and_other_numbers_of_turns_do_not():
+    endpoint = Endpoint.parse("ws://h:8000/ws")
+    assert turns_of(endpoint, "t", 5) is turns_of(endpoint, "t", 5)
+    first = turns_of(endpoint, "t", 5)
+    assert turns_of(endpoint, "t", 10) is not first
+    assert turns_of(endpoint, "u", 5) is not first
+
+
+def jwt(claims):
+    parts = [json.dumps({"alg": "none"}), json.dumps(claims)]
+    return ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in parts) + ".sig"
+
+
+@pytest.mark.parametrize(
+    ("token", "tenant"),
+    [
+        (None, "of-auth"),
+        ("opaque", "of-auth"),
+        ("a.b.c", "of-auth"),
+        ("!.ü.c", "of-auth"),
+        (jwt({"tenant_id": "a", "tenant": "b"}), "a"),
+        (jwt({"tenant_id": "", "tenant": "b"}), "b"),
+        (jwt({"tenant": "ü"}), "ü"),
+        (jwt({"tenant_id": 5}), "of-auth"),
+        (jwt(["tenant_id"]), "of-auth"),
+        (jwt({}), "of-auth"),
+    ],
+)
+def test_the_tenant_is_the_tokens_or_the_contexts(token, tenant):
+    assert tenant_of(token, AuthContext(tenant_id="of-auth")) == tenant
+    if tenant == "of-auth":
+        assert tenant_of(token, AuthContext()) == ""
