@@ -99,15 +99,11 @@ def test_queries_and_probes_take_no_turn(client, held):
 def test_a_stream_gives_its_turn_back_when_it_starts(client, talker):
     talker.hold_before = 1
     with client.stream(
-<<<<<<< HEAD
-        "llm", {"text": np.array(["a b EMPTY"], object)}, idle_timeout=None, container_id="local-transient"
-=======
         "llm",
-        {"text": np.array(["a b"], object)},
+        {"text": np.array(["a b EMPTY"], object)},
         idle_timeout=None,
         container_id="local-transient",
         allow_transient=True,
->>>>>>> 22624eb (Ask the streaming model where streams run)
     ) as stream:
         assert next(stream) == "a"
         assert client.infer("echo", TWO)["x"].item() == 2.0
