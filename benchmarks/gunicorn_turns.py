@@ -62,7 +62,7 @@ def app(environ: dict[str, Any], start_response: Callable[[str, Headers], object
 def web_server(manager: Manager, way: str, workers: int, threads: int) -> Iterator[int]:
     """Run gunicorn, and yield its port."""
     with (
-        tempfile.TemporaryDirectory(dir=SHM, prefix="tcm_benchmark_") as folder,
+        tempfile.TemporaryDirectory(dir=SHM, prefix="benchmark_tcm_") as folder,
         socket.create_server(("127.0.0.1", 0), backlog=128) as listener,
     ):
         route = manager.route

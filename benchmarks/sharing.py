@@ -77,7 +77,7 @@ def replicas(bench: Bench) -> None:
     for given in settings:
         name = f"2 replicas, turns {given.get('turns', 'auto')}"
         with ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=SHM, prefix="tcm_benchmark_"))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=SHM, prefix="benchmark_tcm_"))
             managers = [stack.enter_context(local_manager(bench.core)) for _ in range(2)]
             port = stack.enter_context(forwarder([manager.uri for manager in managers]))
             callers = [Caller(4, given, folder=f"{folder}/turns")] * 4

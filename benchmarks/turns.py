@@ -168,7 +168,7 @@ class Bench:
         seconds : float, optional
         """
         with (
-            tempfile.TemporaryDirectory(dir=SHM, prefix="tcm_benchmark_") as folder,
+            tempfile.TemporaryDirectory(dir=SHM, prefix="benchmark_tcm_") as folder,
             local_manager(self.core, **manager) as running,
         ):
             switched = [
@@ -244,7 +244,7 @@ def contenders(bench: Bench, plan: Plan, *, paced: bool = False) -> Iterator[dic
     """Yield loops of small calls, with turns and without, to a server that has a tick or answers at once."""
     with ExitStack() as stack:
         os.environ["TCM_TURNS_DIR"] = stack.enter_context(
-            tempfile.TemporaryDirectory(dir=SHM, prefix="tcm_benchmark_")
+            tempfile.TemporaryDirectory(dir=SHM, prefix="benchmark_tcm_")
         )
         if paced:
             manager = stack.enter_context(local_manager(bench.core))
