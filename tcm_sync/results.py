@@ -91,6 +91,16 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
         """
         return self[name]
 
+    def tolist(self) -> dict[str, Any]:
+        """Return the outputs as a dict of nested lists, such as a JSON response takes.
+
+        Returns
+        -------
+        dict of str to list
+            The outputs by name; int, float, bool and str in lists, or alone for an output without axes.
+        """
+        return {name: array.tolist() for name, array in self._arrays.items()}
+
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         try:
             return self._arrays[name]

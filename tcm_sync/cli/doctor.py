@@ -32,6 +32,11 @@ class Outcome:
 @click.pass_obj
 def doctor(session: Session) -> int:
     """Check the connection to the manager step by step, and print what to do."""
+    return examine(session)
+
+
+def examine(session: Session) -> int:
+    """Run the steps, print what they found, and return the exit status."""
     output = session.output
     checks = Checks(session, session.timeout or _STEP_TIMEOUT)
     outcomes: dict[str, Outcome] = {}

@@ -25,6 +25,7 @@ class Session:
 
     def __init__(self) -> None:
         self.variables: dict[str, str] = {}  # options by the TCM_* variable that they override
+        self.fixed: dict[str, Any] | None = None  # arguments of a client, in place of options and variables
         self.as_json = False
         self.debug = False
         self._stdin_is: str | None = None
@@ -37,7 +38,10 @@ class Session:
 
     @property
     def token(self) -> str | None:
-        """The token, which must not be printed."""
+        """The token, which must not be printed. One that a callable returns is not asked for."""
+        if self.fixed is not None:
+            auth = self.fixed.get("auth")
+            return auth.token if auth is not None and isinstance(auth.token, str) else None
         token = self.variables.get("TCM_CLIENT_TOKEN") or os.environ.get("TCM_CLIENT_TOKEN") or ""
         return token.strip(AROUND_SECRETS) or None
 
@@ -50,6 +54,8 @@ class Session:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `TcmClient` that options and variables make together."""
+        if self.fixed is not None:
+            return dict(self.fixed)
         return settings_from_env({"TCM_WS_URI": DEFAULT_URI, **_variables(), **self.variables})
 
     def client(self, *, routed: bool = False, opened: bool = True) -> TcmClient:

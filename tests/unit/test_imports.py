@@ -41,6 +41,7 @@ LAYERS = (
     {"client"},
     {"compat", "local"},
     {"cli"},
+    {"integrations"},
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 

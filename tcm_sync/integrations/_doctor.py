@@ -1,0 +1,40 @@
+"""The checks of ``tcm-sync doctor``, for the client of a web application."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tcm_sync.client import TcmClient
+
+
+def missing_package() -> str | None:
+    """Return what to install before the checks can run, or None if they can."""
+    missing = [name for name in ("click", "rich", "yaml", "hdrh") if find_spec(name) is None]
+    return f"{missing[0]} is not installed: pip install 'tcm-sync[cli]'" if missing else None
+
+
+def examine(client: TcmClient, *, as_json: bool, timeout: float | None) -> int:
+    """Check the connection of a client step by step, print the findings, and return the exit status.
+
+    Parameters
+    ----------
+    client : TcmClient
+        Its settings are used; the client itself stays as it is.
+    as_json : bool
+        Whether to print JSON.
+    timeout : float, optional
+        Seconds for each step.
+    """
+    from tcm_sync.cli.doctor import examine as run
+    from tcm_sync.cli.options import Session
+
+    settings = client._core.settings  # noqa: SLF001 - of this package
+    session = Session()
+    session.as_json = as_json
+    session.fixed = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    if timeout is not None:
+        session.variables["TCM_TIMEOUT"] = str(timeout)
+    return run(session)

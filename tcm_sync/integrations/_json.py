@@ -1,0 +1,41 @@
+"""Results and arrays as values that every JSON encoder can write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tcm_sync.results import InferResult
+
+
+def to_json(value: object) -> Any:
+    """Return a result, an array or a number of numpy as plain lists and numbers.
+
+    JSON has no NaN and no infinity: they become None.
+
+    Parameters
+    ----------
+    value : InferResult, ndarray or numpy.generic
+        What an encoder cannot write itself.
+
+    Raises
+    ------
+    TypeError
+        It is something else.
+    """
+    if isinstance(value, InferResult):
+        return {name: _array(array) for name, array in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _array(np.asarray(value))
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+def _array(array: np.ndarray[Any, Any]) -> Any:
+    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+        array = array.astype(object)
+        array[~finite] = None
+    return array.tolist()
