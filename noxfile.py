@@ -80,6 +80,13 @@ def interleavings(session: nox.Session) -> None:
 
 
 @nox.session
+def secrets(session: nox.Session) -> None:
+    """Run the tests with marked secrets in every client, and look for the marks in all that was written."""
+    install(session, "bench,test")
+    session.run("python", "-m", "tests.helpers.marked_secrets", *(session.posargs or ["tests"]))
+
+
+@nox.session
 def api(session: nox.Session) -> None:
     """Write the snapshot of the public API anew, after a change of it that is meant."""
     install(session, "test")

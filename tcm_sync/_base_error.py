@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tcm_sync._secrets import hide
 from tcm_sync._texts import text_fault
 
 
@@ -18,7 +19,7 @@ class TcmError(Exception):
     Parameters
     ----------
     message : str
-        What failed, why, and what to do.
+        What failed, why, and what to do. Secrets in it are replaced by ``***``.
     **fields
         Any of the attributes below.
 
@@ -29,7 +30,7 @@ class TcmError(Exception):
     retriable : bool
         Whether the same request may succeed when it is sent again.
     retry_after : float or None
-        Seconds to wait before the next attempt, as the manager asks.
+        Seconds to wait before the next attempt, as the manager asks, from 0 to 60.
     attempts : int
         How many attempts the call made, of those that `RetryPolicy` counts; 0 if nothing was sent.
     history : tuple of TcmError
@@ -64,7 +65,7 @@ class TcmError(Exception):
     chunks: tuple[str, ...] = ()
 
     def __init__(self, message: str, **fields: Any) -> None:
-        super().__init__(message)
+        super().__init__(hide(message))
         for name, value in fields.items():
             if not hasattr(type(self), name):
                 raise TypeError(f"{type(self).__name__} has no field {name!r}")

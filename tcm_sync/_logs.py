@@ -6,11 +6,13 @@ import contextlib
 import logging
 import sys
 import threading
+import traceback
 from functools import partial
 from types import TracebackType
 
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._process import watch
+from tcm_sync._secrets import hide
 from tcm_sync._threads import DaemonThreads
 
 _MOST_WAITING = 1000  # records; where handlers are slower than that, further ones are dropped
@@ -145,9 +147,23 @@ def _record(
     if failure is not None:
         info = type(failure), failure, failure.__traceback__
     code = frame.f_code
-    return logger.makeRecord(
-        logger.name, level, code.co_filename, frame.f_lineno, text, args, info, code.co_name
+    shown = tuple(map(_hidden, args))
+    record = logger.makeRecord(
+        logger.name, level, code.co_filename, frame.f_lineno, text, shown, info, code.co_name
     )
+    if failure is not None:
+        trace = "".join(traceback.format_exception(failure)).rstrip()
+        record.exc_text = hide(trace)  # which formatters show in place of their own
+    return record
+
+
+def _hidden(value: object) -> object:
+    """Return an argument of a log line, as a text without secrets if it shows one."""
+    if isinstance(value, (int, float)):
+        return value
+    text = str(value)
+    shown = hide(text)
+    return value if shown == text else shown
 
 
 def _handle(logger: logging.Logger, record: logging.LogRecord, kept: type[BaseException] = Exception) -> None:

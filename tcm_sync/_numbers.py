@@ -8,6 +8,8 @@ import numpy as np
 
 from tcm_sync._handlers import is_of_handler
 
+LONGEST_PAUSE = 60.0  # seconds: who asks for a longer pause is asked again after this one
+
 _NOT_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex)
 
 
@@ -40,6 +42,14 @@ def as_number(value: object) -> int | float | None:
         if is_of_handler(error):
             raise
         return None
+
+
+def asked_pause(value: object) -> float | None:
+    """Return a pause that the other side asks for, in seconds from 0 to 60; None if it is no number."""
+    seconds = as_number(value)
+    if seconds is None or seconds != seconds:
+        return None
+    return float(min(max(0, seconds), LONGEST_PAUSE))
 
 
 def _may_be_number(value: object, kinds: str) -> bool:

@@ -1098,7 +1098,7 @@ class TcmClient:
             progress=progress,
             **body,
         )
-        return management.deployment_of(self._core, result, openstack).bind(self)
+        return management.deployment_of(result, openstack).bind(self)
 
     def delete(
         self,

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from tcm_sync._numbers import shown
+from tcm_sync._secrets import hide
 from tcm_sync.errors import InputError, ProtocolError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
             return self._arrays[name]
         except KeyError:
             there = ", ".join(map(repr, self._arrays)) or "none"
-            raise KeyError(f"no output {name!r}; model {self.model_name!r} returned {there}") from None
+            raise KeyError(hide(f"no output {name!r}; model {self.model_name!r} returned {there}")) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
@@ -123,7 +124,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
 
     def __repr__(self) -> str:
         outputs = ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in self._arrays.items())
-        return f"<InferResult {self.model_name!r} {{{outputs}}} {self.elapsed * 1e3:.3g} ms>"
+        return hide(f"<InferResult {self.model_name!r} {{{outputs}}} {self.elapsed * 1e3:.3g} ms>")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return InferResult, (self.model_name, self._arrays, self.raw, self.attempts, self.elapsed)
@@ -283,6 +284,10 @@ class ManagementResult:
     attempts: int
     elapsed: float
     parts: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{each.name}={getattr(self, each.name)!r}" for each in fields(self))
+        return hide(f"{type(self).__name__}({shown})")
 
 
 class ClientStats(Struct, frozen=True):

@@ -17,7 +17,9 @@ from tcm_sync._base_error import Route as Route
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import as_number, shown
 from tcm_sync._proxy_url import find_proxy
+from tcm_sync._secrets import HoldsSecret, Secret, secret_of_header, secrets_of_query, shown_uri
 from tcm_sync._texts import is_unicode
+from tcm_sync._tls_context import make_context
 from tcm_sync.errors import ConfigError
 from tcm_sync.retry import RetryPolicy
 
@@ -53,7 +55,7 @@ AROUND_SECRETS = string.whitespace + "\ufeff\u200b\xa0"
 
 
 @dataclass(frozen=True)
-class AuthContext:
+class AuthContext(HoldsSecret):
     """Who the client is to the manager (docs/wire.rst, "Authentication").
 
     Parameters
@@ -89,6 +91,10 @@ class AuthContext:
             object.__setattr__(self, "token", strip_secret("auth.token holds", self.token))
         roles = check_texts("auth.roles", self.roles, "('inference',)")
         object.__setattr__(self, "roles", roles)
+        self._hold()
+
+    def _secret_text(self) -> str | None:
+        return self.token if isinstance(self.token, str) else None
 
 
 def as_auth_context(auth: Any) -> AuthContext | None:
@@ -109,7 +115,7 @@ def as_auth_context(auth: Any) -> AuthContext | None:
 
 
 @dataclass(frozen=True)
-class TlsSettings:
+class TlsSettings(HoldsSecret):
     """How a ``wss://`` connection is secured. Certificates are always verified.
 
     Parameters
@@ -134,8 +140,13 @@ class TlsSettings:
         for name in ("ca_file", "cert_file", "key_file"):
             if not isinstance(getattr(self, name), (str, bytes, os.PathLike, type(None))):
                 raise ConfigError(f"tls.{name} must be the path of a file, not {shown(getattr(self, name))}")
+        for name in ("ca_file", "cert_file", "key_file", "key_password"):
+            value = getattr(self, name)
+            if value is not None and not (os.fspath(value) if isinstance(value, os.PathLike) else value):
+                raise ConfigError(f"tls.{name} is empty; leave it out if it is not needed")
         if not isinstance(self.key_password, (str, bytes, type(None))):
             raise ConfigError(f"tls.key_password must be a text, not {type(self.key_password).__name__}")
+        self._hold()
         if self.key_file is not None and self.cert_file is None:
             raise ConfigError("tls.key_file needs tls.cert_file beside it")
         if self.server_hostname is not None:
@@ -146,6 +157,10 @@ class TlsSettings:
                 raise ConfigError(
                     f"tls.server_hostname {self.server_hostname!r} is no name: {error}"
                 ) from None
+
+    def _secret_text(self) -> str | None:
+        password = self.key_password
+        return password.decode("utf-8", "replace") if isinstance(password, bytes) else password
 
     def context(self) -> ssl.SSLContext:
         """Make the context that sockets are wrapped with.
@@ -158,22 +173,10 @@ class TlsSettings:
         Raises
         ------
         ConfigError
-            A file is missing or is not what it should be.
+            A file is missing, is not what it should be, or is locked.
         """
-        using = self.ca_file
-        try:
-            context = ssl.create_default_context(cafile=self.ca_file)
-            if self.cert_file is not None:
-                using = self.cert_file if self.key_file is None else f"{self.cert_file} with {self.key_file}"
-                context.load_cert_chain(self.cert_file, self.key_file, _first_line(self.key_password))
-        except (OSError, ValueError, TypeError) as error:
-            if is_of_handler(error):
-                raise
-            raise ConfigError(
-                f"tls: {using} cannot be used: {error}. "
-                "ca_file, cert_file and key_file must be readable PEM files"
-            ) from error
-        return context
+        password = _first_line(self.key_password)
+        return make_context(self.ca_file, self.cert_file, self.key_file, password)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class Endpoint:
     host: str
     port: int
     path: str
-    query: str
+    query: str = field(repr=False)  # it may hold a secret
 
     @classmethod
     def parse(cls, uri: str) -> Endpoint:
@@ -198,23 +201,25 @@ class Endpoint:
         example = "for example 'ws://localhost:8000/ws'"
         if not isinstance(uri, str) or not uri.isprintable() or " " in uri:
             raise ConfigError(f"uri must be a text without spaces or control characters, {example}")
+        shown = shown_uri(uri)
         try:
             parts = urlsplit(uri)
             port = parts.port
         except ValueError as error:
-            raise ConfigError(f"uri cannot be read ({error}); {example}") from None
+            why = "" if "@" in uri else f" ({error})"  # it may quote a password
+            raise ConfigError(f"uri {shown!r} cannot be read{why}; {example}") from None
         if parts.username is not None or parts.password is not None:
             raise ConfigError("uri must not hold credentials; they belong in AuthContext or headers")
         if parts.scheme not in ("ws", "wss"):
-            raise ConfigError(f"uri {uri!r} must start with ws:// or wss://, {example}")
+            raise ConfigError(f"uri {shown!r} must start with ws:// or wss://, {example}")
         if not parts.hostname:
-            raise ConfigError(f"uri {uri!r} names no host, {example}")
+            raise ConfigError(f"uri {shown!r} names no host, {example}")
         if port == 0:
-            raise ConfigError(f"uri {uri!r} has port 0, where nothing can listen; {example}")
+            raise ConfigError(f"uri {shown!r} has port 0, where nothing can listen; {example}")
         if parts.fragment:
-            raise ConfigError(f"uri {uri!r} must not have a fragment (RFC 6455, section 3)")
+            raise ConfigError(f"uri {shown!r} must not have a fragment (RFC 6455, section 3)")
         if not parts.path.isascii() or not parts.query.isascii():
-            raise ConfigError(f"uri {uri!r}: write characters outside ASCII in percent-encoding")
+            raise ConfigError(f"uri {shown!r}: write characters outside ASCII in percent-encoding")
         secure = parts.scheme == "wss"
         return cls(secure, parts.hostname, port or (443 if secure else 80), parts.path or "/", parts.query)
 
@@ -223,6 +228,11 @@ class Endpoint:
         """Host and port as a Host header has them."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
+
+    @property
+    def shown(self) -> str:
+        """The address without the values of its query, for messages."""
+        return shown_uri(self.url)
 
     @property
     def url(self) -> str:
@@ -240,7 +250,7 @@ class Endpoint:
 class Settings:
     """Everything that a client was made with, checked. Its fields are the arguments of `TcmClient`."""
 
-    uri: str
+    uri: str = field(repr=False)  # its query may hold a secret
     auth: AuthContext | None = None
     route: Route | None = None
     pool_size: int = POOL_SIZE
@@ -274,7 +284,7 @@ class Settings:
                 )
         proxy = find_proxy(self.proxy, secure=endpoint.secure, host=endpoint.host, port=endpoint.port)
         if self.tls is not None and not endpoint.secure and (proxy is None or proxy.scheme != "https"):
-            raise ConfigError(f"tls is given but the uri {self.uri!r} is not wss://")
+            raise ConfigError(f"tls is given but the uri {self.shown_uri!r} is not wss://")
         for name in (
             "pool_size",
             "management_sockets",
@@ -299,7 +309,17 @@ class Settings:
             self._keep("shm_max_pinned", check_count)
         if self.shm_group is not None:
             group_id(self.shm_group)
-        object.__setattr__(self, "headers", _checked_headers({} if self.headers is None else self.headers))
+        headers = _checked_headers({} if self.headers is None else self.headers)
+        object.__setattr__(self, "headers", headers)
+        texts = [secret_of_header(name, value) for name, value in headers.items() if isinstance(value, str)]
+        if proxy is not None and proxy.password:
+            texts.append(Secret(proxy.password))
+        object.__setattr__(self, "_secrets", [*secrets_of_query(endpoint.query), *texts])
+
+    @property
+    def shown_uri(self) -> str:
+        """The URI without the values of its query."""
+        return shown_uri(self.uri)
 
     @property
     def turn_count(self) -> int | None:
@@ -313,7 +333,7 @@ class Settings:
         object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _settings_from_state, (dict(vars(self)),)
+        return _settings_from_state, ({each.name: getattr(self, each.name) for each in fields(self)},)
 
 
 @dataclass(frozen=True)

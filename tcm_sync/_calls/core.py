@@ -127,14 +127,14 @@ class Core:
         """One line. It takes no lock, so that it may be shown anywhere, and may be a little off."""
         runtime, state = self.runtime, self.state
         if runtime is None or state is not State.OPEN:
-            return f"<TcmClient {self.settings.uri} {state.value}>"
+            return f"<TcmClient {self.settings.shown_uri} {state.value}>"
         sockets, busy, waiting = runtime.pool.glance()
         parts = [f"open, {sockets} of {self.settings.pool_size} sockets, {busy} calls in flight"]
         if waiting:
             parts.append(f"{waiting} waiting")
         if shut := ", ".join(runtime.gates()):
             parts.append(f"shut: {shut}")
-        return f"<TcmClient {self.settings.uri} {', '.join(parts)}>"
+        return f"<TcmClient {self.settings.shown_uri} {', '.join(parts)}>"
 
     # --- opening ---
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tcm_sync._secrets import hide
 from tcm_sync._tensors.signature import ModelSignature
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, ProtocolError
@@ -69,7 +70,7 @@ class Deployment:
         self._client = client
 
     @classmethod
-    def read(cls, data: object, *, vm_id: str | None = None, secret: str | None = None) -> Deployment:
+    def read(cls, data: object, *, vm_id: str | None = None) -> Deployment:
         """Read the data of a creation's answer.
 
         Parameters
@@ -78,8 +79,6 @@ class Deployment:
             ``{vm_ip, container_id, model_name, inputs, outputs}``, maybe with ``vm_id``.
         vm_id : str, optional
             What the request said, for an answer that says nothing.
-        secret : str, optional
-            The token, to be kept out of what an error quotes.
 
         Raises
         ------
@@ -101,8 +100,7 @@ class Deployment:
             )
         except ProtocolError as error:
             raise ProtocolError(
-                f"the creation succeeded, and its answer cannot be read: {error.message}: "
-                f"{quote(str(data), secret)}"
+                f"the creation succeeded, and its answer cannot be read: {error.message}: {quote(str(data))}"
             ) from None
 
     @property
@@ -196,7 +194,7 @@ class Deployment:
 
     def __repr__(self) -> str:
         where = f"container {self.container_id!r} at {self.vm_ip}"
-        return f"<Deployment {self.model_name!r} in {where} {self.signature}>"
+        return hide(f"<Deployment {self.model_name!r} in {where} {self.signature}>")
 
     def __eq__(self, other: object) -> bool:
         return self._facts() == other._facts() if isinstance(other, Deployment) else NotImplemented

@@ -50,20 +50,17 @@ class InfoCall(Call):
         super().__init__(payload, deadline, waits_for_manager=waits_for_manager)
         self._job_id = job_id
 
-    def read(self, connection: Connection, message: bytes) -> TcmError | None:
+    def read(self, connection: Connection, message: bytes) -> TcmError | None:  # noqa: ARG002
         """Read the answer, after checking that it is to this question: by its ``job_id`` alone."""
-        secret = connection.secret
-        reply = decode_info(message, secret)
+        reply = decode_info(message)
         if reply.job_id != self._job_id:
             raise ProtocolError(
-                f"the manager answered job {quote(str(reply.job_id), secret)} in place of {self._job_id}"
+                f"the manager answered job {quote(str(reply.job_id))} in place of {self._job_id}"
             )
         if reply.status == "error":
-            return ContractError(
-                f"the manager refused the question: {quote(reply.error or 'no reason', secret)}"
-            )
-        data = decode_value(reply.data, secret)
+            return ContractError(f"the manager refused the question: {quote(reply.error or 'no reason')}")
+        data = decode_value(reply.data)
         if reply.status != "success" or not isinstance(data, dict):
-            raise ProtocolError(f"an info_response must succeed with an object: {quote(message, secret)}")
+            raise ProtocolError(f"an info_response must succeed with an object: {quote(message)}")
         self.data = data
         return None

@@ -141,15 +141,10 @@ def management(
     return ManagementResult(action, call.data, attempts, deadline.elapsed(), dict(parts))
 
 
-def deployment_of(core: Core, result: ManagementResult, openstack: Mapping[str, object] | None) -> Deployment:
+def deployment_of(result: ManagementResult, openstack: Mapping[str, object] | None) -> Deployment:
     """Read what a creation has made, of which the request may have named the VM."""
     vm_id = openstack.get("vm_id") if openstack is not None else None
-    token = core.settings.auth.token if core.settings.auth is not None else None
-    return Deployment.read(
-        result.data,
-        vm_id=vm_id if isinstance(vm_id, str) else None,
-        secret=token if isinstance(token, str) else None,
-    )
+    return Deployment.read(result.data, vm_id=vm_id if isinstance(vm_id, str) else None)
 
 
 def delete(
@@ -234,14 +229,14 @@ class ManagementCall(Call):
 
     def read(self, connection: Connection, message: bytes) -> TcmError | None:
         """Read the answer: the failure that it reports, or None."""
-        reply = decode_management(message, connection.uuid, connection.secret)
-        data = decode_value(reply.data, connection.secret)
+        reply = decode_management(message, connection.uuid)
+        data = decode_value(reply.data)
         if reply.status:
             self.data = data
             return None
         if not isinstance(data, str):
-            raise ProtocolError(f"a failed job must say why: {quote(message, connection.secret)}")
-        return failure_of_job(self.action, data, connection.secret)
+            raise ProtocolError(f"a failed job must say why: {quote(message)}")
+        return failure_of_job(self.action, data)
 
 
 def _bounded(seconds: float | None) -> float:

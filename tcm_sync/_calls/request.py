@@ -125,9 +125,9 @@ class InferenceCall(Call):
 
     def read(self, connection: Connection, message: bytes) -> TcmError | None:
         """Take the reply while its connection is still held: the failure that it is, or None."""
-        reply = decode_inference(message, connection.uuid, connection.secret)
+        reply = decode_inference(message, connection.uuid)
         if reply.status == "FAILED":
-            return failure_of_reply(decode_failure(reply.data, connection.secret), connection.secret)
+            return failure_of_reply(decode_failure(reply.data))
         self._connection, self.reply = connection, reply
         return None
 

@@ -131,12 +131,12 @@ class StreamCall(Call):
             item = self._items.popleft()
             if isinstance(item, Refusal):
                 return blamed(item, self._replies)
-            reply = decode_stream(item, self.connection.uuid, self.connection.secret)
+            reply = decode_stream(item, self.connection.uuid)
             if reply.status == "ONGOING" and self._started:
-                return decode_text(reply.data, self.connection.secret)
+                return decode_text(reply.data)
             if reply.status == "FAILED":
-                failure = decode_failure(reply.data, self.connection.secret)
-                return Refusal(failure_of_reply(failure, self.connection.secret), reusable=True)
+                failure = decode_failure(reply.data)
+                return Refusal(failure_of_reply(failure), reusable=True)
             if reply.status == "COMPLETED" and self._started:
                 self.ended = "completed"
                 return None

@@ -22,8 +22,6 @@ log = Log("tcm_sync.pool", queued=True)
 
 SHUTDOWN_PAUSE = 0.5  # seconds, at least, after the manager said that it is shutting down
 
-LONGEST_ASKED_FOR = 60.0  # seconds: a refusal that asks for a longer pause is tried again after this one
-
 
 class PoolOwner(PoolOfReader, Protocol):
     """The pool that the connections belong to."""
@@ -174,7 +172,7 @@ class PoolOpening:
 def _pause_after(error: TcmError) -> float | None:
     """Return for how long, at least, no socket is opened after `error`."""
     if error.retry_after is not None:
-        return min(error.retry_after, LONGEST_ASKED_FOR)
+        return error.retry_after
     return SHUTDOWN_PAUSE if isinstance(error, ShuttingDownError) else None
 
 

@@ -14,6 +14,7 @@ from msgspec.structs import force_setattr
 from tcm_sync._arguments import check_flag, check_whole, is_iterable
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import as_whole, shown
+from tcm_sync._secrets import hide
 from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, ProtocolError
@@ -216,7 +217,7 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
         }
 
     def __str__(self) -> str:
-        return f"({', '.join(map(str, self.inputs))}) -> ({', '.join(map(str, self.outputs))})"
+        return hide(f"({', '.join(map(str, self.inputs))}) -> ({', '.join(map(str, self.outputs))})")
 
     def __repr__(self) -> str:
         rows = _rows(self)
@@ -224,7 +225,7 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
         lines = [
             "".join(f"  {cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
         ]
-        return "\n".join(line.rstrip() for line in ["ModelSignature", *lines, *_notes(self)])
+        return hide("\n".join(line.rstrip() for line in ["ModelSignature", *lines, *_notes(self)]))
 
     def _repr_html_(self) -> str:
         """Show it as a table in a notebook."""
@@ -232,7 +233,7 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
         lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
         notes = "".join(f"<p>{html.escape(note.strip())}</p>" for note in _notes(self))
         titles = "".join(f"<th>{cell}</th>" for cell in head)
-        return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>{notes}"
+        return hide(f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>{notes}")
 
 
 def _checked_dims(name: str, dims: Sequence[int]) -> tuple[int, ...]:

@@ -7,8 +7,11 @@ import secrets
 import socket
 import ssl
 from collections import deque
+from collections.abc import Mapping
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._logs import Log
+from tcm_sync._secrets import Secret
 from tcm_sync._transport import frames
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.connection import Connection
@@ -17,7 +20,7 @@ from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.http import probe
 from tcm_sync._transport.proxies import make_proxy
-from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
+from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket, receive, send_all
 from tcm_sync._transport.tenant import tenant_of
 from tcm_sync._wire.decode import decode_message
 from tcm_sync._wire.encode import encode_message, encode_payload
@@ -33,10 +36,14 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
-from tcm_sync.settings import AuthContext, Endpoint, Settings
+from tcm_sync.settings import AuthContext, Endpoint, Settings, TlsSettings
 
 #: What this client can use of what a manager may offer.
 CAPABILITY = ("json", "shm")
+
+log = Log("tcm_sync.pool", queued=True)
+
+_CREDENTIALS = frozenset({"authorization", "cookie"})  # headers that hold nothing else
 
 _FRESH_UUIDS = 3  # how often a uuid that is said to be connected already is replaced
 _GRACE = 0.1  # seconds in which a draining manager's refusal follows its auth.ok
@@ -70,10 +77,11 @@ class Opener:
         tls = settings.tls
         self.context: ssl.SSLContext | None = None
         if self.endpoint.secure:
-            self.context = tls.context() if tls is not None else ssl.create_default_context()
+            self.context = (tls or TlsSettings()).context()
         self.server_hostname = tls.server_hostname if tls is not None else None
         self.proxy = make_proxy(settings)
         self.credentials = Credentials(settings)
+        self._warned = False  # of credentials in clear text; two threads may both warn
 
     def open(self, *, cautious: bool, ask_ready: bool) -> Connection:
         """Open a socket, authenticate it, and return it.
@@ -150,12 +158,11 @@ class Opener:
             self.proxy,
         )
         try:
+            self._warn_of_clear_text(sock, token, headers)
             with self.addresses.judging(sock):
                 rest = shake_hands(sock, self.endpoint, headers, deadline)
                 uuid = fresh_uuid(self._auth.uuid)
-                exchange = _AuthExchange(
-                    self.endpoint, sock, uuid, token, self._settings.max_reply_bytes, deadline
-                )
+                exchange = _AuthExchange(self.endpoint, sock, uuid, self._settings.max_reply_bytes, deadline)
                 self._counts.used_uuid()
                 exchange.feed(rest)
                 capability = exchange.run(_auth_request(self._auth, token, self._capability))
@@ -165,11 +172,29 @@ class Opener:
         except BaseException:
             self.opening.close(sock)
             raise
-        connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), token)
+        sent = (*headers.values(), *filter(None, (token,)))
+        connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), sent)
         if self.proxy is not None:  # it may be on this machine without the manager
             connection.is_local = False
-        connection.tenant = tenant_of(token, self._auth)
+        connection.tenant = tenant_of(None if token is None else token.reveal(), self._auth)
         return connection
+
+    def _warn_of_clear_text(
+        self, sock: socket.socket, token: Secret | None, headers: Mapping[str, Secret]
+    ) -> None:
+        """Log, once a client, that credentials go to another machine without TLS."""
+        if self._warned or self.endpoint.secure or (self.proxy is None and is_local(sock)):
+            return
+        names = [name for name in headers if name.lower() in _CREDENTIALS]
+        if token is not None:
+            names.insert(0, "the token")
+        if names:
+            self._warned = True
+            log.warning(
+                "%s: credentials are sent without TLS, readable on the network (%s): use wss://",
+                self.endpoint.authority,
+                ", ".join(names),
+            )
 
 
 def fresh_uuid(prefix: str) -> str:
@@ -178,9 +203,10 @@ def fresh_uuid(prefix: str) -> str:
     return f"{readable}-{secrets.token_hex(16)}"
 
 
-def _auth_request(auth: AuthContext, token: str | None, capability: tuple[str, ...]) -> AuthRequest:
+def _auth_request(auth: AuthContext, token: Secret | None, capability: tuple[str, ...]) -> AuthRequest:
     identity = ClientIdentity(auth.sub, auth.tenant_id, tuple(auth.roles))
-    return AuthRequest(token, identity if identity != ClientIdentity() else None, capability)
+    shown = None if token is None else token.reveal()
+    return AuthRequest(shown, identity if identity != ClientIdentity() else None, capability)
 
 
 class _UuidTakenError(AuthenticationError):
@@ -195,14 +221,12 @@ class _AuthExchange:
         endpoint: Endpoint,
         sock: socket.socket,
         uuid: str,
-        token: str | None,
         max_bytes: int,
         deadline: Deadline,
     ) -> None:
         self._where = endpoint.authority
         self._sock = sock
         self._uuid = uuid
-        self._token = token
         self._deadline = deadline
         self.decoder = frames.FrameDecoder(max_bytes)
         self.events: deque[frames.Event] = deque()
@@ -240,9 +264,9 @@ class _AuthExchange:
                 while self.events:
                     opcode, payload = event = self.events.popleft()
                     if opcode == frames.TEXT:
-                        decoded = decode_message(payload, self._token)[1]
+                        decoded = decode_message(payload)[1]
                         if isinstance(decoded, ErrorReply) and decoded.code != ADVISORY:
-                            raise failure_of_error(decoded, self._token)
+                            raise failure_of_error(decoded)
                     kept.append(event)
                 data = receive(self._sock, 16_384, deadline)
                 if not data:
@@ -269,7 +293,7 @@ class _AuthExchange:
             send_all(self._sock, frames.encode_frame(frames.PONG, payload), self._deadline)
         elif opcode == frames.CLOSE:
             code, reason = frames.read_close(payload)
-            said = f" ({quote(reason, self._token)})" if reason else ""
+            said = f" ({quote(reason)})" if reason else ""
             raise ConnectFailedError(
                 f"{self._where} closed the socket with code {code}{said} instead of authenticating it"
             )
@@ -278,7 +302,7 @@ class _AuthExchange:
         return None
 
     def _message(self, message: bytes) -> frozenset[str] | None:
-        envelope, payload = decode_message(message, self._token)
+        envelope, payload = decode_message(message)
         if isinstance(payload, AuthOk):
             return frozenset(payload.capability) or frozenset(("json",))
         if isinstance(payload, (Alert, Unknown)):
@@ -287,10 +311,10 @@ class _AuthExchange:
             raise ProtocolError(f"a message of type {envelope.type} instead of auth.ok")
         if payload.code == ADVISORY:
             return None
-        text = quote(payload.message, self._token)
+        text = quote(payload.message)
         if payload.code is None and payload.message.endswith("is already connected"):
             raise _UuidTakenError(f"the manager refused the authentication: {text}")
-        error = failure_of_error(payload, self._token)
+        error = failure_of_error(payload)
         if isinstance(error, (ConnectFailedError, ShuttingDownError)) or payload.code is not None:
             raise error
         raise AuthenticationError(f"the manager refused the authentication: {text}")

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import Suppress, is_of_handler
+from tcm_sync._secrets import Secret
 from tcm_sync._transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
 from tcm_sync._transport.nested_tls import SECURED
 from tcm_sync._transport.replies import Future
@@ -70,8 +71,8 @@ class Connection:
         With what was received behind the auth exchange and is not a whole frame yet.
     early : list of (opcode, payload)
         What was received behind the auth exchange: the reader begins with it.
-    secret : str or None
-        The token, to be kept out of whatever quotes the manager.
+    secrets : tuple of Secret
+        What was sent to open it. They are kept as long as the manager may quote them.
     """
 
     # There are too many for a dict that shares its keys: each access would take twice as long.
@@ -109,7 +110,7 @@ class Connection:
         "replacing",
         "reply_prefixes",
         "requests",
-        "secret",
+        "secrets",
         "secured",
         "sending",
         "sent_at",
@@ -127,13 +128,13 @@ class Connection:
         capability: frozenset[str],
         decoder: FrameDecoder,
         early: list[Event],
-        secret: str | None,
+        secrets: tuple[Secret, ...] = (),
     ) -> None:
         self.uuid = uuid
         self.capability = capability
         self.decoder = decoder
         self.early = early
-        self.secret = secret
+        self.secrets = secrets
         self.tenant = ""  # whose share of the manager's messages it uses; set before it is registered
         # How the manager begins the reply to an inference, in its own form of JSON and in the shortest one.
         self.reply_prefixes = (

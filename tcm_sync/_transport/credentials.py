@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
+from tcm_sync._secrets import Secret, secret_of_header
 from tcm_sync.errors import AuthenticationError, ConfigError
 from tcm_sync.settings import Header, Settings, Token, check_header, strip_secret
 
@@ -32,7 +33,7 @@ class Credentials:
         """Whether another ask may bring other ones."""
         return callable(self._token) or any(map(callable, self._headers.values()))
 
-    def token(self) -> str | None:
+    def token(self) -> Secret | None:
         """Return the token of the next socket.
 
         Raises
@@ -42,12 +43,14 @@ class Credentials:
         ConfigError
             It returned what is no token.
         """
+        if self._token is None:
+            return None
         if not callable(self._token):
-            return self._token
+            return Secret(self._token)
         name = "the token callable"
-        return strip_secret(f"{name} returned", self._ask(self._token, name))
+        return Secret(strip_secret(f"{name} returned", self._ask(self._token, name)))
 
-    def headers(self) -> dict[str, str]:
+    def headers(self) -> dict[str, Secret]:
         """Return the headers of the next request.
 
         Raises
@@ -56,9 +59,12 @@ class Credentials:
             As for a token; the header is named.
         """
         return {
-            key: value
-            if isinstance(value, str)
-            else check_header(key, self._ask(value, f"the callable of the header {key}"))
+            key: secret_of_header(
+                key,
+                value
+                if isinstance(value, str)
+                else check_header(key, self._ask(value, f"the callable of the header {key}")),
+            )
             for key, value in self._headers.items()
         }
 

@@ -12,13 +12,17 @@ import io
 import re
 import socket
 import time
+from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit
 
 from websocket import WebSocket, WebSocketException, WebSocketTimeoutException
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._numbers import LONGEST_PAUSE, asked_pause
+from tcm_sync._secrets import Secret
 from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, receive_head
 from tcm_sync._transport.sockets import send_all
+from tcm_sync._transport.tls import failure_after_tls
 from tcm_sync._wire.quote import quote
 from tcm_sync._wire.readiness import Readiness
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
@@ -35,7 +39,7 @@ _SAID = re.compile(rb"^(location|retry-after|date)[ \t]*:[ \t]*(.*?)[ \t]*$", re
 
 
 def shake_hands(
-    sock: socket.socket, endpoint: Endpoint, headers: dict[str, str], deadline: Deadline
+    sock: socket.socket, endpoint: Endpoint, headers: Mapping[str, Secret], deadline: Deadline
 ) -> bytes:
     """Turn a connected socket into a WebSocket.
 
@@ -45,7 +49,7 @@ def shake_hands(
         Connected, and secured if need be.
     endpoint : Endpoint
         For the request line and the Host header.
-    headers : dict of str to str
+    headers : mapping of str to Secret
         Sent beside the handshake's own.
     deadline : Deadline
         For all of it.
@@ -64,10 +68,11 @@ def shake_hands(
         Status 401 or 403.
     """
     target = f"{endpoint.path}?{endpoint.query}" if endpoint.query else endpoint.path
-    cookie = next((value for name, value in headers.items() if name.lower() == "cookie"), None)
+    cookie = next((value.reveal() for name, value in headers.items() if name.lower() == "cookie"), None)
     stand_in = _HandshakeSocket(sock, target, cookie, deadline)
-    sent = [f"{name}: {value}" for name, value in headers.items() if name.lower() != "cookie"]
+    sent = [f"{name}: {value.reveal()}" for name, value in headers.items() if name.lower() != "cookie"]
     where = endpoint.authority
+    problem: str | None = None
     try:
         WebSocket().connect(  # type: ignore[no-untyped-call]
             endpoint.url,
@@ -77,18 +82,18 @@ def shake_hands(
             suppress_origin=True,
             redirect_limit=0,
         )
-    except WebSocketTimeoutException as error:
+    except (WebSocketTimeoutException, TimeoutError) as error:
         raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
     except (WebSocketException, ValueError, LookupError) as error:
-        if stand_in.status is not None and stand_in.status != 101:
-            raise _refused(endpoint, stand_in.status, stand_in) from error
-        raise ConnectFailedError(f"{where} does not speak WebSocket: {quote(str(error))}") from error
-    except TimeoutError as error:
-        raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
+        problem = quote(str(error))
     except OSError as error:
         if isinstance(error, TcmError):
             raise
-        raise ConnectFailedError(f"{where} ended the connection in the handshake: {error}") from error
+        said = f"{where} ended the connection in the handshake: {error}"
+        raise failure_after_tls(sock, error, where) or ConnectFailedError(said) from error
+    # Raised here, without a cause: websocket-client's error holds the answer, which may repeat the request.
+    if problem is not None and stand_in.status in (None, 101):
+        raise ConnectFailedError(f"{where} does not speak WebSocket: {problem}")
     if stand_in.status != 101:  # older versions of websocket-client take a redirect for success
         raise _refused(endpoint, stand_in.status or 0, stand_in)
     if stand_in.unasked is not None:
@@ -143,13 +148,13 @@ def _not_found(endpoint: Endpoint) -> str:
 def _retry_after(said: dict[bytes, bytes]) -> float | None:
     """Read Retry-After, seconds or a date (RFC 9110, section 10.2.3), the date by the answer's own clock."""
     text = said.get(b"retry-after", b"")
-    if re.fullmatch(rb"\d{1,9}", text):
-        return float(text)
+    if re.fullmatch(rb"\d+", text):
+        return asked_pause(int(text) if len(text) <= 20 else LONGEST_PAUSE)
     until = _read_date(text)
     if until is None:
         return None
     now = _read_date(said.get(b"date", b""))
-    return max(0.0, until - (time.time() if now is None else now))
+    return asked_pause(until - (time.time() if now is None else now))
 
 
 def _read_date(text: bytes) -> float | None:

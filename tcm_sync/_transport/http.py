@@ -13,6 +13,7 @@ from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.proxies import Proxy
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
+from tcm_sync._transport.tls import failure_after_tls
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, ProtocolError
 from tcm_sync.settings import Endpoint
@@ -68,7 +69,7 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
     )
     try:
         head = [f"GET {endpoint.sibling(name)} HTTP/1.1", f"Host: {endpoint.authority}"]
-        head += [f"{key}: {value}" for key, value in headers.items()]
+        head += [f"{key}: {value.reveal()}" for key, value in headers.items()]
         head += ["Accept: application/json", "Connection: close", "", ""]
         with addresses.judging(sock):
             send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
@@ -79,15 +80,16 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
         if is_of_handler(error):
             raise
         why = " in time" if isinstance(error, TimeoutError) else f": {error}"
-        raise ConnectFailedError(f"{endpoint.authority} did not answer /{name}{why}") from error
+        said = f"{endpoint.authority} did not answer /{name}{why}"
+        raise failure_after_tls(sock, error, endpoint.authority) or ConnectFailedError(said) from error
     except (http.client.HTTPException, ValueError) as error:
         if is_of_handler(error):
             raise
-        raise ProtocolError(
-            f"{endpoint.authority} answered /{name} with what is not HTTP: {quote(repr(error))}"
-        ) from error
+        problem = quote(repr(error))
     finally:
         opening.close(sock)
+    # Raised here, without a cause: http.client's error holds the answer, which may repeat the request.
+    raise ProtocolError(f"{endpoint.authority} answered /{name} with what is not HTTP: {problem}")
 
 
 class _Stream(io.RawIOBase):

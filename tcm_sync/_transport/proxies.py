@@ -14,10 +14,11 @@ from base64 import b64encode
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._proxy_url import ProxyUrl, find_proxy
+from tcm_sync._secrets import Secret
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, receive_head
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
-from tcm_sync._wire.quote import hide, quote
+from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, TcmError
 from tcm_sync.settings import Endpoint, Settings
 
@@ -56,6 +57,7 @@ class Proxy:
         self._endpoint = Endpoint(False, url.host, url.port, "", "")
         pair = f"{url.username}:{url.password}" if url.username else ""
         self._basic = b64encode(pair.encode()).decode()
+        self._secret = Secret(self._basic, pair, url.password)  # hidden as long as the proxy is in use
         if url.is_socks:
             import python_socks.sync  # noqa: F401 - now and not in the first call
 
@@ -142,7 +144,7 @@ class Proxy:
         found = re.match(rb"HTTP/1\.\d ([2-5]\d\d)(?: (.*))?(?:\r\n|$)", head)
         if found is None:
             raise ConnectFailedError(
-                f"the proxy {self.url} answered with what is not HTTP: {self._quote(head)}; "
+                f"the proxy {self.url} answered with what is not HTTP: {quote(head)}; "
                 "is the scheme of its URL right?",
                 retriable=False,
             )
@@ -150,13 +152,13 @@ class Proxy:
         if status >= 300:
             raise ConnectFailedError(
                 f"the proxy {self.url} refused a connection to {endpoint.authority} with HTTP "
-                f"{self._quote(b'%d %b' % (status, (found[2] or b'').strip())).strip()}: "
+                f"{quote(b'%d %b' % (status, (found[2] or b'').strip())).strip()}: "
                 f"{self._advice(status, head)}",
                 retriable=status in _MAY_PASS,
             )
         if rest:  # a manager is spoken to first
             raise ConnectFailedError(
-                f"the proxy {self.url} answered CONNECT with HTTP {status} and a body: {self._quote(rest)}; "
+                f"the proxy {self.url} answered CONNECT with HTTP {status} and a body: {quote(rest)}; "
                 "it is a web server, or no proxy for CONNECT",
                 retriable=False,
             )
@@ -165,7 +167,7 @@ class Proxy:
         if status == 407:
             offered = re.findall(rb"^proxy-authenticate[ \t]*:[ \t]*([\w-]+)", head, re.I | re.M)
             if offered and b"basic" not in {scheme.lower() for scheme in offered}:
-                schemes = self._quote(b", ".join(offered))
+                schemes = quote(b", ".join(offered))
                 return f"it accepts {schemes}, and this client has Basic alone"
             return "it refuses the credentials in its URL" if self._basic else f"it requires {_CREDENTIALS}"
         if status == 403:
@@ -220,12 +222,7 @@ class Proxy:
             return f"it requires {_CREDENTIALS}", False
         if answer.asked[:1] == answer.heard[:1] == b"\x01":  # RFC 1929, section 2
             return "it refuses the credentials in its URL", False
-        return f"it answered with what is not SOCKS5: {self._quote(answer.heard)}", False
-
-    def _quote(self, text: bytes) -> str:
-        """Quote the proxy, which may repeat the credentials that it was sent."""
-        hidden = hide(text.decode("utf-8", "backslashreplace"), self._basic)
-        return quote(hidden, self.url.password)
+        return f"it answered with what is not SOCKS5: {quote(answer.heard)}", False
 
 
 class _DeadlineSocket:

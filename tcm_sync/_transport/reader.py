@@ -370,10 +370,9 @@ class Reader:
         if peek(message) == ("inference", connection.uuid):
             self._handle_reply(connection, message)
             return
-        secret = connection.secret
-        envelope, payload = decode_message(message, secret)
+        envelope, payload = decode_message(message)
         if isinstance(payload, ErrorReply):
-            self._handle_error(connection, payload, secret)
+            self._handle_error(connection, payload)
         elif isinstance(payload, Alert):
             self._unsolicited.alert(connection, payload)
         elif isinstance(payload, Unknown):
@@ -382,8 +381,7 @@ class Reader:
             raise ProtocolError("the manager authenticated the socket a second time")
         elif envelope.uuid is not None and envelope.uuid != connection.uuid:
             raise ProtocolError(
-                f"the manager sent a reply for uuid {quote(envelope.uuid, secret)} on the socket of "
-                f"{connection.uuid}"
+                f"the manager sent a reply for uuid {quote(envelope.uuid)} on the socket of {connection.uuid}"
             )
         else:
             self._handle_reply(connection, message)
@@ -419,12 +417,12 @@ class Reader:
             self._watch_writing(connection, connection.flush())
             self._read(connection)  # a TLS object may hold bytes that no selector sees
 
-    def _handle_error(self, connection: Connection, payload: ErrorReply, secret: str | None) -> None:
+    def _handle_error(self, connection: Connection, payload: ErrorReply) -> None:
         """Handle an ``error`` message: it names no request, so it is about the one in flight, if any."""
         if payload.code == ADVISORY:
             self._unsolicited.delay(connection, self.pending.get(connection.uuid))
             return
-        error = failure_of_error(payload, secret)
+        error = failure_of_error(payload)
         if isinstance(error, ShuttingDownError):
             for pool in self._pools:
                 pool.manager_shuts_down(error)
@@ -441,7 +439,7 @@ class Reader:
     def _handle_close(self, connection: Connection, code: int, reason: str) -> None:
         said = f"closed by the manager: code {code}"
         if reason:
-            said += f" ({quote(reason, connection.secret)})"
+            said += f" ({quote(reason)})"
         error: TcmError
         if code == 1009:
             error = MessageTooLargeError(f"the message is larger than the manager takes: {said}")

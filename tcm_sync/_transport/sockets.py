@@ -15,6 +15,7 @@ from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect
 from tcm_sync._transport.nested_tls import SECURED, NestedTls
 from tcm_sync._transport.tcp_state import keep_alive
+from tcm_sync._transport.tls import failure_of_tls, name_to_verify
 from tcm_sync.errors import ConnectFailedError
 from tcm_sync.settings import Endpoint
 
@@ -114,7 +115,7 @@ def open_socket(
     if context is None:
         return sock
     with addresses.judging(sock):
-        return _start_tls(sock, context, server_hostname or endpoint.host, deadline, opening)
+        return _start_tls(sock, context, name_to_verify(server_hostname or endpoint.host), deadline, opening)
 
 
 def _connect(
@@ -152,24 +153,17 @@ def _start_tls(
         opening.close(sock)
         if is_of_handler(error):
             raise
-        raise ConnectFailedError(f"TLS with {hostname} failed: {error}", retriable=False) from error
+        raise failure_of_tls(error, hostname) from error
     opening.remove(sock)
     try:
         opening.add(secured)
         secured.settimeout(_positive(deadline))
         secured.do_handshake()
-    except ssl.SSLCertVerificationError as error:
-        opening.close(secured)
-        raise ConnectFailedError(
-            f"the certificate of {hostname} is not trusted: {error.verify_message}; "
-            "TlsSettings(ca_file=...) names the authority to trust",
-            retriable=False,
-        ) from error
     except OSError as error:
         opening.close(secured)
         if is_of_handler(error):
             raise
-        raise ConnectFailedError(f"TLS with {hostname} failed: {error or 'timed out'}") from error
+        raise failure_of_tls(error, hostname) from error
     except BaseException:
         opening.close(secured)
         raise

@@ -33,7 +33,7 @@ class UnsolicitedMessages:
 
     def alert(self, connection: Connection, alert: Alert) -> None:
         """Log an alert, once a kind and a minute."""
-        kind = quote(alert.error_type or "none", connection.secret)
+        kind = quote(alert.error_type or "none")
         if kind not in self._logged_at and len(self._logged_at) >= _MOST_KINDS:
             kind = "others"
         self._counts.alerts[kind] += 1
@@ -45,13 +45,13 @@ class UnsolicitedMessages:
             "%s: alert from the manager: %s: %s (further ones of this kind are logged once a minute)",
             connection.uuid,
             kind,
-            quote(alert.message, connection.secret),
+            quote(alert.message),
         )
 
     def unknown(self, connection: Connection, message: Unknown) -> None:
         """Count a message of a type that is not known."""
         self._counts.unknown += 1
-        log.debug("%s: message of unknown type %s", connection.uuid, quote(message.type, connection.secret))
+        log.debug("%s: message of unknown type %s", connection.uuid, quote(message.type))
 
     def delay(self, connection: Connection, waiting: Future | None) -> None:
         """Count that the manager delays a request, whose reply still comes."""

@@ -68,15 +68,13 @@ def peek(message: bytes) -> tuple[str, str] | None:
     return kind.decode("utf-8", "replace"), uuid.decode("utf-8", "replace")
 
 
-def decode_message(message: bytes, secret: str | None = None) -> tuple[Envelope, Payload]:
+def decode_message(message: bytes) -> tuple[Envelope, Payload]:
     """Decode any message of the manager.
 
     Parameters
     ----------
     message : bytes
         A whole text message.
-    secret : str, optional
-        The token, which an error must not quote.
 
     Raises
     ------
@@ -85,10 +83,10 @@ def decode_message(message: bytes, secret: str | None = None) -> tuple[Envelope,
     MessageTooLargeError
         There is not enough memory to decode it; the same holds for all functions below.
     """
-    return _guarded(_read_message, message, secret)
+    return _guarded(_read_message, message)
 
 
-def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
+def decode_inference(message: bytes, uuid: str) -> InferenceReply:
     """Decode the reply to an inference, and check that it is for the socket on which it came.
 
     Raises
@@ -99,54 +97,54 @@ def decode_inference(message: bytes, uuid: str, secret: str | None = None) -> In
     try:
         reply = _large_reply(message, uuid) if len(message) > LARGE else None
         if reply is None:
-            reply = _reply_for(message, uuid, secret)
+            reply = _reply_for(message, uuid)
     except MemoryError:
         raise out_of_memory(len(message)) from None
     if reply.status != "COMPLETED" and reply.status != "FAILED":
-        raise ProtocolError(f"an inference must end COMPLETED or FAILED, got {quote(reply.status, secret)}")
+        raise ProtocolError(f"an inference must end COMPLETED or FAILED, got {quote(reply.status)}")
     return reply
 
 
-def decode_stream(message: bytes, uuid: str, secret: str | None = None) -> InferenceReply:
+def decode_stream(message: bytes, uuid: str) -> InferenceReply:
     """Decode a message of a stream, as `decode_inference` does; START and ONGOING are allowed too."""
     try:
-        reply = _reply_for(message, uuid, secret)
+        reply = _reply_for(message, uuid)
     except MemoryError:
         raise out_of_memory(len(message)) from None
     if reply.status not in ("ONGOING", "START", "COMPLETED", "FAILED"):
-        raise ProtocolError(f"a stream has no status {quote(reply.status, secret)}")
+        raise ProtocolError(f"a stream has no status {quote(reply.status)}")
     return reply
 
 
-def decode_text(data: Data, secret: str | None = None) -> str:
+def decode_text(data: Data) -> str:
     """Decode the text of a stream's chunk."""
-    return _guarded(_text.decode, data, secret)
+    return _guarded(_text.decode, data)
 
 
-def decode_info(message: bytes, secret: str | None = None) -> InfoReply:
+def decode_info(message: bytes) -> InfoReply:
     """Decode the reply to an info request. It has no uuid."""
-    payload = decode_message(message, secret)[1]
+    payload = decode_message(message)[1]
     if not isinstance(payload, InfoReply):
-        raise ProtocolError(f"expected an info_response, got {quote(message, secret)}")
+        raise ProtocolError(f"expected an info_response, got {quote(message)}")
     return payload
 
 
-def decode_management(message: bytes, uuid: str, secret: str | None = None) -> ManagementReply:
+def decode_management(message: bytes, uuid: str) -> ManagementReply:
     """Decode the reply to a management job, and check that it is for the socket on which it came."""
-    envelope, payload = decode_message(message, secret)
+    envelope, payload = decode_message(message)
     if not isinstance(payload, ManagementReply) or envelope.uuid != uuid:
-        raise ProtocolError(f"expected a management reply for uuid {uuid}, got {quote(message, secret)}")
+        raise ProtocolError(f"expected a management reply for uuid {uuid}, got {quote(message)}")
     return payload
 
 
-def decode_value(data: Data, secret: str | None = None) -> Any:
+def decode_value(data: Data) -> Any:
     """Decode the data of an info or management reply, which may be any JSON."""
-    return _guarded(_value.decode, data, secret)
+    return _guarded(_value.decode, data)
 
 
-def decode_steps(data: Data, secret: str | None = None) -> dict[str, msgspec.Raw]:
+def decode_steps(data: Data) -> dict[str, msgspec.Raw]:
     """Decode the data of a pipeline: the outputs of each step, as raw JSON, by the step's name."""
-    return _guarded(_steps.decode, data, secret)
+    return _guarded(_steps.decode, data)
 
 
 def _size_of(data: Data) -> int:
@@ -173,26 +171,26 @@ def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
     return InferenceReply(payload.status, payload.model_name, cast("msgspec.Raw", data))
 
 
-def _reply_for(message: bytes, uuid: str, secret: str | None) -> InferenceReply:
+def _reply_for(message: bytes, uuid: str) -> InferenceReply:
     try:
         if not message.isascii():
             _check_utf8(message)
         decoded = _inference.decode(message)
     except UNREADABLE as error:
-        problem = why_unreadable(error, message, secret=secret)
+        problem = why_unreadable(error, message)
     else:
         if decoded.type == "inference" and decoded.uuid == uuid:
             return decoded.payload
         raise ProtocolError(
-            f"expected an inference reply for uuid {uuid}, got type {quote(decoded.type, secret)} for uuid "
-            f"{quote(decoded.uuid, secret)}"
+            f"expected an inference reply for uuid {uuid}, got type {quote(decoded.type)} for uuid "
+            f"{quote(decoded.uuid)}"
         )
-    raise _unreadable(problem, message, secret)
+    raise _unreadable(problem, message)
 
 
-def decode_failure(data: Data, secret: str | None = None) -> Failure | str:
+def decode_failure(data: Data) -> Failure | str:
     """Decode the data of a FAILED reply: a failure with a code, or a text alone."""
-    return _guarded(_failure.decode, data, secret)
+    return _guarded(_failure.decode, data)
 
 
 def _read_message(message: bytes) -> tuple[Envelope, Payload]:
@@ -213,16 +211,16 @@ def _check_utf8(message: bytes) -> None:
     message.decode()
 
 
-def _guarded(read: Callable[[bytes], Decoded], data: Data, secret: str | None) -> Decoded:
+def _guarded(read: Callable[[bytes], Decoded], data: Data) -> Decoded:
     try:
         message = bytes(data)  # it may be a msgspec.Raw
         return read(message)
     except UNREADABLE as error:
-        problem = why_unreadable(error, message, secret=secret)
+        problem = why_unreadable(error, message)
     except MemoryError:
         raise out_of_memory(_size_of(data)) from None
-    raise _unreadable(problem, message, secret)
+    raise _unreadable(problem, message)
 
 
-def _unreadable(problem: str, message: bytes, secret: str | None) -> ProtocolError:
-    return ProtocolError(f"unreadable message from the manager: {problem}: {quote(message, secret)}")
+def _unreadable(problem: str, message: bytes) -> ProtocolError:
+    return ProtocolError(f"unreadable message from the manager: {problem}: {quote(message)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from tcm_sync._numbers import asked_pause
 from tcm_sync._wire.messages import ErrorReply, Failure
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import (
@@ -34,9 +35,9 @@ ADVISORY = "BACKPRESSURE_INSUFFICIENT_BUDGET"
 TENANT_LIMIT = "BACKPRESSURE_TENANT_LIMIT_REACHED"
 
 _PAYLOAD_TOO_LARGE = re.compile(
-    r"413 Payload Too Large(?:.*?estimated_bytes=(\d+))?(?:.*?limit_bytes=(\d+))?", re.S
+    r"413 Payload Too Large(?:.*?estimated_bytes=(\d{1,18})\b)?(?:.*?limit_bytes=(\d{1,18})\b)?", re.S
 )
-_TOO_LARGE = re.compile(r"Message too large \(>(\d+) bytes\)")
+_TOO_LARGE = re.compile(r"Message too large \(>(\d{1,18}) bytes\)")
 _BATCH_OVER_MAX = re.compile(r"inference request batch-size must be <= (\d{1,9}) ")
 _STREAM_TIMEOUT = "Stream timed out after"
 # Parts of failures of the manager's client for a registered server, and what users can do.
@@ -78,15 +79,15 @@ _REFUSED = "Connection refused"
 _UNKNOWN = CodeRule(InferenceError, retriable=False)
 
 
-def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmError:
+def failure_of_reply(failure: Failure | str) -> TcmError:
     """Turn the data of a FAILED inference into the error to raise.
 
     A text alone is a contract error: the manager refused the request before it asked Triton. For a code that
     is not in the table the reply's own ``retriable`` decides.
     """
     if isinstance(failure, str):
-        return ContractError(f"the manager refused the request: {quote(failure, secret)}")
-    code, text = quote(failure.code, secret), quote(failure.message, secret)
+        return ContractError(f"the manager refused the request: {quote(failure)}")
+    code, text = quote(failure.code), quote(failure.message)
     if found := _PAYLOAD_TOO_LARGE.search(failure.message):
         estimated, limit = (int(number) if number else None for number in found.groups())
         return PayloadTooLargeError(
@@ -114,23 +115,22 @@ def failure_of_reply(failure: Failure | str, secret: str | None = None) -> TcmEr
             max_batch_size=max(1, int(found[1])),
         )
     rule = ERROR_CODES.get(failure.code, _UNKNOWN._replace(retriable=failure.retriable))
-    seconds = failure.retry_after_seconds
     return rule.error(
         text or code,
         code=code,
         retriable=rule.retriable,
-        retry_after=max(0.0, seconds) if seconds is not None else None,
+        retry_after=asked_pause(failure.retry_after_seconds),
         outcome_unknown=failure.code in _MAY_HAVE_RUN and _REFUSED not in failure.message,
     )
 
 
-def failure_of_error(error: ErrorReply, secret: str | None = None) -> TcmError:
+def failure_of_error(error: ErrorReply) -> TcmError:
     """Turn an ``error`` message into the error to raise for the request it answers."""
-    text = quote(error.message, secret)
+    text = quote(error.message)
     if error.code is None:
         return _failure_without_code(error.message, text)
     rule = ERROR_CODES.get(error.code, CodeRule(ProtocolError, retriable=False))
-    code = quote(error.code, secret)
+    code = quote(error.code)
     if rule.error is ShuttingDownError:
         return ShuttingDownError(
             f"the manager is shutting down: {text}", code=code, outcome_unknown=error.dropped_type is None
@@ -172,9 +172,9 @@ def _failure_without_code(message: str, text: str) -> TcmError:
     )
 
 
-def failure_of_job(action: str, text: str, secret: str | None = None) -> ManagementError:
+def failure_of_job(action: str, text: str) -> ManagementError:
     """Turn the text with which a management job failed into the error to raise."""
-    quoted = quote(text, secret)
+    quoted = quote(text)
     if action == "deletion" and (parts := _deletion_parts(text)):
         outcome = "; ".join(
             f"{state}: {', '.join(part for part, its in parts.items() if its == state)}"

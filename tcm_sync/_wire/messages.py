@@ -121,7 +121,7 @@ class Failure(Struct, frozen=True):
     code: str
     message: str = ""
     retriable: bool = False
-    retry_after_seconds: float | None = None
+    retry_after_seconds: object = None  # a number; another value is as none, and must not hide the failure
 
 
 class InfoReply(Struct, frozen=True):
@@ -154,7 +154,7 @@ class Alert(Struct, frozen=True):
 
     message: str = ""
     error_type: str | None = None
-    timestamp: float | None = None
+    timestamp: object = None  # it is not used
 
 
 class Unknown(Struct, frozen=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from tcm_sync._secrets import hide_in
 from tcm_sync._wire.quote import quote
 
 
@@ -31,7 +32,7 @@ class Readiness:
     error_id : str or None
         The id under which the manager's log has the details.
     raw : mapping
-        The whole answer, if it was a JSON object.
+        The whole answer, if it was a JSON object, with ``***`` for secrets of the client.
     triton : mapping of str to int
         How many Triton servers are ``registered`` with the manager, and how many are ``healthy``. Empty if
         the answer does not say.
@@ -57,7 +58,7 @@ class Readiness:
             The body, which may be anything.
         """
         try:
-            answer = msgspec.json.decode(body)
+            answer = hide_in(msgspec.json.decode(body))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = None
         ok = status == 200
@@ -68,7 +69,7 @@ class Readiness:
         servers = answer.get("triton")
         counts = servers.items() if isinstance(servers, dict) else ()
         triton = {quote(name): count for name, count in counts if type(count) is int}
-        return cls(ok, str(answer.get("status", status)), **known, triton=triton, raw=answer)
+        return cls(ok, quote(str(answer.get("status", status))), **known, triton=triton, raw=answer)
 
     @property
     def explanation(self) -> str:

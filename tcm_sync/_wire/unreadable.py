@@ -16,7 +16,6 @@ def why_unreadable(
     text: bytes,
     *,
     misfit: str = "a field is missing or of the wrong type",
-    secret: str | None = None,
 ) -> str:
     """Describe why JSON could not be decoded; msgspec's own message follows, for the details.
 
@@ -28,14 +27,12 @@ def why_unreadable(
         The JSON.
     misfit : str
         The description of JSON that is valid but does not have the expected form.
-    secret : str, optional
-        The token, which the description must not contain.
     """
     if isinstance(error, RecursionError):
         return "nested too deep"
     if isinstance(error, msgspec.ValidationError):
         return f"{misfit}: {error}"  # it names the field's path, and types but no values
-    return f"not valid JSON{'' if _is_utf8(text) else ', since it is not UTF-8'}: {quote(str(error), secret)}"
+    return f"not valid JSON{'' if _is_utf8(text) else ', since it is not UTF-8'}: {quote(str(error))}"
 
 
 def out_of_memory(size: int) -> MessageTooLargeError:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import click
 
-from tcm_sync._wire.quote import hide
+from tcm_sync._secrets import hide
 from tcm_sync.cli.failures import code_of, line_of
 from tcm_sync.cli.options import Group, Session
 
@@ -96,9 +96,9 @@ def _drop_output() -> None:
 def _fail(error: BaseException, session: Session) -> int:
     trace = "".join(traceback.format_exception(error)) if session.debug else ""
     line = line_of(error)
-    if session.token is not None:
-        trace, line = (hide(text, session.token) for text in (trace, line))
-    text = f"{trace}tcm-sync: {line}\n"
+    secrets = session.secrets()  # which live until the text is written
+    text = hide(f"{trace}tcm-sync: {line}\n")
+    del secrets
     with contextlib.suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -26,13 +26,14 @@ from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.proxies import Proxy, make_proxy
 from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket, wrap_socket
+from tcm_sync._transport.tls import failure_of_tls, name_to_verify
 from tcm_sync._wire.quote import quote
 from tcm_sync.cli.answerers import Answer, describe_answerer, speaks_http_2
 from tcm_sync.cli.dialogue import ask_capability
 from tcm_sync.cli.failures import DENIED, UNREACHABLE, USAGE, code_of
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
-from tcm_sync.settings import Endpoint, Settings
+from tcm_sync.settings import Endpoint, Settings, TlsSettings
 
 if TYPE_CHECKING:
     from tcm_sync.cli.options import Session
@@ -42,7 +43,10 @@ _ROUND_TRIPS = 5
 _SOON = 14  # days: a certificate that expires earlier is a warning
 _SKEW = 5.0  # seconds that two clocks may differ without a warning; the Date header has whole seconds
 
-_EXPIRED, _WRONG_NAME = 10, (62, 64)  # OpenSSL's codes; most others mean that the issuer is not trusted
+_WRONG_TIME, _WRONG_NAME = (
+    (9, 10),
+    (62, 64),
+)  # OpenSSL's codes; most others: an unknown issuer
 
 
 @dataclass
@@ -112,13 +116,12 @@ class Checks:
             self._endpoint = Endpoint.parse(self._settings.uri)
             self._proxy = make_proxy(self._settings)
             if self._endpoint.secure:
-                tls = self._settings.tls
-                self._context = ssl.create_default_context() if tls is None else tls.context()
+                self._context = (self._settings.tls or TlsSettings()).context()
         except TcmError as error:
             raise StepFailedError(str(error), "correct the option or the TCM_* variable", USAGE) from error
         route, token = self._settings.route, self._session.token
         where = "no container" if route is None else f"container {route.container_id}"
-        detail = f"{self._settings.uri}, {where}, {'no token' if token is None else 'a token'}"
+        detail = f"{self._settings.shown_uri}, {where}, {'no token' if token is None else 'a token'}"
         if self._proxy is not None:
             detail += f", through the proxy {self._proxy.url}"
         left = _seconds_left(token)
@@ -169,7 +172,7 @@ class Checks:
         if self._context is None:
             raise Skipped("ws:// has none")
         tls = self._settings.tls
-        name = (tls.server_hostname if tls is not None else None) or self._endpoint.host
+        name = name_to_verify((tls.server_hostname if tls is not None else None) or self._endpoint.host)
         plain = self._sockets.pop()
         self._opening.remove(plain)
         plain.settimeout(self._timeout)
@@ -179,13 +182,11 @@ class Checks:
             secured.do_handshake()
         except ssl.SSLCertVerificationError as error:
             plain.close()
-            raise StepFailedError(
-                f"the certificate of {name} is not trusted: {error.verify_message}", _advice_on(error)
-            ) from error
+            raise StepFailedError(failure_of_tls(error, name).message, _advice_on(error)) from error
         except (OSError, ValueError) as error:
             plain.close()
             raise StepFailedError(
-                f"no TLS connection with {name}: {error or 'timed out'}",
+                failure_of_tls(error, name).message,
                 "the port may not speak TLS (then the address is ws://), or requires a client certificate",
             ) from error
         certificate: dict[str, Any] = dict(secured.getpeercert() or {})
@@ -215,7 +216,7 @@ class Checks:
         if answer.status == 200:
             return Finding("200")
         return Finding(
-            f"{answer.status}: {quote(answer.body.strip(), self._session.token)}",
+            f"{answer.status}: {quote(answer.body.strip())}",
             "warning",
             describe_answerer(self._get)
             or "the path of --uri is wrong, or a proxy forwards only the WebSocket",
@@ -235,7 +236,9 @@ class Checks:
         try:
             sock.settimeout(self._timeout)
             connection.sock = sock
-            connection.request("GET", path, headers=Credentials(self._settings).headers())
+            headers = Credentials(self._settings).headers()
+            shown = {name: value.reveal() for name, value in headers.items()}
+            connection.request("GET", path, headers=shown)
             answer = connection.getresponse()
             return Answer(
                 answer.status, answer.read(4000), answer.getheader("Server"), answer.getheader("Date")
@@ -271,7 +274,7 @@ class Checks:
                 else describe_answerer(self._get) or "is the path right? usually /ws"
             )
             raise StepFailedError(error.message, advice, code_of(error)) from error
-        return Finding(self._endpoint.url)
+        return Finding(self._endpoint.shown)
 
     def authentication(self) -> Finding:
         """Send the auth message, and read what the manager grants."""
@@ -387,11 +390,14 @@ STEPS = (
 
 
 def _advice_on(error: ssl.SSLCertVerificationError) -> str:
-    if error.verify_code == _EXPIRED:
+    if error.verify_code in _WRONG_TIME:
         return "renew the manager's certificate, if this machine's clock is right"
     if error.verify_code in _WRONG_NAME:
         return "use a name in --uri that the certificate contains"
-    return "name the authority that issued the manager's certificate with --ca-file (TCM_CA_FILE)"
+    return (
+        "name the authority that issued the manager's certificate with --ca-file (TCM_CA_FILE); if it is "
+        "named, the manager must send its intermediate certificates too"
+    )
 
 
 def _seconds_left(token: str | None) -> float | None:

@@ -48,7 +48,8 @@ def ask_capability(
     auth = settings.auth or AuthContext()
     token = Credentials(settings).token()
     identity = ClientIdentity(auth.sub, auth.tenant_id, tuple(auth.roles))
-    request = AuthRequest(token, identity if identity != ClientIdentity() else None, CAPABILITY)
+    sent = None if token is None else token.reveal()
+    request = AuthRequest(sent, identity if identity != ClientIdentity() else None, CAPABILITY)
     message = encode_message(fresh_uuid(auth.uuid), "auth", encode_payload(request))
     decoder = frames.FrameDecoder(settings.max_reply_bytes)
     try:
@@ -61,7 +62,7 @@ def ask_capability(
                 if not data:
                     raise ConnectFailedError("the manager closed the socket during the authentication")
                 events.extend(decoder.feed(data))
-            granted = _read(*events.popleft(), token)
+            granted = _read(*events.popleft())
             if granted is not None:
                 return granted
     except TimeoutError as error:
@@ -72,17 +73,17 @@ def ask_capability(
         raise ConnectFailedError(f"the connection ended while authenticating: {error}") from error
 
 
-def _read(opcode: int, payload: bytes, token: str | None) -> frozenset[str] | None:
+def _read(opcode: int, payload: bytes) -> frozenset[str] | None:
     if opcode == frames.CLOSE:
         code, reason = frames.read_close(payload)
-        raise ConnectFailedError(f"the socket was closed with code {code} ({quote(reason, token)})")
+        raise ConnectFailedError(f"the socket was closed with code {code} ({quote(reason)})")
     if opcode != frames.TEXT:
         return None
-    decoded = decode_message(payload, token)[1]
+    decoded = decode_message(payload)[1]
     if isinstance(decoded, AuthOk):
         return frozenset(decoded.capability) or frozenset(("json",))
     if isinstance(decoded, ErrorReply) and decoded.code != ADVISORY:
         if decoded.code is not None:
-            raise failure_of_error(decoded, token)
-        raise AuthenticationError(f"refused: {quote(decoded.message, token)}")
+            raise failure_of_error(decoded)
+        raise AuthenticationError(f"refused: {quote(decoded.message)}")
     return None

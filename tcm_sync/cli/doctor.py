@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
+from tcm_sync._secrets import hide
 from tcm_sync.cli.checks import STEPS, Checks, Skipped, Step, StepFailedError
 from tcm_sync.cli.options import Command, Session
 from tcm_sync.cli.output import Output
@@ -26,6 +27,11 @@ class Outcome:
     detail: str
     advice: str | None = None
     code: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", hide(self.detail))
+        if self.advice is not None:
+            object.__setattr__(self, "advice", hide(self.advice))
 
 
 @click.command("doctor", cls=Command)

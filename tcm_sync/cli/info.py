@@ -93,7 +93,7 @@ def health(session: Session) -> int:
     """Ask whether the manager's process answers."""
     with session.client(opened=False) as client:
         ok = client.health(timeout=session.timeout or _PROBE_TIMEOUT)
-        uri = session.arguments()["uri"]
+        uri = session.shown_uri
     if session.as_json:
         session.output.json({"ok": ok})
     elif ok:
@@ -122,7 +122,7 @@ def ready(session: Session, wait: float | None) -> int:
             answer = client.ready(timeout=session.timeout or _PROBE_TIMEOUT)
         else:
             try:
-                with working(f"waiting for {session.arguments()['uri']}"):
+                with working(f"waiting for {session.shown_uri}"):
                     answer = client.wait_until_ready(wait)
             except CallTimeoutError as error:
                 if not session.as_json:

@@ -132,7 +132,7 @@ def _confirm(session: Session, vm_id: str | None, container_id: str | None, body
 
     named = [("VM", vm_id), ("container", container_id), ("what the body names:", body or None)]
     what = " and ".join(f"{kind} {each}" for kind, each in named if each is not None)
-    uri = session.arguments()["uri"]
+    uri = session.shown_uri
     if not click.confirm(printable(f"Delete {what} at {uri}?"), err=True):
         raise CommandError("nothing was deleted")
 

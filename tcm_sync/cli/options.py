@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tcm_sync._secrets import Secret, secrets_of_query, shown_uri
 from tcm_sync.client import TcmClient
 from tcm_sync.settings import AROUND_SECRETS, settings_from_env
 
@@ -45,6 +46,12 @@ class Session:
         token = self.variables.get("TCM_CLIENT_TOKEN") or os.environ.get("TCM_CLIENT_TOKEN") or ""
         return token.strip(AROUND_SECRETS) or None
 
+    def secrets(self) -> tuple[Secret, ...]:
+        """Return what must not be printed, which `hide` replaces as long as the secrets are kept."""
+        uri = self.variables.get("TCM_WS_URI") or os.environ.get("TCM_WS_URI") or ""
+        token = () if self.token is None else (Secret(self.token),)
+        return (*token, *secrets_of_query(uri.partition("?")[2]))
+
     @property
     def output(self) -> Output:
         """Where results go."""
@@ -57,6 +64,11 @@ class Session:
         if self.fixed is not None:
             return dict(self.fixed)
         return settings_from_env({"TCM_WS_URI": DEFAULT_URI, **_variables(), **self.variables})
+
+    @property
+    def shown_uri(self) -> str:
+        """The manager's address without the values of its query."""
+        return shown_uri(self.arguments()["uri"])
 
     def client(self, *, routed: bool = False, opened: bool = True) -> TcmClient:
         """Make a client.

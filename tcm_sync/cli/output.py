@@ -18,6 +18,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from tcm_sync._secrets import hide
+
 if TYPE_CHECKING:
     from tcm_sync._tensors import TensorSpec
 
@@ -68,8 +70,8 @@ class Output:
         sys.stdout.flush()
 
     def say(self, text: str = "", style: str = "") -> None:
-        """Write a line."""
-        self._console.print(Text(printable(text), style=style), soft_wrap=True)
+        """Write a line, without secrets."""
+        self._console.print(Text(printable(hide(text)), style=style), soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Write a table, with numbers aligned to the right."""

@@ -277,14 +277,14 @@ class _Raw(Call):
     answer: dict[str, Any]
     refused: dict[str, Any] | None = None
 
-    def read(self, connection: Connection, message: bytes) -> TcmError | None:
+    def read(self, connection: Connection, message: bytes) -> TcmError | None:  # noqa: ARG002
         """Read the answer, which is never a failure."""
         try:
             answer = json.loads(message)
         except ValueError:
             answer = None
         if not isinstance(answer, dict) or not isinstance(answer.get("payload"), dict):
-            raise ProtocolError(f"the reply is no message: {quote(message, connection.secret)}")
+            raise ProtocolError(f"the reply is no message: {quote(message)}")
         self.answer = answer
         return None
 

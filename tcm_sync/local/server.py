@@ -40,6 +40,17 @@ CLOSE_TIMEOUT = 2.0
 _POLL = 0.1  # seconds between two looks whether the thread has ended
 
 
+def _is_no_transcript(record: logging.LogRecord) -> bool:
+    """Leave out the WebSocket library's lines for debugging: requests, headers and frames show secrets."""
+    return record.levelno > logging.DEBUG
+
+
+def _library_logger() -> logging.Logger:
+    library = logging.getLogger("tcm_sync.local.websockets")
+    library.addFilter(_is_no_transcript)  # the same one is added once
+    return library
+
+
 class Server:
     """One run of a manager, from binding its port to the end of its thread.
 
@@ -204,7 +215,7 @@ class Server:
                 compression=None,
                 max_size=max(_LIBRARY_LIMIT, 4 * self._settings.max_message_bytes),
                 close_timeout=CLOSE_TIMEOUT,
-                logger=logging.getLogger("tcm_sync.local.websockets"),
+                logger=_library_logger(),
             )
         except (OSError, ValueError) as error:  # a name that IDNA cannot write is a ValueError
             where = f"host {self._settings.host!r:.80}, port {self._wanted_port}"

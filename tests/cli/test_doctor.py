@@ -137,7 +137,7 @@ def test_a_certificate_that_is_not_trusted(examine, authority):
         code, steps, todo = examine("--uri", manager.uri)
     assert (code, failed(steps)) == (3, ["TLS"])
     assert "--ca-file" in todo[0]
-    assert steps["TLS"]["detail"].startswith("the certificate of 127.0.0.1 is not trusted: ")
+    assert steps["TLS"]["detail"].startswith("TLS: the certificate of 127.0.0.1 is not trusted: ")
 
 
 def test_a_certificate_of_another_name(examine, authority, ca_file):
@@ -172,7 +172,7 @@ def test_tls_where_there_is_none(examine, manager):
     code, steps, todo = examine("--uri", manager.uri.replace("ws:", "wss:"))
     assert (code, failed(steps)) == (3, ["TLS"])
     assert "ws://" in todo[0]
-    assert steps["TLS"]["detail"].startswith("no TLS connection with 127.0.0.1: ")
+    assert steps["TLS"]["detail"].startswith("TLS with 127.0.0.1 failed: ")
 
 
 def test_no_tls_where_there_is(examine, authority):

@@ -119,7 +119,7 @@ def test_a_pause_that_is_longer_than_the_deadline_fails_the_call_at_once(status)
         for _ in range(3):
             with failing(ConnectFailedError, str(status)) as caught:
                 client.infer("m", {"x": [[7.0]]}, timeout=PATIENCE)
-            assert caught.value.retry_after == 4 * PATIENCE
+            assert caught.value.retry_after == 60.0
             assert caught.value.elapsed < PATIENCE / 2
     assert len(peer.connections) == 1
 

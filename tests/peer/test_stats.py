@@ -290,7 +290,7 @@ def test_the_repr_fits_a_terminal():
 def test_an_alert_is_logged_once_a_kind_and_a_minute(caplog, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(notices, "monotonic", lambda: now[0])
-    connection = type("C", (), {"uuid": "u", "secret": None})()
+    connection = type("C", (), {"uuid": "u"})()
     counts = Counts()
     heard = notices.UnsolicitedMessages(counts)
 
@@ -311,7 +311,7 @@ def test_an_alert_is_logged_once_a_kind_and_a_minute(caplog, monkeypatch):
 
 
 def test_kinds_of_alerts_without_end_are_told_apart_up_to_a_bound(caplog):
-    connection = type("C", (), {"uuid": "u", "secret": None})()
+    connection = type("C", (), {"uuid": "u"})()
     counts = Counts()
     heard = notices.UnsolicitedMessages(counts)
     for number in range(500):

@@ -31,7 +31,7 @@ class Wire:
         for end in (ours, self.far):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         self.far.settimeout(PATIENCE)
-        self.connection = Connection(ours, "u-1", frozenset(["json"]), FrameDecoder(2**20), [], None)
+        self.connection = Connection(ours, "u-1", frozenset(["json"]), FrameDecoder(2**20), [])
 
     def fill(self):
         """Write pings until the socket takes no more; return how many went out or are under way."""
@@ -322,7 +322,7 @@ def test_a_reset_is_an_os_error():
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
         far, _ = server.accept()
-    connection = Connection(ours, "u", frozenset(), FrameDecoder(100), [], None)
+    connection = Connection(ours, "u", frozenset(), FrameDecoder(100), [])
     far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     far.close()
     with pytest.raises(ConnectionResetError):

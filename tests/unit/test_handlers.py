@@ -220,7 +220,7 @@ def ending_a_socket(monkeypatch):
 
 def flushing(monkeypatch):
     ours, theirs = socket.socketpair()
-    connection = Connection(ours, "u", frozenset(), FrameDecoder(1000), [], None)
+    connection = Connection(ours, "u", frozenset(), FrameDecoder(1000), [])
     try:
         connection.queue_control(PING, b"")
         monkeypatch.setattr(Connection, "_write_controls", interrupted)

@@ -9,6 +9,7 @@ import pytest
 
 from tcm_sync import AuthenticationError, ConnectFailedError
 from tcm_sync._deadline import Deadline
+from tcm_sync._secrets import Secret
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.heads import HEAD_BYTES
 from tcm_sync._transport.sockets import shut_down
@@ -25,7 +26,8 @@ def shake(script, *, path="/ws", headers=None, timeout=PATIENCE):
     with ScriptedPeer(script) as peer:
         endpoint = Endpoint.parse(peer.uri.removesuffix("/ws") + path)
         with socket.create_connection((endpoint.host, endpoint.port)) as sock:
-            rest = shake_hands(sock, endpoint, headers or {}, Deadline(timeout))
+            secrets = {name: Secret(value) for name, value in (headers or {}).items()}
+            rest = shake_hands(sock, endpoint, secrets, Deadline(timeout))
             shut_down(sock)
     return rest, peer.connections[0]
 
@@ -240,7 +242,10 @@ def test_what_is_said_of_a_path_that_is_not_found_fits_the_path(path, said):
 @pytest.mark.parametrize(
     ("lines", "seconds"),
     [
-        (["Retry-After: 120"], 120.0),
+        (["Retry-After: 120"], 60.0),
+        (["Retry-After: 1" + "0" * 400], 60.0),
+        (["Retry-After: 007"], 7.0),
+        (["Date: Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2099 07:28:00 GMT"], 60.0),
         (["retry-after:0 "], 0.0),
         (["Date: Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2015 07:28:30 GMT"], 30.0),
         (["Date: Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After: Wednesday, 21-Oct-15 07:29:00 GMT"], 60.0),
@@ -250,7 +255,7 @@ def test_what_is_said_of_a_path_that_is_not_found_fits_the_path(path, said):
         (["Date: soon", "Retry-After: Wed, 21 Oct 2015 07:28:00 GMT"], 0.0),
         *(
             ([f"Retry-After: {text}"], None)
-            for text in ("", "soon", "-1", "1.5", "1e3", "9" * 400, "Wed, 99 Oct 2015 07:28:00 GMT", "\xff")
+            for text in ("", "soon", "-1", "1.5", "1e3", "Wed, 99 Oct 2015 07:28:00 GMT", "\xff")
         ),
         ([], None),
     ],

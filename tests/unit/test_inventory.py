@@ -26,7 +26,7 @@ def connections():
         for number in range(count):
             one, other = socket.socketpair()
             ends.extend((one, other))
-            made.append(Connection(one, f"u-{number}", frozenset(("json",)), FrameDecoder(100), [], None))
+            made.append(Connection(one, f"u-{number}", frozenset(("json",)), FrameDecoder(100), []))
         return made
 
     yield make

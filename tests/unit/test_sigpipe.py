@@ -18,7 +18,7 @@ from tcm_sync._transport.sockets import send_all
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 ours, theirs = socket.socketpair()
 ours.setblocking(False)
-connection = Connection(ours, "u-1", frozenset(["json"]), FrameDecoder(2**20), [], None)
+connection = Connection(ours, "u-1", frozenset(["json"]), FrameDecoder(2**20), [])
 theirs.close()
 """
 SENDS = {

@@ -20,6 +20,7 @@ from tcm_sync import (
     ShuttingDownError,
     TritonError,
 )
+from tcm_sync._secrets import Secret
 from tcm_sync._wire.failures import failure_of_error, failure_of_reply
 from tcm_sync._wire.messages import ErrorReply, Failure
 from tcm_sync.retry import RetryPolicy, Verdict
@@ -53,7 +54,26 @@ def test_a_failure_without_words_is_called_by_its_code():
     assert failure_of_reply(Failure("TRITON_ERROR")).message == "TRITON_ERROR"
 
 
-@pytest.mark.parametrize(("seconds", "pause"), [(None, None), (0, 0.0), (5, 5.0), (0.25, 0.25), (-3, 0.0)])
+@pytest.mark.parametrize(
+    ("seconds", "pause"),
+    [
+        (None, None),
+        (0, 0.0),
+        (5, 5.0),
+        (0.25, 0.25),
+        (-3, 0.0),
+        (60, 60.0),
+        (1e9, 60.0),
+        (10**400, 60.0),
+        (float("inf"), 60.0),
+        (float("nan"), None),
+        ("5", None),
+        ("soon", None),
+        (True, None),
+        ([5], None),
+        ({}, None),
+    ],
+)
 def test_the_pause_that_the_manager_asks_for(seconds, pause):
     error = failure_of_reply(Failure("TRITON_CIRCUIT_OPEN", retry_after_seconds=seconds))
     assert type(error) is CircuitOpenError
@@ -94,6 +114,7 @@ def test_words_alone_are_a_contract_error():
         ("413 Payload Too Large: limit_bytes=5", None, 5),
         ("413 Payload Too Large: estimated_bytes=7", 7, None),
         ("413 Payload Too Large", None, None),
+        (f"413 Payload Too Large: estimated_bytes={'9' * 5000} limit_bytes=5", None, 5),
     ],
 )
 @pytest.mark.parametrize("code", ["TRITON_INFERENCE_FAILED", "TRITON_ERROR", "TRITON_GREMLINS"])
@@ -157,6 +178,7 @@ def test_an_unknown_code_is_a_protocol_error():
         ("UUID mismatch. Expected 'a', got 'b'", ProtocolError, False, "refused the message"),
         ("the uuid is Forbidden: not at the beginning", ProtocolError, False, "refused the message"),
         ("Message too large", ProtocolError, False, "refused the message"),
+        (f"Message too large (>{'9' * 5000} bytes)", ProtocolError, False, "refused the message"),
         ("", ProtocolError, False, "refused the message"),
     ],
 )
@@ -179,13 +201,20 @@ def test_a_message_that_is_too_large_for_the_manager_names_its_limit():
 # --- whatever the manager writes ---
 
 
+@pytest.fixture(autouse=True)
+def _token_was_sent():
+    secret = Secret(TOKEN)
+    yield
+    assert secret.reveal() == TOKEN
+
+
 @pytest.mark.parametrize("code", [*ERROR_CODES, "TRITON_GREMLINS", None])
 def test_words_are_escaped_shortened_and_without_the_token(code):
     words = f"Rate \n\x1b {TOKEN} " + "x" * 1000
-    errors = [failure_of_error(ErrorReply(words, code), TOKEN), failure_of_reply(words, TOKEN)]
+    errors = [failure_of_error(ErrorReply(words, code)), failure_of_reply(words)]
     if code is not None:
-        errors.append(failure_of_reply(Failure(code, words), TOKEN))
-        errors.append(failure_of_reply(Failure(code, f"413 Payload Too Large {words}"), TOKEN))
+        errors.append(failure_of_reply(Failure(code, words)))
+        errors.append(failure_of_reply(Failure(code, f"413 Payload Too Large {words}")))
     for error in errors:
         assert TOKEN not in f"{error!r} {vars(error)}"
         assert error.message.isprintable()
@@ -193,7 +222,7 @@ def test_words_are_escaped_shortened_and_without_the_token(code):
 
 
 def test_a_code_that_holds_the_token_is_shown_without_it():
-    for error in (failure_of_error(ErrorReply("", TOKEN), TOKEN), failure_of_reply(Failure(TOKEN), TOKEN)):
+    for error in (failure_of_error(ErrorReply("", TOKEN)), failure_of_reply(Failure(TOKEN))):
         assert TOKEN not in f"{error!r} {vars(error)}"
     assert len(failure_of_reply(Failure("x" * 10**6)).message) < 450
-    assert type(failure_of_reply(Failure("TRITON_ERROR", TOKEN), TOKEN)) is TritonError
+    assert type(failure_of_reply(Failure("TRITON_ERROR", TOKEN))) is TritonError
