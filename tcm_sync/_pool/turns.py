@@ -35,6 +35,7 @@ _QUICK_MODEL = 0.015  # seconds within which replies come that wait for little m
 _BELOW_TICK = 0.0025  # seconds: eight replies in a row within this time come from a manager without a tick
 _RUN_WITHOUT_TICK = 8
 _RUN_WITH_TICK = -32  # this many slower replies in a row, after which turns are taken again
+_OVERDUE_NS = 10**9  # the first waiter tries every few milliseconds, unless its thread does not run
 _MOST_MODELS = 256  # whose times are remembered
 
 
@@ -57,10 +58,11 @@ class Turn:
 class _Waiter:
     """A caller that waits for a turn."""
 
-    __slots__ = ("_sleep", "since", "thread")
+    __slots__ = ("_sleep", "since", "thread", "tries_by")
 
     def __init__(self) -> None:
         self.since = monotonic_ns()
+        self.tries_by = self.since + _OVERDUE_NS  # as the first one; later than that, others pass it over
         self.thread = threading.get_ident()
         self._sleep = threading.Lock()  # guards nothing: it is held until the waiter is woken
         self._sleep.acquire()
@@ -91,8 +93,6 @@ class Turns:
     def __init__(self, key: int, count: int, table: ProcessTable) -> None:
         self._key = key
         self._process_table = table
-        self._table: Table | None = None  # kept open by this reference, while there are users
-        self._users: set[int] = set()  # the ids of the runtimes that take turns; each step is atomic
         self.count = count
         self.others = 0  # other processes that were seen last
         self._run = 0  # replies in a row that are too quick for a tick; below 0: that are not
@@ -104,6 +104,8 @@ class Turns:
     def _begin(self) -> None:
         self._owner = secrets.randbits(63) | 1
         self._lock = threading.RLock()  # guards what follows; the table's lock is taken inside it
+        self._table: Table | None = None  # kept open by this reference, while there are users
+        self._users: set[int] = set()  # the ids of the runtimes that take turns; each step is atomic
         self._waiters: deque[_Waiter] = deque()
         self._held: dict[Turn, None] = {}  # the turns of this process, the oldest first
         self._pause_ns = 0  # after which the first waiter tries again
@@ -158,14 +160,14 @@ class Turns:
             return None
         age = LONG_AGE_NS if self._quickest.get(model, 0.0) < _QUICK_MODEL else SHORT_AGE_NS
         waiter = _Waiter()
-        with self._lock:
-            is_first = not self._waiters
-            if is_first and (turn := self._take(waiter.since, age)) is not None:
-                return turn
-            if any(each.thread == waiter.thread for each in self._waiters):
-                return None  # a signal handler has interrupted a waiter, which cannot go on before this call
-            self._waiters.append(waiter)
         try:
+            with self._lock:
+                is_first = not self._waiters
+                if is_first and (turn := self._take(waiter.since, age)) is not None:
+                    return turn
+                if any(each.thread == waiter.thread for each in self._waiters):
+                    return None  # a signal handler interrupted a waiter, which cannot go on before this call
+                self._waiters.append(waiter)
             return self._wait(waiter, age, deadline, closed, tried=is_first)
         except BaseException:
             self._remove(waiter)
@@ -218,39 +220,47 @@ class Turns:
     ) -> Turn | None:
         """Try whenever it is time, as the first waiter; sleep until woken, as another one."""
         while True:
-            pause: float | None = None
             with self._lock:
                 if waiter not in self._waiters:
-                    return None  # this is a forked child, and the waiter is the parent's
+                    return None  # it was passed over, or this is a forked child and the waiter the parent's
+                self._pass_over(waiter)
+                pause = _OVERDUE_NS / 1e9
                 if self._waiters[0] is waiter:
                     turn = None if tried else self._take(waiter.since, age)
                     if turn is not None or not self.is_needed:
-                        self._remove(waiter)
+                        self._remove(waiter, served=turn is not None)
                         if turn is not None:
                             turn.waited = (monotonic_ns() - waiter.since) / 1e9
                         return turn
                     pause = self._pause_ns / 1e9
+                    waiter.tries_by = monotonic_ns() + self._pause_ns + _OVERDUE_NS
                 tried = False
             if closed.is_set():
                 raise ClientClosedError("the client was closed while the call waited for its turn to send")
             left = deadline.remaining()
             if left is not None and left <= 0.0:
                 raise self._timeout(waiter)
-            bounds = [seconds for seconds in (pause, left) if seconds is not None]
-            waiter.sleep(min(bounds, default=threading.TIMEOUT_MAX))
+            waiter.sleep(pause if left is None else min(pause, left))
 
-    def _remove(self, waiter: _Waiter) -> None:
+    def _remove(self, waiter: _Waiter, *, served: bool = False) -> None:
         """Take a waiter out of the queue; the next one tries for itself."""
         with self._lock:
             if waiter not in self._waiters:
                 return
             was_first = self._waiters[0] is waiter
             self._waiters.remove(waiter)
-            if self._waiters:
-                if was_first:
-                    self._waiters[0].wake()
-            else:
-                self._withdraw()
+            if not self._waiters:
+                if not served:
+                    self._withdraw()
+            elif was_first:
+                self._waiters[0].tries_by = monotonic_ns() + _OVERDUE_NS
+                self._waiters[0].wake()
+
+    def _pass_over(self, waiter: _Waiter) -> None:
+        """Take a first waiter before `waiter` out of the queue whose thread does not run, as in a handler."""
+        first = self._waiters[0]
+        if first is not waiter and first.tries_by < monotonic_ns():
+            self._remove(first)
 
     def _timeout(self, waiter: _Waiter) -> PoolTimeoutError:
         waited = (monotonic_ns() - waiter.since) / 1e9

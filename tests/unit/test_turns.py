@@ -186,6 +186,26 @@ def test_a_signal_handler_that_calls_while_its_thread_waits_goes_without_a_turn(
     assert outer.waited > 0
 
 
+def test_a_first_waiter_whose_thread_does_not_run_is_passed_over(alone, closed, monkeypatch):
+    monkeypatch.setattr(turns, "_OVERDUE_NS", 10_000_000)
+    held = [take(alone, closed) for _ in range(2)]
+    stuck = turns._Waiter()  # of a thread that a signal handler keeps, or that an interrupt left behind
+    alone._waiters.append(stuck)
+    behind = [Caller(alone, closed) for _ in range(2)]
+    for turn in held:
+        turn.release()
+    assert all(caller.result().waited > 0 for caller in behind)
+    assert stuck not in alone._waiters
+
+
+def test_a_waiter_that_comes_late_to_its_own_try_is_served(alone, closed, monkeypatch):
+    held = [take(alone, closed) for _ in range(2)]
+    monkeypatch.setattr(turns, "_OVERDUE_NS", -(10**9))  # every waiter is overdue at once
+    caller = Caller(alone, closed)
+    held[0].release()
+    assert caller.result().waited > 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_child_begins_with_no_turn_taken(alone, closed):
     for _ in range(2):
