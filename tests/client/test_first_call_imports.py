@@ -21,7 +21,7 @@ from ..helpers.waiting import GUARD
 ROOT = Path(__file__).parents[2]
 
 HEAD = """
-import json, sys, threading, traceback
+import json, socket, sys, threading, traceback
 from importlib.abc import MetaPathFinder
 
 import numpy as np
@@ -34,6 +34,14 @@ class Refuse(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         imported.append(name)
         raise ImportError(f"{name} is imported too late")
+
+def resolve(host, *arguments, real=socket.getaddrinfo, **kinds):
+    if host != "no-such-name.invalid":
+        return real(host, *arguments, **kinds)
+    host.encode("idna")  # as the real one does first
+    raise socket.gaierror(socket.EAI_NONAME, "there is no such name")  # no query is sent for it
+
+socket.getaddrinfo = resolve
 
 def refuse_imports():
     sys.meta_path.insert(0, Refuse())
@@ -101,7 +109,7 @@ USES = {
     "no such name": failing(
         lambda: TcmClient("ws://no-such-name.invalid/ws", connect_timeout=0.5).open(timeout=0.5)
     ),
-    "an address": lambda: client.explain({"x": SHARED}, container_id="local", vm_ip="10.1.2.3"),
+    "an address": lambda: client.explain({"x": SHARED}, container_id="local", vm_ip="192.0.2.7"),
     "close": client.close,
     "closed": failing(lambda: client.infer("echo", {"x": [7]})),
 }

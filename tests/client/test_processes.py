@@ -149,19 +149,36 @@ TIMES = int(os.environ.get("TCM_INTERRUPTS", "200"))  #: Of each state.
 
 
 def interrupted(call, reached):
-    """Interrupt a call that does not end by itself, again and again, each time in the same state."""
+    """Interrupt a call that does not end by itself, again and again, each time in the same state.
+
+    If a signal comes just before the interpreter blocks, its handler runs only when the wait is over: signals
+    are sent until one has raised.
+    """
     main = threading.main_thread().ident
+    raised = threading.Event()
 
     def interrupt(number):
         wait_until(lambda: reached(number))
-        signal.pthread_kill(main, signal.SIGINT)
+        while not raised.is_set():
+            signal.pthread_kill(main, signal.SIGINT)
+            raised.wait(0.05)
 
-    for number in range(1, TIMES + 1):
-        thread = threading.Thread(target=interrupt, args=(number,))
-        thread.start()
-        with pytest.raises(KeyboardInterrupt):
-            call()
-        thread.join(GUARD)
+    def once(*_):
+        if not raised.is_set():
+            raised.set()
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, once)
+    try:
+        for number in range(1, TIMES + 1):
+            raised.clear()
+            thread = threading.Thread(target=interrupt, args=(number,))
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                call()
+            thread.join(GUARD)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def never_shakes_hands(connection):

@@ -6,6 +6,7 @@ foreign name ends in ``.invalid``: no packet would leave the machine if the chec
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -62,6 +63,17 @@ def test_loopback_addresses_numbers_and_sockets_of_files_are_used_as_ever(refuse
     assert socket.getaddrinfo(FOREIGN, 9)  # a number: nobody is asked
     assert socket.getaddrinfo(None, 9)
     assert refused() == ""
+
+
+def test_an_address_reserved_for_documentation_may_be_bound_to_and_nothing_else(refused):
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        with pytest.raises(OSError) as caught:
+            sock.bind(("192.0.2.7", 0))
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+        assert refused() == ""
+        with pytest.raises(PermissionError, match="loopback addresses only"):
+            sock.sendto(b"x", ("192.0.2.7", 9))
+        assert "192.0.2.7" in refused()
 
 
 CHILD = f"import socket; socket.socket(type=socket.SOCK_DGRAM).bind(({FOREIGN!r}, 0))"

@@ -52,6 +52,15 @@ def _address_leaves(sock, address=None, *_) -> bool:
     return sock.family == _AF_PACKET or not (isinstance(address, tuple) and _is_loopback(address[0]))
 
 
+def _binding_leaves(sock, address=None, *_) -> bool:
+    """Whether a socket is bound to an address of another interface, or to all.
+
+    Addresses reserved for documentation are no machine's: to bind to one fails, and sends nothing.
+    """
+    reserved = isinstance(address, tuple) and _text(address[0]).startswith("192.0.2.")
+    return not reserved and _address_leaves(sock, address)
+
+
 def _name_leaves(host, *_) -> bool:
     """Whether resolving a name may send a query."""
     return not (host is None or _is_numeric(host) or _is_loopback(host))
@@ -64,7 +73,7 @@ def _number_leaves(host, *_) -> bool:
 
 _AF_PACKET = 17
 _CHECKS = {
-    "socket.bind": _address_leaves,
+    "socket.bind": _binding_leaves,
     "socket.connect": _address_leaves,
     "socket.sendto": _address_leaves,
     "socket.sendmsg": _address_leaves,
