@@ -90,7 +90,8 @@ def response_to(error: TcmError) -> Response | None:
     if status == FAULT:
         return None
     level = logging.INFO if status == BAD_REQUEST else logging.WARNING
-    _log.log(level, "answered %s: %s: %s", status, type(error).__name__, error)
+    # Its text, not the error: a record that is kept would keep the frames of the traceback.
+    _log.log(level, "answered %s: %s: %s", status, type(error).__name__, str(error))
     body = {
         "type": type(error).__name__,
         "code": error.code,

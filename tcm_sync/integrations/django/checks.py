@@ -1,0 +1,56 @@
+"""System checks of the settings: ``manage.py check --tag tcm``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
+
+from tcm_sync.errors import ConfigError
+from tcm_sync.integrations._settings import request_timeout
+from tcm_sync.integrations.django.clients import DEFAULT, described, tcms
+from tcm_sync.settings import Endpoint
+
+
+def check_settings(**_: Any) -> list[CheckMessage]:
+    """Report a setting ``TCM`` or ``TCM_REQUEST_TIMEOUT`` that cannot work."""
+    found: list[CheckMessage] = []
+    try:
+        names = list(described())
+    except ConfigError as error:
+        return [Error(error.message, id="tcm.E001")]
+    if DEFAULT not in names:
+        found.append(Error('the setting TCM has no "default" client, which tcm is', id="tcm.E002"))
+    for name in names:
+        try:
+            tcms.whole(name)
+        except ConfigError as error:
+            found.append(Error(error.message, id="tcm.E003"))
+    try:
+        request_timeout(getattr(settings, "TCM_REQUEST_TIMEOUT", None))
+    except ConfigError as error:
+        found.append(Error(error.message, id="tcm.E004"))
+    return found
+
+
+def check_deployment(**_: Any) -> list[CheckMessage]:
+    """Warn of a token that is sent without TLS to another machine."""
+    found: list[CheckMessage] = []
+    try:
+        clients = {name: tcms.whole(name) for name in described()}
+    except ConfigError:
+        return found  # which the other check reports
+    for name, client in clients.items():
+        made_with = client._core.settings  # noqa: SLF001 - of this package
+        endpoint = Endpoint.parse(made_with.uri)
+        is_near = endpoint.host in ("localhost", "::1") or endpoint.host.startswith("127.")
+        if made_with.auth is not None and made_with.auth.token and not endpoint.secure and not is_near:
+            found.append(
+                Warning(
+                    f"TCM[{name!r}] sends its token to {endpoint.host} without TLS",
+                    hint="use a wss:// address",
+                    id="tcm.W001",
+                )
+            )
+    return found

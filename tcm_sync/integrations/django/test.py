@@ -1,0 +1,60 @@
+"""For the tests of a Django project: a `LocalManager` in place of the manager."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from django.conf import settings
+from django.test.utils import override_settings
+
+from tcm_sync.integrations.django.clients import DEFAULT
+from tcm_sync.local import LocalManager
+
+if TYPE_CHECKING:
+    from django.test import SimpleTestCase
+
+    _Base = SimpleTestCase
+else:
+    _Base = object
+
+#: Keys of a client that lead to its manager.
+_ADDRESS = ("route", "vm_ip", "vm_id", "tls", "ca_file", "headers", "proxy")
+
+
+class LocalManagerMixin(_Base):
+    """Gives a class of tests a `LocalManager`, which all clients of the setting ``TCM`` use meanwhile.
+
+    It needs the extra ``local``, and stands before Django's class:
+    ``class DigitsTests(LocalManagerMixin, TestCase)``.
+
+    Attributes
+    ----------
+    tcm_models : mapping
+        The models, as `LocalManager` takes them. A class sets it.
+    tcm_manager_options : mapping
+        Further arguments of `LocalManager`.
+    tcm_manager : LocalManager
+        The manager, while the tests of the class run.
+    """
+
+    tcm_models: ClassVar[Mapping[str, Any]] = {}
+    tcm_manager_options: ClassVar[Mapping[str, Any]] = {}
+    tcm_manager: ClassVar[LocalManager]
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Start the manager, and point the clients to it."""
+        super().setUpClass()
+        cls.tcm_manager = LocalManager(models=dict(cls.tcm_models), **cls.tcm_manager_options)
+        cls.tcm_manager.start()
+        cls.addClassCleanup(cls.tcm_manager.stop)
+        given = {DEFAULT: {}, **(getattr(settings, "TCM", None) or {})}
+        override = override_settings(TCM={name: cls._near(each) for name, each in given.items()})
+        override.enable()
+        cls.addClassCleanup(override.disable)
+
+    @classmethod
+    def _near(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in given.items() if key not in _ADDRESS}
+        return {**kept, "uri": cls.tcm_manager.uri, "container_id": cls.tcm_manager.route.container_id}

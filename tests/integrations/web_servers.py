@@ -1,0 +1,52 @@
+"""Real web servers for the tests: started on a free port, asked, and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from ..helpers.waiting import GUARD
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port():
+    """Return a port that nothing listens on at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def environment(manager, **more):
+    """Return the environment of a service that uses a manager."""
+    return {**os.environ, "TCM_WS_URI": manager.uri, "TCM_CONTAINER_ID": "local", **more}
+
+
+def ask(port, path):
+    """Return status, headers and body of an answer, also of one that is an error."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=GUARD) as reply:
+            return reply.status, reply.headers, json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
+def get(port, path):
+    """Return the body of an answer, once the server answers: it may be starting, or be started again."""
+    until = time.monotonic() + GUARD
+    while True:
+        try:
+            status, _, body = ask(port, path)
+        except (OSError, HTTPException, ValueError):  # no answer, or the beginning of one
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        else:
+            assert status == 200, (status, body)
+            return body
