@@ -278,7 +278,7 @@ def test_threads_share_one_client_and_its_connections(manager):
         for thread in threads:
             thread.join(GUARD)
     assert answers == ["COMPLETED"] * 18
-    assert manager.stats().connections <= 4
+    assert manager.stats().connections <= 6  # each thread has one call at a time
 
 
 def test_arrays_are_data_too(manager):
