@@ -39,6 +39,8 @@ from tcm_sync._shm.policy import Transport
 from tcm_sync._tensors import ModelSignature
 from tcm_sync._wire.readiness import Readiness
 from tcm_sync.errors import TcmError
+from tcm_sync.events import Listener
+from tcm_sync.events._listeners import checked_listeners
 from tcm_sync.results import ClientStats, InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
 from tcm_sync.settings import (
@@ -131,6 +133,9 @@ class TcmClient:
         (docs/throughput.rst). "auto" is five, what the manager passes on in a tick. A number is for a host's
         share where several hosts use one manager, and for managers that pass on another number. "off" is no
         limit.
+    listeners : sequence of Listener
+        Receive events of the client: calls, attempts, connections, gates (docs/monitoring.rst). They are
+        kept over a fork, and do not travel in a pickle.
 
     Raises
     ------
@@ -169,6 +174,7 @@ class TcmClient:
         headers: Mapping[str, Header] | None = None,
         proxy: str | None = None,
         turns: Turns = "auto",
+        listeners: Sequence[Listener] = (),
     ) -> None:
         if pool_size is None:
             pool_size = POOL_SIZE_WITHOUT_TURNS if isinstance(turns, str) and turns == "off" else POOL_SIZE
@@ -197,7 +203,7 @@ class TcmClient:
             proxy=proxy,
             turns=turns,
         )
-        self._attach(new_core(settings), {})
+        self._attach(new_core(settings, checked_listeners(listeners)), {})
 
     @classmethod
     def from_env(cls) -> Self:

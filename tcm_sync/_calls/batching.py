@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from tcm_sync._calls.request import InferenceCall, encode_request, is_readable
@@ -28,6 +28,7 @@ from tcm_sync.errors import (
     ProtocolError,
     TcmError,
 )
+from tcm_sync.events._records import BatchSent
 from tcm_sync.results import InferResult
 
 if TYPE_CHECKING:
@@ -279,8 +280,23 @@ class Batcher:
             batch.sent = True
             samples = list(batch.samples)
         self._core.counts.batched(len(samples))
+        self._report(len(samples))
         rows = [[sample.texts[place] for sample in samples] for place in range(len(samples[0].texts))]
         return samples, self._text(samples[0].tensors, rows, len(samples))
+
+    def _report(self, size: int) -> None:
+        """Report to listeners, if there are any, that a batch goes out."""
+        listeners, options = self._core.listeners, self._options
+        if listeners.heard:
+            listeners.report(
+                BatchSent(
+                    at=time(),
+                    manager=listeners.manager,
+                    model_name=options.model_name,
+                    container_id=options.route.container_id,
+                    size=size,
+                )
+            )
 
     def _text(self, tensors: tuple[Tensor, ...], rows: list[list[bytes]], size: int) -> Pieces:
         options = self._options
@@ -321,6 +337,7 @@ class Batcher:
 class BatchCall(InferenceCall):
     """One batch on its way: it is closed and written once its connection is there."""
 
+    reported_as = "batch"
     samples: list[Sample]
 
     def __init__(
@@ -342,6 +359,8 @@ class BatchCall(InferenceCall):
         """Close the batch, and write it. A repeat sends the same samples."""
         if not self.payload:
             self.samples, self.payload = self._batcher.close(self._batch)
+            if self.watch is not None:
+                self.watch.batch_size = len(self.samples)
         return self.payload
 
 

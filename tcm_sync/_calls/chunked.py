@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tcm_sync._arguments import check_whole
-from tcm_sync._calls.inference import encode_as_json, send
+from tcm_sync._calls.inference import encode_as_json, send_watched, watch_of
 from tcm_sync._calls.progress import Progress
 from tcm_sync._calls.submit_map import in_order
 from tcm_sync._deadline import Deadline
@@ -77,7 +78,7 @@ def _tasks(core: Core, job: _Job) -> Iterator[Callable[[], list[Part]] | TcmErro
     """Yield the work of each message, encoded when the caller takes it."""
     try:
         for start, stop, payload in _cuts(core, job, 0, job.length, None):
-            yield partial(_send_rows, core, job, start, stop, payload)
+            yield partial(copy_context().run, _send_rows, core, job, start, stop, payload)
     except MessageTooLargeError as error:
         yield error
 
@@ -112,7 +113,9 @@ def _send_rows(core: Core, job: _Job, start: int, stop: int, payload: Pieces) ->
     if (most is None or stop - start <= most) and size_of(payload) <= room:
         job.running.append(start)
         try:
-            return [(start, stop, send(core, job.options, payload, Deadline(job.options.timeout)))]
+            watch = watch_of(core, job.options)
+            deadline = Deadline(job.options.timeout)
+            return [(start, stop, send_watched(core, job.options, payload, deadline, watch))]
         except TcmError as error:
             job.running.pop()
             most = core.row_limits.learn(job.target, error, stop - start, job.row_bytes)

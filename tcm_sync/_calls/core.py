@@ -11,6 +11,7 @@ import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tcm_sync._calls.learned_limits import MessageLimit, RowLimits
 from tcm_sync._calls.worker_threads import Workers
@@ -25,14 +26,16 @@ from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.counters import Counts
 from tcm_sync._wire.encode import size_of
 from tcm_sync.errors import ClientClosedError, ConfigError, MessageTooLargeError, TcmError
+from tcm_sync.events._listeners import Listeners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from tcm_sync._deadline import Deadline
     from tcm_sync._pool.call import Call
     from tcm_sync._shm.segment import Segment
     from tcm_sync._transport.connection import Connection
+    from tcm_sync.events import Listener
     from tcm_sync.results import ClientStats
     from tcm_sync.settings import Settings
 
@@ -63,11 +66,15 @@ class Core:
         What the client was made with.
     key : str
         Identifies the client among its copies, in this process and in others.
+    listeners : iterable of Listener
+        Who listens to this client, besides those who listen to all.
 
     Attributes
     ----------
     counts : Counts
         The counters.
+    listeners : Listeners
+        Who listens to the client.
     shm : ShmPolicy
         Which calls use shared memory, and the memory.
     callers : Callers
@@ -86,7 +93,7 @@ class Core:
         The threads of `submit`, once there was one.
     """
 
-    def __init__(self, settings: Settings, key: str) -> None:
+    def __init__(self, settings: Settings, key: str, listeners: Iterable[Listener] = ()) -> None:
         refuse_green_threads()
         try:
             for name in _NEEDED_LATER:
@@ -98,6 +105,7 @@ class Core:
         self.settings = settings
         self.key = key
         self.counts = Counts()
+        self.listeners = Listeners(listeners, urlsplit(settings.uri).netloc)
         self.shm = ShmPolicy(settings)
         self.callers = self._callers = Callers()  # under the name that `entrance` takes, too
         self.prober = Connector(self.callers)
@@ -156,7 +164,9 @@ class Core:
             refuse_green_threads()
             if self.runtime is not None:
                 self.runtime.stop()
-            runtime = self.runtime = Runtime(self.settings, self.counts, self.callers, self.addresses)
+            runtime = self.runtime = Runtime(
+                self.settings, self.counts, self.callers, self.addresses, self.listeners
+            )
             try:
                 self._check_open()
             except ClientClosedError:  # by a signal handler
@@ -349,9 +359,9 @@ class _Cores:
         self._kept: dict[str, Core] = {}
         watch(self)
 
-    def make(self, settings: Settings, key: str) -> Core:
+    def make(self, settings: Settings, key: str, listeners: Iterable[Listener]) -> Core:
         """Make the core of a new client."""
-        core = Core(settings, key)
+        core = Core(settings, key, listeners)
         with self._lock:
             self._cores[key] = core
         return core
@@ -393,9 +403,9 @@ _cores = _Cores()
 _records: list[Callable[[Core], None]] = []  # what is called with the core of a new client
 
 
-def new_core(settings: Settings) -> Core:
+def new_core(settings: Settings, listeners: Iterable[Listener] = ()) -> Core:
     """Make what the calls of a new client share."""
-    core = _cores.make(settings, secrets.token_hex(16))
+    core = _cores.make(settings, secrets.token_hex(16), listeners)
     for record in _records:
         record(core)
     return core

@@ -21,6 +21,7 @@ from tcm_sync._shm.references import as_references
 from tcm_sync._tensors import check_call, decode_outputs, encode_small
 from tcm_sync._wire.encode import Pieces, check_size, size_of
 from tcm_sync.errors import InputError, MessageTooLargeError, TcmError
+from tcm_sync.events._watch import Watch
 from tcm_sync.results import InferResult
 
 if TYPE_CHECKING:
@@ -33,7 +34,24 @@ if TYPE_CHECKING:
 def infer(core: Core, options: CallOptions, inputs: object) -> InferResult:
     """Run a model on some inputs."""
     deadline = Deadline(options.timeout)
+    if core.listeners.heard:
+        return _watched(core, options, inputs, deadline)
     return send(core, options, encode(core, options, inputs, deadline=deadline), deadline)
+
+
+def _watched(core: Core, options: CallOptions, inputs: object, deadline: Deadline) -> InferResult:
+    """Do the same while somebody listens."""
+    watch = watch_of(core, options, inputs)
+    return send_watched(core, options, encode(core, options, inputs, deadline=deadline), deadline, watch)
+
+
+def watch_of(core: Core, options: CallOptions, inputs: object = None) -> Watch | None:
+    """Return what measures an inference from now on, None if nobody listens."""
+    if not core.listeners.heard:
+        return None
+    watch = Watch(core.listeners, "infer", (options.route, options.model_name))
+    watch.is_shared = type(inputs) is not dict and as_references(inputs) is not None
+    return watch
 
 
 def encode(
@@ -107,11 +125,33 @@ def _encode_references(core: Core, options: CallOptions, references: tuple[Share
     return payload
 
 
-def send(core: Core, options: CallOptions, prepared: Pieces | Shareable, deadline: Deadline) -> InferResult:
+def send_watched(
+    core: Core,
+    options: CallOptions,
+    prepared: Pieces | Shareable,
+    deadline: Deadline,
+    watch: Watch | None,
+) -> InferResult:
+    """Do what `send` does, and report it as a call if somebody listens."""
+    if watch is None:
+        return send(core, options, prepared, deadline)
+    with watch:
+        return send(core, options, prepared, deadline, watch)
+
+
+def send(
+    core: Core,
+    options: CallOptions,
+    prepared: Pieces | Shareable,
+    deadline: Deadline,
+    watch: Watch | None = None,
+) -> InferResult:
     """Send what was encoded, and make arrays of the reply."""
     if not isinstance(prepared, Shareable):
         target = (options.route, options.model_name)
         call = InferenceCall(prepared, deadline, waits_for_manager=options.policy is not None, target=target)
+        if watch is not None:
+            call.watch = watch
         attempts = perform(core, call, options.policy)
     else:
         tensors = prepared.tensors
@@ -124,10 +164,14 @@ def send(core: Core, options: CallOptions, prepared: Pieces | Shareable, deadlin
             by_reference=partial(_encode_references, core, options),
             by_value=partial(encode_as_json, core, options, tensors, deadline),
         )
+        if watch is not None:
+            call.watch = watch
         try:
             attempts = perform(core, call, options.policy)
         finally:
             shared.over()
+    if watch is not None:
+        watch.enter("decoding")
     reply = call.reply
     try:
         arrays = decode_outputs(reply.data, options.dtypes, deadline)

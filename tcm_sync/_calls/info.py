@@ -44,6 +44,7 @@ class InfoCall(Call):
     """One question on its way, with the data of its answer once it has come."""
 
     kind: ClassVar[str] = "info"
+    reported_as = "info"
     data: dict[str, Any]
 
     def __init__(self, payload: Pieces, deadline: Deadline, *, waits_for_manager: bool, job_id: str) -> None:

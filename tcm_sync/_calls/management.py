@@ -213,6 +213,7 @@ class ManagementCall(Call):
     """One job on its way, with the data of its answer once it has come."""
 
     kind: ClassVar[str] = "management"
+    reported_as = "management"
     action: str
     data: Any
     progress: Progress

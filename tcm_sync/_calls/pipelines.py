@@ -94,6 +94,7 @@ def pipeline(
     names = ", ".join(step.key for step in checked)
     target = (route, f"pipeline of {names}")
     call = InferenceCall(payload, deadline, waits_for_manager=policy is not None, target=target)
+    call.reported_as = "pipeline"
     try:
         attempts = perform(core, call, policy)
     except InferenceError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tcm_sync._logs import Log
 from tcm_sync._reentry import is_entrance
 from tcm_sync.errors import ConnectionLostError, KnownFaultError, TcmError
+from tcm_sync.events._watch import Watch
 from tcm_sync.retry import RetryPolicy, Verdict
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ def perform(
     TcmError
         The final failure, with those before it as its history.
     """
+    if core.listeners.heard and call.watch is None:
+        with Watch(core.listeners, call.reported_as, call.target) as call.watch:
+            return perform(core, call, policy, once=once, inside=inside)
     first: TcmError | None
     callers, ident = core.callers, get_ident()
     if not inside and ident in callers:

@@ -131,11 +131,15 @@ class SharedCall(InferenceCall):
                 why = str(declined)
             else:
                 self._shared = True
+                if self.watch is not None:
+                    self.watch.is_shared = True
                 self._counts.shared(sum([segment.byte_size for segment in self._lent]))
                 return payload
         if self._options.transport == "shm":
             raise SharedMemoryUnavailableError(f"the tensors cannot go through shared memory: {why}")
         self._counts.declined(why)
+        if self.watch is not None:
+            self.watch.is_shared = False
         if not self.payload:
             try:
                 self.payload = self._by_value()

@@ -47,6 +47,7 @@ class StreamCall(Call):
     """
 
     streaming: ClassVar[bool] = True
+    reported_as = "stream"
     target: tuple[Route, str]
 
     def __init__(
@@ -131,6 +132,8 @@ class StreamCall(Call):
             item = self._items.popleft()
             if isinstance(item, Refusal):
                 return blamed(item, self._replies)
+            if self.watch is not None:
+                self.watch.received(item)
             reply = decode_stream(item, self.connection.uuid)
             if reply.status == "ONGOING" and self._started:
                 return decode_text(reply.data)

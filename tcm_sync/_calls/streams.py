@@ -16,6 +16,7 @@ from tcm_sync._reentry import entrance
 from tcm_sync._tensors import check_call
 from tcm_sync._transport.replies import Refusal
 from tcm_sync.errors import ConfigError, ContractError, InferenceError, InputError, TcmError
+from tcm_sync.events._watch import Watch
 from tcm_sync.settings import check_seconds
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def stream(
     deadline = Deadline(options.timeout)
     output_name = check_text("output_name", output_name, InputError)
     idle_timeout = _checked_idle(idle_timeout, on_idle)
+    target = (options.route, options.model_name)
+    watch = Watch(core.listeners, "stream", target) if core.listeners.heard else None
     payload = encode_tensors(
         options,
         check_call(inputs, infinities=True),  # which the encoding refuses
@@ -55,15 +58,19 @@ def stream(
         payload,
         deadline,
         waits_for_manager=options.policy is not None,
-        target=(options.route, options.model_name),
+        target=target,
         idle_timeout=idle_timeout,
         idle_ends=on_idle == "end",
     )
+    if watch is not None:
+        call.watch = watch.__enter__()
     try:
         attempts = perform(core, call, options.policy)
         core.counts.begun_stream()
         return InferStream(call, attempts, core.counts, core.callers)
-    except BaseException:
+    except BaseException as error:
+        if watch is not None:
+            watch.finish(error)
         call.give_up()
         raise
 
@@ -93,6 +100,8 @@ class InferStream(Iterator[str]):
         self.model_name = call.target[1]
         self.ended_by: EndedBy | None = call.ended
         self._going_on = [True] if call.ended is None else []
+        if not self._going_on:
+            self._report(None)
 
     @property
     def chunks(self) -> tuple[str, ...]:
@@ -117,7 +126,7 @@ class InferStream(Iterator[str]):
         try:
             outcome = call.advance()
         except BaseException as error:
-            self._end("failed" if isinstance(error, TcmError) else "closed")
+            self._end("failed" if isinstance(error, TcmError) else "closed", error)
             if isinstance(error, TcmError):
                 self._describe(error)
             raise
@@ -127,7 +136,7 @@ class InferStream(Iterator[str]):
             return outcome
         if self.ended_by is not None:  # closed by another thread meanwhile
             return None
-        self._end("failed", reusable=outcome.reusable)
+        self._end("failed", outcome.error, reusable=outcome.reusable)
         self._describe(outcome.error)
         raise outcome.error
 
@@ -141,10 +150,16 @@ class InferStream(Iterator[str]):
         if self._call.may_have_run or not isinstance(error, (InferenceError, ContractError)):
             error.outcome_unknown = True
 
-    def _end(self, ended_by: EndedBy, *, reusable: bool = False) -> None:
+    def _report(self, error: BaseException | str | None, *, later: bool = False) -> None:
+        """Report the end to listeners, if there are any."""
+        if self._call.watch is not None:
+            self._call.watch.finish(error, later=later)
+
+    def _end(self, ended_by: EndedBy, error: BaseException | None = None, *, reusable: bool = False) -> None:
         try:
             self._going_on.pop()  # one of those who end it does
             self.ended_by = ended_by
+            self._report("closed" if ended_by == "closed" and error is None else error)
             self._call.finish(reusable=reusable)
         except IndexError:
             return
@@ -160,6 +175,7 @@ class InferStream(Iterator[str]):
         elif self._going_on:  # inside a call, as in a signal handler: this waits for no lock
             self._going_on.clear()
             self.ended_by = "closed"
+            self._report("closed", later=True)
             self._call.discard_soon()
 
     @entrance

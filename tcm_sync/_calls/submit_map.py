@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
+from contextvars import copy_context
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._arguments import check_choice, check_flag, check_whole, is_iterable
-from tcm_sync._calls.inference import encode, send
+from tcm_sync._calls.inference import encode, send_watched, watch_of
 from tcm_sync._calls.options import OnError
 from tcm_sync._calls.progress import Progress
 from tcm_sync._deadline import Deadline
@@ -65,8 +66,12 @@ def map_inputs(
 
 def _task(core: Core, options: CallOptions, inputs: object) -> Callable[[], InferResult]:
     """Encode the inputs, and return the function that sends them when it is their turn."""
+    watch = watch_of(core, options, inputs)
     prepared = encode(core, options, inputs, later=True)
-    return lambda: send(core, options, prepared, Deadline(options.timeout))
+    if watch is not None:
+        watch.enter(None)  # until its turn has come
+    context = copy_context()  # the caller's, for log filters and listeners
+    return lambda: context.run(send_watched, core, options, prepared, Deadline(options.timeout), watch)
 
 
 def _task_or_failure(

@@ -13,6 +13,8 @@ from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.replies import Future, PendingReplies, Refusal, ReplyFuture
 from tcm_sync._wire.encode import Pieces
 from tcm_sync.errors import CallTimeoutError, ClientClosedError, ConnectionLostError, TcmError
+from tcm_sync.events._records import CallKind
+from tcm_sync.events._watch import Watch
 from tcm_sync.settings import Route
 
 
@@ -42,6 +44,8 @@ class Call:
 
     kind: ClassVar[str] = "inference"
     streaming: ClassVar[bool] = False
+    reported_as: CallKind = "infer"
+    watch: Watch | None = None  # what measures and reports it, if somebody listens
     attempt_timeout: float | None = None  # seconds for the reply of the first attempt that is too slow
     may_have_run = False  # whether an attempt may have run whose answer did not come
     turn: Turn | None = None  # of the attempt under way, if it took one
@@ -120,6 +124,8 @@ class Call:
         if isinstance(outcome, Refusal):
             return blamed(outcome, future)
         assert outcome is not None
+        if self.watch is not None:
+            self.watch.received(outcome)
         failure = self.read(connection, outcome)
         return None if failure is None else Refusal(failure, reusable=True)
 

@@ -7,11 +7,14 @@ import random
 import threading
 import weakref
 from math import inf
-from time import monotonic
+from time import monotonic, time
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._logs import Log
 from tcm_sync.errors import TcmError
+from tcm_sync.events._listeners import NOBODY, Listeners, wake
+from tcm_sync.events._records import GateOpened, GateShut
+from tcm_sync.events._watch import cause_of
 
 log = Log("tcm_sync.pool", queued=True)
 
@@ -49,6 +52,8 @@ class Gate:
         The manager's address, for the log.
     level : int
         The log level of the line for an open gate that is shut.
+    listeners : Listeners
+        Who listens to the client.
     """
 
     def __init__(
@@ -61,8 +66,10 @@ class Gate:
         refused_within: float | None = None,
         of: str = "",
         level: int = logging.INFO,
+        listeners: Listeners = NOBODY,
     ) -> None:
         self.name = name
+        self._listeners = listeners
         self._where = f" at {of}" if of else ""
         self._level = level
         self._spread = spread
@@ -108,6 +115,17 @@ class Gate:
             self._unlogged.append(
                 (level, f"{self.name} gate shut{self._where}: {cause}; the next try is in {seconds:.3f} s")
             )
+            if self._listeners.heard:
+                self._listeners.add(
+                    GateShut(
+                        at=time(),
+                        manager=self._listeners.manager,
+                        gate=self.name,
+                        code=cause_of(cause),
+                        message=cause.message,
+                        seconds=seconds,
+                    )
+                )
             # A copy: the error itself holds on to the frames that it was raised in.
             self.cause, self._opens_at, self._prober = again(cause), now + seconds, None
             self._condition.notify_all()
@@ -127,13 +145,17 @@ class Gate:
             lasted = monotonic() - self._shut_at
             text = f"{self.name} gate open again{self._where}, it was shut for {lasted:.3f} s: {self.cause}"
             self._unlogged.append((logging.INFO, text))
+            if self._listeners.heard:
+                manager = self._listeners.manager
+                self._listeners.add(GateOpened(at=time(), manager=manager, gate=self.name, seconds=lasted))
         self.cause, self._prober = None, None
         if forgive:
             self._pause = 0.0
         self._condition.notify_all()
 
     def write_log(self) -> None:
-        """Log what changed; for those who changed it under a lock, which must not be held here."""
+        """Log and report what changed; for those who changed it under a lock, which must not be held here."""
+        wake()
         while self._unlogged:
             try:
                 level, text = self._unlogged.pop(0)

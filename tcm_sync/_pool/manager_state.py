@@ -6,6 +6,7 @@ import logging
 
 from tcm_sync._pool.gate import Gate
 from tcm_sync._pool.pace import Pace
+from tcm_sync.events._listeners import NOBODY, Listeners
 
 # A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
 # calls wait ask at most 64 times a second, evenly. Without calls no process asks.
@@ -19,9 +20,13 @@ class ManagerState:
     ----------
     where : str
         Host and port of the manager, for the log.
+    listeners : Listeners
+        Who listens to the client.
 
     Attributes
     ----------
+    listeners : Listeners
+        As given.
     manager_gate : Gate
         Shut while the manager cannot be reached, or drains.
     auth_gate : Gate
@@ -38,11 +43,20 @@ class ManagerState:
         Guarded as `epoch` is.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, listeners: Listeners = NOBODY) -> None:
+        self.listeners = listeners
         self.manager_gate = Gate(
-            "manager", _FIRST_PAUSE, _LONGEST_PAUSE, spread=_SPREAD, of=where, level=logging.WARNING
+            "manager",
+            _FIRST_PAUSE,
+            _LONGEST_PAUSE,
+            spread=_SPREAD,
+            of=where,
+            level=logging.WARNING,
+            listeners=listeners,
         )
-        self.auth_gate = Gate("authentication", 1.0, 60.0, of=where, level=logging.WARNING)
+        self.auth_gate = Gate(
+            "authentication", 1.0, 60.0, of=where, level=logging.WARNING, listeners=listeners
+        )
         self.pace = Pace()
         self.reached = False
         self.epoch = 0

@@ -17,6 +17,7 @@ from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.reader import PoolOfReader, Reader
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, ShuttingDownError, TcmError
+from tcm_sync.events._listeners import wake
 
 log = Log("tcm_sync.pool", queued=True)
 
@@ -79,6 +80,7 @@ class PoolOpening:
         """Open one socket, on a connector's thread."""
         state = self._state
         shutdowns = state.shutdowns
+        began = monotonic()
         try:
             ask_ready = state.cautious and monotonic() < state.ready_asked_until
             connection = self._opener.open(cautious=state.cautious, ask_ready=ask_ready)
@@ -90,11 +92,11 @@ class PoolOpening:
             self._failed(ConnectFailedError(f"opening a socket failed: {kind}", retriable=False))
         else:
             try:
-                self._opened(connection, shutdowns)
+                self._opened(connection, shutdowns, monotonic() - began)
             finally:
                 self._opener.opened(connection)
 
-    def _opened(self, connection: Connection, shutdowns: int) -> None:
+    def _opened(self, connection: Connection, shutdowns: int, seconds: float) -> None:
         state = self._state
         connection.pool = self._owner
         with state.lock:
@@ -129,12 +131,14 @@ class PoolOpening:
                 state.inventory.add(connection)
                 self._opener.opened(connection)  # before a caller has it: closing aborts what is being opened
                 state.counts.opened += 1
+                state.report_opened(connection, seconds)
                 worn = state.take_replaced()
                 state.serve_waiters()
             wanted = state.grow()
             due = min(state.inventory.next_expiry(monotonic()), monotonic() + pool_state.AUDIT_INTERVAL)
             self._reader.wake_at(due)
         log.info("connection %s opened", connection.uuid)
+        wake()
         if ended:
             self._reader.close(connection, "the client was closed")
         if worn is not None:
@@ -177,6 +181,7 @@ def _pause_after(error: TcmError) -> float | None:
 
 
 def log_closed(connection: Connection, reason: str) -> None:
-    """Log that a connection was closed, and why."""
+    """Log that a connection was closed, and why, and have its event delivered."""
+    wake()
     why = connection.closing_reason or reason
     log.info("connection %s closed after %d requests: %s", connection.uuid, connection.requests, why)

@@ -22,6 +22,7 @@ from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import PoolCounts
 from tcm_sync._transport.reader import Reader
 from tcm_sync.errors import TcmError
+from tcm_sync.events._listeners import wake
 from tcm_sync.settings import Settings
 
 log = Log("tcm_sync.pool", queued=True)
@@ -405,6 +406,7 @@ class Pool:
             state.waiters.fail_newest(len(state.waiters), error)
             for connection in list(state.inventory.all.values()):
                 state.remove(connection, "the client was closed")
+        wake()
         self._connector.stop()
 
     def abandon(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from math import inf
-from time import monotonic
-from typing import Any
+from time import monotonic, time
+from typing import Any, Literal
 
 from tcm_sync._pool.concurrency_limit import ConcurrencyLimit
 from tcm_sync._pool.gate import Prober, again
@@ -17,6 +17,7 @@ from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import PoolCounts
 from tcm_sync._transport.reader import Reader
 from tcm_sync.errors import ClientClosedError, ConnectFailedError, PoolTimeoutError, TcmError
+from tcm_sync.events._records import ConnectionClosed, ConnectionOpened
 from tcm_sync.settings import Settings
 
 #: Sockets beyond this many wait for the manager's scheduler, the youngest longest (docs/wire.rst, "Timing").
@@ -218,7 +219,43 @@ class PoolState:
         counts.closed[self.last_removed_for.partition(":")[0]] += 1
         counts.messages_sent += connection.messages_sent
         counts.bytes_sent += connection.bytes_sent
+        self._report_closed(connection)
         return True
+
+    # --- events, which are delivered once the lock is released ---
+
+    def report_opened(self, connection: Connection, seconds: float) -> None:
+        """Report that a connection was opened, which took so many seconds."""
+        listeners = self.manager_state.listeners
+        if listeners.heard:
+            listeners.add(
+                ConnectionOpened(
+                    at=time(),
+                    manager=listeners.manager,
+                    uuid=connection.uuid,
+                    pool=self._kind,
+                    seconds=seconds,
+                )
+            )
+
+    def _report_closed(self, connection: Connection) -> None:
+        listeners = self.manager_state.listeners
+        if listeners.heard:
+            listeners.add(
+                ConnectionClosed(
+                    at=time(),
+                    manager=listeners.manager,
+                    uuid=connection.uuid,
+                    pool=self._kind,
+                    reason=self.last_removed_for,
+                    requests=connection.requests,
+                    seconds=monotonic() - connection.opened_at,
+                )
+            )
+
+    @property
+    def _kind(self) -> Literal["inference", "management"]:
+        return "inference" if self.setting == "pool_size" else "management"
 
     def audit(self, now: float, *, connector_idle: bool) -> list[Connection]:
         """Remove what a KeyboardInterrupt between two instructions has lost: leases, a count, and probes."""

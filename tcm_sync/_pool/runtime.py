@@ -40,6 +40,7 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
+from tcm_sync.events._listeners import NOBODY, Listeners
 from tcm_sync.settings import SERVED_A_TICK, Route, Settings
 
 log = Log("tcm_sync.pool", queued=True)
@@ -66,9 +67,18 @@ class Runtime:
         The threads that are inside the client.
     addresses : Addresses
         What was learned about the manager's addresses.
+    listeners : Listeners
+        Who listens to the client.
     """
 
-    def __init__(self, settings: Settings, counts: Counts, callers: Callers, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        counts: Counts,
+        callers: Callers,
+        addresses: Addresses,
+        listeners: Listeners = NOBODY,
+    ) -> None:
         self.settings = settings
         self._counts = counts
         self.closed = threading.Event()
@@ -78,13 +88,18 @@ class Runtime:
             self.reader = Reader(settings.ping_interval, counts, callers)
         except OSError as error:
             raise ConnectFailedError(f"no descriptors to read sockets with: {error}") from error
-        self.manager_state = ManagerState(self.opener.endpoint.authority)
+        self.manager_state = ManagerState(self.opener.endpoint.authority, listeners)
         self.pool = self._new_pool("pool_size", settings.pool_size, counts.pools[0])
         self.management = self._new_pool("management_sockets", settings.management_sockets, counts.pools[1])
         self.stream_turns = StreamTurns()
         self._turns: dict[str, Turns] = {}  # by tenant; what is made twice by two threads is the same
         self._backpressure = Gate(
-            "backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN, of=self.opener.endpoint.authority
+            "backpressure",
+            0.1,
+            5.0,
+            refused_within=_REFUSED_WITHIN,
+            of=self.opener.endpoint.authority,
+            listeners=listeners,
         )
         self._circuits_lock = threading.RLock()  # guards _circuits, not the gates in it
         self._circuits: dict[Target, Gate] = {}
@@ -130,6 +145,8 @@ class Runtime:
         TcmError
             What came in place of a good answer. It has a ``uuid`` if it came from a socket.
         """
+        if call.watch is not None:
+            call.watch.enter("socket")
         backpressure = self._backpressure
         while backpressure.cause is None and not (self._circuits and call.target in self._circuits):
             lease = self._acquire(call)
@@ -207,6 +224,9 @@ class Runtime:
             while the call waited for its turn.
         """
         connection = lease.connection
+        watch = call.watch
+        if watch is not None:
+            watch.enter("encoding")
         if call.deadline.expired():
             lease.release(used=False)
             raise CallTimeoutError("the deadline passed before the request could be sent")
@@ -225,6 +245,8 @@ class Runtime:
             raise
         future = call.future()
         pending = self.reader.pending
+        if watch is not None:
+            watch.sends(payload)
         try:
             pending[connection.uuid] = future
             try:
@@ -232,6 +254,8 @@ class Runtime:
             except ConnectionLostError as lost:
                 refusal: Refusal | None = self._explain(lost, connection, call, future)
             else:
+                if watch is not None:
+                    watch.enter("reply")
                 refusal = call.receive(connection, pending, future)
         except BaseException as error:
             pending.claim(connection.uuid)
@@ -276,6 +300,8 @@ class Runtime:
         prober: Prober | None,
     ) -> bool:
         """Wait for a call's turn to send; whether the connection and the gates are as they were."""
+        if call.watch is not None:
+            call.watch.enter("turn")
         bound = self.settings.pool_timeout
         deadline = call.deadline if bound is None else call.deadline.at_most(bound)
         turn = call.turn = turns.acquire(call.model_name, deadline, self.closed)
@@ -288,6 +314,8 @@ class Runtime:
             return True
         turn.release()
         call.turn = None
+        if call.watch is not None:
+            call.watch.enter("socket")
         return False
 
     def leave_turns(self) -> None:
@@ -385,7 +413,10 @@ class Runtime:
             if target not in self._circuits:
                 where = f"{self.opener.endpoint.authority}, container {target[0].container_id}"
                 name = f"circuit of {target[1]!r}"
-                self._circuits[target] = Gate(name, 1.0, 60.0, of=where, level=logging.WARNING)
+                listeners = self.manager_state.listeners
+                self._circuits[target] = Gate(
+                    name, 1.0, 60.0, of=where, level=logging.WARNING, listeners=listeners
+                )
             return self._circuits[target]
 
     def _remove_circuit(self, target: Target) -> None:
@@ -439,10 +470,12 @@ class Runtime:
 
 
 def _name(error: TcmError, connection: Connection, call: Call) -> None:
-    """Note of a failure on which socket it came and which call it is of, for the log too."""
+    """Note of a failed attempt on which socket it was and which call it is of, for the log and listeners."""
     error.uuid = connection.uuid
     if call.target is not None:
         error.route, error.model_name = call.target
+    if call.watch is not None:
+        call.watch.attempt_failed(error)
 
 
 def _late(error: TcmError, future: Future) -> TcmError:

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 from tcm_sync._transport.connection import Connection
+from tcm_sync.events._watch import cause_of
 
 
 class PoolCounts:
@@ -158,8 +159,3 @@ _OWN = (
     "advisories",
     "alerts",
 )
-
-
-def cause_of(error: BaseException) -> str:
-    """Return the manager's code of a failure, else the name of its class."""
-    return getattr(error, "code", None) or type(error).__name__

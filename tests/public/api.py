@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("api.txt")
-PACKAGES = ("tcm_sync", "tcm_sync.compat", "tcm_sync.local", "tcm_sync.models")
+PACKAGES = ("tcm_sync", "tcm_sync.compat", "tcm_sync.events", "tcm_sync.local", "tcm_sync.models")
 WIDTH = 110
 STARS = {"variadic positional": "*", "variadic keyword": "**"}
 

@@ -11,6 +11,7 @@ from numpydoc.docscrape import ClassDoc, FunctionDoc
 from numpydoc.validate import validate
 
 import tcm_sync
+import tcm_sync.events
 import tcm_sync.local
 import tcm_sync.models
 from tcm_sync import Deployment, InferResult, InferStream, Model, TcmError
@@ -28,7 +29,7 @@ DESCRIPTORS = (FunctionType, property, classmethod, staticmethod)
 
 def public_names() -> list[str]:
     names = []
-    for module in (tcm_sync, tcm_sync.local, tcm_sync.models):
+    for module in (tcm_sync, tcm_sync.events, tcm_sync.local, tcm_sync.models):
         for name in module.__all__:
             if inspect.isclass(kind := getattr(module, name)):
                 names += [f"{module.__name__}.{name}"]
@@ -53,7 +54,9 @@ def documents_its_constructor_elsewhere(kind: object) -> bool:
         return True
     if issubclass(kind, TcmError) and kind is not TcmError:
         return kind.__init__ is TcmError.__init__
-    attributes = {name for each in ClassDoc(kind)["Attributes"] for name in each.name.split(", ")}
+    bases = [base for base in kind.__mro__ if base.__module__.startswith("tcm_sync")]
+    documented = [each for base in bases for each in ClassDoc(base)["Attributes"]]
+    attributes = {name for each in documented for name in each.name.split(", ")}
     return attributes >= set(inspect.signature(kind).parameters)
 
 

@@ -32,6 +32,7 @@ LAYERS = (
     {"_process", "_reentry"},
     {"_threads"},
     {"_logs"},
+    {"events"},
     {"_arguments", "_proxy_url", "_tls_context", "_wire"},
     {"_tensors", "retry"},
     {"models", "settings"},

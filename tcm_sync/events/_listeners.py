@@ -1,0 +1,282 @@
+"""Who listens to which client, and the thread that delivers events."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from contextvars import Context
+from time import monotonic
+
+from tcm_sync._handlers import is_of_handler
+from tcm_sync._logs import Log
+from tcm_sync._process import notice_fork, watch
+from tcm_sync._threads import DaemonThreads
+from tcm_sync.errors import ConfigError
+from tcm_sync.events._records import Event, Listener
+
+log = Log("tcm_sync.events", queued=True)
+
+_MOST_WAITING = 10_000  # events; where listeners are slower than that, further ones are dropped
+_SLOW = 1.0  # seconds for one event
+_IDLE = 1.0  # seconds after which the thread without work ends
+_EXIT_PATIENCE = 1.0  # seconds in which events that wait are delivered when the process ends
+_FORK_PATIENCE = 1.0  # seconds that a fork waits for the listener that is running
+
+
+class Registration:
+    """One listener, and what was logged about it."""
+
+    __slots__ = ("_has_raised", "_was_slow", "listener")
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self._has_raised = False
+        self._was_slow = False
+
+    def deliver(self, event: Event, context: Context | None) -> None:
+        """Have the listener receive an event. Whatever it raises, the thread goes on."""
+        began = monotonic()
+        try:
+            method = getattr(self.listener, event.method)
+            if context is None:
+                method(event)
+            else:
+                context.run(method, event)
+        except BaseException as error:  # noqa: BLE001
+            if not self._has_raised:
+                self._has_raised = True
+                text = "the listener %r raised an exception at %s; further ones are not logged"
+                log.error(text, self._name, event.method, failure=error)
+        if not self._was_slow and (took := monotonic() - began) > _SLOW:
+            self._was_slow = True
+            text = "the listener %r took %.3g s at %s: events wait meanwhile, and are dropped beyond %d"
+            log.warning(text, self._name, took, event.method, _MOST_WAITING)
+
+    @property
+    def _name(self) -> str:
+        return type(self.listener).__qualname__
+
+
+class _Delivery:
+    """Calls listeners on one daemon thread, in the order of the events."""
+
+    def __init__(self) -> None:
+        self._renew()
+        self._forking: set[int] = set()  # idents of threads that hold _running while they fork
+        watch(self)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork_in_parent)
+
+    def _renew(self) -> None:
+        self._threads = DaemonThreads("tcm-sync-events", 1, idle=_IDLE)
+        # What waits. Its operations are atomic, so that events can be added under any lock.
+        self._waiting: deque[tuple[tuple[Registration, ...], Event, Context | None]] = deque()
+        self._running = threading.RLock()  # held while a listener runs
+        self._has_dropped = False  # whether that was logged
+
+    def add(self, heard: tuple[Registration, ...], event: Event, context: Context | None) -> None:
+        """Have an event delivered after the next `wake`. It takes no lock."""
+        if len(self._waiting) < _MOST_WAITING:
+            self._waiting.append((heard, event, context))
+        elif not self._has_dropped:
+            self._has_dropped = True
+            log.warning("events are dropped: the listeners are too slow, %d events wait", _MOST_WAITING)
+
+    def wake(self) -> None:
+        """Deliver what waits. It waits for nothing but a thread's start."""
+        if self._waiting:
+            try:
+                self._threads.submit(self._deliver_all, key="deliver")
+            except RuntimeError as error:  # no thread: the call is more important than its events
+                if is_of_handler(error):
+                    raise
+
+    def _deliver_all(self) -> None:
+        while True:
+            with self._running:  # a fork waits for one listener, and not for all that waits
+                try:
+                    heard, event, context = self._waiting.popleft()
+                except IndexError:
+                    return
+                for registration in heard:
+                    registration.deliver(event, context)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until what was added so far is delivered, in seconds; whether it is."""
+        if threading.current_thread().name == "tcm-sync-events":
+            return False
+        done = threading.Event()
+
+        def deliver_and_report() -> None:
+            self._deliver_all()
+            done.set()
+
+        try:
+            self._threads.submit(deliver_and_report)
+        except RuntimeError as error:
+            if is_of_handler(error):
+                raise
+            return not self._waiting
+        return done.wait(timeout)
+
+    def _before_fork(self) -> None:
+        """Wait for the listener that is running: a child would inherit the locks that it holds."""
+        if self._running.acquire(timeout=_FORK_PATIENCE):
+            self._forking.add(threading.get_ident())
+
+    def _after_fork_in_parent(self) -> None:
+        if threading.get_ident() in self._forking:
+            self._forking.discard(threading.get_ident())
+            self._running.release()
+
+    def after_fork(self) -> None:
+        """Leave the parent's events to the parent."""
+        self._forking.clear()
+        self._renew()
+
+    def at_exit(self) -> None:
+        """Deliver what is left, if the listeners let it."""
+        if self._waiting:
+            self.flush(_EXIT_PATIENCE)
+
+
+class Listeners:
+    """Those who listen to one client, its copies and its views.
+
+    Parameters
+    ----------
+    own : iterable of Listener
+        Those of the client; those of all clients are added.
+    manager : str
+        Host and port, which events name.
+
+    Attributes
+    ----------
+    heard : tuple of Registration
+        All of them; empty if nobody listens, which is tested before anything is made for an event.
+    """
+
+    __slots__ = ("__weakref__", "_own", "heard", "manager")
+
+    def __init__(self, own: Iterable[Listener] = (), manager: str = "") -> None:
+        self._own = tuple([Registration(listener) for listener in own])
+        self.manager = manager
+        self.heard: tuple[Registration, ...] = ()
+        _every.add(self)
+
+    def refresh(self, common: tuple[Registration, ...]) -> None:
+        """Take over those who listen to all clients."""
+        self.heard = self._own + common
+
+    def add(self, event: Event, context: Context | None = None) -> None:
+        """Have an event delivered after the next `wake`; for those who hold a lock, and finalizers."""
+        _delivery.add(self.heard, event, context)
+
+    def report(self, event: Event, context: Context | None = None) -> None:
+        """Have an event delivered."""
+        _delivery.add(self.heard, event, context)
+        _delivery.wake()
+
+
+class _Every:
+    """All clients' listeners, and those who listen to all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # guards both
+        self._common: tuple[Registration, ...] = ()
+        self._members: dict[int, weakref.ref[Listeners]] = {}
+        watch(self)
+
+    def add(self, listeners: Listeners) -> None:
+        """Add those of one more client."""
+        key = id(listeners)
+        with self._lock:
+            self._members[key] = weakref.ref(listeners, lambda _: self._members.pop(key, None))
+            listeners.refresh(self._common)
+
+    def change(self, add: tuple[Listener, ...] = (), remove: Listener | None = None) -> None:
+        """Add and remove those who listen to all clients."""
+        with self._lock:
+            kept = tuple([each for each in self._common if each.listener is not remove])
+            self._common = kept + tuple([Registration(listener) for listener in add])
+            for member in list(self._members.values()):
+                if (listeners := member()) is not None:
+                    listeners.refresh(self._common)
+
+    def after_fork(self) -> None:
+        """Leave behind a lock that another thread of the parent may have held."""
+        self._lock = threading.RLock()
+
+    def at_exit(self) -> None:
+        """Do nothing."""
+
+
+_every = _Every()
+_delivery = _Delivery()
+NOBODY = Listeners()
+wake = _delivery.wake
+
+
+def checked_listeners(listeners: object) -> tuple[Listener, ...]:
+    """Return the listeners of a client, or raise a ConfigError."""
+    if isinstance(listeners, (list, tuple)):
+        for listener in listeners:
+            _check(listener)
+        return tuple(listeners)
+    raise ConfigError(f"listeners must be a list of tcm_sync.events.Listener, not {type(listeners).__name__}")
+
+
+def _check(listener: object) -> None:
+    if not isinstance(listener, Listener):
+        kind = listener.__name__ if isinstance(listener, type) else type(listener).__name__
+        raise ConfigError(f"a listener must be an instance of tcm_sync.events.Listener, not {kind}")
+
+
+def add_listener(listener: Listener) -> None:
+    """Have a listener receive the events of all clients of this process, of those that exist too.
+
+    Parameters
+    ----------
+    listener : Listener
+        Added twice, it receives each event twice.
+
+    Raises
+    ------
+    ConfigError
+        It is no `Listener`.
+    """
+    notice_fork()
+    _check(listener)
+    _every.change(add=(listener,))
+
+
+def remove_listener(listener: Listener) -> None:
+    """Have a listener that was added for all clients receive no more events; those that wait still come.
+
+    Parameters
+    ----------
+    listener : Listener
+        One that was never added is ignored.
+    """
+    notice_fork()
+    _every.change(remove=listener)
+
+
+def flush(timeout: float) -> bool:
+    """Wait until all events so far are delivered, for tests and for programs that end abruptly.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds to wait at most.
+
+    Returns
+    -------
+    bool
+        Whether they are. False in a listener, which would wait for itself.
+    """
+    notice_fork()
+    return _delivery.flush(timeout)
