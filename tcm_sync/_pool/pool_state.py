@@ -12,6 +12,7 @@ from tcm_sync._pool.gate import Prober, again
 from tcm_sync._pool.inventory import Inventory
 from tcm_sync._pool.manager_state import ManagerState
 from tcm_sync._pool.waiters import Waiter, WaitQueue
+from tcm_sync._secrets import hide
 from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import PoolCounts
@@ -247,7 +248,7 @@ class PoolState:
                     manager=listeners.manager,
                     uuid=connection.uuid,
                     pool=self._kind,
-                    reason=self.last_removed_for,
+                    reason=hide(self.last_removed_for),
                     requests=connection.requests,
                     seconds=monotonic() - connection.opened_at,
                 )
