@@ -13,6 +13,7 @@ from tcm_sync.client import Model, TcmClient
 from tcm_sync.errors import (
     ERROR_CODES,
     KNOWN_FAULTS,
+    RETRIABLE,
     AuthenticationError,
     BackpressureError,
     CallTimeoutError,
@@ -65,6 +66,7 @@ __version__: str  # looked up when it is asked for
 __all__ = [
     "ERROR_CODES",
     "KNOWN_FAULTS",
+    "RETRIABLE",
     "UNSET",
     "AuthContext",
     "AuthenticationError",

@@ -21,7 +21,6 @@ from tcm_sync._calls import (
     streams,
     submit_map,
 )
-from tcm_sync._calls.batching import Batcher
 from tcm_sync._calls.core import Core, core_of, new_core
 from tcm_sync._calls.deployment import Deployment
 from tcm_sync._calls.management import Action, Docker, Openstack
@@ -35,6 +34,7 @@ from tcm_sync._calls.options import (
 )
 from tcm_sync._calls.pipelines import PipelineStep
 from tcm_sync._calls.streams import InferStream
+from tcm_sync._calls.submitted_samples import BackgroundBatcher
 from tcm_sync._shm.policy import Transport
 from tcm_sync._tensors import ModelSignature
 from tcm_sync._wire.readiness import Readiness
@@ -1238,7 +1238,7 @@ class Model:
         self._options = call_options(defaults, model_name, where, allow_transient, output_dtypes)
         self._batch = batch
         self._output_dtypes = output_dtypes
-        self._batcher = Batcher(self._core, self._options, policy)
+        self._batcher = BackgroundBatcher(self._core, self._options, policy)
         self.model_name = model_name
         self.signature = signature
 
@@ -1281,6 +1281,46 @@ class Model:
         deadline = start_deadline(timeout, self._options.timeout)
         self._core.begin()
         return self._batcher.run(bound_model.held(self.signature, inputs), deadline)
+
+    def submit_sample(
+        self, inputs: Inputs | complex | str, *, timeout: float | Unset | None = UNSET
+    ) -> Future[InferResult]:
+        """Run the model on one sample in the background, in a batch with others, and return the future.
+
+        For callers that go on meanwhile, such as an event loop: a batch takes one thread, however many
+        samples it has. Samples that have the same names, datatypes, shapes and timeout go out together. A
+        batch leaves when a socket is free and it is full or its ``max_wait`` has passed; samples that
+        `infer_sample` waits for go in other batches. At most ``pool_size`` batches and calls of `submit` run
+        at a time, and the others wait their turn.
+
+        The inputs are checked and encoded here and now, so that they may be changed afterwards. A sample can
+        be cancelled until its batch is sent or it has become the one that leads; its batch goes out without
+        it. Callbacks run in the background, or in the thread that cancels.
+
+        Parameters
+        ----------
+        inputs : mapping, sequence or array-like
+            As `infer_sample` takes them.
+        timeout : float or None, optional
+            Seconds for the sample once the turn of its batch has come; None is no limit. Left out, the
+            client's.
+
+        Returns
+        -------
+        concurrent.futures.Future of InferResult
+            Its exception is what `infer_sample` would raise; `ClientClosedError` if the client is closed
+            before its turn.
+
+        Raises
+        ------
+        InputError, MessageTooLargeError
+            The sample cannot be sent.
+        ClientClosedError
+            The client is closed.
+        """
+        deadline = start_deadline(timeout, self._options.timeout)
+        self._core.begin()
+        return self._batcher.submit(bound_model.held(self.signature, inputs), deadline)
 
     def infer(
         self,

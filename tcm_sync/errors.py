@@ -350,6 +350,29 @@ ERROR_CODES: Mapping[str, CodeRule] = MappingProxyType(
 )
 
 
+#: The classes of errors that pass with time: the same inference may succeed later. They are those whose
+#: `retriable` is true, and `PoolTimeoutError`, after which nothing was sent. Task queues take the tuple as it
+#: is: ``@app.task(autoretry_for=tcm_sync.RETRIABLE)``. `CallTimeoutError` and `StreamTimeoutError` are not in
+#: it, since the request may still run and take as long again. A management job that failed with one of these
+#: may have run: check `outcome_unknown` before it is repeated.
+RETRIABLE: tuple[type[TcmError], ...] = (
+    BackpressureError,
+    CircuitOpenError,
+    ConfigDownloadError,
+    ConnectFailedError,
+    ConnectionLostError,
+    KnownFaultError,
+    ModelNotReadyError,
+    PoolTimeoutError,
+    RateLimitedError,
+    ServerNotReadyError,
+    ShuttingDownError,
+    TritonNetworkError,
+    TritonOverloadedError,
+    TritonTimeoutError,
+)
+
+
 class KnownFault(NamedTuple):
     """A temporary failure that the manager reports as permanent, recognised by its text.
 

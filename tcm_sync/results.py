@@ -308,7 +308,7 @@ class ClientStats(Struct, frozen=True):
     streams : int
         Streams that began.
     batch_sizes : mapping of int to int
-        Batches of `Model.infer_sample`, by how many samples were in them.
+        Batches of `Model.infer_sample` and `Model.submit_sample`, by how many samples were in them.
     sockets_opened : int
     sockets_closed : mapping of str to int
         By why.

@@ -341,7 +341,8 @@ class BatchPolicy:
     """When samples of different callers are sent as one request.
 
     A batch is sent when a socket is free and either it is full, or `max_wait` has passed since its first
-    sample, or no other thread is in a call. While it waits for the socket, more samples may join.
+    sample, or no other thread is in a call (samples of `Model.submit_sample` do not count, and one of theirs
+    is sent when it is full or `max_wait` has passed). While it waits for the socket, more samples may join.
 
     Parameters
     ----------

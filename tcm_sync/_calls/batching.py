@@ -72,7 +72,7 @@ class Batcher:
         self._lock = threading.RLock()  # guards what is below, and all batches and samples
         self._changed = threading.Condition(self._lock)  # notified when a batch may leave
         self._open: dict[Hashable, Batch] = {}
-        self._inside: set[Sample] = set()  # of all callers that are here
+        self._inside: set[Sample] = set()  # of all callers that wait here
         self._bare: dict[Hashable, int] = {}  # bytes of a message without its samples, by their key
 
     def at_exit(self) -> None:
@@ -80,10 +80,13 @@ class Batcher:
 
     def run(self, inputs: object, deadline: Deadline) -> InferResult:
         """Run the model on one sample, together with those of other callers."""
+        sample = Sample(self._checked(inputs), deadline)
+        return self._run(sample, self._room(sample))
+
+    def _checked(self, inputs: object) -> tuple[Tensor, ...]:
         tensors = check_call(inputs, sample=True, infinities=True)
         check_size(minimum_json_bytes(tensors), self._core.message_limit(), at_least=True)
-        sample = Sample(tensors, deadline)
-        return self._run(sample, self._room(sample))
+        return tensors
 
     @entrance
     def _run(self, sample: Sample, room: int) -> InferResult:
@@ -100,7 +103,7 @@ class Batcher:
             except BaseException:  # an interrupt: the others of its batch are waiting
                 self._leave(sample)
                 raise
-        if isinstance(sample.outcome, TcmError):
+        if isinstance(sample.outcome, BaseException):
             raise sample.outcome
         return sample.outcome
 
@@ -117,9 +120,11 @@ class Batcher:
         check_size(bare + sample.size, limit)
         return limit - bare
 
-    def _join(self, sample: Sample, room: int) -> None:
+    def _join(self, sample: Sample, room: int) -> bool:
+        """Add a sample to the batch of its kind; True if that is a new one, which it leads."""
         with self._lock:
-            self._inside.add(sample)
+            if not sample.more_may_come:
+                self._inside.add(sample)
             batch = self._open.get(sample.key)
             if batch is not None and sample.size <= batch.room:
                 sample.batch = batch
@@ -132,6 +137,7 @@ class Batcher:
             if len(batch.samples) >= self._most(sample):
                 self._shut(batch)
             self._changed.notify_all()
+            return batch.leader is sample
 
     def _most(self, sample: Sample) -> int:
         """Return how many samples of its kind may go out together: as set, or fewer as was learned."""
@@ -212,7 +218,7 @@ class Batcher:
             with self._lock:
                 self._shut(batch)
                 samples = list(batch.samples)
-            outcomes = [error if sample is leader else _copy(error) for sample in samples]
+            outcomes = [error if sample is leader else copy_of(error) for sample in samples]
         with self._lock:
             for sample, outcome in zip(samples, outcomes, strict=True):
                 if sample.outcome is None and sample in batch.samples:
@@ -244,7 +250,7 @@ class Batcher:
                     continue
                 if part is None or len(part.samples) >= most or sample.size > part.room:
                     part = Batch(sample, room)
-                    part.open, part.sendings = False, batch.sendings
+                    part.open, part.begun, part.sendings = False, batch.begun, batch.sendings
                     if sample is not leader:
                         sample.wake()
                 else:
@@ -266,7 +272,7 @@ class Batcher:
         """Wait until the batch may leave, but for a socket."""
         ends = leader.since + self._policy.max_wait
         with self._lock:
-            while batch.open and len(self._inside) > len(batch.samples):
+            while batch.open and (leader.more_may_come or len(self._inside) > len(batch.samples)):
                 remaining = leader.deadline.remaining()
                 left = ends - monotonic() if remaining is None else min(ends - monotonic(), remaining)
                 if left <= 0.0:
@@ -278,6 +284,9 @@ class Batcher:
         with self._lock:
             self._shut(batch)
             batch.sent = True
+            for sample in list(batch.samples):
+                if not sample.begin():
+                    self._leave(sample)
             samples = list(batch.samples)
         self._core.counts.batched(len(samples))
         self._report(len(samples))
@@ -364,7 +373,7 @@ class BatchCall(InferenceCall):
         return self.payload
 
 
-def _copy(error: TcmError) -> TcmError:
+def copy_of(error: TcmError) -> TcmError:
     """Return the same error for another caller to raise."""
     copy = type(error)(error.message)
     vars(copy).update(vars(error))

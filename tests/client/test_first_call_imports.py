@@ -72,6 +72,10 @@ def sample():
     model = client.model("echo", container_id="local", batch=BatchPolicy(max_size=4, max_wait=0.0))
     return model.infer_sample({"x": [7]})
 
+def submitted_sample():
+    model = client.model("echo", container_id="local", batch=BatchPolicy(max_size=4, max_wait=0.0))
+    return model.submit_sample({"x": [7]}).result(20)
+
 def elsewhere(**settings):
     settings = {"route": Route("local"), "timeout": 1.0, "connect_timeout": 0.5, **settings}
     with TcmClient("ws://127.0.0.1:1/ws", **settings) as other:
@@ -87,6 +91,7 @@ USES = {
     "submit": lambda: client.submit("echo", {"x": [7]}).result(20),
     "infer_chunked": lambda: client.infer_chunked("echo", {"x": np.ones((9000, 4))}),
     "infer_sample": sample,
+    "submit_sample": submitted_sample,
     "pipeline": lambda: client.pipeline([PipelineStep("echo", {"x": [7]})]),
     "management": failing(lambda: client.management("no such action")),
     "create": failing(client.create),

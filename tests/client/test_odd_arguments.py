@@ -160,6 +160,11 @@ def calls(client, manager) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
         ),
         "Model.infer": (model.infer, {"inputs": INPUTS}, model.infer),
         "Model.infer_sample": (model.infer_sample, {"inputs": INPUTS}, model.infer_sample),
+        "Model.submit_sample": (
+            lambda **given: model.submit_sample(**given).result(10.0),
+            {"inputs": INPUTS},
+            model.submit_sample,
+        ),
         "Model.infer_chunked": (model.infer_chunked, {"inputs": INPUTS}, model.infer_chunked),
         "Model.submit": (
             lambda **given: model.submit(**given).result(10.0),

@@ -60,6 +60,7 @@ def uses(client, model):
         "submit": lambda: client.submit("echo", {"x": [7]}).result(GUARD)["x"].tolist() == [7],
         "map": lambda: [one["x"].tolist() for one in client.map("echo", [{"x": [7]}])] == [[7]],
         "infer_sample": lambda: model.infer_sample({"x": [7]})["x"].tolist() == [7],
+        "submit_sample": lambda: model.submit_sample({"x": [7]}).result(GUARD)["x"].tolist() == [7],
         "open": lambda: client.open() is client,
         "empty_shared": lambda: client.empty_shared(4, "f4").tolist() == [0.0] * 4,
         "explain": lambda: client.explain({"x": SHARED}, transport="shm").startswith("through shared memory"),
@@ -68,7 +69,18 @@ def uses(client, model):
 
 
 @pytest.mark.parametrize(
-    "outer", ["infer", "shared", "submit", "map", "infer_sample", "open", "empty_shared", "queue_stats"]
+    "outer",
+    [
+        "infer",
+        "shared",
+        "submit",
+        "map",
+        "infer_sample",
+        "submit_sample",
+        "open",
+        "empty_shared",
+        "queue_stats",
+    ],
 )
 def test_a_handler_at_every_moment_of_a_call_is_answered_or_refused_and_the_call_is_good(
     serve, connect, outer

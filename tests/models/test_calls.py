@@ -69,6 +69,7 @@ def test_each_call_makes_its_outputs_exact(client: TcmClient) -> None:
         *model.map([{"x": ROW}, ROW]),
         model.infer_chunked(ROW),
         model.infer_sample(ROW[0]),
+        model.submit_sample(ROW[0]).result(GUARD),
     ]
     for result in calls:
         assert result["y"].dtype == np.float32

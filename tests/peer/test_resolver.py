@@ -22,6 +22,9 @@ CALLS = {
     "infer_sample": lambda client: client.model("m", batch=BatchPolicy()).infer_sample(
         {"x": [1.0]}, timeout=SHORT
     ),
+    "submit_sample": lambda client: (
+        client.model("m", batch=BatchPolicy()).submit_sample({"x": [1.0]}, timeout=SHORT).result()
+    ),
     "info": lambda client: client.info("colour", timeout=SHORT),
     "queue_stats": lambda client: client.queue_stats(timeout=SHORT),
     "management": lambda client: client.management("create_vm", timeout=SHORT),

@@ -91,6 +91,7 @@ def bound_model(client: TcmClient, signature: ModelSignature) -> None:
     assert_type(model, Model)
     assert_type(model.infer({"x": SAMPLES}), InferResult)
     assert_type(model.infer_sample({"x": 1.0}), InferResult)
+    assert_type(model.submit_sample({"x": 1.0}), Future[InferResult])
     assert_type(model.submit({"x": SAMPLES}), Future[InferResult])
     assert_type(model.signature, ModelSignature | None)
 

@@ -199,6 +199,7 @@ def test_the_reference_has_everything_public() -> None:
         "ERROR_CODES",
         "Inputs",
         "KNOWN_FAULTS",
+        "RETRIABLE",
         "UNSET",
         *(name for name in tcm_sync.__all__ if name.endswith("Error")),
     }

@@ -297,3 +297,13 @@ def test_the_version_is_that_of_the_installed_package() -> None:
     assert tcm_sync.__version__ == metadata.version("tcm-sync")
     with pytest.raises(AttributeError, match="has no attribute 'version'"):
         tcm_sync.version  # noqa: B018
+
+
+def test_what_passes_with_time_is_one_tuple():
+    kinds = {kind for kind in every_error() if kind.retriable} | {errors.PoolTimeoutError}
+    direct = {
+        kind for kind in kinds if not any(other is not kind and issubclass(kind, other) for other in kinds)
+    }
+    assert set(tcm_sync.RETRIABLE) == direct
+    assert len(tcm_sync.RETRIABLE) == len(direct)
+    assert not issubclass(errors.CallTimeoutError, tcm_sync.RETRIABLE)
