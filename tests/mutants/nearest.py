@@ -28,6 +28,10 @@ NEAREST = {
         "peer/test_leases peer/test_outcomes unit/test_pool peer/test_retries peer/test_overload"
     ),
     "tcm_sync/_pool/stream_turns.py": "peer/test_known_faults",
+    "tcm_sync/_pool/process_table.py": "unit/test_turns client/test_turns",
+    "tcm_sync/_pool/turn_keys.py": "unit/test_turns client/test_turns",
+    "tcm_sync/_pool/turn_table.py": "unit/test_turn_table unit/test_turns",
+    "tcm_sync/_pool/turns.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
     "tcm_sync/_transport/addresses.py": "unit/test_addresses peer/test_networks",
     "tcm_sync/_transport/authentication.py": "unit/test_pool peer/test_auth peer/test_closing",

@@ -136,6 +136,15 @@ def test_who_gives_up_holds_nobody_up(table, clock):
     assert claim(table, 3, clock.now + 1, turns=1).place is not None
 
 
+def test_who_was_served_holds_nobody_up(table, clock):
+    held = claim(table, 1, clock.now, turns=1)
+    old = clock.now
+    claim(table, 2, old, turns=1)
+    release(table, 1, held)
+    assert claim(table, 2, old, turns=2).place is not None
+    assert claim(table, 3, old + 1, turns=2).place is not None
+
+
 def test_managers_and_tenants_have_turns_of_their_own(table, clock):
     assert claim(table, 1, clock.now, turns=1).place is not None
     assert claim(table, 1, clock.now, turns=1, key=OTHER_KEY).place is not None

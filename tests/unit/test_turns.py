@@ -65,9 +65,11 @@ class Caller(threading.Thread):
         super().__init__()
         self.these, self.closed, self.timeout, self.order = these, closed, timeout, order
         self.outcome = None
-        before = these.waiting()
         self.start()
-        wait_until(lambda: these.waiting() > before or not self.is_alive())
+        wait_until(lambda: self.is_waiting() or not self.is_alive())
+
+    def is_waiting(self):
+        return any(waiter.thread == self.ident for waiter in list(self.these._waiters))
 
     def run(self):
         try:
