@@ -63,11 +63,6 @@ class Call:
         self.waits_for_manager = waits_for_manager
         self.target = target
 
-    @property
-    def model_name(self) -> str:
-        """The model of an inference, empty for what has none."""
-        return "" if self.target is None else self.target[1]
-
     def attempt(self, runtime: Sender) -> None:
         """Make one attempt, behind the gates.
 

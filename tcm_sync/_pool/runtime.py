@@ -232,7 +232,9 @@ class Runtime:
             raise CallTimeoutError("the deadline passed before the request could be sent")
         try:
             payload = call.write(connection)
-            turns = self._turns_for(connection) if call.kind == "inference" else None
+            turns = None
+            if call.kind == "inference":
+                turns = self._turns.get(connection.tenant) or self._turns_for(connection)
             if (
                 turns is not None
                 and turns.is_needed
@@ -273,7 +275,7 @@ class Runtime:
         if refusal is not None:
             raise self._refused(lease, call, refusal, gates, prober)
         if turns is not None and not call.streaming:
-            turns.replied(call.model_name, monotonic() - connection.last_sent)
+            turns.replied(call.target, connection.last_received - connection.last_sent)
         call.accept(lease)
         self.manager_state.manager_gate.forgive()
         if gates:
@@ -281,14 +283,15 @@ class Runtime:
         return True
 
     def _turns_for(self, connection: Connection) -> Turns | None:
-        """Return the turns that a connection's requests take, None if they take none."""
-        turns = self._turns.get(connection.tenant)
-        if turns is None and (count := self.settings.turn_count) is not None:
-            if len(self._turns) >= _MOST_TENANTS:
-                self.leave_turns()
-            turns = turns_of(self.opener.endpoint, connection.tenant, count)
-            turns.join(self)
-            self._turns[connection.tenant] = turns
+        """Return the turns that a connection's requests take from now on, None if they take none."""
+        count = self.settings.turn_count
+        if count is None:
+            return None
+        if len(self._turns) >= _MOST_TENANTS:
+            self.leave_turns()
+        turns = turns_of(self.opener.endpoint, connection.tenant, count)
+        turns.join(self)
+        self._turns[connection.tenant] = turns
         return turns
 
     def _take_turn(
@@ -304,7 +307,7 @@ class Runtime:
             call.watch.enter("turn")
         bound = self.settings.pool_timeout
         deadline = call.deadline if bound is None else call.deadline.at_most(bound)
-        turn = call.turn = turns.acquire(call.model_name, deadline, self.closed)
+        turn = call.turn = turns.acquire(call.target, deadline, self.closed)
         if turn is None or not turn.waited:
             return True
         self._counts.waited_for_turn(turn.waited)

@@ -161,7 +161,7 @@ class Table:
     def arrivals(self) -> int:
         """Return how many processes have arrived so far: one short read, without the lock."""
         try:
-            found = os.pread(self._file, 8, _ARRIVALS_AT)
+            found = os.pread(self._descriptor.number, 8, _ARRIVALS_AT)
         except OSError as error:
             raise TableError(f"the table of turns cannot be used: {error}") from error
         if len(found) != 8:

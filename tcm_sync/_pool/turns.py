@@ -24,6 +24,8 @@ from tcm_sync._process import watch
 from tcm_sync.errors import ClientClosedError, PoolTimeoutError
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from tcm_sync._deadline import Deadline
 
 #: After which a message is held to be scheduled: a tick and a round trip.
@@ -36,7 +38,7 @@ _BELOW_TICK = 0.0025  # seconds: eight replies in a row within this time come fr
 _RUN_WITHOUT_TICK = 8
 _RUN_WITH_TICK = -32  # this many slower replies in a row, after which turns are taken again
 _OVERDUE_NS = 10**9  # the first waiter tries every few milliseconds, unless its thread does not run
-_MOST_MODELS = 256  # whose times are remembered
+_MOST_TARGETS = 256  # whose times are remembered
 
 
 class Turn:
@@ -60,9 +62,9 @@ class _Waiter:
 
     __slots__ = ("_sleep", "since", "thread", "tries_by")
 
-    def __init__(self) -> None:
-        self.since = monotonic_ns()
-        self.tries_by = self.since + _OVERDUE_NS  # as the first one; later than that, others pass it over
+    def __init__(self, since: int) -> None:
+        self.since = since
+        self.tries_by = since + _OVERDUE_NS  # as the first one; later than that, others pass it over
         self.thread = threading.get_ident()
         self._sleep = threading.Lock()  # guards nothing: it is held until the waiter is woken
         self._sleep.acquire()
@@ -97,7 +99,7 @@ class Turns:
         self.others = 0  # other processes that were seen last
         self._run = 0  # replies in a row that are too quick for a tick; below 0: that are not
         self.is_needed = True  # whether the manager has a tick
-        self._quickest: dict[str, float] = {}  # seconds of the quickest recent replies, by model
+        self._quickest: dict[Hashable, float] = {}  # seconds of the quickest recent replies, by target
         self._begin()
         watch(self)
 
@@ -132,13 +134,13 @@ class Turns:
 
     # --- what a call does ---
 
-    def acquire(self, model: str, deadline: Deadline, closed: threading.Event) -> Turn | None:
+    def acquire(self, target: Hashable, deadline: Deadline, closed: threading.Event) -> Turn | None:
         """Wait for a turn, first come first served.
 
         Parameters
         ----------
-        model : str
-            Whose recent replies say how long the turn may last.
+        target : hashable
+            The route and model whose recent replies say how long the turn may last.
         deadline : Deadline
             Of the wait.
         closed : threading.Event
@@ -158,48 +160,52 @@ class Turns:
         """
         if not self.is_needed:
             return None
-        age = LONG_AGE_NS if self._quickest.get(model, 0.0) < _QUICK_MODEL else SHORT_AGE_NS
-        waiter = _Waiter()
+        age = LONG_AGE_NS if self._quickest.get(target, 0.0) < _QUICK_MODEL else SHORT_AGE_NS
+        now = monotonic_ns()
+        waiter = None
         try:
             with self._lock:
                 is_first = not self._waiters
-                if is_first and (turn := self._take(waiter.since, age)) is not None:
+                if is_first and (turn := self._take(now, now, age)) is not None:
                     return turn
+                waiter = _Waiter(now)
                 if any(each.thread == waiter.thread for each in self._waiters):
                     return None  # a signal handler interrupted a waiter, which cannot go on before this call
                 self._waiters.append(waiter)
             return self._wait(waiter, age, deadline, closed, tried=is_first)
         except BaseException:
-            self._remove(waiter)
+            if waiter is not None:
+                self._remove(waiter)
             raise
 
-    def replied(self, model: str, seconds: float) -> None:
+    def replied(self, target: Hashable, seconds: float) -> None:
         """Note after how many seconds a good reply came."""
         if seconds < _BELOW_TICK:
-            self._run = self._run + 1 if self._run > 0 else 1
-            if self._run == _RUN_WITHOUT_TICK:
+            if self._run >= _RUN_WITHOUT_TICK:
+                return  # the usual reply of a manager without a tick
+            run = self._run = max(0, self._run) + 1  # a local name, since other threads count too
+            if run == _RUN_WITHOUT_TICK:
                 self.is_needed = False
                 self.wake_all()
         elif self._run > _RUN_WITH_TICK:
-            self._run = self._run - 1 if self._run < 0 else -1
-            if self._run == _RUN_WITH_TICK:
+            run = self._run = min(0, self._run) - 1
+            if run == _RUN_WITH_TICK:
                 self.is_needed = True
-        quickest = self._quickest.get(model)
+        quickest = self._quickest.get(target)
         if quickest is None or seconds < quickest:
-            if quickest is None and len(self._quickest) >= _MOST_MODELS:
+            if quickest is None and len(self._quickest) >= _MOST_TARGETS:
                 self._quickest.clear()
-            self._quickest[model] = seconds
+            self._quickest[target] = seconds
         else:
-            self._quickest[model] = quickest + (seconds - quickest) / 16
+            self._quickest[target] = quickest + (seconds - quickest) / 16
 
     def end(self, turn: Turn) -> None:
         """End a turn. One that has ended by its age is no longer held."""
-        if turn not in self._held:
-            return
         with self._lock:
             if turn in self._held:
                 del self._held[turn]
-                self._release_in_table(turn)
+                if turn.place is not None:
+                    self._release_in_table(turn, turn.place)
                 if self._waiters:
                     self._waiters[0].wake()
 
@@ -226,7 +232,7 @@ class Turns:
                 self._pass_over(waiter)
                 pause = _OVERDUE_NS / 1e9
                 if self._waiters[0] is waiter:
-                    turn = None if tried else self._take(waiter.since, age)
+                    turn = None if tried else self._take(monotonic_ns(), waiter.since, age)
                     if turn is not None or not self.is_needed:
                         self._remove(waiter, served=turn is not None)
                         if turn is not None:
@@ -270,16 +276,16 @@ class Turns:
             "wait at the manager's scheduler at a time. Raise timeout or pool_timeout, or send more rows"
         )
 
-    def _take(self, since: int, age: int) -> Turn | None:
+    def _take(self, now: int, since: int, age: int) -> Turn | None:
         """Take a turn for a caller that came at `since`; if there is none, set when to try again."""
-        now = monotonic_ns()
         held = self._held
-        for turn in [turn for turn in held if turn.until <= now]:
-            held.pop(turn, None)
         if len(held) >= self.count:
-            self._pause_ns = max(0, min(turn.until for turn in held) - now)
-            return None
-        claim = self._claim(since, age)
+            for turn in [turn for turn in held if turn.until <= now]:
+                held.pop(turn, None)
+            if len(held) >= self.count:
+                self._pause_ns = max(0, min(turn.until for turn in held) - now)
+                return None
+        claim = self._claim(now, since, age)
         if claim is not None and claim.place is None:
             self._pause_ns = claim.pause_ns
             return None
@@ -291,10 +297,10 @@ class Turns:
 
     # --- the table; without one this process keeps to the limit by itself ---
 
-    def _claim(self, since: int, age: int) -> Claim | None:
+    def _claim(self, now: int, since: int, age: int) -> Claim | None:
         """Claim a turn in the table; None if there is no table now."""
         try:
-            if self._is_alone():
+            if self._is_alone(now):
                 return None
             table = self._table = self._process_table.get() if self._users else None
             if table is None:
@@ -305,25 +311,25 @@ class Turns:
             return None
         self.others = claim.others
         self._alone_at = None if claim.others else claim.arrivals
-        self._alone_until = monotonic_ns() + PRESENT_NS // 2
+        self._alone_until = now + PRESENT_NS // 2
         return claim
 
-    def _is_alone(self) -> bool:
+    def _is_alone(self, now: int) -> bool:
         """Whether no other process has arrived since the last claim, which was not long ago.
 
         When one does, this process may have up to `count` turns that are not in the table: for one tick there
         can be twice as many.
         """
         table = self._table
-        if table is None or self._alone_at is None or monotonic_ns() >= self._alone_until:
+        if table is None or self._alone_at is None or now >= self._alone_until:
             return False
         return table.arrivals() == self._alone_at
 
-    def _release_in_table(self, turn: Turn) -> None:
+    def _release_in_table(self, turn: Turn, place: int) -> None:
         table = self._table
-        if table is not None and turn.place is not None:
+        if table is not None:
             try:
-                table.release(turn.place, Taken(self._key, self._owner, turn.until))
+                table.release(place, Taken(self._key, self._owner, turn.until))
             except TableError as error:
                 self._failed(error)
 

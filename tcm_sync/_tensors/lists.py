@@ -77,16 +77,14 @@ def decode_lists(
     except UNREADABLE as error:
         misfit = f"it must be lists nested {depth + outer} deep that hold only {_ELEMENT_WORDS[kind]}"
         raise Unfit(why_unreadable(error, bytes(text), misfit=misfit)) from None
-    array = _array_of(nested, text, kind, dtype)
+    array = _floats(nested, dtype) if kind == "f" and dtype is not None else _array_of(nested, text, kind)
     if array.ndim != depth:
         raise Unfit("ragged lists")
     return array
 
 
-def _array_of(nested: list[Any], text: Text, kind: str, dtype: np.dtype[Any] | None) -> npt.NDArray[Any]:
+def _array_of(nested: list[Any], text: Text, kind: str) -> npt.NDArray[Any]:
     """Make an array of lists of one kind of elements; ragged lists of text have too few dimensions."""
-    if kind == "f" and dtype is not None:
-        return _floats(nested, dtype)
     try:
         if kind in "iu":
             return _integers(nested, text)

@@ -212,7 +212,7 @@ def _kind_in(text: bytes | memoryview, start: int) -> str:
     if first == b"]":
         return "f"
     if isinstance(text, bytes):
-        is_float = any(mark in text for mark in (b".", b"e", b"E", b"null"))
+        is_float = b"." in text or b"e" in text or b"E" in text or b"null" in text
     else:
         is_float = has_any(text, (b".", b"e", b"E", b"n"))  # n is of null
     return "f" if is_float else "i"

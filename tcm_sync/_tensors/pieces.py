@@ -76,8 +76,11 @@ def decode_in_pieces(
 
 
 def is_for_pieces(text: memoryview) -> bool:
-    """Return whether a text of at least `MEDIUM` bytes is decoded faster in pieces."""
-    return len(text) >= LARGE or _count(text, "[") > _MANY_LISTS
+    """Return whether a text of at least `MEDIUM` bytes is decoded faster in pieces.
+
+    The number of its lists is estimated from its beginning, since to count them takes 4 % of the decoding.
+    """
+    return len(text) >= LARGE or bytes(text[:_PIECE]).count(b"[") * len(text) > _MANY_LISTS * _PIECE
 
 
 def has_any(text: memoryview, marks: tuple[bytes, ...]) -> bool:

@@ -191,7 +191,8 @@ def test_a_signal_handler_that_calls_while_its_thread_waits_goes_without_a_turn(
 def test_a_first_waiter_whose_thread_does_not_run_is_passed_over(alone, closed, monkeypatch):
     monkeypatch.setattr(turns, "_OVERDUE_NS", 10_000_000)
     held = [take(alone, closed) for _ in range(2)]
-    stuck = turns._Waiter()  # of a thread that a signal handler keeps, or that an interrupt left behind
+    # Of a thread that a signal handler keeps, or that an interrupt left behind.
+    stuck = turns._Waiter(turns.monotonic_ns())
     alone._waiters.append(stuck)
     behind = [Caller(alone, closed) for _ in range(2)]
     for turn in held:
