@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from tcm_sync._arguments import check_flag
 from tcm_sync._calls import (
     bound_model,
     chunked,
+    frames,
     inference,
     info,
     management,
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     DTypes = Mapping[str, npt.DTypeLike] | npt.DTypeLike
+
+FrameT = TypeVar("FrameT")
 
 
 class TcmClient:
@@ -357,7 +360,7 @@ class TcmClient:
             A mapping of names to array-likes; a sequence of `InferenceInput` or of dicts in either form of
             the wire (``name, shape, datatype, data`` or ``name, dims, type, value``), or of `SHMReference`
             alone; or one array-like, whose name is then ``INPUT__0``. Datatypes are the arrays' own unless
-            they are stated.
+            they are stated. A data frame is refused: `infer_frame` takes it.
         vm_ip, container_id, vm_id : str, optional
             The route, where it differs from the client's. Naming a container leaves the client's ``vm_ip``
             and ``vm_id`` out, since they belong to another one.
@@ -454,6 +457,70 @@ class TcmClient:
             self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, "json"
         )
         return chunked.infer_chunked(self._core, options, inputs, rows=rows, progress=progress)
+
+    def infer_frame(
+        self,
+        model_name: str,
+        frame: FrameT,
+        *,
+        columns: Sequence[Any] | None = None,
+        stack: str | Mapping[str, Sequence[Any]] | None = None,
+        rows: int | None = None,
+        progress: bool = False,
+        vm_ip: str | None = None,
+        container_id: str | None = None,
+        vm_id: str | None = None,
+        allow_transient: bool = False,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> FrameT:
+        """Run a model on the rows of a data frame, and return its outputs as a frame of the same library.
+
+        By default each column is an input of its name, of shape [rows], with the datatype of its dtype. The
+        frame is cut into messages as `infer_chunked` cuts a batch. Needs the extra ``frames``.
+
+        Parameters
+        ----------
+        model_name : str
+            The model.
+        frame : data frame
+            Of pandas, Polars (a DataFrame), pyarrow (a Table), or another library that narwhals reads.
+        columns : sequence of str, optional
+            The columns to use; left out, all.
+        stack : str or mapping of str to sequence of str, optional
+            The name of an input that takes all used columns as one matrix of shape [rows, columns]; or the
+            names of such inputs, each with its columns, while the other used columns are inputs of their own.
+            Integers beside floats become floats of the widest of their dtypes, unless a value would change.
+        rows, progress
+            As `infer_chunked` takes them.
+        vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry
+            As `infer_chunked` takes them.
+
+        Returns
+        -------
+        data frame
+            One row for each of `frame`, with its index if it has one. An output of shape [rows] or [rows, 1]
+            is a column of its name; one of [rows, n] is ``NAME_0`` to ``NAME_{n-1}``.
+
+        Raises
+        ------
+        ConfigError
+            narwhals is not installed.
+        InputError
+            A column cannot be sent; nothing was. The message names it: its dtype has no datatype, a value is
+            missing that is not a float's, or would change. Or the outputs are no columns.
+        TcmError
+            As `infer_chunked` raises it.
+        """
+        where = (vm_ip, container_id, vm_id)
+        options = call_options(
+            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, "json"
+        )
+        made: FrameT = frames.infer_frame(
+            self._core, options, frame, columns=columns, stack=stack, rows=rows, progress=progress
+        )
+        return made
 
     def submit(
         self,
@@ -1337,7 +1404,8 @@ class Model:
         Parameters
         ----------
         inputs, allow_transient, output_dtypes, transport, timeout, retry
-            As `TcmClient.infer` takes them. Left out, they are the model's or else the client's.
+            As `TcmClient.infer` takes them. Left out, they are the model's or else the client's. With a
+            signature a data frame is accepted too, and used as `infer_frame` uses it.
 
         Returns
         -------
@@ -1375,6 +1443,48 @@ class Model:
         options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, "json")
         tensors, most = bound_model.uncut(self.signature, inputs)
         return chunked.infer_chunked(self._core, options, tensors, rows=rows, progress=progress, most=most)
+
+    def infer_frame(
+        self,
+        frame: FrameT,
+        *,
+        columns: Sequence[Any] | None = None,
+        stack: str | Mapping[str, Sequence[Any]] | None = None,
+        rows: int | None = None,
+        progress: bool = False,
+        allow_transient: bool | Unset = UNSET,
+        output_dtypes: DTypes | Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
+        retry: RetryPolicy | Unset | None = UNSET,
+    ) -> FrameT:
+        """Run the model on the rows of a data frame: `TcmClient.infer_frame` without its model and route.
+
+        With a signature and without `stack`, the signature decides: an input takes the column of its name, of
+        shape [rows] or [rows, 1]; a model whose only input is a matrix takes all used columns, in order. No
+        message has more rows than the signature's ``max_batch_size``.
+
+        Parameters
+        ----------
+        frame, columns, stack, rows, progress, allow_transient, output_dtypes, timeout, retry
+            As `TcmClient.infer_frame` takes them.
+
+        Returns
+        -------
+        data frame
+            Of the same library, with one row for each of `frame`.
+        """
+        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, "json")
+        made: FrameT = frames.infer_frame(
+            self._core,
+            options,
+            frame,
+            self.signature,
+            columns=columns,
+            stack=stack,
+            rows=rows,
+            progress=progress,
+        )
+        return made
 
     def submit(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 from msgspec import Struct
@@ -13,10 +13,12 @@ from msgspec.structs import asdict
 
 from tcm_sync._numbers import shown
 from tcm_sync._secrets import hide
-from tcm_sync.errors import InputError, ProtocolError
+from tcm_sync._tensors.columns import columns_of
+from tcm_sync.errors import ConfigError, InputError, ProtocolError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import pandas as pd
 
 #: How many jobs, waiting and running ones together, the executors of a manager accept as it is shipped.
 _SHIPPED_SIZES = {"info": 100, "management": 50, "inference": 200}
@@ -101,6 +103,35 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
             The outputs by name; int, float, bool and str in lists, or alone for an output without axes.
         """
         return {name: array.tolist() for name, array in self._arrays.items()}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the outputs as the columns of a pandas DataFrame.
+
+        Returns
+        -------
+        pandas.DataFrame
+            An output of shape [rows] or [rows, 1] is a column of its name; one of [rows, n] is ``NAME_0`` to
+            ``NAME_{n-1}``.
+
+        Raises
+        ------
+        ConfigError
+            pandas is not installed.
+        InputError
+            The outputs are no table: one has another number of dimensions, or of rows.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ConfigError("to_pandas() needs pandas: pip install pandas") from None
+        return pd.DataFrame(columns_of(self._arrays))
+
+    def __array__(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuse to be one array, of which numpy and pandas would make a list of the names."""
+        raise InputError(
+            "a result is a mapping of arrays and not one array: take an output by its name, "
+            'result["NAME"], or all as a table: result.to_pandas()'
+        )
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tcm_sync._tensors import Held, HeldAll, HeldEach, InferenceInput, ModelSignature, fit_inputs
+from tcm_sync._tensors import Held, HeldAll, HeldEach, InferenceInput, ModelSignature, fit_inputs, is_frame
 from tcm_sync.errors import InputError
 from tcm_sync.settings import UNSET, BatchPolicy, Unset
 
@@ -49,7 +49,7 @@ def held(signature: ModelSignature | None, inputs: object) -> object:
 def all_held(signature: ModelSignature | None, many_inputs: Iterable[object]) -> Iterable[object]:
     """Do so with each of many inputs."""
     is_many = isinstance(many_inputs, Iterable) and not isinstance(many_inputs, (str, bytes, Mapping))
-    if signature is None or not is_many:  # which is refused later
+    if signature is None or not is_many or is_frame(many_inputs):  # which is refused later
         return many_inputs
     return (HeldAll if isinstance(many_inputs, Sized) else HeldEach)(signature, many_inputs)
 

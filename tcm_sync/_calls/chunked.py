@@ -48,12 +48,23 @@ def infer_chunked(
 ) -> InferResult:
     """Run a model on a batch of any length, with at most so many rows a message as the model takes."""
     notice_fork()
-    deadline = Deadline(None)
-    if rows is not None:
-        rows = check_whole("rows", rows, kind=InputError)
+    rows = checked_rows(rows)
     tensors = check_inputs(inputs)
-    job = _Job(options, tensors, _common_rows(tensors), rows, most)
-    shown = Progress(options.model_name, shown=progress, counted=True, total=job.length)
+    length = _common_rows(tensors)
+    row_bytes = sum(each.array.nbytes for each in tensors) // length
+    job = Job(options, partial(_rows_of, tensors), length, row_bytes, rows, most)
+    return run(core, job, progress=progress)
+
+
+def checked_rows(rows: int | None) -> int | None:
+    """Return how many rows the caller wants in a message, or raise an InputError."""
+    return rows if rows is None else check_whole("rows", rows, kind=InputError)
+
+
+def run(core: Core, job: Job, *, progress: bool) -> InferResult:
+    """Have a batch inferred, message by message, and join the outputs."""
+    deadline = Deadline(None)
+    shown = Progress(job.options.model_name, shown=progress, counted=True, total=job.length)
     core.begin()
     joined = _Joined(job.length)
     threads = core.settings.pool_size
@@ -74,7 +85,7 @@ def infer_chunked(
     return InferResult(joined.model_name, joined.arrays, b"", joined.attempts, deadline.elapsed())
 
 
-def _tasks(core: Core, job: _Job) -> Iterator[Callable[[], list[Part]] | TcmError]:
+def _tasks(core: Core, job: Job) -> Iterator[Callable[[], list[Part]] | TcmError]:
     """Yield the work of each message, encoded when the caller takes it."""
     try:
         for start, stop, payload in _cuts(core, job, 0, job.length, None):
@@ -83,9 +94,7 @@ def _tasks(core: Core, job: _Job) -> Iterator[Callable[[], list[Part]] | TcmErro
         yield error
 
 
-def _cuts(
-    core: Core, job: _Job, start: int, stop: int, most: int | None
-) -> Iterator[tuple[int, int, Pieces]]:
+def _cuts(core: Core, job: Job, start: int, stop: int, most: int | None) -> Iterator[tuple[int, int, Pieces]]:
     """Cut some rows into messages that are not too large, of at most so many rows each."""
     wanted = job.rows or _FIRST_ROWS
     while start < stop:
@@ -93,7 +102,7 @@ def _cuts(
         end = start + min(bound for bound in bounds if bound is not None)
         limit = core.message_limit() - core.messages.envelope_bytes("inference")
         try:
-            payload = encode_as_json(core, job.options, _rows_of(job.tensors, start, end))
+            payload = encode_as_json(core, job.options, job.take(start, end))
         except MessageTooLargeError as error:
             if job.rows is None and end - start > 1:
                 wanted = max(1, int((end - start) * min(0.5, limit / (error.size or limit))))
@@ -106,7 +115,7 @@ def _cuts(
         start = end
 
 
-def _send_rows(core: Core, job: _Job, start: int, stop: int, payload: Pieces) -> list[Part]:
+def _send_rows(core: Core, job: Job, start: int, stop: int, payload: Pieces) -> list[Part]:
     """Have some rows inferred, in smaller messages if they are more than manager or model take."""
     most = core.row_limits.rows(job.target, job.row_bytes)
     room = core.message_limit() - core.messages.envelope_bytes("inference")
@@ -126,24 +135,25 @@ def _send_rows(core: Core, job: _Job, start: int, stop: int, payload: Pieces) ->
     return [part for begin, end, piece in cuts for part in _send_rows(core, job, begin, end, piece)]
 
 
-class _Job:
+class Job:
     """A batch that is cut: its rows, what every message of it has, and which of them may have run."""
 
     def __init__(
         self,
         options: CallOptions,
-        tensors: tuple[Tensor, ...],
+        take: Callable[[int, int], tuple[Tensor, ...]],
         length: int,
+        row_bytes: int,
         rows: int | None,
         most: int | None,
     ) -> None:
         self.options = options
-        self.tensors = tensors
+        self.take = take  # the rows from one number up to another, from any thread
         self.length = length
         self.rows = rows  # as the caller wants it
         self.most = most  # as the model does
         self.target = (options.route, options.model_name)
-        self.row_bytes = sum(each.array.nbytes for each in tensors) // length
+        self.row_bytes = row_bytes
         self.running: list[int] = []  # an entry for each message that runs, or has run
 
 

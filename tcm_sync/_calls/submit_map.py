@@ -17,6 +17,7 @@ from tcm_sync._calls.options import OnError
 from tcm_sync._calls.progress import Progress
 from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
+from tcm_sync._tensors import refuse_frame
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.results import InferResult
 
@@ -51,6 +52,7 @@ def map_inputs(
     notice_fork()
     check_choice("on_error", on_error, ("raise", "return"))
     ordered = check_flag("ordered", ordered)
+    refuse_frame(many_inputs)
     if not is_iterable(many_inputs):
         raise InputError(f"many_inputs must be an iterable of inputs, not {type(many_inputs).__name__}")
     most = core.settings.pool_size if concurrency is None else concurrency

@@ -12,7 +12,8 @@ from tcm_sync._tensors.encode import (
     encode_small,
     minimum_json_bytes,
 )
-from tcm_sync._tensors.inputs import InferenceInput, Tensor, check_inputs
+from tcm_sync._tensors.foreign import is_frame
+from tcm_sync._tensors.inputs import InferenceInput, Tensor, check_inputs, refuse_frame
 from tcm_sync._tensors.outputs import OutputDtypes, check_output_dtypes, decode_outputs
 from tcm_sync._tensors.signature import ModelSignature, TensorSpec
 
@@ -36,5 +37,7 @@ __all__ = [
     "encode_inputs",
     "encode_small",
     "fit_inputs",
+    "is_frame",
     "minimum_json_bytes",
+    "refuse_frame",
 ]

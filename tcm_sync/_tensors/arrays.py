@@ -16,7 +16,7 @@ import numpy as np
 
 from tcm_sync._handlers import is_of_callee
 from tcm_sync._tensors.datatypes import Unfit
-from tcm_sync._tensors.foreign import check_kept
+from tcm_sync._tensors.foreign import advice_on, check_kept
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -87,6 +87,8 @@ def _through_protocol(data: Any) -> npt.NDArray[Any]:
     try:
         array = np.asarray(data) if _is_known_to_numpy(kind) else np.from_dlpack(data)
     except Exception as error:
+        if advice := advice_on(data):
+            raise Unfit(advice) from error
         if is_of_callee(error):
             raise  # raised by the user's code or by the library that the array is from
         raise Unfit(f"{kind.__name__} did not become a numpy array: {error}") from error

@@ -10,8 +10,9 @@ from msgspec import UNSET, Struct
 
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import Unfit, datatype_named
+from tcm_sync._tensors.foreign import is_frame
 from tcm_sync._tensors.inputs import InferenceInput, Tensor, _stated, check_inputs
-from tcm_sync._tensors.signature import ModelSignature, TensorSpec
+from tcm_sync._tensors.signature import ModelSignature, TensorSpec, forms_of
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError
 
@@ -91,7 +92,7 @@ def fit_inputs(
     signature : ModelSignature
         What the model takes.
     inputs : object
-        What `check_inputs` takes, or one array-like alone.
+        What `check_inputs` takes, or one array-like alone, or a data frame.
     sample : bool
         Whether it is one sample, which gets its batch axis later.
     uncut : bool
@@ -109,6 +110,8 @@ def fit_inputs(
     InputError
         They do not fit. The message lists every fault, with what was expected and what was given.
     """
+    if type(inputs) is not dict and is_frame(inputs):
+        inputs = _from_frame(signature, inputs, sample=sample)
     specs = {spec.name: spec for spec in signature.inputs}
     given: dict[str | int, Tensor | None] = {}
     batches: dict[str, int] = {}
@@ -137,6 +140,16 @@ def fit_inputs(
         faults = f" {wrong[0]}" if len(wrong) == 1 else "".join(f"\n- {each}" for each in wrong)
         raise InputError(f"the inputs do not fit the model's signature:{faults}")
     return tuple(tensor for tensor in given.values() if tensor is not None)
+
+
+def _from_frame(signature: ModelSignature, frame: object, *, sample: bool) -> dict[str, Any]:
+    """Return the columns of a data frame as the signature takes them."""
+    if sample:
+        raise InputError("a data frame is not one sample; infer_frame() takes it")
+    from tcm_sync._tensors.tables import Table  # here: it needs narwhals
+
+    table = Table(frame, signature=signature)
+    return table.take(0, table.length)
 
 
 def _fit(
@@ -211,16 +224,9 @@ def _shape_faults(signature: ModelSignature, spec: TensorSpec, shape: Dims, *, s
     """Describe how a shape differs from the one declared."""
     if spec.dims is None:
         return []
-    dims = spec.dims or (1,)  # a 0-d tensor is sent as one element (docs/wire.rst, "What cannot be carried")
-    forms: list[Dims] = []
-    if signature.batch_axis is not False:
-        forms.append(dims if sample else (-1, *dims))
-    if not signature.batch_axis and not sample:
-        forms.append(dims)
-    elif not signature.batch_axis and dims[0] in (-1, 1):
-        forms.append(dims[1:])
+    forms = forms_of(signature, spec, sample=sample)
     if not forms:
-        return [f"samples are stacked, and dimension 0 can only be {dims[0]}"]
+        return [f"samples are stacked, and dimension 0 can only be {(spec.dims or (1,))[0]}"]
     ranked = [form for form in forms if len(form) == len(shape)]
     if not ranked:
         ranks = " or ".join(str(len(form)) for form in forms)

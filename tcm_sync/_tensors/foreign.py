@@ -23,6 +23,32 @@ _AS_LIST = ("to_pylist", "to_list", "tolist")
 _SAME = {"double": "float64", "float": "float32", "halffloat": "float16"}  # pyarrow's names
 
 
+def is_frame(data: object) -> bool:
+    """Return whether data are a data frame: of pandas, polars, pyarrow, or of a library like them."""
+    kind = type(data)
+    if hasattr(kind, "__dataframe__") or hasattr(kind, "__narwhals_dataframe__"):
+        return True
+    return hasattr(kind, "columns") and (hasattr(kind, "iloc") or hasattr(kind, "collect_schema"))
+
+
+def advice_on(data: Any) -> str | None:
+    """Return what to do about a tensor that its library refuses to convert to numpy, or None."""
+    if str(getattr(data, "dtype", "")) == "torch.bfloat16":
+        return "bfloat16 (BF16) has no form in JSON; send .float(), as FP32"
+    calls = []
+    if getattr(data, "requires_grad", False) is True:
+        calls.append(".detach()")
+    if (
+        callable(getattr(data, "cpu", None))
+        and getattr(getattr(data, "device", None), "type", "cpu") != "cpu"
+    ):
+        calls.append(".cpu()")
+    if not calls:
+        return None
+    why = "it requires gradients" if calls == [".detach()"] else f"it is on the device {data.device}"
+    return f"{type(data).__name__} did not become a numpy array, since {why}; send {''.join(calls)}"
+
+
 def check_kept(data: Any, array: npt.NDArray[Any]) -> None:
     """Refuse an array whose numbers differ from the data that it was made from.
 

@@ -14,6 +14,7 @@ from tcm_sync._numbers import shown
 from tcm_sync._tensors.arrays import MAX_DIMENSIONS, as_array, distinct
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import NATIVE_NUMBERS, Datatype, Unfit, datatype_named, datatype_of
+from tcm_sync._tensors.foreign import is_frame
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError
 
@@ -187,7 +188,17 @@ def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
                     f"input {place} is of type {type(item).__name__}, beside described inputs; make it one"
                 )
     else:
+        refuse_frame(inputs[0] if isinstance(inputs, (list, tuple)) and inputs else inputs)
         yield DEFAULT_NAME, UNSET, UNSET, inputs
+
+
+def refuse_frame(inputs: object) -> None:
+    """Refuse a data frame as the inputs of a model without a signature."""
+    if is_frame(inputs):
+        raise InputError(
+            "a data frame alone does not say which input a column is: infer_frame(model, frame) makes each "
+            "column an input of its name; a model with a signature takes a frame by the names of its inputs"
+        )
 
 
 def _from_dict(item: Mapping[Any, Any], place: int) -> tuple[Any, Any, Any, Any]:

@@ -236,6 +236,28 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
         return hide(f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>{notes}")
 
 
+def forms_of(signature: ModelSignature, spec: TensorSpec, *, sample: bool = False) -> list[tuple[int, ...]]:
+    """Return the shapes that an input may have, -1 for any size; its dims must be known.
+
+    Parameters
+    ----------
+    signature : ModelSignature
+    spec : TensorSpec
+        One of its inputs.
+    sample : bool
+        Whether it is one sample, which gets its batch axis later.
+    """
+    dims = spec.dims or (1,)  # 0-d is sent as one element (docs/wire.rst, "What cannot be carried")
+    forms: list[tuple[int, ...]] = []
+    if signature.batch_axis is not False:
+        forms.append(dims if sample else (-1, *dims))
+    if not signature.batch_axis and not sample:
+        forms.append(dims)
+    elif not signature.batch_axis and dims[0] in (-1, 1):
+        forms.append(dims[1:])
+    return forms
+
+
 def _checked_dims(name: str, dims: Sequence[int]) -> tuple[int, ...]:
     """Return dims as a tuple of int."""
     sizes = [as_whole(size) for size in dims] if is_iterable(dims) else [None]

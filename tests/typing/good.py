@@ -36,6 +36,10 @@ from tcm_sync.models import ModelAnalysis, analyze, sample_inputs
 SAMPLES = np.zeros((2, 3), np.float32)
 
 
+class Frame:
+    """Stands for the data frame of a library."""
+
+
 def make_clients() -> None:
     client = TcmClient(
         "wss://manager:8443/ws",
@@ -57,6 +61,9 @@ def infer(client: TcmClient, spec: InferenceInput, reference: SHMReference) -> N
     assert_type(result["y"], np.ndarray[Any, Any])
     assert_type(result.attempts, int)
     assert_type(dict(result), dict[str, np.ndarray[Any, Any]])
+    frame = Frame()
+    assert_type(client.infer_frame("m", frame, columns=["a"], stack={"x": ("a",)}, rows=8), Frame)
+    assert_type(client.model("m").infer_frame(frame, stack="x"), Frame)
     client.infer("m", {"x": [[1.0, 2.0]], "text": ["a", b"b"]}, transport="json", retry=None)
     client.infer("m", [spec])
     client.infer("m", [reference], container_id="c", vm_ip="10.0.0.1")
