@@ -14,7 +14,7 @@ Job = Callable[[], None]
 class DaemonThreads:
     """Runs jobs in the order in which they were submitted, on a few threads.
 
-    Not a `concurrent.futures.ThreadPoolExecutor`, whose threads hold up the interpreter's exit.
+    Not a `concurrent.futures.ThreadPoolExecutor`, whose threads delay the interpreter's exit.
 
     Parameters
     ----------

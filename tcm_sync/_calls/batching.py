@@ -269,7 +269,7 @@ class Batcher:
             )
 
     def _gather(self, batch: Batch, leader: Sample) -> None:
-        """Wait until the batch may leave, but for a socket."""
+        """Wait until the batch may leave. It does not wait for a socket."""
         ends = leader.since + self._policy.max_wait
         with self._lock:
             while batch.open and (leader.more_may_come or len(self._inside) > len(batch.samples)):

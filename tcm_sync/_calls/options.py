@@ -1,4 +1,4 @@
-"""What a call is made with but for its inputs: each option checked, or else the client's."""
+"""What a call is made with beside its inputs: each option checked, or else the client's."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Defaults(Struct, frozen=True):
 
 
 class CallOptions(Struct, frozen=True, eq=False):
-    """An inference but for its inputs, checked."""
+    """An inference without its inputs, checked."""
 
     model_name: str
     route: Route

@@ -49,7 +49,7 @@ def encode_tensors(
     options : CallOptions
         The rest of it.
     tensors : tuple of Tensor
-        Checked, but for infinities.
+        Checked; infinities are not.
     limit : int
         The most bytes that the message may have.
     envelope_bytes : int

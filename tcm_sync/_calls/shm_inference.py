@@ -53,7 +53,7 @@ class SharedCall(InferenceCall):
     Parameters
     ----------
     options : CallOptions
-        The call, but for its inputs.
+        The call without its inputs.
     tensors : tuple of Tensor
         The inputs.
     deadline : Deadline

@@ -237,7 +237,7 @@ class Arena:
         return None
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Unlink what an earlier manager had registered, but for segments of calls that are under way."""
+        """Unlink what an earlier manager had registered, except segments of calls that are under way."""
         self._epoch = epoch
         self._idle.clear()
         for segment in list(self._live):

@@ -108,7 +108,7 @@ class CallFinished(_CallEvent, frozen=True, kw_only=True, eq=False):
     phases : Phases
         Where they went.
     bytes_sent, bytes_received : int
-        Of the messages of all attempts, but for their envelopes. Tensors in shared memory are not counted.
+        Of the messages of all attempts, without their envelopes. Tensors in shared memory are not counted.
     transport : {"json", "shm"}
         How the inputs went: as JSON, or through shared memory.
     batch_size : int or None

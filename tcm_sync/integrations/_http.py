@@ -27,7 +27,7 @@ from tcm_sync.errors import (
     TritonTimeoutError,
 )
 
-READY_TIMEOUT = 0.8  # seconds: probes of Kubernetes wait for one second unless they are told otherwise
+READY_TIMEOUT = 0.8  # seconds: probes of Kubernetes wait for one second unless they are set otherwise
 
 _log = logging.getLogger("tcm_sync.integrations")
 
@@ -44,7 +44,7 @@ _STATUS: tuple[tuple[int, tuple[type[TcmError], ...]], ...] = (
     (UNAVAILABLE, (PoolTimeoutError,)),
 )
 
-#: What clients of the service are told. The details name machines, and go to the log.
+#: What clients of the service get to see. The details name machines, and go to the log.
 _TEXTS = {
     BAD_GATEWAY: "The inference failed.",
     UNAVAILABLE: "The inference service is unavailable at the moment. Try again later.",
