@@ -211,7 +211,17 @@ def test_settings_of_the_project_are_written_once() -> None:
 def test_every_floor_is_among_the_lowest_tested_versions() -> None:
     config = setup_cfg()
     floors = requirements(config["options"]["install_requires"])
-    for extra in ("cli", "django", "flask", "frames", "local", "progress", "proxy"):
+    for extra in (
+        "cli",
+        "django",
+        "flask",
+        "frames",
+        "local",
+        "opentelemetry",
+        "progress",
+        "prometheus",
+        "proxy",
+    ):
         floors |= requirements(config["options.extras_require"][extra])
     assert all(specifier.startswith(">=") for specifier in floors.values())
     lowest = requirements((ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8"))

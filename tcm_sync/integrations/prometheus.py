@@ -1,0 +1,222 @@
+"""`PrometheusListener`: metrics of clients for Prometheus, fed by events.
+
+Install it with the extra ``prometheus``. docs/monitoring.rst shows how it is used, also with several worker
+processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter as Counts
+from collections.abc import Sequence
+from typing import Literal
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+except ImportError as error:
+    raise ImportError(
+        "tcm_sync.integrations.prometheus needs prometheus_client: pip install 'tcm-sync[prometheus]'"
+    ) from error
+
+from tcm_sync.events import (
+    AttemptFailed,
+    BatchSent,
+    CallFinished,
+    CallStarted,
+    ConnectionClosed,
+    ConnectionOpened,
+    GateOpened,
+    GateShut,
+    Listener,
+)
+
+__all__ = ["PrometheusListener"]
+
+#: Upper bounds in seconds. The scheduler of a manager passes requests on every 15 ms.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class PrometheusListener(Listener):
+    """Keeps metrics of the clients that it listens to; one for each registry.
+
+    It works with the multi-process mode of prometheus_client (``PROMETHEUS_MULTIPROC_DIR``).
+
+    Parameters
+    ----------
+    registry : prometheus_client.CollectorRegistry
+        Where the metrics are registered.
+    buckets : sequence of float
+        Upper bounds of the histograms of durations, in seconds.
+    """
+
+    def __init__(
+        self, registry: CollectorRegistry = REGISTRY, *, buckets: Sequence[float] = _SECONDS
+    ) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def seconds(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=buckets)
+
+        def gauge(
+            name: str, text: str, *labels: str, mode: Literal["livesum", "livemax"] = "livesum"
+        ) -> _Gauge:
+            return _Gauge(Gauge(name, text, labels, registry=registry, multiprocess_mode=mode))
+
+        self._seconds = seconds(
+            "tcm_call_seconds", "Calls, by their seconds in all.", "kind", "model", "outcome"
+        )
+        self._phases = seconds(
+            "tcm_call_phase_seconds",
+            "Seconds of a call in each phase; socket and turn are waits.",
+            "phase",
+            "model",
+            "outcome",
+        )
+        self._failures = counter("tcm_call_failures_total", "Calls that failed.", "kind", "model", "code")
+        self._attempts = counter(
+            "tcm_attempt_failures_total", "Attempts that failed, repeated or not.", "model", "code"
+        )
+        self._repeats = counter("tcm_repeats_total", "Attempts after the first of a call.", "model")
+        self._sent = counter("tcm_sent_bytes_total", "Bytes of requests.", "model", "transport")
+        self._received = counter("tcm_received_bytes_total", "Bytes of replies.", "model")
+        self._under_way = gauge("tcm_calls_in_progress", "Calls that have begun and not ended.", "kind")
+        self._sockets = gauge("tcm_sockets", "Open sockets.", "manager", "pool")
+        self._opened = counter("tcm_sockets_opened_total", "Sockets that were opened.", "manager", "pool")
+        self._closed = counter(
+            "tcm_sockets_closed_total", "Sockets that were closed.", "manager", "pool", "reason"
+        )
+        self._shut = gauge(
+            "tcm_gate_shut", "Whether calls are held back after a failure.", "manager", "gate", mode="livemax"
+        )
+        self._shuttings = counter(
+            "tcm_gate_shuttings_total", "How often calls were held back.", "manager", "gate", "code"
+        )
+        self._batches = Histogram(
+            "tcm_batch_samples",
+            "Batches, by their samples.",
+            ["model"],
+            registry=registry,
+            buckets=_SAMPLES,
+        )
+
+    def call_started(self, event: CallStarted) -> None:
+        """Count a call under way.
+
+        Parameters
+        ----------
+        event : CallStarted
+            Its record.
+        """
+        self._under_way.add(1, event.kind)
+
+    def call_finished(self, event: CallFinished) -> None:
+        """Count a call, its failure, repeats, seconds and bytes.
+
+        Parameters
+        ----------
+        event : CallFinished
+            Its record.
+        """
+        model = event.model_name
+        outcome = "ok" if event.error is None else "error"
+        self._under_way.add(-1, event.kind)
+        self._seconds.labels(event.kind, model, outcome).observe(event.seconds)
+        for phase in event.phases.__struct_fields__:
+            self._phases.labels(phase, model, outcome).observe(getattr(event.phases, phase))
+        if event.error is not None:
+            self._failures.labels(event.kind, model, event.code).inc()
+        if event.attempts > 1:
+            self._repeats.labels(model).inc(event.attempts - 1)
+        self._sent.labels(model, event.transport).inc(event.bytes_sent)
+        self._received.labels(model).inc(event.bytes_received)
+
+    def attempt_failed(self, event: AttemptFailed) -> None:
+        """Count a failed attempt.
+
+        Parameters
+        ----------
+        event : AttemptFailed
+            Its record.
+        """
+        self._attempts.labels(event.model_name, event.code).inc()
+
+    def connection_opened(self, event: ConnectionOpened) -> None:
+        """Count an open socket.
+
+        Parameters
+        ----------
+        event : ConnectionOpened
+            Its record.
+        """
+        self._opened.labels(event.manager, event.pool).inc()
+        self._sockets.add(1, event.manager, event.pool)
+
+    def connection_closed(self, event: ConnectionClosed) -> None:
+        """Count a closed socket, by what its reason begins with.
+
+        Parameters
+        ----------
+        event : ConnectionClosed
+            Its record.
+        """
+        self._closed.labels(event.manager, event.pool, event.reason.partition(":")[0]).inc()
+        self._sockets.add(-1, event.manager, event.pool)
+
+    def gate_shut(self, event: GateShut) -> None:
+        """Note that a gate is shut.
+
+        Parameters
+        ----------
+        event : GateShut
+            Its record.
+        """
+        self._shuttings.labels(event.manager, event.gate, event.code).inc()
+        self._shut.put(1, event.manager, event.gate)
+
+    def gate_opened(self, event: GateOpened) -> None:
+        """Note that a gate is open.
+
+        Parameters
+        ----------
+        event : GateOpened
+            Its record.
+        """
+        self._shut.put(0, event.manager, event.gate)
+
+    def batch_sent(self, event: BatchSent) -> None:
+        """Count a batch by its size.
+
+        Parameters
+        ----------
+        event : BatchSent
+            Its record.
+        """
+        self._batches.labels(event.model_name).observe(event.size)
+
+
+class _Gauge:
+    """A gauge of what this process has: a forked child begins at zero, and not with what its parent has."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+        self._values: Counts[tuple[str, ...]] = Counts()
+        self._pid = os.getpid()
+
+    def add(self, amount: int, *labels: str) -> None:
+        """Change the value; what was opened before this listened does not make it negative."""
+        self.put(max(0, self._current()[labels] + amount), *labels)
+
+    def put(self, value: int, *labels: str) -> None:
+        """Replace the value."""
+        self._current()[labels] = value
+        self._gauge.labels(*labels).set(value)
+
+    def _current(self) -> Counts[tuple[str, ...]]:
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            for labels in self._values:
+                self._values[labels] = 0
+                self._gauge.labels(*labels).set(0)
+        return self._values

@@ -1,0 +1,225 @@
+"""Metrics as Prometheus scrapes them, and the dashboard and the alerts that are made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tcm_sync import BatchPolicy, InferenceError, TcmClient
+from tcm_sync.events import Phases, flush
+from tcm_sync.events import _listeners as listeners
+from tcm_sync.integrations.prometheus import PrometheusListener
+
+from ..helpers.waiting import GUARD, wait_until
+from .web_servers import environment, free_port, get
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DASHBOARD = EXAMPLES / "grafana" / "tcm_sync.json"
+ALERTS = EXAMPLES / "prometheus" / "alerts.yml"
+
+
+@pytest.fixture(autouse=True)
+def _thread_ends_soon(monkeypatch):
+    monkeypatch.setattr(listeners._delivery._threads, "_idle_seconds", 0.01)
+
+
+def samples_of(text):
+    """Return the values of a scrape by name and labels."""
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def scraped(serve):
+    """What a client has made that did everything that is measured."""
+    manager = serve(workers=8)
+    registry = CollectorRegistry()
+    client = TcmClient(
+        manager.uri, route=manager.route, timeout=GUARD, listeners=[PrometheusListener(registry)]
+    )
+    with client:
+        client.infer("echo", {"x": [1.0]})
+        client.model("echo", batch=BatchPolicy(4, 0.0)).infer_sample({"x": [1.0]})
+        manager.fail_next("TRITON_OVERLOADED")
+        client.infer("echo", {"x": [1.0]})
+        manager.fail_next("TRITON_INFERENCE_FAILED")
+        with pytest.raises(InferenceError):
+            client.infer("echo", {"x": [1.0]})
+        manager.fail_next("TRITON_CIRCUIT_OPEN", retry_after_seconds=0.01)
+        client.infer("echo", {"x": [1.0]})
+        assert flush(GUARD)
+        during = samples_of(generate_latest(registry).decode())
+    assert flush(GUARD)
+    return client, during, samples_of(generate_latest(registry).decode())
+
+
+def test_a_scrape_has_what_the_client_did(scraped):
+    client, during, after = scraped
+    pool = sorted(["inference", re.search(r"//([^/]+)/", repr(client))[1]])
+    assert during["tcm_call_seconds_count", "echo", "infer", "ok"] == 3
+    assert during["tcm_call_seconds_count", "echo", "error", "infer"] == 1
+    assert during["tcm_call_seconds_count", "batch", "echo", "ok"] == 1
+    assert during["tcm_call_failures_total", "TRITON_INFERENCE_FAILED", "echo", "infer"] == 1
+    assert during["tcm_attempt_failures_total", "TRITON_OVERLOADED", "echo"] == 1
+    assert during["tcm_repeats_total", "echo"] == 2
+    assert during["tcm_batch_samples_sum", "echo"] == 1
+    assert during[("tcm_sockets", *pool)] == 1
+    assert during["tcm_calls_in_progress", "infer"] == 0
+    assert after[("tcm_sockets", *pool)] == 0
+    opened = after[("tcm_sockets_opened_total", *pool)]
+    closed = sum(value for (name, *_), value in after.items() if name == "tcm_sockets_closed_total")
+    assert opened == closed == client.stats().sockets_opened
+    shut = [value for (name, *_), value in after.items() if name == "tcm_gate_shut"]
+    assert shut == [0.0]
+    assert sum(value for (name, *_), value in after.items() if name == "tcm_gate_shuttings_total") == 1
+
+
+def test_the_seconds_of_the_phases_are_those_of_the_calls(scraped):
+    _, _, after = scraped
+    phases = sum(value for (name, *_), value in after.items() if name == "tcm_call_phase_seconds_sum")
+    calls = sum(value for (name, *_), value in after.items() if name == "tcm_call_seconds_sum")
+    assert phases == pytest.approx(calls)
+    names = {label for name, *labels in after if name == "tcm_call_phase_seconds_sum" for label in labels}
+    assert names - {"echo", "ok", "error"} == set(Phases.__struct_fields__)
+
+
+def queries():
+    """Return the queries of the dashboard and of the alerts."""
+    targets = [target for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]]
+    return [target["expr"] for target in targets], ALERTS.read_text()
+
+
+def test_the_dashboard_and_the_alerts_ask_for_metrics_that_are_scraped(scraped):
+    known = {name for name, *_ in scraped[2]}
+    exprs, alerts = queries()
+    text = " ".join([*exprs, json.dumps(json.loads(DASHBOARD.read_text())["templating"])])
+    asked = set(re.findall(r"\btcm_\w+", text))
+    asked |= set(re.findall(r"\btcm_\w+(?=[\[{])", alerts))
+    assert asked - known == set()
+    families = {re.sub(r"_(total|bucket|sum|count|created)$", "", name) for name in known}
+    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in asked} == families
+
+
+def test_a_child_begins_its_gauges_at_zero(serve):
+    manager = serve()
+    registry = CollectorRegistry()
+    listener = PrometheusListener(registry)
+    with TcmClient(manager.uri, route=manager.route, listeners=[listener]) as client:
+        client.infer("echo", {"x": [1.0]})
+        assert flush(GUARD)
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                client.infer("echo", {"x": [1.0]})
+                flush(GUARD)
+                found = samples_of(generate_latest(registry).decode())
+                (sockets,) = [value for (name, *_), value in found.items() if name == "tcm_sockets"]
+                os.write(writing, str(sockets).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            assert pipe.read() == "1.0"
+        os.waitpid(pid, 0)
+
+
+def scrape(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=GUARD) as reply:
+        return samples_of(reply.read().decode())
+
+
+def test_the_workers_of_gunicorn_are_scraped_together(digits_manager, tmp_path):
+    port = free_port()
+    given = environment(digits_manager, BIND=f"127.0.0.1:{port}", PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
+    command = [sys.executable, "-m", "gunicorn"]
+    server = subprocess.Popen(command, cwd=EXAMPLES / "prometheus", env=given, stderr=subprocess.DEVNULL)
+    try:
+        pids = [get(port, "/classify")["pid"]]
+        while len(set(pids)) < 2:
+            pids.append(get(port, "/classify")["pid"])
+            assert len(pids) < 500
+        done = ("tcm_call_seconds_count", "digits", "infer", "ok")
+
+        def value(name):
+            return sum(value for (found, *_), value in scrape(port).items() if found == name)
+
+        wait_until(lambda: scrape(port).get(done) == len(pids), "both workers are counted")
+        sockets = value("tcm_sockets")
+        assert sockets >= 2
+        os.kill(pids[0], signal.SIGTERM)
+        wait_until(lambda: value("tcm_sockets") < sockets, "the sockets of a worker that ended are gone")
+        assert scrape(port)[done] == len(pids)
+        # gunicorn loses the signal to end a worker that it has just forked
+        wait_until(lambda: get(port, "/classify")["pid"] not in pids, "the new worker answers")
+    finally:
+        server.terminate()
+        server.wait(GUARD)
+
+
+def promtool(*arguments, cwd=None):
+    command = [shutil.which("promtool"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=GUARD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.needs_debian("prometheus")
+def test_promtool_reads_the_rules_and_each_query_of_the_dashboard(tmp_path):
+    assert "4 rules" in promtool("check", "rules", ALERTS)
+    exprs, _ = queries()
+    plain = [each.replace("$__rate_interval", "5m").replace("$model", ".*") for each in exprs]
+    rules = [{"record": f"query_{place}", "expr": expr} for place, expr in enumerate(plain)]
+    path = tmp_path / "rules.yml"
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    assert f"{len(rules)} rules" in promtool("check", "rules", path)
+
+
+@pytest.mark.needs_debian("prometheus")
+def test_the_alerts_fire_when_they_are_meant_to():
+    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml", cwd=ALERTS.parent)
+
+
+def test_each_alert_is_tested():
+    names = set(re.findall(r"alert: (\w+)", ALERTS.read_text()))
+    assert len(names) == 4
+    tested = re.findall(r"alertname: (\w+)\n +exp_alerts", (ALERTS.parent / "alerts_test.yml").read_text())
+    assert set(tested) == names
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "tcm_sync.integrations.prometheus")
+    with pytest.raises(ImportError, match=r"tcm-sync\[prometheus\]"):
+        import tcm_sync.integrations.prometheus  # noqa: F401
+
+
+def test_a_number_of_calls_costs_the_same_metrics(serve):
+    """Labels hold no texts of errors and no uuids: a metric for each would fill the memory of Prometheus."""
+    manager = serve()
+    registry = CollectorRegistry()
+    with TcmClient(manager.uri, route=manager.route, listeners=[PrometheusListener(registry)]) as client:
+        counts = []
+        for _ in range(2):
+            for number in range(10):
+                manager.fail_next("TRITON_INFERENCE_FAILED", message=f"reason {number} {np.random.random()}")
+                with pytest.raises(InferenceError):
+                    client.infer("echo", {"x": [1.0]})
+            flush(GUARD)
+            counts.append(len(samples_of(generate_latest(registry).decode())))
+    assert counts[0] == counts[1]
