@@ -37,6 +37,7 @@ from tcm_sync._calls.pipelines import PipelineStep
 from tcm_sync._calls.streams import InferStream
 from tcm_sync._calls.submitted_samples import BackgroundBatcher
 from tcm_sync._shm.policy import Transport
+from tcm_sync._tables import html_table
 from tcm_sync._tensors import ModelSignature
 from tcm_sync._wire.readiness import Readiness
 from tcm_sync.errors import TcmError
@@ -1267,6 +1268,11 @@ class TcmClient:
         shown = "".join(f", {name}={value!r}" for name, value in self._changes.items())
         return f"{repr(self._core)[:-1]}{shown}>"
 
+    def _repr_html_(self) -> str:
+        """Show the state and the statistics of the client in a notebook."""
+        state = html_table(repr(self), (), [])
+        return state + self.stats()._repr_html_()
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _copy, (type(self), self._core.settings, self._core.key, self._changes)
 
@@ -1662,6 +1668,11 @@ class Model:
     def __repr__(self) -> str:
         where = self._options.route.container_id
         return f"<Model {self.model_name!r} in container {where!r} of {self._client!r}>"
+
+    def _repr_html_(self) -> str:
+        """Show the model, and its signature if it has one, in a notebook."""
+        shown = html_table(repr(self), (), [])
+        return shown if self.signature is None else shown + self.signature._repr_html_()
 
     def __reduce__(self) -> tuple[Any, ...]:
         route = self._options.route

@@ -13,7 +13,9 @@ from msgspec.structs import asdict
 
 from tcm_sync._numbers import shown
 from tcm_sync._secrets import hide
+from tcm_sync._tables import html_table
 from tcm_sync._tensors.columns import columns_of
+from tcm_sync._tensors.summary import first_values, range_of
 from tcm_sync.errors import ConfigError, InputError, ProtocolError
 
 if TYPE_CHECKING:
@@ -156,6 +158,23 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     def __repr__(self) -> str:
         outputs = ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in self._arrays.items())
         return hide(f"<InferResult {self.model_name!r} {{{outputs}}} {self.elapsed * 1e3:.3g} ms>")
+
+    def _repr_html_(self) -> str:
+        """Show the outputs as a table in a notebook."""
+        title = f"InferResult {self.model_name!r}, {self.elapsed * 1e3:.3g} ms"
+        if self.attempts > 1:
+            title += f", {self.attempts} attempts"
+        rows = [
+            (
+                name,
+                "text" if array.dtype.kind in "OU" else array.dtype,
+                list(array.shape),
+                first_values(array),
+                range_of(array),
+            )
+            for name, array in self._arrays.items()
+        ]
+        return html_table(title, ("output", "dtype", "shape", "values", "range"), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return InferResult, (self.model_name, self._arrays, self.raw, self.attempts, self.elapsed)
@@ -483,6 +502,25 @@ class ClientStats(Struct, frozen=True):
         lines += [f"  at most {limit} {what}" for what, limit in limits.items() if limit is not None]
         lines += [f"  {name} gate {state}" for name, state in self.gates.items()]
         return "\n".join(line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…" for line in lines) + ">"
+
+    def _repr_html_(self) -> str:
+        """Show what has happened, and how it is now, as a table in a notebook."""
+        title = f"ClientStats of {self.seconds:,.1f} s"
+        return html_table(title, (), [(name.replace("_", " "), value) for name, value in self._told()])
+
+    def _told(self) -> Iterator[tuple[str, str]]:
+        """Yield the names and texts of all that is not 0, none or empty."""
+        for name, value in asdict(self).items():
+            if name == "seconds" or not value:
+                continue
+            if name == "gates":
+                yield name, ", ".join(f"{gate} {state}" for gate, state in value.items())
+            elif isinstance(value, Mapping):
+                yield name, _most(value)
+            elif name.endswith("_bytes") or name.startswith("bytes_"):
+                yield name, _bytes(value)
+            else:
+                yield name, f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
 
 
 _GAUGES = frozenset(

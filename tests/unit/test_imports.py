@@ -27,6 +27,7 @@ LAYERS = (
     {"_deadline", "_handlers", "_lapsing"},
     {"_numbers"},
     {"_texts", "_secrets"},
+    {"_tables"},
     {"_base_error"},
     {"errors"},
     {"_process", "_reentry"},
