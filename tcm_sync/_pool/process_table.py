@@ -8,7 +8,7 @@ import weakref
 from time import monotonic_ns
 
 from tcm_sync._logs import Log
-from tcm_sync._pool.turn_table import Table, TableDeletedError, TableError
+from tcm_sync._pool.turn_table import Table, TableBusyError, TableDeletedError, TableError
 from tcm_sync._process import watch
 
 log = Log("tcm_sync.pool", queued=True)
@@ -40,6 +40,8 @@ class ProcessTable:
             if table is None and monotonic_ns() >= self._not_before:
                 try:
                     table = Table(wanted[2])
+                except TableBusyError:  # many processes start at once; the next call finds it free
+                    return None
                 except TableError as error:
                     self.failed(error)
                 else:

@@ -292,6 +292,8 @@ class Runtime:
         turns = turns_of(self.opener.endpoint, connection.tenant, count)
         turns.join(self)
         self._turns[connection.tenant] = turns
+        if self.closed.is_set():
+            self.leave_turns()  # `stop` may have done so before they were there
         return turns
 
     def _take_turn(

@@ -16,9 +16,9 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic_ns, sleep
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tcm_sync._process import watch
 
@@ -31,9 +31,7 @@ except ImportError:  # Windows
 MAGIC = b"tcmturn1"
 FILE = "turns-1"
 _HEADER = struct.Struct("<8s16sQ")  # form, boot, time namespace
-_USED = struct.Struct(
-    "<II"
-)  # how many records of processes and of turns are in use, those behind are not read
+_USED = struct.Struct("<II")  # how many records of processes and of turns are in use; the rest is not read
 _PROCESS = struct.Struct("<QQqqq")  # the fields of `Process`
 _TURN = struct.Struct("<QQq")  # the fields of `Taken`
 _ARRIVALS_AT = 40  # where the number of processes that have arrived is, modulo 2 ** 64
@@ -49,6 +47,8 @@ _SHORTEST_PAUSE_NS = 1_000_000  # between two claims of a process that is among 
 PRESENT_NS = 10 * 10**9  # for which a process counts as present after a claim
 _LOCK_NS = 5_000_000  # the longest wait for the lock, which is held for some tens of microseconds
 _LONGEST_NS = 60 * 10**9  # what ends later than this is damaged, or of another clock
+
+Result = TypeVar("Result")
 
 
 class TableError(Exception):
@@ -132,7 +132,7 @@ class Table:
                 raise TableError("this system has no record locks")
             _check_folder(folder)
             self._descriptor.open(os.path.join(folder, FILE))
-            self._prepare()
+            self._alone(self._prepare)
         except (OSError, ValueError) as error:
             self.close()
             raise TableError(f"{folder}: {error}") from error
@@ -192,46 +192,52 @@ class Table:
         TableError
             The table is damaged or full, or cannot be written.
         """
-        with self._locked():
-            now = self._clock()
-            processes, taken = self._read(now)
-            place = _place_of(processes, key, owner)
-            mine = None if place is None else processes[place]
-            others = [each for each in processes.values() if each.key == key and each.owner != owner]
-            older = sum(0 < each.since < since and now < each.asks_by for each in others)
-            present = now + PRESENT_NS
-            if sum(each.key == key for each in taken.values()) + older >= turns:
-                pause = pause_ns(older, turns)
-                self._put_process(
-                    processes, place, Process(key, owner, present, since, now + pause + GRACE_NS)
-                )
-                return Claim(None, 0, pause, len(others), self.arrivals())
-            if mine is None or mine.since or mine.present_until < now + PRESENT_NS // 2:
-                self._check_name()
-                self._put_process(processes, place, Process(key, owner, present, 0, 0))
-            turn = _free(taken, MOST_TURNS)
-            self._put_turn(taken, turn, Taken(key, owner, now + age_ns))
-            return Claim(turn, now + age_ns, 0, len(others), self.arrivals())
+        return self._alone(lambda: self._claim(key, owner, since, turns, age_ns))
 
     def release(self, place: int, turn: Taken) -> None:
         """End a turn, unless it has ended by its age and its place is another's."""
-        with self._locked():
-            at = _TURNS_AT + place * _TURN.size
-            if os.pread(self._file, _TURN.size, at) == _TURN.pack(*turn):
-                self._write(at, bytes(_TURN.size))
+        self._alone(lambda: self._release(place, turn))
 
     def withdraw(self, key: int, owner: int) -> None:
         """Stop waiting: the caller gave up."""
-        with self._locked():
-            processes, _ = self._read(self._clock())
-            place = _place_of(processes, key, owner)
-            if place is not None and processes[place].since:
-                self._put_process(processes, place, processes[place]._replace(since=0, asks_by=0))
+        self._alone(lambda: self._withdraw(key, owner))
 
     def taken(self, key: int) -> list[Taken]:
         """Return the turns at one manager that are taken now."""
-        with self._locked():
-            return [each for each in self._read(self._clock())[1].values() if each.key == key]
+        turns = self._alone(lambda: self._read(self._clock())[1])
+        return [each for each in turns.values() if each.key == key]
+
+    # --- the same, under the lock ---
+
+    def _claim(self, key: int, owner: int, since: int, turns: int, age_ns: int) -> Claim:
+        now = self._clock()
+        processes, taken = self._read(now)
+        place = _place_of(processes, key, owner)
+        mine = None if place is None else processes[place]
+        others = [each for each in processes.values() if each.key == key and each.owner != owner]
+        older = sum(0 < each.since < since and now < each.asks_by for each in others)
+        present = now + PRESENT_NS
+        if sum(each.key == key for each in taken.values()) + older >= turns:
+            pause = pause_ns(older, turns)
+            self._put_process(processes, place, Process(key, owner, present, since, now + pause + GRACE_NS))
+            return Claim(None, 0, pause, len(others), self.arrivals())
+        if mine is None or mine.since or mine.present_until < now + PRESENT_NS // 2:
+            self._check_name()
+            self._put_process(processes, place, Process(key, owner, present, 0, 0))
+        turn = _free(taken, MOST_TURNS)
+        self._put_turn(taken, turn, Taken(key, owner, now + age_ns))
+        return Claim(turn, now + age_ns, 0, len(others), self.arrivals())
+
+    def _release(self, place: int, turn: Taken) -> None:
+        at = _TURNS_AT + place * _TURN.size
+        if os.pread(self._file, _TURN.size, at) == _TURN.pack(*turn):
+            self._write(at, bytes(_TURN.size))
+
+    def _withdraw(self, key: int, owner: int) -> None:
+        processes, _ = self._read(self._clock())
+        place = _place_of(processes, key, owner)
+        if place is not None and processes[place].since:
+            self._put_process(processes, place, processes[place]._replace(since=0, asks_by=0))
 
     # --- the file ---
 
@@ -244,44 +250,43 @@ class Table:
             It is another file, or its times are those of another clock.
         """
         header = _header()
-        with self._locked():
-            found = os.pread(self._file, _HEADER.size, 0)
-            if found == header and os.fstat(self._file).st_size == SIZE:
-                return
-            if not header.startswith(found):  # neither ours nor cut short
-                if not found.startswith(MAGIC):
-                    raise TableError(f"{FILE} is not a table of turns")
-                if found.startswith(header[:24]):
-                    raise TableError(f"{FILE} has the times of another time namespace")
-            os.ftruncate(self._file, 0)
-            os.ftruncate(self._file, SIZE)
-            self._write(0, header)
+        found = os.pread(self._file, _HEADER.size, 0)
+        if found == header and os.fstat(self._file).st_size == SIZE:
+            return
+        if not header.startswith(found):  # neither ours nor cut short
+            if not found.startswith(MAGIC):
+                raise TableError(f"{FILE} is not a table of turns")
+            if found.startswith(header[:24]):
+                raise TableError(f"{FILE} has the times of another time namespace")
+        os.ftruncate(self._file, 0)
+        os.ftruncate(self._file, SIZE)
+        self._write(0, header)
 
     def _check_name(self) -> None:
         """Refuse a file that was deleted: processes that start now use another one."""
         if os.fstat(self._file).st_nlink == 0:
             raise TableDeletedError("the file of the table of turns was deleted")
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the table's lock: a record lock, which ends with its process and is not a forked child's.
+    def _alone(self, work: Callable[[], Result]) -> Result:
+        """Do `work` under the table's lock: a record lock, which ends with its process and is not a child's.
 
-        A signal handler that finds its own thread inside goes on without the table.
+        It is no context manager: an interrupt at its beginning would leave the locks held for as long as
+        somebody keeps the traceback. A signal handler that finds its own thread inside goes on without the
+        table.
         """
         with self._lock:
             if self._inside:
                 raise TableBusyError("this thread is using it")
             try:
-                self._inside = True
-                self._take_record_lock()
                 try:
-                    yield
+                    self._inside = True
+                    self._take_record_lock()
+                    return work()
                 finally:
-                    fcntl.lockf(self._file, fcntl.LOCK_UN, 1)
+                    self._inside = False
+                    fcntl.lockf(self._descriptor.number, fcntl.LOCK_UN, 1)
             except (OSError, ValueError) as error:  # a ValueError if it was closed
                 raise TableError(f"the table of turns cannot be used: {error}") from error
-            finally:
-                self._inside = False
 
     def _take_record_lock(self) -> None:
         ends = self._clock() + _LOCK_NS

@@ -169,7 +169,8 @@ class Turns:
                 if is_first and (turn := self._take(now, now, age)) is not None:
                     return turn
                 waiter = _Waiter(now)
-                if any(each.thread == waiter.thread for each in self._waiters):
+                # Each loop here is over a copy, since a signal handler may change the queue meanwhile.
+                if any(each.thread == waiter.thread for each in list(self._waiters)):
                     return None  # a signal handler interrupted a waiter, which cannot go on before this call
                 self._waiters.append(waiter)
             return self._wait(waiter, age, deadline, closed, tried=is_first)
@@ -212,7 +213,7 @@ class Turns:
     def wake_all(self) -> None:
         """Have all that wait look around: a client was closed, or the manager turned out to have no tick."""
         with self._lock:
-            for waiter in self._waiters:
+            for waiter in list(self._waiters):
                 waiter.wake()
 
     def waiting(self) -> int:
@@ -280,10 +281,11 @@ class Turns:
         """Take a turn for a caller that came at `since`; if there is none, set when to try again."""
         held = self._held
         if len(held) >= self.count:
-            for turn in [turn for turn in held if turn.until <= now]:
-                held.pop(turn, None)
+            for turn in list(held):
+                if turn.until <= now:
+                    held.pop(turn, None)
             if len(held) >= self.count:
-                self._pause_ns = max(0, min(turn.until for turn in held) - now)
+                self._pause_ns = max(0, min((turn.until for turn in list(held)), default=now) - now)
                 return None
         claim = self._claim(now, since, age)
         if claim is not None and claim.place is None:

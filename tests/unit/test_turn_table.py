@@ -12,6 +12,7 @@ import stat
 import struct
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from time import monotonic_ns
 
@@ -36,6 +37,8 @@ from tcm_sync._pool.turn_table import (
     Taken,
     pause_ns,
 )
+
+from ..helpers.waiting import GUARD
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="turns are shared on Linux")
 
@@ -384,9 +387,66 @@ def test_a_lock_that_another_process_keeps_is_waited_for_in_vain_and_not_for_lon
 
 
 def test_a_handler_that_finds_its_own_thread_inside_goes_without(table, clock):
-    with table._locked(), pytest.raises(TableBusyError):
-        claim(table, 1, clock.now)
+    def handle():
+        with pytest.raises(TableBusyError):
+            claim(table, 1, clock.now)
+
+    table._alone(handle)
     assert claim(table, 1, clock.now).place == 0
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt at the n-th place of a call where Python looks for signals.
+
+    It does so when a function of Python's begins and when one of C's has returned (and at the end of a round
+    of a loop).
+    """
+
+    def __init__(self, step):
+        self.left = step
+
+    def __call__(self, _frame, event, _argument):
+        if event in ("call", "c_return"):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+
+def _is_free(folder):
+    """Whether another process can lock the table, and another thread of this one can use it."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            with open(os.path.join(folder, FILE), "r+b") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_an_interrupt_at_any_step_leaves_no_lock_held(table, folder, clock):
+    step, kept = 0, []
+    before = sys.getprofile()
+    while True:
+        step += 1
+        try:
+            sys.setprofile(_Interrupt(step))
+            claim(table, 2, clock.now)
+            break
+        except KeyboardInterrupt as error:
+            kept.append(error)  # with its traceback, as a notebook keeps it
+        finally:
+            sys.setprofile(before)
+        clock.now += AGE
+        other = threading.Thread(target=claim, args=(table, 1, clock.now), daemon=True)
+        other.start()
+        other.join(GUARD)
+        assert not other.is_alive(), f"step {step} left the lock held"
+        assert _is_free(folder), f"step {step} left the record lock held"
+        clock.now += AGE
+    assert step > 10
 
 
 def test_a_child_closes_the_inherited_table(folder, clock):
@@ -496,9 +556,12 @@ class Tables(RuleBasedStateMachine):
     def live(self):
         return [(owner, got) for owner, got in self.held if got.until > self.clock.now]
 
+    def alive(self):
+        return sorted(owner for owner in self.waiting if owner > 0)
+
     @rule(data=st.data())
     def claim(self, data):
-        owner = data.draw(st.sampled_from(sorted(self.waiting)))
+        owner = data.draw(st.sampled_from(self.alive()))
         ticket = self.waiting[owner][0] if self.waiting[owner] else self.clock.now
         older = [
             other
@@ -524,7 +587,7 @@ class Tables(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def give_up(self, data):
-        owner = data.draw(st.sampled_from(sorted(self.waiting)))
+        owner = data.draw(st.sampled_from(self.alive()))
         self.table.withdraw(KEY, owner)
         self.waiting[owner] = None
 
@@ -532,11 +595,11 @@ class Tables(RuleBasedStateMachine):
     def time_passes(self, nanoseconds):
         self.clock.now += nanoseconds
 
-    @precondition(lambda self: len(self.waiting) > 2)
+    @precondition(lambda self: len(self.alive()) > 2)
     @rule(data=st.data())
     def die(self, data):
         """Be killed or stopped: what it holds and its place in the order end by their times."""
-        owner = data.draw(st.sampled_from(sorted(self.waiting)))
+        owner = data.draw(st.sampled_from(self.alive()))
         waits = self.waiting.pop(owner)
         if waits:
             self.waiting[-owner] = waits  # still there for others, until its time

@@ -18,7 +18,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._pool import process_table, turn_table, turns
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_keys import key_of, turns_of
-from tcm_sync._pool.turn_table import FILE, Table, TableError
+from tcm_sync._pool.turn_table import FILE, Table, TableBusyError, TableError
 from tcm_sync._pool.turns import LONG_AGE_NS, SHORT_AGE_NS, Turns
 from tcm_sync._transport.tenant import tenant_of
 from tcm_sync.settings import Endpoint
@@ -188,6 +188,48 @@ def test_a_signal_handler_that_calls_while_its_thread_waits_goes_without_a_turn(
     assert outer.waited > 0
 
 
+class _Interrupted:
+    """A turn that is looked at in the moment in which a signal handler runs."""
+
+    def __init__(self, handler):
+        self.handler = handler
+
+    @property
+    def until(self):
+        handler, self.handler = self.handler, lambda: None
+        handler()
+        return FOREVER * 10**6
+
+
+def test_a_signal_handler_may_take_a_turn_while_its_thread_looks_at_them(alone, closed):
+    inner = []
+    alone._held[_Interrupted(lambda: inner.append(take(alone, closed, timeout=0.001)))] = None
+    alone._held[turns.Turn(alone, 0)] = None  # which has ended by its age
+    with pytest.raises(PoolTimeoutError):
+        take(alone, closed, timeout=0.001)
+    assert inner[0] in alone._held
+
+
+def test_a_signal_handler_may_wait_in_a_queue_that_its_thread_looks_at(alone, closed):
+    class Waiter:
+        since, tries_by = 0, FOREVER * 10**6
+
+        @property
+        def thread(self):
+            alone._waiters.append(behind)
+            return 0
+
+        def wake(self):
+            alone._waiters.append(behind)
+
+    behind = turns._Waiter(0)
+    alone._waiters.append(Waiter())
+    with pytest.raises(PoolTimeoutError):
+        take(alone, closed, timeout=0.001)
+    alone.wake_all()
+    assert list(alone._waiters)[1:] == [behind, behind]
+
+
 def test_a_first_waiter_whose_thread_does_not_run_is_passed_over(alone, closed, monkeypatch):
     monkeypatch.setattr(turns, "_OVERDUE_NS", 10_000_000)
     held = [take(alone, closed) for _ in range(2)]
@@ -298,6 +340,41 @@ def test_a_manager_without_a_tick_needs_no_turns_and_one_with_a_tick_does(alone,
     assert take(alone, closed) is not None
 
 
+class _Crowded(Turns):
+    """Another thread notes a reply whenever one has just been counted."""
+
+    _counted = 0
+    crowd = ()
+
+    @property
+    def _run(self):
+        return self._counted
+
+    @_run.setter
+    def _run(self, value):
+        self._counted = value
+        crowd, self.crowd = self.crowd, ()
+        for seconds in crowd:
+            self.replied("m", seconds)
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+def test_threads_that_count_replies_at_once_miss_no_manager_without_a_tick(step):
+    these = _Crowded(1, 2, NoTable())
+    for _ in range(step):
+        these.replied("m", 0.001)
+    these.crowd = [0.001] * (8 - step)
+    for _ in range(2):
+        these.replied("m", 0.001)
+    assert not these.is_needed
+    for _ in range(31):
+        these.replied("m", 0.010)
+    these.crowd = [0.010]
+    for _ in range(2):
+        these.replied("m", 0.010)
+    assert these.is_needed
+
+
 def test_only_so_many_models_are_remembered(alone):
     for number in range(1000):
         alone.replied(f"m{number}", 0.1)
@@ -400,8 +477,7 @@ def test_a_lock_that_is_held_lets_one_call_go_without(two, closed, monkeypatch, 
     first, _ = two
     take(first, closed).release()
     first._alone_until = 0
-    with first._table._locked():
-        turn = take(first, closed)
+    turn = first._table._alone(lambda: take(first, closed))
     assert turn.place is None
     assert take(first, closed).place is not None
     assert not caplog.records
@@ -419,6 +495,22 @@ def test_a_table_that_failed_is_tried_again_after_a_while(folder, monkeypatch):
     table = tables.get()
     assert isinstance(table, Table)
     assert tables.get() is table
+
+
+@pytestmark_linux
+def test_a_table_that_others_hold_while_it_is_opened_is_opened_by_the_next_call(folder, monkeypatch, caplog):
+    """As where many processes start at once."""
+    caplog.set_level(logging.INFO, "tcm_sync.pool")
+    tables = ProcessTable()
+
+    def busy(_self):
+        raise TableBusyError("planted")
+
+    with monkeypatch.context() as held:
+        held.setattr(Table, "_take_record_lock", busy)
+        assert tables.get() is None
+    assert isinstance(tables.get(), Table)
+    assert not caplog.records
 
 
 @pytestmark_linux
