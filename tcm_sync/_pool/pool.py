@@ -234,12 +234,14 @@ class Pool:
         state = self.state
         with state.lock:
             reason = connection.closing_reason
-            if reason is None and state.inventory.vouch(connection):
-                state.serve_waiters()
-            elif connection in state.inventory.doubted:
-                state.remove(connection, reason or "")
-        if reason is not None:
-            self._close(connection, reason)
+            if reason is None:
+                if state.inventory.vouch(connection):
+                    state.serve_waiters()
+                return
+            if connection not in state.inventory.doubted:
+                return  # an earlier check lent it again: it is closed when it is released
+            state.remove(connection, reason)
+        self._close(connection, reason)
 
     def _wait(self, waiter: Waiter) -> None:
         """Wait until a connection or an error is handed over, or until there is no time left."""

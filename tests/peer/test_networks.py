@@ -269,6 +269,33 @@ def test_a_connection_that_was_to_be_closed_while_it_was_checked_is_closed_after
         assert ask(client) == 1.0
 
 
+def test_a_connection_that_was_lent_again_is_not_closed_under_its_call_by_a_second_check():
+    asked, answered = threading.Event(), threading.Event()
+
+    def slow(connection):
+        connection.welcome()
+        connection.recv_request()
+        asked.set()
+        wait_for(answered)
+        connection.reply({"y": [[1.0]]})
+        connection.wait_eof()
+
+    with ScriptedPeer(slow) as peer, connect(peer) as client:
+        with background(lambda: client.infer("m", {"x": [[1.0]]})) as answer:
+            wait_for(asked)
+            pool = client._core.running().pool
+            (connection,) = pool.state.inventory.all.values()
+            pool.expire(connection, "expired")
+            pool.vouch(connection)  # of a check that was asked for before the call got the connection
+            done = threading.Event()
+            pool.reader.run_soon(done.set)
+            wait_for(done)
+            answered.set()
+            result = answer()
+    assert result.attempts == 1
+    assert len(peer.connections) == 1
+
+
 def test_an_upload_is_not_given_up_while_the_manager_takes_no_more(monkeypatch):
     """Its kernel confirms what it has no room for; TCP_USER_TIMEOUT would end the connection."""
     monkeypatch.setattr(tcp_state, "SILENCE", 0.5)
