@@ -24,7 +24,7 @@ _TRANSPORTS = ("auto", "json", "shm")
 
 
 class SupportsArray(Protocol):
-    """Anything that numpy can make an array of: an ndarray, a tensor of another library, a data frame."""
+    """Anything that numpy can make an array of: an ndarray, another tensor, a column of a table."""
 
     def __array__(self) -> Any:
         """Return it as an ndarray."""
