@@ -408,6 +408,7 @@ class TcmClient:
         inputs: Inputs,
         *,
         rows: int | None = None,
+        concurrency: int | None = None,
         progress: bool = False,
         vm_ip: str | None = None,
         container_id: str | None = None,
@@ -427,6 +428,8 @@ class TcmClient:
             How many a message carries; left out, as many as fit ``max_message_bytes``. They are fewer where
             the manager or the model has refused so many: what was refused is cut again, and the limit is
             remembered for this route and model.
+        concurrency : int, optional
+            How many messages are in flight at a time; left out, ``pool_size``.
         progress : bool
             Whether to show how many rows are done (with tqdm: the extra ``progress``).
         vm_ip, container_id, vm_id, allow_transient, output_dtypes
@@ -457,7 +460,9 @@ class TcmClient:
         options = call_options(
             self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, "json"
         )
-        return chunked.infer_chunked(self._core, options, inputs, rows=rows, progress=progress)
+        return chunked.infer_chunked(
+            self._core, options, inputs, rows=rows, concurrency=concurrency, progress=progress
+        )
 
     def infer_frame(
         self,
@@ -1276,6 +1281,9 @@ class TcmClient:
     def __reduce__(self) -> tuple[Any, ...]:
         return _copy, (type(self), self._core.settings, self._core.key, self._changes)
 
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        return type(self), self._core.settings, self._changes
+
     def __del__(self) -> None:
         core = getattr(self, "_core", None)
         if core is not None:
@@ -1426,6 +1434,7 @@ class Model:
         inputs: Inputs,
         *,
         rows: int | None = None,
+        concurrency: int | None = None,
         progress: bool = False,
         allow_transient: bool | Unset = UNSET,
         output_dtypes: DTypes | Unset | None = UNSET,
@@ -1438,7 +1447,7 @@ class Model:
 
         Parameters
         ----------
-        inputs, rows, progress, allow_transient, output_dtypes, timeout, retry
+        inputs, rows, concurrency, progress, allow_transient, output_dtypes, timeout, retry
             As `TcmClient.infer_chunked` takes them.
 
         Returns
@@ -1448,7 +1457,9 @@ class Model:
         """
         options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, "json")
         tensors, most = bound_model.uncut(self.signature, inputs)
-        return chunked.infer_chunked(self._core, options, tensors, rows=rows, progress=progress, most=most)
+        return chunked.infer_chunked(
+            self._core, options, tensors, rows=rows, concurrency=concurrency, progress=progress, most=most
+        )
 
     def infer_frame(
         self,

@@ -44,6 +44,7 @@ def infer_chunked(
     *,
     rows: int | None,
     progress: bool,
+    concurrency: int | None = None,
     most: int | None = None,
 ) -> InferResult:
     """Run a model on a batch of any length, with at most so many rows a message as the model takes."""
@@ -53,7 +54,7 @@ def infer_chunked(
     length = _common_rows(tensors)
     row_bytes = sum(each.array.nbytes for each in tensors) // length
     job = Job(options, partial(_rows_of, tensors), length, row_bytes, rows, most)
-    return run(core, job, progress=progress)
+    return run(core, job, progress=progress, concurrency=concurrency)
 
 
 def checked_rows(rows: int | None) -> int | None:
@@ -61,13 +62,14 @@ def checked_rows(rows: int | None) -> int | None:
     return rows if rows is None else check_whole("rows", rows, kind=InputError)
 
 
-def run(core: Core, job: Job, *, progress: bool) -> InferResult:
+def run(core: Core, job: Job, *, progress: bool, concurrency: int | None = None) -> InferResult:
     """Have a batch inferred, message by message, and join the outputs."""
     deadline = Deadline(None)
+    threads = core.settings.pool_size if concurrency is None else concurrency
+    threads = check_whole("concurrency", threads, kind=InputError)
     shown = Progress(job.options.model_name, shown=progress, counted=True, total=job.length)
     core.begin()
     joined = _Joined(job.length)
-    threads = core.settings.pool_size
     try:
         with shown, closing(in_order(_tasks(core, job), core.new_workers(threads), threads)) as outcomes:
             for _, outcome in outcomes:
