@@ -96,7 +96,7 @@ def api(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    install(session, "cli,docs,local,opentelemetry,prometheus")
+    install(session, "cli,dask,docs,local,opentelemetry,prometheus")
     session.run("sphinx-build", "-W", "--keep-going", "-n", "-q", "docs", "docs/_build")
 
 

@@ -6,7 +6,6 @@ Install it with the extra ``dask``. docs/dask.rst shows how it is used.
 from __future__ import annotations
 
 import contextlib
-import pickle
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ try:
     from dask.base import normalize_token, tokenize
     from dask.layers import ArrayValuesDep
     from distributed import Semaphore, WorkerPlugin, get_worker
+    from distributed.protocol.pickle import dumps, loads  # which also take a lambda as token
 except ImportError as error:
     raise ImportError("tcm_sync.integrations.dask needs Dask: pip install 'tcm-sync[dask]'") from error
 
@@ -303,12 +303,12 @@ class _Carried:
     def get(self) -> TcmClient:
         if isinstance(self._client, TcmClient):
             return self._client
-        copy: TcmClient = pickle.loads(self._client)  # noqa: S301 - the whole graph is a pickle
+        copy: TcmClient = loads(self._client)
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
         client = self._client
-        return _Carried, (pickle.dumps(client) if isinstance(client, TcmClient) else client,)
+        return _Carried, (dumps(client) if isinstance(client, TcmClient) else client,)
 
     def __dask_tokenize__(self) -> object:
         return normalize_token(self.get())

@@ -213,6 +213,7 @@ def test_every_floor_is_among_the_lowest_tested_versions() -> None:
     floors = requirements(config["options"]["install_requires"])
     for extra in (
         "cli",
+        "dask",
         "django",
         "flask",
         "frames",
