@@ -88,8 +88,8 @@ def infer_array(
     Parameters
     ----------
     x : dask.array.Array or mapping of str to dask.array.Array
-        The input, or each input by its name, of shape (rows, ...). Axes other than the first become one
-        chunk.
+        The input, or each input by its name, of shape (rows, ...). Only the first axis stays cut: a block
+        has whole rows.
     model_name : str
         The model.
     client : TcmClient
@@ -186,23 +186,22 @@ def _only_input(signature: ModelSignature | None) -> str:
 
 
 def _aligned(inputs: dict[str, da.Array]) -> dict[str, da.Array]:
-    """Cut all arrays at the same rows, and along no other axis."""
-    whole = {name: x.rechunk(dict.fromkeys(range(1, x.ndim), -1)) for name, x in inputs.items()}
-    lengths = {name: x.shape[0] for name, x in whole.items() if not np.isnan(x.shape[0])}
+    """Cut all arrays at the same rows."""
+    lengths = {name: x.shape[0] for name, x in inputs.items() if not np.isnan(x.shape[0])}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f'"{quote(name)}" has {length}' for name, length in lengths.items())
-        raise InputError(f"all inputs must have the same number of rows: {told}")
-    if len(whole) == 1:
-        return whole
-    if len(lengths) < len(whole):
-        if len({x.numblocks[0] for x in whole.values()}) > 1 or lengths:
+        counts = ", ".join(f'"{quote(name)}" has {length}' for name, length in lengths.items())
+        raise InputError(f"all inputs must have the same number of rows: {counts}")
+    if len(inputs) == 1:
+        return inputs
+    if len(lengths) < len(inputs):
+        if lengths or len({x.numblocks[0] for x in inputs.values()}) > 1:
             raise InputError(
                 "the number of rows of an input is not known: call compute_chunk_sizes() of it first"
             )
-        return whole
-    pairs = [part for place, x in enumerate(whole.values()) for part in (x, _index(place, x))]
+        return inputs
+    pairs = [part for place, x in enumerate(inputs.values()) for part in (x, _index(place, x))]
     _, arrays = unify_chunks(*pairs)
-    return dict(zip(whole, arrays, strict=True))
+    return dict(zip(inputs, arrays, strict=True))
 
 
 def _index(place: int, x: da.Array) -> tuple[str, ...]:
@@ -360,7 +359,7 @@ class _RunBlock:
             found = self._run(blocks)
         except TcmError as error:
             number, start = place
-            begin = "" if np.isnan(start) else f", which begins at row {start:,}"
+            begin = "" if np.isnan(start) else f", which begins at row {int(start):,}"
             error.args = (f"block {number}{begin}: {error.message}",)
             error.model_name = error.model_name or self.model_name
             raise

@@ -161,6 +161,27 @@ def test_a_block_that_fails_names_its_place_and_the_model(serve, client_of):
     assert caught.value.model_name == "picky"
 
 
+def test_a_block_of_unknown_length_that_fails_names_its_number(serve, client_of):
+    client = client_of(serve({"m": lambda arrays: 1 / 0}), retry=None)
+    x = da.arange(40, chunks=10)
+    y = infer_array(x[x > 31], "m", client=client, input_name="x", output_dtypes=int)
+    with pytest.raises(InferenceError, match=r"^block 3: rows 0 to 7: "):
+        y.compute()
+
+
+def test_inputs_are_checked_against_a_signature_where_they_are_computed(serve, client_of):
+    signature = ModelSignature(
+        (TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),), batch_axis=False
+    )
+    client = client_of(serve({"m": lambda arrays: {"y": arrays["x"] * 2}}))
+    x = da.ones((4, 3), chunks=2, dtype=np.float32)
+    y = infer_array(x, "m", client=client, signature=signature)["y"]
+    assert (y.dtype, y.compute().tolist()) == (np.float32, [[2.0] * 3] * 4)
+    wide = infer_array(da.ones((4, 5), chunks=2), "m", client=client, signature=signature)["y"]
+    with pytest.raises(InputError, match=r"^block \d, which begins at row \d: .*x"):
+        wide.compute()
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
