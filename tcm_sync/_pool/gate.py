@@ -145,13 +145,22 @@ class Gate:
             lasted = monotonic() - self._shut_at
             text = f"{self.name} gate open again{self._where}, it was shut for {lasted:.3f} s: {self.cause}"
             self._unlogged.append((logging.INFO, text))
-            if self._listeners.heard:
-                manager = self._listeners.manager
-                self._listeners.add(GateOpened(at=time(), manager=manager, gate=self.name, seconds=lasted))
+            self._add_opened(lasted)
         self.cause, self._prober = None, None
         if forgive:
             self._pause = 0.0
         self._condition.notify_all()
+
+    def report_end(self) -> None:
+        """Report to listeners that nothing is held back here any more, if it is shut: it is used no more."""
+        if self.cause is not None:
+            self._add_opened(monotonic() - self._shut_at)
+            wake()
+
+    def _add_opened(self, lasted: float) -> None:
+        listeners = self._listeners
+        if listeners.heard:
+            listeners.add(GateOpened(at=time(), manager=listeners.manager, gate=self.name, seconds=lasted))
 
     def write_log(self) -> None:
         """Log and report what changed; for those who changed it under a lock, which must not be held here."""

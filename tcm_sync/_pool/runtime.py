@@ -414,7 +414,7 @@ class Runtime:
     def _circuit(self, target: Target) -> Gate:
         with self._circuits_lock:
             for other in [other for other, gate in self._circuits.items() if gate.is_past()]:
-                del self._circuits[other]
+                self._circuits.pop(other).report_end()
             if target not in self._circuits:
                 where = f"{self.opener.endpoint.authority}, container {target[0].container_id}"
                 name = f"circuit of {target[1]!r}"
@@ -463,6 +463,8 @@ class Runtime:
             circuits = list(self._circuits.values())
         for gate in circuits:
             gate.open()
+        self.manager_state.manager_gate.report_end()
+        self.manager_state.auth_gate.report_end()
         self._connector.stop()
         self.reader.stop()
 

@@ -8,6 +8,7 @@ from time import monotonic, time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from tcm_sync._process import notice_fork
 from tcm_sync.events._records import AttemptFailed, CallFinished, CallStarted, Phases
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Watch:
     )
 
     def __init__(self, listeners: Listeners, kind: CallKind, target: Any = None) -> None:
+        notice_fork()  # before an event wakes a thread that may be a parent's
         route, model_name = (None, "") if target is None else target
         self._listeners = listeners
         self._facts: dict[str, Any] = {

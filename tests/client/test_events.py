@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import pickle
+import socket
 import threading
 
 import numpy as np
@@ -14,13 +15,16 @@ import pytest
 
 from tcm_sync import (
     BatchPolicy,
+    CircuitOpenError,
     ConfigError,
+    ConnectFailedError,
     InferenceError,
     InputError,
     PoolTimeoutError,
     Route,
     TcmClient,
 )
+from tcm_sync._pool.gate import Gate
 from tcm_sync.events import (
     AttemptFailed,
     BatchSent,
@@ -280,6 +284,29 @@ def test_a_gate_is_reported_when_it_is_shut_and_when_it_opens(serve, recorder):
     assert (shut.code, shut.message) == ("TRITON_CIRCUIT_OPEN", shut.message)
     assert shut.seconds > 0.0
     assert opened.seconds > 0.0
+
+
+def test_a_gate_that_is_shut_when_its_client_is_closed_is_reported_as_open(recorder):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    client = TcmClient(f"ws://127.0.0.1:{port}/ws", route=Route("c"), listeners=[recorder])
+    with client, pytest.raises(ConnectFailedError):
+        client.infer("echo", {"x": [1.0]}, retry=None, timeout=GUARD)
+    assert {each.gate for each in recorder.of(GateShut)} == {"manager"}
+    assert recorder.of(GateOpened)[-1].gate == "manager"
+    assert type([each for each in recorder.all if hasattr(each, "gate")][-1]) is GateOpened
+
+
+def test_a_circuit_that_is_forgotten_is_reported_as_open(serve, recorder, monkeypatch):
+    manager = serve()
+    with TcmClient(manager.uri, route=manager.route, timeout=GUARD, listeners=[recorder]) as client:
+        for container_id in ("one", "two"):
+            monkeypatch.setattr(Gate, "is_past", lambda gate: True)
+            manager.fail_next("TRITON_CIRCUIT_OPEN", retry_after_seconds=20.0)
+            with pytest.raises(CircuitOpenError):
+                client.infer("echo", {"x": [1.0]}, retry=None, container_id=container_id, vm_ip="127.0.0.1")
+            assert len(recorder.of(GateShut)) == len(recorder.of(GateOpened)) + 1
+    assert len(recorder.of(GateOpened)) == 2
 
 
 @pytest.mark.parametrize("call", ["infer", "submit", "map", "infer_chunked"])

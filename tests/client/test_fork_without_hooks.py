@@ -26,12 +26,26 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from tcm_sync import BatchPolicy, ConnectionLostError, Route, TcmClient
+from tcm_sync.events import Listener, _listeners, flush
 from tests.client.test_fork import locks_in
 
 _, uri, transient, vm_ip, use = sys.argv
 client = TcmClient(uri, route=Route("local"), timeout=20.0, pool_size=4)
 model = client.model("echo", container_id="local", batch=BatchPolicy(max_size=4, max_wait=0.0))
+heard = []
+
+class Hearing(Listener):
+    def call_finished(self, event):
+        heard.append(event)
+
+listened = TcmClient(uri, route=Route("local"), timeout=20.0, listeners=[Hearing()])
+
+def ask_and_hear():
+    heard.clear()
+    return bool(listened.infer("echo", {"x": SMALL})) and flush(20) and len(heard) == 1
+
 SHARED = np.arange(8192.0)
+SMALL = np.ones((1, 4), np.float32)
 
 def ask(number=7):
     return client.infer("echo", {"x": [number]})["x"].tolist() == [number]
@@ -86,6 +100,7 @@ USES = {
     "stream_of_the_parent": lambda: refused(lambda: next(stream)) and stream.close() is None and ask(),
     "map_of_the_parent": lambda: refused(lambda: list(results)) and ask(),
     "drop_stream_and_map": drop_stream_and_map,
+    "listened": ask_and_hear,
 }
 
 def places():
@@ -114,7 +129,7 @@ def in_child(work):
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-assert ask() and USES["submit"]() and USES["infer_sample"]() and USES["shared"]()
+assert ask() and ask_and_hear() and USES["submit"]() and USES["infer_sample"]() and USES["shared"]()
 stream = begin_stream()
 assert next(stream) == "a"
 results = client.map("echo", [{"x": [number]} for number in range(40)])
@@ -123,7 +138,8 @@ assert next(results)["x"].tolist() == [0]
 held, done = threading.Event(), threading.Event()
 
 def hold():
-    things = [client, model, stream, results.gi_frame.f_locals]
+    things = [client, model, stream, results.gi_frame.f_locals, listened]
+    things += [_listeners._every, _listeners._delivery]
     locks = [lock for lock in locks_in(things, set()) if lock.acquire(blocking=False)]
     assert len(locks) >= 8, locks  # the client's, the pool's, the gates', the connection's ...
     held.set()
@@ -142,6 +158,7 @@ stream.close()
 assert [one["x"].tolist() for one in results] == [[number] for number in range(1, 40)]
 assert ask()
 client.close()
+listened.close()
 print(json.dumps(statuses))
 """
 
@@ -154,5 +171,5 @@ def test_every_use_of_a_client_works_in_the_child_though_all_locks_were_held_at_
     assert done.returncode == 0, done.stderr
     statuses = json.loads(done.stdout)
     assert statuses == dict.fromkeys(statuses, 0), done.stderr
-    assert len(statuses) == 22
+    assert len(statuses) == 23
     assert manager.stats().lost_replies == 0
