@@ -92,7 +92,10 @@ def find_proxy(setting: str | None, *, secure: bool, host: str, port: int) -> Pr
     """
     if setting is None:
         return None
-    found = _from_environment(secure, host, port) if setting == "env" else ProxyUrl.parse(setting)
+    if isinstance(setting, str) and setting == "env":  # an array would compare its elements
+        found = _from_environment(secure, host, port)
+    else:
+        found = ProxyUrl.parse(setting)
     if found is not None and found.is_socks and find_spec("python_socks") is None:
         raise ConfigError(f"the proxy {found} needs python-socks: pip install 'tcm-sync[proxy]'")
     return found

@@ -12,11 +12,13 @@ SIGBUS. Whatever is wrong with the file raises a `TableError`, and the caller go
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import monotonic_ns, sleep
 from typing import NamedTuple, TypeVar
 
@@ -356,22 +358,27 @@ class _Descriptor:
     The table itself has no `__del__`: while one ran, a weak reference would still give the table away.
     """
 
-    def __init__(self) -> None:
-        self.number = -1
+    number = -1
+    _file: io.FileIO | None = None
 
     def open(self, path: str) -> None:
         """Open a file of this user, made if it is missing, without following a link."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        self.number = os.open(path, flags, 0o600)
-        found = os.fstat(self.number)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        # A file object and not a descriptor, which an interrupt could lose before it is assigned.
+        opener = partial(os.open, mode=0o600)
+        try:
+            self._file = io.FileIO(path, "x+", opener=opener)
+        except FileExistsError:
+            self._file = io.FileIO(path, "r+", opener=opener)
+        self.number = self._file.fileno()
+        found, named = os.fstat(self.number), os.lstat(path)
+        if not stat.S_ISREG(named.st_mode) or found.st_uid != os.geteuid():
             raise TableError(f"{path}: it is another user's, or no regular file")
 
     def close(self) -> None:
         """Close it, if it is open."""
-        number, self.number = self.number, -1
-        if number >= 0:
-            os.close(number)
+        self.number = -1
+        if self._file is not None:
+            self._file.close()
 
     __del__ = close
 

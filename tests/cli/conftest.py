@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import pytest
 from tcm_sync.cli import main
 from tcm_sync.local import LocalManager
 
+from ..helpers.environment import variables_of_users
 from ..helpers.fixtures import clock as clock
 from ..helpers.fixtures import pauses_take_no_time as pauses_take_no_time
 from .models import MODELS
@@ -23,9 +23,8 @@ COMMAND = (sys.executable, "-m", "tcm_sync.cli")
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
     """Take away what the environment may say of a manager, or of colours."""
-    for name in list(os.environ):
-        if name.startswith("TCM_") or name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
-            monkeypatch.delenv(name)
+    for name in (*variables_of_users(), "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

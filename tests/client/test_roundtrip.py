@@ -48,7 +48,7 @@ def client():
             shm="off",
         ) as client,
     ):
-        client.open()  # the one socket of all tests here
+        client.infer("echo", {"x": [1.0]})  # opens the one socket, and the table of turns, for all tests here
         yield client
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -34,6 +33,7 @@ from tcm_sync._transport import reader
 from tcm_sync._transport.poller import SelectorPoller
 from tcm_sync.local import ModelFailure
 
+from ..helpers.environment import without_settings
 from ..helpers.peer_scripts import timing_out
 from ..helpers.waiting import GUARD, wait_until
 
@@ -178,10 +178,10 @@ with TcmClient.from_env() as client:
 
 
 def from_env(**variables):
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("TCM_")}
     command = [sys.executable, "-W", "error", "-c", SCRIPT]
+    environment = without_settings(**variables)
     return subprocess.run(
-        command, env={**ours, **variables}, capture_output=True, text=True, timeout=3 * GUARD, check=False
+        command, env=environment, capture_output=True, text=True, timeout=3 * GUARD, check=False
     )
 
 

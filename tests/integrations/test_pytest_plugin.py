@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from ..helpers.environment import without_settings
 from ..helpers.waiting import GUARD
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.rst"
@@ -36,7 +36,7 @@ def run(tmp_path):
         done = subprocess.run(
             [*command, *parallel, *arguments],
             cwd=tmp_path,
-            env={name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "TCM"))},
+            env={name: value for name, value in without_settings().items() if not name.startswith("PYTEST")},
             capture_output=True,
             text=True,
             timeout=10 * GUARD,

@@ -214,6 +214,7 @@ def test_a_stale_reply_comes_after_the_right_one_and_the_client_gives_the_socket
     client = connect(manager)
     assert client.infer("echo", X)["x"].tolist() == [[1.0]]
     wait_until(lambda: client.stats().late == 1, "the second reply has come")
+    wait_until(lambda: client.stats().sockets == 0, "its socket is given up")
     assert client.infer("echo", {"x": X["x"] + 1})["x"].tolist() == [[2.0]]
     assert client.stats().sockets_opened == 2
 
