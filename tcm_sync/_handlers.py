@@ -54,8 +54,14 @@ class Suppress:
 def _arguments(frame: FrameType) -> tuple[object, ...]:
     """List the positional arguments of a call, those of ``*args`` too."""
     code: CodeType = frame.f_code
-    found = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+    if not code.co_argcount and not code.co_flags & _VARARGS:
+        return ()
+    values = frame.f_locals
+    found = [values.get(name) for name in code.co_varnames[: code.co_argcount]]
     if code.co_flags & _VARARGS:
-        rest = frame.f_locals.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
+        rest = values.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
         found += rest if isinstance(rest, tuple) else ()
+    if isinstance(values, dict):  # before Python 3.13 a copy that the frame keeps
+        for name in [name for name, value in values.items() if isinstance(value, BaseException)]:
+            del values[name]  # its traceback has the frame: both would stay until the collector comes
     return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 
@@ -69,8 +70,11 @@ def _advice(
 
 
 def _read(file: File) -> bytes:
-    with open(file, "rb") as opened:
-        return opened.read(1 << 20)
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(1 << 20)
+    except ValueError as error:  # a path with a NUL, or with half a character
+        raise OSError(errno.EINVAL, str(error)) from None
 
 
 def _shown(file: File | None) -> str:

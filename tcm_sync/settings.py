@@ -140,12 +140,12 @@ class TlsSettings(HoldsSecret):
         for name in ("ca_file", "cert_file", "key_file"):
             if not isinstance(getattr(self, name), (str, bytes, os.PathLike, type(None))):
                 raise ConfigError(f"tls.{name} must be the path of a file, not {shown(getattr(self, name))}")
+        if not isinstance(self.key_password, (str, bytes, type(None))):
+            raise ConfigError(f"tls.key_password must be a text, not {type(self.key_password).__name__}")
         for name in ("ca_file", "cert_file", "key_file", "key_password"):
             value = getattr(self, name)
             if value is not None and not (os.fspath(value) if isinstance(value, os.PathLike) else value):
                 raise ConfigError(f"tls.{name} is empty; leave it out if it is not needed")
-        if not isinstance(self.key_password, (str, bytes, type(None))):
-            raise ConfigError(f"tls.key_password must be a text, not {type(self.key_password).__name__}")
         self._hold()
         if self.key_file is not None and self.cert_file is None:
             raise ConfigError("tls.key_file needs tls.cert_file beside it")

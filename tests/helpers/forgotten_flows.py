@@ -111,8 +111,8 @@ def _be_client() -> None:
     sys.stdin.readline()
     uri = f"ws://{_MANAGER}:{_PORT}/ws"
     with (
-        TcmClient(uri, route=Route("c")) as idle,
-        TcmClient(uri, route=Route("c")) as waiting,
+        TcmClient(uri, route=Route("c"), pool_size=_SOCKETS) as idle,
+        TcmClient(uri, route=Route("c"), pool_size=_SOCKETS) as waiting,
         ThreadPoolExecutor(2 * _CALLS) as threads,
     ):
         lost = [0.0]

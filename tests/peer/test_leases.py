@@ -160,7 +160,9 @@ def refused(runtime):
             pass
 
     def refused(error, gates, prober, target=None):
-        call = type("Tried", (), {"target": target, "may_have_run": False, "kind": "inference"})
+        call = type(
+            "Tried", (), {"target": target, "may_have_run": False, "kind": "inference", "watch": None}
+        )
         runtime._refused(Held(), call, Refusal(error, reusable=True), gates, prober)
 
     return refused

@@ -342,7 +342,7 @@ def test_a_call_that_waited_for_sockets_that_died_is_not_said_to_be_connecting()
 @pytest.mark.needs_debian("iproute2")
 @pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
 def test_every_call_succeeds_within_ten_seconds_after_a_router_forgot_all_flows():
-    """With the default settings: calls on idle connections, calls that wait, and calls that queue."""
+    """With the default settings, but 4 sockets: calls on idle connections, that wait, and that queue."""
     if not shutil.which("ip") or subprocess.run(["unshare", "--net", "true"], check=False).returncode:
         pytest.skip("this user may make no network namespace, or the command ip is missing")
     root = Path(__file__).parents[2]

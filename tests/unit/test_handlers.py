@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import os
 import signal
 import socket
 import threading
+import weakref
 
 import pytest
 
@@ -95,6 +97,28 @@ def test_a_handler_of_any_form_is_known(raising, handler):
     with pytest.raises(OSError, match="mine") as caught:
         signal.raise_signal(signal.SIGUSR1)
     assert is_of_handler(caught.value)
+
+
+def test_an_error_that_was_looked_at_is_freed_without_the_collector():
+    def look(marker, number):
+        try:
+            int(number)
+        except ValueError as error:
+            return is_of_handler(error)
+
+    class Marker:
+        pass
+
+    marker = Marker()
+    seen = weakref.ref(marker)
+    gc.collect()
+    gc.disable()
+    try:
+        assert look(marker, "no number") is False
+        del marker
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_of_the_system_is_of_no_handler():

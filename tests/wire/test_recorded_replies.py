@@ -145,7 +145,7 @@ def test_what_is_granted(frame):
 
 def exchange():
     """Make the opening side of an authentication, which has sent its message and reads the answers."""
-    return _AuthExchange(Endpoint.parse("ws://127.0.0.1/ws"), None, "c-1", "a.b.c", 2**20, Deadline(None))
+    return _AuthExchange(Endpoint.parse("ws://127.0.0.1/ws"), None, "c-1", 2**20, Deadline(None))
 
 
 # --- inferences ---
