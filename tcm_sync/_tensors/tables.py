@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -178,13 +178,22 @@ def _checked_columns(columns: object, there: Sequence[Any]) -> list[Any]:
     names = list(columns)
     if not names:
         raise InputError("columns names no column")
+    known, seen = set(there), set()
     for name in names:
-        if not isinstance(name, Hashable) or name not in there:
+        if not _is_among(name, known):
             listed = ", ".join(map(_named, there))
             raise InputError(f"the data frame has no column {_named(name)}; its columns are {listed}")
-        if names.count(name) > 1:
+        if name in seen:
             raise InputError(f"column {_named(name)} is named twice")
+        seen.add(name)
     return names
+
+
+def _is_among(name: object, names: set[Any]) -> bool:
+    try:
+        return name in names  # of a set: elements of arrays do not compare with texts
+    except TypeError:  # it is not hashable
+        return False
 
 
 def _named(column: object) -> str:

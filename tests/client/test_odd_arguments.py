@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from tcm_sync import (
@@ -108,6 +109,11 @@ def calls(client, manager) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
             {"model_name": "echo", "inputs": INPUTS},
             client.infer_chunked,
         ),
+        "infer_frame": (
+            client.infer_frame,
+            {"model_name": "echo", "frame": pandas.DataFrame({"x": [1.0]})},
+            client.infer_frame,
+        ),
         "submit": (
             lambda **given: client.submit(**given).result(10.0),
             {"model_name": "echo", "inputs": INPUTS},
@@ -167,6 +173,11 @@ def calls(client, manager) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
             model.submit_sample,
         ),
         "Model.infer_chunked": (model.infer_chunked, {"inputs": INPUTS}, model.infer_chunked),
+        "Model.infer_frame": (
+            model.infer_frame,
+            {"frame": pandas.DataFrame({"x": [1.0]})},
+            model.infer_frame,
+        ),
         "Model.submit": (
             lambda **given: model.submit(**given).result(10.0),
             {"inputs": INPUTS},
@@ -383,7 +394,8 @@ def without_a_manager(name):
 
 #: The calls of a client, of whatever kind: each fails, as nobody listens.
 WITHOUT_A_MANAGER = (
-    *("infer", "infer_chunked", "submit", "map", "stream", "pipeline", "info", "queue_stats", "management"),
+    *("infer", "infer_chunked", "infer_frame", "submit", "map", "stream", "pipeline", "info"),
+    *("queue_stats", "management"),
     *("create", "delete", "empty_shared", "explain", "health", "ready", "wait_until_ready", "stats", "open"),
     *("model", "model of samples"),
 )
