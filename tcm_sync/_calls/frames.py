@@ -9,6 +9,7 @@ from tcm_sync._arguments import check_flag
 from tcm_sync._calls.chunked import Job, checked_rows, run
 from tcm_sync._process import notice_fork
 from tcm_sync._tensors import ModelSignature, Tensor, check_inputs, fit_inputs
+from tcm_sync._tensors.tables import Table
 
 if TYPE_CHECKING:
     from tcm_sync._calls.core import Core
@@ -34,8 +35,6 @@ def infer_frame(
     Rows are converted to arrays when their message is written, so that the memory that this takes does not
     grow with the frame. All are converted once before, since nothing is sent unless all can be.
     """
-    from tcm_sync._tensors.tables import Table  # here: it needs narwhals
-
     notice_fork()
     rows, progress = checked_rows(rows), check_flag("progress", progress)
     table = Table(frame, columns=columns, stack=stack, signature=signature)

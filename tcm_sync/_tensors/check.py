@@ -13,6 +13,7 @@ from tcm_sync._tensors.datatypes import Unfit, datatype_named
 from tcm_sync._tensors.foreign import is_frame
 from tcm_sync._tensors.inputs import InferenceInput, Tensor, _stated, check_inputs
 from tcm_sync._tensors.signature import ModelSignature, TensorSpec, forms_of
+from tcm_sync._tensors.tables import Table
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError
 
@@ -146,8 +147,6 @@ def _from_frame(signature: ModelSignature, frame: object, *, sample: bool) -> di
     """Return the columns of a data frame as the signature takes them."""
     if sample:
         raise InputError("a data frame is not one sample; infer_frame() takes it")
-    from tcm_sync._tensors.tables import Table  # here: it needs narwhals
-
     table = Table(frame, signature=signature)
     return table.take(0, table.length)
 

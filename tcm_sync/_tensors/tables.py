@@ -160,6 +160,8 @@ def _opened(frame: object) -> Any:
         import narwhals.stable.v2 as nw
     except ImportError:
         raise ConfigError("data frames need narwhals: pip install 'tcm-sync[frames]'") from None
+    except OSError as error:  # no descriptor is left
+        raise ConfigError(f"data frames need narwhals, which cannot be imported: {error}") from None
     try:
         return nw.from_native(frame, eager_only=True)
     except TypeError:
