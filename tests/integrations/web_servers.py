@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
 
-from ..helpers.waiting import GUARD
+from ..helpers.waiting import GUARD, wait_until
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def free_port():
@@ -50,3 +53,24 @@ def get(port, path):
         else:
             assert status == 200, (status, body)
             return body
+
+
+def answers_of(port, numbers, threads=8):
+    """Ask for some numbers from several threads, and return status and body of each answer."""
+
+    def one(number):
+        status, _, body = ask(port, f"/digits?number={number}")
+        return status, body
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, numbers))
+
+
+def end(server):
+    """End a server as a deployment does, and see that it ends."""
+    server.send_signal(signal.SIGTERM)
+    server.wait(GUARD)
+
+
+def uses_no_manager(manager):
+    wait_until(lambda: not manager.stats().connected, "the connections of the service are closed")
