@@ -17,6 +17,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._numbers import shown
 from tcm_sync._pool.call import Call
 from tcm_sync._wire.quote import quote
+from tcm_sync._wire.unreadable import out_of_memory
 from tcm_sync.client import TcmClient as _Engine
 from tcm_sync.compat.messages import InferenceInput, InferenceResponse, check_str
 from tcm_sync.errors import (
@@ -281,8 +282,10 @@ class _Raw(Call):
         """Read the answer, which is never a failure."""
         try:
             answer = json.loads(message)
-        except ValueError:
+        except (ValueError, RecursionError):  # RecursionError: nested too deep
             answer = None
+        except MemoryError:
+            raise out_of_memory(len(message)) from None
         if not isinstance(answer, dict) or not isinstance(answer.get("payload"), dict):
             raise ProtocolError(f"the reply is no message: {quote(message)}")
         self.answer = answer
