@@ -30,7 +30,13 @@ class ProcessTable:
         watch(self)
 
     def get(self) -> Table | None:
-        """Return the table, or None if there is none now."""
+        """Return the table, or None if there is none now.
+
+        Raises
+        ------
+        TableBusyError
+            It is not open yet, and its lock is taken.
+        """
         wanted = (os.getpid(), os.geteuid(), folder())
         with self._lock:
             if self._opened_by != wanted:
@@ -40,8 +46,8 @@ class ProcessTable:
             if table is None and monotonic_ns() >= self._not_before:
                 try:
                     table = Table(wanted[2])
-                except TableBusyError:  # many processes start at once; the next call finds it free
-                    return None
+                except TableBusyError:  # as where many processes start at once; the next call opens it
+                    raise
                 except TableError as error:
                     self.failed(error)
                 else:

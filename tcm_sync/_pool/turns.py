@@ -37,6 +37,8 @@ _QUICK_MODEL = 0.015  # seconds within which replies come that wait for little m
 _BELOW_TICK = 0.0025  # seconds: eight replies in a row within this time come from a manager without a tick
 _RUN_WITHOUT_TICK = 8
 _RUN_WITH_TICK = -32  # this many slower replies in a row, after which turns are taken again
+_MOST_BUSY = 3  # claims in a row that find the table's lock taken, after which none is made for a while
+_BUSY_PAUSE_NS = 100_000_000
 _OVERDUE_NS = 10**9  # the first waiter tries every few milliseconds, unless its thread does not run
 _MOST_TARGETS = 256  # whose times are remembered
 
@@ -114,6 +116,8 @@ class Turns:
         # While no other process has arrived, and until when, this one need not enter its turns in the table.
         self._alone_at: int | None = None
         self._alone_until = 0
+        self._busy = 0  # claims in a row for which the table's lock was not free in time
+        self._busy_until = 0  # until when none is made, since a process that was stopped may hold that lock
 
     def after_fork(self) -> None:
         """Begin anew: turns and waiters are the parent's."""
@@ -301,6 +305,8 @@ class Turns:
 
     def _claim(self, now: int, since: int, age: int) -> Claim | None:
         """Claim a turn in the table; None if there is no table now."""
+        if now < self._busy_until:
+            return None
         try:
             if self._is_alone(now):
                 return None
@@ -311,6 +317,7 @@ class Turns:
         except TableError as error:
             self._failed(error)
             return None
+        self._busy = 0
         self.others = claim.others
         self._alone_at = None if claim.others else claim.arrivals
         self._alone_until = now + PRESENT_NS // 2
@@ -348,3 +355,7 @@ class Turns:
         if not isinstance(error, TableBusyError):
             self._process_table.failed(error)
             self._table = None
+            return
+        self._busy += 1
+        if self._busy >= _MOST_BUSY:  # each call has waited 5 ms for it
+            self._busy_until = monotonic_ns() + _BUSY_PAUSE_NS

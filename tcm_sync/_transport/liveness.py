@@ -1,4 +1,4 @@
-"""Which connections are dead: pings for the manager, and what the system knows of its host."""
+"""Which connections are dead: pings for the manager, and what the system has recorded of its host."""
 
 from __future__ import annotations
 

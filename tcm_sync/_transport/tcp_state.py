@@ -6,7 +6,7 @@ is acknowledged any more. If a manager is merely slow, or blocked, its kernel st
 The system's own keepalive finds out whether a quiet connection is dead. It sends no probe while bytes wait to
 be acknowledged, and sends those again for a quarter of an hour. TCP_USER_TIMEOUT would end that sooner, but
 it also ends a connection whose other end acknowledges and has no room for more, such as a blocked manager
-during a large upload. So what the system knows is read from TCP_INFO.
+during a large upload. So what the system has recorded is read from TCP_INFO.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LAST_SENT, _LAST_DATA, _LAST_ACK = 17, 19, 20  # in milliseconds
 
 
 class TcpState(NamedTuple):
-    """What the system knows of a connection.
+    """What the system has recorded of a connection.
 
     Parameters
     ----------

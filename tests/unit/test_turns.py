@@ -484,6 +484,27 @@ def test_a_lock_that_is_held_lets_one_call_go_without(two, closed, monkeypatch, 
     assert not caplog.records
 
 
+def test_a_lock_that_is_held_for_long_is_waited_for_now_and_then(closed, monkeypatch):
+    """By a process that was stopped inside; each try takes 5 ms, while all threads wait."""
+    now = [10**15]
+    monkeypatch.setattr(turns, "monotonic_ns", lambda: now[0])
+
+    class Held:
+        claims = 0
+
+        def get(self):
+            self.claims += 1
+            raise TableBusyError("planted")
+
+    held = Held()
+    these = Turns(1, 100, held)
+    these.join(closed)
+    for tries in (3, 4, 5):
+        assert [take(these, closed).place for _ in range(6)] == [None] * 6
+        assert held.claims == tries
+        now[0] += 100_000_000
+
+
 @pytestmark_linux
 def test_a_table_that_failed_is_tried_again_after_a_while(folder, monkeypatch):
     now = [10**15]
@@ -509,7 +530,8 @@ def test_a_table_that_others_hold_while_it_is_opened_is_opened_by_the_next_call(
 
     with monkeypatch.context() as held:
         held.setattr(Table, "_take_record_lock", busy)
-        assert tables.get() is None
+        with pytest.raises(TableBusyError):
+            tables.get()
     assert isinstance(tables.get(), Table)
     assert not caplog.records
 
