@@ -2,8 +2,9 @@
 
     python -m benchmarks dask_rows [--rows 1000000] [--columns 8]
 
-Four ways, one after another, with the pace of a real manager: `infer_chunked` in one process, a `map_blocks`
-with a message a block as one writes it by hand, and `infer_array` with and without a limit of the cluster.
+Four ways, one after another, with the pace of a real manager: `infer_chunked` in one process, `infer_array`
+without and with a limit of the cluster, and a `map_blocks` with a message a block as one writes it by hand.
+Two minutes on two cores, most of them for the last; a tenth of the rows takes half a minute.
 """
 
 from __future__ import annotations
@@ -108,9 +109,9 @@ def main() -> int:
 
         print(f"a free lease: {cluster.submit(lease_milliseconds).result():.2f} ms")
         for name, block, method in (
-            ("map_blocks by hand", SMALL_BLOCK, by_hand),
             ("infer_array", BLOCK, by_array(None)),
             ("infer_array, limit=5", BLOCK, by_array(5)),
+            ("map_blocks by hand", SMALL_BLOCK, by_hand),
         ):
             warm = source(options.rows // 10, block)
             (method(warm) != warm * 2).sum().compute()
