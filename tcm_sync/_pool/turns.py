@@ -311,6 +311,8 @@ class Turns:
             if self._is_alone(now):
                 return None
             table = self._table = self._process_table.get() if self._users else None
+            if not self._users:  # the last one left meanwhile
+                self._table = None
             if table is None:
                 return None
             claim = table.claim(self._key, self._owner, since, turns=self.count, age_ns=age)

@@ -623,3 +623,17 @@ def test_the_tenant_is_the_tokens_or_the_contexts(token, tenant):
     assert tenant_of(token, AuthContext(tenant_id="of-auth")) == tenant
     if tenant == "of-auth":
         assert tenant_of(token, AuthContext()) == ""
+
+
+@pytestmark_linux
+def test_a_table_that_is_opened_while_the_last_user_leaves_is_not_kept_open(folder, closed):
+    class LeavingTable(ProcessTable):
+        def get(self):
+            found = super().get()
+            these.leave(closed)  # as another thread may, which closes the client
+            return found
+
+    these = Turns(1, 2, LeavingTable())
+    these.join(closed)
+    take(these, closed).release()
+    assert these._table is None
