@@ -105,7 +105,11 @@ def test_settings_that_cannot_work(examine, arguments):
     assert todo == ["settings: correct the option or the TCM_* variable"]
 
 
-def test_a_host_that_cannot_be_resolved(examine):
+def test_a_host_that_cannot_be_resolved(examine, monkeypatch):
+    def resolve(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "there is no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)  # no query is sent
     code, steps, todo = examine("--uri", "ws://nowhere.invalid/ws")
     assert (code, failed(steps)) == (3, ["name resolution"])
     assert "misspelt" in todo[0]
