@@ -17,6 +17,7 @@ import gc
 import os
 import re
 import runpy
+import shutil
 import signal
 import socket
 import stat
@@ -64,6 +65,14 @@ def caplog(request):
 
 # Clients of this run, and of every process that it starts, share no turns with others on this machine.
 os.environ["TCM_TURNS_DIR"] = tempfile.mkdtemp(prefix="turns-of-tests-")
+
+
+def _remove_turns(folder: str, process: int) -> None:
+    if os.getpid() == process:  # and not a child that ends
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+atexit.register(_remove_turns, os.environ["TCM_TURNS_DIR"], os.getpid())
 
 PATIENCE = 5.0
 _PROC = Path("/proc/self")

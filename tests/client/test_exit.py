@@ -22,7 +22,7 @@ PIPES = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
 
 #: What every script begins with. Nothing in it ever times out, so that an end that waits is one that hangs.
 BEGIN = """
-import contextlib, gc, signal, sys, threading
+import contextlib, gc, signal, sys, threading, time
 from tcm_sync import ClientClosedError, Route, TcmClient
 
 uri, silent = sys.argv[1:]
@@ -32,6 +32,17 @@ def client_of(uri):
 
 def ask(model="echo"):
     return client.infer(model, {"x": [1.0]})["x"].item()
+
+def leave(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit()
+
+def signal_main():
+    """Send SIGTERM until the main thread leaves: one that comes just before it blocks is not seen."""
+    input()
+    while threading.main_thread().is_alive():
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        time.sleep(0.05)
 
 def streaming():
     stream = client.stream(
@@ -63,15 +74,13 @@ in_background(ask)
 input()
 """,
     "exit inside a call": """
-signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-main = threading.main_thread().ident
-in_background(lambda: (input(), signal.pthread_kill(main, signal.SIGTERM)))
+signal.signal(signal.SIGTERM, leave)
+in_background(signal_main)
 ask("gated")
 """,
     "exit inside a call that connects": """
-signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-main = threading.main_thread().ident
-in_background(lambda: (input(), signal.pthread_kill(main, signal.SIGTERM)))
+signal.signal(signal.SIGTERM, leave)
+in_background(signal_main)
 client = client_of(silent)
 ask()
 """,

@@ -274,7 +274,7 @@ def test_outputs_that_are_no_columns_are_refused(serve, client_of):
 
 
 def test_the_rows_of_a_long_frame_are_not_all_converted_at_once(serve, client_of):
-    client = client_of(serve({"first": lambda arrays: {"y": arrays["x"][:, 0]}}))
+    client = client_of(serve({"first": lambda arrays: {"y": arrays["x"][:, 0]}}), pool_size=2)
     frame = pd.DataFrame(np.zeros((20_000, 50)), columns=[f"c{place}" for place in range(50)])
     used = list(frame.columns[:49])
     client.infer_frame("first", frame[:300], columns=used, stack="x")  # imports
