@@ -38,7 +38,7 @@ def leave(*_):
     sys.exit()
 
 def signal_main():
-    """Send SIGTERM until the main thread leaves: one that comes just before it blocks is not seen."""
+    # Until the main thread leaves: a signal that comes just before it blocks is not seen.
     input()
     while threading.main_thread().is_alive():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
