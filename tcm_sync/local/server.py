@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import threading
@@ -38,6 +39,7 @@ _LIBRARY_LIMIT = 16 * 2**20
 #: Seconds that a client may take to answer a close frame.
 CLOSE_TIMEOUT = 2.0
 _POLL = 0.1  # seconds between two looks whether the thread has ended
+_ROUNDS = 5  # of the loop, in which it registers a connection that it has accepted
 
 
 def _is_no_transcript(record: logging.LogRecord) -> bool:
@@ -185,7 +187,7 @@ class Server:
         finally:
             for task in (scheduling, ending, killed):
                 task.cancel()
-            server.close(close_connections=False)
+            await self._stop_listening(server)
             await self._drop_connections()
             await server.wait_closed()
             self.core.dismiss_workers()
@@ -257,11 +259,20 @@ class Server:
         await self._stop.wait()
         logger.info("draining")
         await self.core.drain(self._settings.linger)
-        server.close(close_connections=False)
+        await self._stop_listening(server)
         for session in self._sessions:
             session.close(NORMAL)
         if self._sessions:
             await asyncio.wait(self._sessions.values(), timeout=CLOSE_TIMEOUT)
+
+    async def _stop_listening(self, server: WebSocketServer) -> None:
+        """Accept no more, and close the port once the connections that were accepted are registered."""
+        for sock in server.sockets:
+            with contextlib.suppress(NotImplementedError):  # the loop of Windows has no readers
+                self._loop.remove_reader(sock.fileno())
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
+        server.close(close_connections=False)
 
     async def _drop_connections(self) -> None:
         while self._transports:

@@ -134,7 +134,7 @@ next(results)
 """,
 }
 PRINTED = {"a finalizer asks": "ClientClosedError\n"}
-UNDER_WAY = {"calls under way": 4, "exit inside a call": 1}  # requests that are with the model at the exit
+UNDER_WAY = {"calls under way": 6, "exit inside a call": 1}  # requests that are with the model at the exit
 
 
 def talk(arrays):
