@@ -193,11 +193,10 @@ def _is_abandoned(entry: os.DirEntry[str]) -> bool:
     )  # a new file is locked while it is empty
     if not mine or new:
         return False
-    fd = os.open(entry.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.fstat(fd).st_ino == found.st_ino
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    with io.FileIO(entry.path, "r+", opener=lambda path, mode: os.open(path, mode | flags)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return os.fstat(file.fileno()).st_ino == found.st_ino
