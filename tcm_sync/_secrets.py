@@ -22,6 +22,12 @@ HIDDEN = "***"
 # could not be guessed; up to 15 it is hidden as a whole word; a longer one anywhere, glued to others too.
 _SHORTEST_HIDDEN, _SHORTEST_HIDDEN_IN_WORDS = 4, 16
 
+# What is in the names of headers, cookies and parameters whose values are secrets, however short.
+_OF_SECRETS = (
+    *("auth", "cookie", "credential", "jwt", "key", "secret", "session", "signature", "token"),
+    *("passwd", "password", "passphrase", "passcode", "pwd"),
+)
+
 _USER_INFORMATION = re.compile(r"(?<=//)[^/?#]*@")
 
 
@@ -37,13 +43,16 @@ class Secret:
         What is sent.
     *parts : str
         Parts of it that are secrets by themselves, such as the password within a header's value.
+    shortest : int
+        The text and its parts are hidden from this number of characters on.
     """
 
     __slots__ = ("__weakref__", "_text", "forms")
 
-    def __init__(self, text: str, *parts: str) -> None:
+    def __init__(self, text: str, *parts: str, shortest: int = _SHORTEST_HIDDEN) -> None:
         self._text = text
-        self.forms = frozenset(form for each in (text, *parts) for form in _forms(each))
+        hidden = (each for each in (text, *parts) if len(each) >= shortest)
+        self.forms = frozenset(form for each in hidden for form in _forms(each))
         if self.forms:
             _living[id(self)] = weakref.ref(self, _Forgotten(id(self)))
 
@@ -137,21 +146,39 @@ def living_forms() -> list[str]:
     return sorted(forms, key=len, reverse=True)
 
 
+def names_secret(name: str) -> bool:
+    """Whether a header, a cookie or a parameter of this name holds a secret, judging by the name."""
+    lower = name.lower()
+    return any(part in lower for part in _OF_SECRETS)
+
+
 def secret_of_header(name: str, value: str) -> Secret:
-    """Return a header's value as a secret, with the credentials and the cookies in it."""
-    kind = name.lower()
-    if kind in ("cookie", "set-cookie"):
-        return Secret(value, *(each.partition("=")[2].strip(' "') for each in value.split(";")))
+    """Return a header's value as a secret, with the credentials and the cookies in it.
+
+    A value of fewer than 16 characters is hidden only if `names_secret` is true of the header: others, such
+    as ``X-Team: inference``, are words that messages have for other reasons. Each cookie's value is hidden.
+    """
+    shortest = _shortest_hidden(name)
+    if "cookie" in name.lower():
+        cookies = (each.partition("=")[2].strip(' "') for each in value.split(";"))
+        return Secret(value, *cookies, shortest=shortest)
     scheme, space, credentials = value.partition(" ")
     if not space or not scheme.isalpha():
-        return Secret(value)
-    return Secret(value, credentials.strip(), *_basic(scheme, credentials.strip()))
+        return Secret(value, shortest=shortest)
+    credentials = credentials.strip()
+    return Secret(value, credentials, *_basic(scheme, credentials), shortest=shortest)
 
 
 def secrets_of_query(query: str) -> tuple[Secret, ...]:
-    """Return the values of a URI's query as secrets."""
-    values = (part.partition("=")[2] if "=" in part else part for part in query.split("&"))
-    return tuple(Secret(value, unquote_plus(value)) for value in values if value)
+    """Return the values of a URI's query as secrets: the short ones only where `names_secret` is true."""
+    secrets = []
+    for part in query.split("&"):
+        name, equals, value = part.partition("=")
+        if not equals:
+            name, value = "", part
+        if value:
+            secrets.append(Secret(value, unquote_plus(value), shortest=_shortest_hidden(unquote_plus(name))))
+    return tuple(secrets)
 
 
 def shown_uri(uri: str) -> str:
@@ -159,6 +186,11 @@ def shown_uri(uri: str) -> str:
     address, mark, query = uri.partition("#")[0].partition("?")
     names = (f"{part.partition('=')[0]}={HIDDEN}" if "=" in part else HIDDEN for part in query.split("&"))
     return _USER_INFORMATION.sub(f"{HIDDEN}@", address) + (mark + "&".join(names) if query else mark)
+
+
+def _shortest_hidden(name: str) -> int:
+    """Return from how many characters on the value of this name is hidden."""
+    return _SHORTEST_HIDDEN if names_secret(name) else _SHORTEST_HIDDEN_IN_WORDS
 
 
 def _basic(scheme: str, credentials: str) -> Iterable[str]:

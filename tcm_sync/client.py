@@ -124,7 +124,8 @@ class TcmClient:
         For ``wss://``; left out, the system's authorities are trusted.
     headers : mapping of str to str or callable, optional
         Sent with each handshake and probe, for whatever stands before the manager. A callable is asked for
-        each of them, so that it can hand out an ``Authorization`` that expires.
+        each of them, so that it can hand out an ``Authorization`` that expires. A value of 16 characters or
+        more, or whose header is named as a secret (``SECURITY.md``), is shown in no message.
     proxy : str, optional
         What to connect through, probes included: ``http://[USER:PASSWORD@]HOST[:PORT]`` (HTTP CONNECT),
         ``https://`` (the same, with TLS to the proxy), ``socks5h://`` or ``socks5://`` (which resolves the

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._logs import Log
-from tcm_sync._secrets import Secret
+from tcm_sync._secrets import Secret, names_secret
 from tcm_sync._transport import frames
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.connection import Connection
@@ -42,8 +42,6 @@ from tcm_sync.settings import AuthContext, Endpoint, Settings, TlsSettings
 CAPABILITY = ("json", "shm")
 
 log = Log("tcm_sync.pool", queued=True)
-
-_CREDENTIALS = frozenset({"authorization", "cookie"})  # headers that hold nothing else
 
 _FRESH_UUIDS = 3  # how often a uuid that is said to be connected already is replaced
 _GRACE = 0.1  # seconds in which a draining manager's refusal follows its auth.ok
@@ -185,7 +183,7 @@ class Opener:
         """Log, once a client, that credentials go to another machine without TLS."""
         if self._warned or self.endpoint.secure or (self.proxy is None and is_local(sock)):
             return
-        names = [name for name in headers if name.lower() in _CREDENTIALS]
+        names = [name for name in headers if names_secret(name)]
         if token is not None:
             names.insert(0, "the token")
         if names:

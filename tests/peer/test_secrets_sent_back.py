@@ -138,7 +138,7 @@ def test_the_log_of_a_local_manager_shows_no_secret(caplog):
     [
         ({}, "(the token)"),
         ({"headers": {"authorization": "a"}}, "(the token, authorization)"),
-        ({"auth": AuthContext(), "headers": {"Cookie": "a"}}, "(Cookie)"),
+        ({"auth": AuthContext(), "headers": {"Cookie": "a", "X-Api-Key": "a"}}, "(Cookie, X-Api-Key)"),
         ({"auth": AuthContext(), "headers": {"X-Request-Source": "a"}}, None),
     ],
 )

@@ -110,12 +110,33 @@ def test_names_and_values_of_json_are_hidden_and_nothing_else():
         ("Cookie", f"theme=dark; session={TEXT}; n=1", TEXT),
         ("Cookie", f'session="{TEXT}"', TEXT),
         ("X-Key", TEXT, TEXT),
+        ("X-Key", "key-1", "key-1"),
+        ("x-api-TOKEN", "pear", "pear"),
+        ("X-Goog-Signature", "apple-7", "apple-7"),
+        ("X-Session-Id", "1234", "1234"),
+        ("X-Team", TEXT, TEXT),
+        ("X-Team", f"Bearer {TEXT}", TEXT),
+        ("X-Team", "sixteen-letters-", "sixteen-letters-"),
     ],
 )
 def test_the_credentials_in_a_header_are_hidden_by_themselves(name, value, hidden):
     secret = secret_of_header(name, value)
     assert secret.reveal() == value
     assert hide(f"no {value} here, no {hidden} either") == "no *** here, no *** either"
+
+
+@pytest.mark.parametrize("value", ["inference", "image inference", "fifteen-letters"])
+def test_a_short_value_of_a_header_that_is_not_named_as_a_secret_hides_no_word(value):
+    secret = secret_of_header("X-Team", value)
+    assert secret.reveal() == value
+    said = f"a message of type inference is for the image team {value}"
+    assert hide(said) == said
+
+
+def test_a_short_value_of_a_query_that_is_not_named_as_a_secret_hides_no_word():
+    secrets = secrets_of_query("team=inference&api%2Dkey=pear&model&sig=0123456789abcdef")
+    assert hide("inference pear model 0123456789abcdef") == "inference *** model ***"
+    assert len(secrets) == 4
 
 
 def test_the_values_of_a_query_are_hidden_as_written_and_as_meant():
@@ -185,7 +206,7 @@ def test_a_refusal_of_tls_for_ws_shows_no_query():
 
 
 def test_settings_survive_pickling_with_what_they_hide():
-    settings = Settings(f"ws://h/ws?token={TEXT}", headers={"X": "another/secret"})
+    settings = Settings(f"ws://h/ws?token={TEXT}", headers={"X-Secret": "another/secret"})
     copied = pickle.loads(pickle.dumps(settings))
     assert copied == settings
     del settings
