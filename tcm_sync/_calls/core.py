@@ -140,7 +140,7 @@ class Core:
         parts = [f"open, {sockets} of {self.settings.pool_size} sockets, {busy} calls in flight"]
         if waiting:
             parts.append(f"{waiting} waiting")
-        if shut := ", ".join(runtime.gates()):
+        if shut := ", ".join(runtime.shut_gates()):
             parts.append(f"shut: {shut}")
         return f"<TcmClient {self.settings.shown_uri} {', '.join(parts)}>"
 
@@ -323,7 +323,7 @@ class Core:
             warnings.warn(
                 f"unclosed {self!r}: close() it, or use it as a context manager", ResourceWarning, 2, self
             )
-        runtime.leave_turns()
+        runtime.turns.leave()
 
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""

@@ -74,7 +74,7 @@ def perform(
             call.attempt_timeout = policy.attempt_timeout
         try:
             try:
-                call.attempt(runtime)
+                call.attempt(runtime.sender)
             except TcmError as error:
                 first = error
             else:
@@ -101,7 +101,7 @@ def _repeat(
 ) -> int:
     """Repeat a call after its first failure; return how many attempts counted."""
     repeats = Repeats(policy, call.deadline, once=once, report=core.counts.repeated)
-    repeats.run(first, partial(call.attempt, runtime), runtime.sleep)
+    repeats.run(first, partial(call.attempt, runtime.sender), runtime.sleep)
     return repeats.counted + 1
 
 

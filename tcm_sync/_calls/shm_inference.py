@@ -97,11 +97,11 @@ class SharedCall(InferenceCall):
         self._never_used = options.allow_transient  # whether segments must be new to the server
         self._obstacle: str | None = None  # why the tensors go as JSON from now on
 
-    def attempt(self, runtime: Sender) -> None:
+    def attempt(self, sender: Sender) -> None:
         """Make one attempt; a segment that cannot be registered is replaced once, then it is JSON's turn."""
         while True:
             try:
-                runtime.attempt(self)
+                sender.attempt(self)
             except _REGISTRATION as error:
                 if not self._shared or error.uuid is None:
                     raise

@@ -36,8 +36,8 @@ def _figures(core: Core) -> dict[str, Any]:
         limits = runtime.pool.limits()
         names = ("requests_at_once", "messages_per_second", "tenant_messages_per_second")
         figures.update(zip(names, limits, strict=True))
-        figures["gates"] = runtime.gates()
-        figures["turn_processes"] = runtime.turn_processes()
+        figures["gates"] = runtime.shut_gates()
+        figures["turn_processes"] = runtime.turns.processes()
     for name in pools[0]:
         figures[name] = pools[0][name] + pools[1][name]
     figures.update(core.shm.read())

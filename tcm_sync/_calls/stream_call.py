@@ -72,17 +72,17 @@ class StreamCall(Call):
         """Let the next stream of the container begin."""
         self._turns.leave(self.target[0].container_id, self)
 
-    def attempt(self, runtime: Sender) -> None:
+    def attempt(self, sender: Sender) -> None:
         """Make one attempt, once the other streams of a server that runs one at a time have ended."""
         container_id = self.target[0].container_id
-        self._turns = runtime.stream_turns
+        self._turns = sender.stream_turns
         try:
-            runtime.stream_turns.enter(container_id, self)
-            runtime.attempt(self)
+            sender.stream_turns.enter(container_id, self)
+            sender.attempt(self)
         except BaseException as error:
             self._leave()
             if isinstance(error, StreamBusyError) and error.uuid is not None:
-                runtime.stream_turns.refused(container_id, error)
+                sender.stream_turns.refused(container_id, error)
             raise
 
     def future(self) -> Future:

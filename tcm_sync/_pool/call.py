@@ -19,7 +19,7 @@ from tcm_sync.settings import Route
 
 
 class Sender(Protocol):
-    """What an attempt is made with: the runtime of a client."""
+    """What makes an attempt: the `CallSender` of a client."""
 
     stream_turns: StreamTurns
 
@@ -63,7 +63,7 @@ class Call:
         self.waits_for_manager = waits_for_manager
         self.target = target
 
-    def attempt(self, runtime: Sender) -> None:
+    def attempt(self, sender: Sender) -> None:
         """Make one attempt, behind the gates.
 
         Raises
@@ -71,7 +71,7 @@ class Call:
         TcmError
             What came in place of a good answer.
         """
-        runtime.attempt(self)
+        sender.attempt(self)
 
     def write(self, connection: Connection) -> Pieces:  # noqa: ARG002
         """Return the payload to be sent on `connection`, which is leased.

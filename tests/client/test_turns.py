@@ -35,7 +35,7 @@ def client(serve, client_of, monkeypatch):
 
 
 def waiting(client):
-    (these,) = client._core.runtime._turns.values()
+    (these,) = client._core.runtime.turns.by_tenant.values()
     return these.waiting()
 
 
@@ -113,7 +113,7 @@ def test_a_stream_gives_its_turn_back_when_it_starts(client, talker):
 
 def test_a_gate_that_is_shut_meanwhile_is_waited_for_before_anything_is_sent(client, held, gated, threads):
     second = queue(client, threads, "echo", TWO, retry=RetryPolicy(attempts=1))
-    gate = client._core.runtime._backpressure
+    gate = client._core.runtime.gates.backpressure
     gate.shut(BackpressureError("planted"), exactly=10.0)
     gated.open(1.0)
     held.result()

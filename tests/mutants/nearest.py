@@ -9,7 +9,12 @@ from __future__ import annotations
 NEAREST = {
     "tcm_sync/_deadline.py": "unit/test_deadline peer/test_outcomes",
     "tcm_sync/_calls/retrying.py": "unit/test_retry peer/test_retries peer/test_outcomes",
+    "tcm_sync/_pool/attempt.py": (
+        "unit/test_attempt peer/test_leases peer/test_outcomes peer/test_retries peer/test_overload"
+    ),
     "tcm_sync/_pool/call.py": "peer/test_outcomes peer/test_retries peer/test_replies",
+    "tcm_sync/_pool/client_gates.py": "peer/test_leases peer/test_retries peer/test_overload",
+    "tcm_sync/_pool/client_turns.py": "client/test_turns",
     "tcm_sync/_pool/concurrency_limit.py": "unit/test_concurrency_limit",
     "tcm_sync/_pool/connector.py": "unit/test_threads unit/test_pool",
     "tcm_sync/_pool/gate.py": "unit/test_gate",
@@ -24,9 +29,7 @@ NEAREST = {
     "tcm_sync/_pool/pool_state.py": (
         "unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting peer/test_stats"
     ),
-    "tcm_sync/_pool/runtime.py": (
-        "peer/test_leases peer/test_outcomes unit/test_pool peer/test_retries peer/test_overload"
-    ),
+    "tcm_sync/_pool/runtime.py": "unit/test_pool peer/test_outcomes client/test_close",
     "tcm_sync/_pool/stream_turns.py": "peer/test_known_faults",
     "tcm_sync/_pool/process_table.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/turn_keys.py": "unit/test_turns client/test_turns",

@@ -17,7 +17,7 @@ from tcm_sync import (
     MessageTooLargeError,
     RetryPolicy,
 )
-from tcm_sync._pool import pool_state, runtime
+from tcm_sync._pool import attempt, pool_state
 
 from ..helpers.peer_connection import CLOSE, PATIENCE, TEXT
 from ..helpers.peer_scripts import ask, ask_many, connect, echo, echo_once, failing
@@ -252,7 +252,7 @@ def test_a_reply_and_the_end_in_one_segment():
 
 def test_a_socket_that_dies_as_it_is_taken_holds_up_nobody(monkeypatch):
     """The manager closes after each reply, so that calls meet sockets in every state of dying."""
-    monkeypatch.setattr(runtime, "_EXPLANATION", PATIENCE)  # whoever waits in vain is to be seen
+    monkeypatch.setattr(attempt, "_EXPLANATION", PATIENCE)  # whoever waits in vain is to be seen
     monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", PATIENCE)
 
     def one_answer(connection):

@@ -27,7 +27,7 @@ from tcm_sync import (
     StreamBusyError,
     TcmError,
 )
-from tcm_sync._pool.runtime import Runtime
+from tcm_sync._pool.attempt import CallSender
 
 from ..helpers.peer_connection import PATIENCE
 from ..helpers.peer_scripts import BRISK, ask, connect, echo, echo_once, failing
@@ -139,7 +139,7 @@ def test_streams_of_a_server_that_runs_one_wait_for_one_another_without_a_socket
     manager = OneAtATime()
     with ScriptedPeer(manager) as peer, connect(peer) as client, ThreadPoolExecutor(6) as threads:
         streams = [threads.submit(lambda: list(client.stream("m", {"x": [1.0]}))) for _ in range(6)]
-        turns = client._core.running().stream_turns
+        turns = client._core.running().sender.stream_turns
         for served in itertools.count(1):
             wait_until(lambda served=served: manager.begun == served)
             if served == 6:
@@ -174,7 +174,7 @@ def test_a_stream_waits_for_its_turn_within_its_deadline():
 def test_a_stream_that_a_signal_handler_closes_has_had_its_turn():
     manager, main = OneAtATime(), threading.main_thread().ident
     with ScriptedPeer(manager) as peer, connect(peer) as client:
-        client._core.running().stream_turns.refused("c1", StreamBusyError(BUSY))
+        client._core.running().sender.stream_turns.refused("c1", StreamBusyError(BUSY))
         closed = client.stream("m", {"x": [1.0]})
         assert next(closed) == "a"
 
@@ -198,14 +198,14 @@ def test_a_stream_that_a_signal_handler_closes_has_had_its_turn():
 def test_a_stream_that_is_interrupted_before_its_first_chunk_has_had_its_turn():
     """Whoever keeps the interrupt keeps its frames, and the stream in them."""
 
-    def interrupt(runtime, call):
+    def interrupt(sender, call):
         raise KeyboardInterrupt
 
     manager = OneAtATime()
     with ScriptedPeer(manager) as peer, connect(peer) as client:
-        client._core.running().stream_turns.refused("c1", StreamBusyError(BUSY))
+        client._core.running().sender.stream_turns.refused("c1", StreamBusyError(BUSY))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Runtime, "attempt", interrupt)
+            patch.setattr(CallSender, "attempt", interrupt)
             with pytest.raises(KeyboardInterrupt) as kept:
                 client.stream("m", {"x": [1.0]})
         manager.end.release()

@@ -163,7 +163,7 @@ def refused(runtime):
         call = type(
             "Tried", (), {"target": target, "may_have_run": False, "kind": "inference", "watch": None}
         )
-        runtime._refused(Held(), call, Refusal(error, reusable=True), gates, prober)
+        runtime.sender._refused(Held(), call, Refusal(error, reusable=True), gates, prober)
 
     return refused
 
@@ -177,16 +177,16 @@ def probe(gate, cause):
 
 def test_a_circuit_that_is_tried_amid_backpressure_stays_shut(runtime, refused):
     target = (Route("c"), "m")
-    circuit = runtime._circuit(target)
+    circuit = runtime.gates.circuit(target)
     prober = probe(circuit, CircuitOpenError("open"))
-    refused(BackpressureError("full"), (circuit, runtime._backpressure), prober, target)
+    refused(BackpressureError("full"), (circuit, runtime.gates.backpressure), prober, target)
     assert circuit.cause is not None
-    assert runtime._circuits == {target: circuit}
-    assert runtime._backpressure.cause is not None
+    assert runtime.gates.circuits == {target: circuit}
+    assert runtime.gates.backpressure.cause is not None
 
 
 def test_what_was_refused_by_a_manager_that_drains_opens_no_gate(runtime, refused):
-    gate = runtime._backpressure
+    gate = runtime.gates.backpressure
     prober = probe(gate, BackpressureError("full"))
     refused(ShuttingDownError("bye"), (gate,), prober)
     assert gate.cause is not None

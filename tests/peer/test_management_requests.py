@@ -36,7 +36,7 @@ from tcm_sync import (
 )
 from tcm_sync._calls.progress import Progress
 from tcm_sync._pool import concurrency_limit as window
-from tcm_sync._pool.runtime import _late
+from tcm_sync._pool.attempt import _late
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.replies import ReplyFuture
 

@@ -24,6 +24,7 @@ from tcm_sync import (
     StreamTimeoutError,
     TcmError,
 )
+from tcm_sync._pool.attempt import CallSender
 from tcm_sync._pool.call import Call
 from tcm_sync._pool.pool import Pool
 from tcm_sync._pool.runtime import Runtime
@@ -89,16 +90,16 @@ def test_what_fails_before_a_further_attempt_says_that_the_first_may_have_run(mo
 
 
 def test_a_deadline_that_passes_before_a_further_attempt_does_too(monkeypatch):
-    exchange = Runtime._exchange
+    exchange = CallSender._exchange
     attempts = []
 
-    def late(runtime, lease, call, *how):
+    def late(sender, lease, call, *how):
         attempts.append(1)
         if len(attempts) > 1:
             monkeypatch.setattr(call.deadline, "_at", 0.0)
-        return exchange(runtime, lease, call, *how)
+        return exchange(sender, lease, call, *how)
 
-    monkeypatch.setattr(Runtime, "_exchange", late)
+    monkeypatch.setattr(CallSender, "_exchange", late)
     with ScriptedPeer(lose, echo) as peer, connect(peer) as client:
         error = failure_of(lambda: ask(client))
         assert peer.requests == 1

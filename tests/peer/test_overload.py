@@ -90,7 +90,7 @@ def test_a_limit_nobody_can_keep_ends_with_the_deadline():
 
     def script(connection):
         if connection.number == 2:
-            gate = client._core.running()._backpressure
+            gate = client._core.running().gates.backpressure
             gate._initial = gate._maximum = 2 * PATIENCE  # for which there is no time
         limited(0, refused)(connection)
 

@@ -24,8 +24,8 @@ from tcm_sync import (
     RetryPolicy,
     TritonNetworkError,
 )
+from tcm_sync._pool.attempt import CallSender
 from tcm_sync._pool.pool import Pool
-from tcm_sync._pool.runtime import Runtime
 
 from ..helpers.peer_connection import PATIENCE
 from ..helpers.peer_scripts import ROUTE, ask, background, connect, echo_once, failing
@@ -313,9 +313,9 @@ def test_a_gate_is_shut_before_anybody_else_has_the_socket(monkeypatch, code, ki
 
 def test_a_circuit_of_another_model_costs_a_waiting_call_nothing(monkeypatch):
     gated = []
-    original = Runtime._attempt_gated
+    original = CallSender._attempt_gated
     monkeypatch.setattr(
-        Runtime, "_attempt_gated", lambda self, call: gated.append(call.target[1]) or original(self, call)
+        CallSender, "_attempt_gated", lambda self, call: gated.append(call.target[1]) or original(self, call)
     )
     with opening_a_circuit_before(lambda client: client.infer("other", {"x": [[3.0]]})) as (_, outcome):
         assert outcome()["y"].item() == 3.0

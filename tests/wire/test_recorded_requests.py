@@ -214,9 +214,9 @@ class Recorder(Runtime):
     def __init__(self):
         self.reader = SimpleNamespace(stopping=False)
         self.manager_state = SimpleNamespace(managers=0)
-        self.stream_turns = StreamTurns()
+        self.sender = SimpleNamespace(stream_turns=StreamTurns(), attempt=self.record)
 
-    def attempt(self, call):
+    def record(self, call):
         raise Said(call)
 
 

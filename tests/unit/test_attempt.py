@@ -1,4 +1,4 @@
-"""One attempt on a socket that is closed at that moment: what the call is told of it."""
+"""One attempt on a socket that is closed at that moment: which error its call gets."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from types import SimpleNamespace
 import pytest
 
 from tcm_sync import ConnectionLostError, ProtocolError, ShuttingDownError
-from tcm_sync._pool.runtime import Runtime
+from tcm_sync._pool.attempt import CallSender
 from tcm_sync._transport.replies import PendingReplies, ReplyFuture
 
 
 def explain(loss, started):
-    """Return what a call is told that could not send on a socket closed by `loss`."""
+    """Return the error of a call that could not send on a socket closed by `loss`."""
     future = ReplyFuture()
     future.started = started
     connection = SimpleNamespace(uuid="u", closed=True, loss=loss)
     pending = PendingReplies(u=future)
-    runtime = SimpleNamespace(reader=SimpleNamespace(pending=pending))
-    refusal = Runtime._explain(runtime, ConnectionLostError("lost"), connection, None, future)
+    sender = SimpleNamespace(_pending=pending)
+    refusal = CallSender._explain(sender, ConnectionLostError("lost"), connection, None, future)
     assert pending == {}
     assert refusal.error is not loss  # others may have met it too
     return refusal.error
