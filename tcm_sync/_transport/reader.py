@@ -1,4 +1,4 @@
-"""The one background thread of a client: it reads every socket and resolves what is waited for."""
+"""The one background thread of a client: it reads every socket, and closes those that are to be closed."""
 
 from __future__ import annotations
 
@@ -20,23 +20,12 @@ from tcm_sync._reentry import Callers, is_entrance
 from tcm_sync._transport import frames
 from tcm_sync._transport.connection import Connection, ConnectionOwner
 from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.incoming import Incoming, lost
 from tcm_sync._transport.liveness import TICK, Liveness
 from tcm_sync._transport.poller import READ, WRITE, make_poller
 from tcm_sync._transport.replies import PendingReplies, Refusal, StreamReplies
 from tcm_sync._transport.sockets import NO_SIGNAL, WOULD_BLOCK
-from tcm_sync._transport.unsolicited import UnsolicitedMessages
-from tcm_sync._wire.decode import decode_message, peek
-from tcm_sync._wire.failures import ADVISORY, failure_of_error
-from tcm_sync._wire.messages import Alert, AuthOk, ErrorReply, Unknown
-from tcm_sync._wire.quote import quote
-from tcm_sync.errors import (
-    ClientClosedError,
-    ConnectionLostError,
-    MessageTooLargeError,
-    ProtocolError,
-    ShuttingDownError,
-    TcmError,
-)
+from tcm_sync.errors import ClientClosedError, ConnectionLostError, TcmError
 
 log = Log("tcm_sync.reader", queued=True)
 
@@ -46,10 +35,6 @@ _LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
 
 # What the system ends a connection with that no packet came back for.
 _UNANSWERED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
-
-# After these refusals the manager keeps the socket (docs/wire.rst, "Errors").
-_SOCKET_STAYS = frozenset({"BACKPRESSURE_QUEUE_FULL", "BACKPRESSURE_EXECUTOR_FULL"})
-_SOCKET_STAYS_AFTER = ("Forbidden", "Missing required field", "Invalid type", "Invalid JSON format")
 
 
 class PoolOfReader(ConnectionOwner, Protocol):
@@ -66,7 +51,7 @@ class PoolOfReader(ConnectionOwner, Protocol):
 
 
 class Reader:
-    """Waits on all sockets, cuts frames, and hands each reply to the future found under the socket's uuid.
+    """Waits on all sockets, and has what each one receives handled (`Incoming`).
 
     It runs no user code, never blocks on one socket, and opens none. No other thread closes a socket that
     was registered: its number could be given to another socket while a thread is still inside send.
@@ -85,7 +70,6 @@ class Reader:
         self.callers = callers
         self.pending = PendingReplies()
         self._counts = counts
-        self._unsolicited = UnsolicitedMessages(counts)
         self._poller = make_poller()
         try:
             self._wakeup, self._waker = socket.socketpair()
@@ -100,6 +84,9 @@ class Reader:
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._connections: dict[int, Connection] = {}  # by the number of their descriptor
         self._pools: list[PoolOfReader] = []
+        self._incoming = Incoming(
+            self.pending, counts, self._close, self._pause, self._watch_writing, self._manager_shuts_down
+        )
         self._liveness = Liveness(ping_interval, self._watch_writing, self._close_dead)
         self._pools_due = inf  # when the pools are called back next
         self._due = inf  # when that is, or the connections are looked at
@@ -131,7 +118,7 @@ class Reader:
     def close(self, connection: Connection, reason: str) -> None:
         """Close `connection`, which the pool has removed, or is about to."""
         close_frame = frames.encode_close(1000)
-        self.run_soon(lambda: self._close(connection, close_frame, _lost(reason), reason))
+        self.run_soon(lambda: self._close(connection, close_frame, lost(reason), reason))
 
     def watch_writing(self, connection: Connection) -> None:
         """Write the control frames of `connection` as soon as its socket takes them."""
@@ -252,6 +239,10 @@ class Reader:
             return ClientClosedError("the client was closed while the call waited for its reply")
         return ConnectionLostError(f"the client's reader failed: {self.failure!r}")
 
+    def _manager_shuts_down(self, error: TcmError) -> None:
+        for pool in self._pools:
+            pool.manager_shuts_down(error)
+
     def _set_due(self, when: float) -> None:
         self._pools_due = min(self._pools_due, when)
         self._due = min(self._due, when)
@@ -272,13 +263,13 @@ class Reader:
         """Close a connection that does not answer, and have the others checked: its network may be gone."""
         for pool in self._pools:  # first: the call on this one may be repeated on one of those at once
             pool.doubt(monotonic() - TICK)
-        self._close(connection, None, _lost(reason), reason)
+        self._close(connection, None, lost(reason), reason)
 
     def _register(self, connection: Connection) -> None:
         self._connections[connection.fileno()] = connection
         self._poller.register(connection.fileno(), READ)
         self._due = min(self._due, monotonic() + min(TICK, self._liveness.ping_interval))
-        if self._handle_frames(connection, connection.early):
+        if self._incoming.handle_frames(connection, connection.early):
             self._read(connection)  # a TLS object may hold bytes that no selector sees
 
     def _watch_writing(self, connection: Connection, wanted: bool) -> None:
@@ -304,7 +295,7 @@ class Reader:
             if future is not None:
                 future.resolve(Refusal(error))
 
-    # --- what comes in ---
+    # --- reading a socket ---
 
     def _read(self, connection: Connection) -> None:
         for _ in range(_TLS_READS if connection.secured else 1):
@@ -316,98 +307,27 @@ class Reader:
                 if error.errno in _UNANSWERED:
                     self._close_dead(connection, f"no sign of life: {error}")
                 else:
-                    self._close(connection, None, _lost(str(error)), f"lost: {error}")
+                    self._close(connection, None, lost(str(error)), f"lost: {error}")
                 return
             if size == 0:
                 reason = "closed by the manager without a close frame"
-                self._close(connection, None, _lost(reason), reason)
+                self._close(connection, None, lost(reason), reason)
                 return
             connection.last_received = monotonic()
             self._counts.bytes_received += size
-            try:
-                events = connection.decoder.feed(self._buffer[:size])
-            except (ProtocolError, MessageTooLargeError) as error:
-                self._close_for(connection, error)
-                return
-            except MemoryError:  # this thread serves all sockets, so only this one is given up
-                self._close_for(connection, connection.decoder.out_of_memory())
-                return
-            if not self._handle_frames(connection, events) or connection.paused:
+            if not self._incoming.receive(connection, self._buffer[:size]) or connection.paused:
                 return
         if connection.secured:  # it may hold more, which no selector sees
             self.run_soon(lambda: None if connection.closed or connection.paused else self._read(connection))
 
-    def _handle_frames(self, connection: Connection, events: list[frames.Event]) -> bool:
-        """Act on what came in; return whether the socket is still open."""
-        ping: bytes | None = None
-        try:
-            for opcode, payload in events:
-                if opcode == frames.TEXT:
-                    self._counts.messages_received += 1
-                    if not payload.startswith(connection.reply_prefixes):
-                        self._handle_message(connection, payload)
-                    elif not self.pending.answer(connection.uuid, payload):
-                        self._handle_chunk(connection, payload)
-                elif opcode == frames.PING:
-                    ping = payload
-                elif opcode == frames.CLOSE:
-                    self._handle_close(connection, *frames.read_close(payload))
-                if connection.closed:
-                    return False
-        except ProtocolError as error:
-            self._close_for(connection, error)
-            return False
-        if ping is not None:  # the latest alone need be answered (RFC 6455, section 5.5.3)
-            self._watch_writing(connection, connection.pong(ping))
-        return True
-
-    def _close_for(self, connection: Connection, error: ProtocolError | MessageTooLargeError) -> None:
-        code = 1009 if isinstance(error, MessageTooLargeError) else 1002
-        error.outcome_unknown = True
-        self._close(connection, frames.encode_close(code), error, f"gave it up: {error.message}")
-
-    def _handle_message(self, connection: Connection, message: bytes) -> None:
-        if peek(message) == ("inference", connection.uuid):
-            self._handle_reply(connection, message)
-            return
-        envelope, payload = decode_message(message)
-        if isinstance(payload, ErrorReply):
-            self._handle_error(connection, payload)
-        elif isinstance(payload, Alert):
-            self._unsolicited.alert(connection, payload)
-        elif isinstance(payload, Unknown):
-            self._unsolicited.unknown(connection, payload)
-        elif isinstance(payload, AuthOk):
-            raise ProtocolError("the manager authenticated the socket a second time")
-        elif envelope.uuid is not None and envelope.uuid != connection.uuid:
-            raise ProtocolError(
-                f"the manager sent a reply for uuid {quote(envelope.uuid)} on the socket of {connection.uuid}"
-            )
-        else:
-            self._handle_reply(connection, message)
-
-    def _handle_reply(self, connection: Connection, message: bytes) -> None:
-        if not self.pending.answer(connection.uuid, message):
-            self._handle_chunk(connection, message)
-
-    def _handle_chunk(self, connection: Connection, message: bytes) -> None:
-        """Hand over a message of a stream: no call waits for a single reply."""
-        stream = self.pending.get(connection.uuid)
-        if not isinstance(stream, StreamReplies):
-            self._counts.late += 1
-            raise ProtocolError("the manager sent a reply that no call waits for")
-        stream.resolve(message)
-        if stream.size > stream.bound:
-            self._pause(connection)
-            if stream.size <= stream.bound:  # the caller took it before it could see the pause
-                self.resume(connection)  # later: what was read with this comes first
-
-    def _pause(self, connection: Connection) -> None:
+    def _pause(self, connection: Connection, stream: StreamReplies) -> None:
         """Stop reading a socket whose stream is not taken fast enough, so that TCP holds the manager up."""
         if not connection.paused:
             connection.paused = True
             self._poller.unregister(connection.fileno())
             log.debug("%s: paused, its stream is not taken as fast as it comes", connection.uuid)
+        if stream.size <= stream.bound:  # the caller took it before it could see the pause
+            self.resume(connection)  # later: what was read with this comes first
 
     def _resume(self, connection: Connection) -> None:
         if connection.paused and not connection.closed:
@@ -416,40 +336,3 @@ class Reader:
             self._poller.register(connection.fileno(), READ)
             self._watch_writing(connection, connection.flush())
             self._read(connection)  # a TLS object may hold bytes that no selector sees
-
-    def _handle_error(self, connection: Connection, payload: ErrorReply) -> None:
-        """Handle an ``error`` message: it names no request, so it is about the one in flight, if any."""
-        if payload.code == ADVISORY:
-            self._unsolicited.delay(connection, self.pending.get(connection.uuid))
-            return
-        error = failure_of_error(payload)
-        if isinstance(error, ShuttingDownError):
-            for pool in self._pools:
-                pool.manager_shuts_down(error)
-        future = self.pending.claim(connection.uuid)  # nothing below may fail before it is resolved
-        if future is not None:
-            stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
-            future.resolve(Refusal(error, reusable=stays, said=payload))
-        elif not isinstance(error, ShuttingDownError):
-            raise ProtocolError(f"the manager refused what was not asked: {error.message}")
-        else:
-            reason = "the manager is shutting down"
-            self._close(connection, frames.encode_close(1000), error, reason)
-
-    def _handle_close(self, connection: Connection, code: int, reason: str) -> None:
-        said = f"closed by the manager: code {code}"
-        if reason:
-            said += f" ({quote(reason)})"
-        error: TcmError
-        if code == 1009:
-            error = MessageTooLargeError(f"the message is larger than the manager takes: {said}")
-        elif code in (1002, 1003, 1007):
-            error = ProtocolError(f"the manager found our message faulty: {said}", outcome_unknown=True)
-        else:
-            error = _lost(said)
-        answer = frames.encode_close(1000 if code == 1005 else code)
-        self._close(connection, answer, error, said)
-
-
-def _lost(reason: str) -> ConnectionLostError:
-    return ConnectionLostError(f"the connection was lost: {reason}")

@@ -44,6 +44,9 @@ NEAREST = {
     "tcm_sync/_transport/frames.py": "unit/test_frames",
     "tcm_sync/_transport/handshake.py": "unit/test_handshake peer/test_handshake_answers",
     "tcm_sync/_transport/http.py": "unit/test_http",
+    "tcm_sync/_transport/incoming.py": (
+        "unit/test_reader peer/test_replies peer/test_garbage peer/test_stream_messages"
+    ),
     "tcm_sync/_transport/liveness.py": "unit/test_liveness peer/test_networks peer/test_replies",
     "tcm_sync/_transport/poller.py": "unit/test_poller unit/test_reader peer/test_replies",
     "tcm_sync/_transport/reader.py": (

@@ -73,6 +73,6 @@ def test_a_reply_that_names_another_socket_answers_nothing(reader, kind, payload
     future = reader.pending["u"] = ReplyFuture()
     message = b'{"type": "%b", "uuid": "of-another", "payload": %b}' % (kind, payload)
     with pytest.raises(ProtocolError, match=r"of-another.* on the socket of u"):
-        reader._handle_message(SimpleNamespace(uuid="u", secret=None), message)
+        reader._incoming._handle_message(SimpleNamespace(uuid="u", secret=None), message)
     assert future.outcome is None
     assert reader.pending == {"u": future}
