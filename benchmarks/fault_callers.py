@@ -35,6 +35,7 @@ from tcm_sync import (
     InferResult,
     RetryPolicy,
     Route,
+    ShuttingDownError,
     TcmClient,
     TcmError,
 )
@@ -96,6 +97,15 @@ class Ledger:
     def latest(self) -> float:
         """The longest overshoot, in seconds."""
         return float(self._cells[:, -1].max()) / 1e6
+
+
+DEATHS: list[str] = []  # of threads of this process that an unexpected exception ended
+
+
+def remember_death(args: threading.ExceptHookArgs) -> None:
+    """Print the exception that ends a thread, and remember it."""
+    DEATHS.append(f"a thread died of {args.exc_type.__name__}: {args.exc_value}"[:300])
+    sys.__excepthook__(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
 
 
 class WrongAnswerError(Exception):
@@ -165,7 +175,7 @@ class Caller:
             outcome = "good"
         except KeyboardInterrupt:
             outcome = "interrupted"
-        except WrongAnswerError as error:
+        except (WrongAnswerError, LookupError) as error:  # an output has another name
             outcome = "wrong"
             if not (damaged or self._ledger.damaging):
                 self._report(kind, error, began)
@@ -180,23 +190,25 @@ class Caller:
             self._ledger.overshoot(self._row, over)
             if over > LATE:
                 self._ledger.count(self._row, f"{kind} late", damaged)
-                print(f"{kind} ended {over:.3f} s after its timeout of {timeout:.3f} s", file=sys.stderr)
+                said = f"{kind} ended {over:.3f} s after its timeout of {timeout:.3f} s"
+                print(f"{stamp()} process {os.getpid()}, {said}: {outcome}", file=sys.stderr, flush=True)
 
     def _kind_of_failure(self, kind: str, error: TcmError, timeout: float) -> str:
         self._own = None  # it may be in use by the manager: a further call would copy it
         if kind == "stream" and self._chunks and isinstance(error, ConnectionLostError):
             return "broken"  # nobody can repeat a stream of which a part was handed out
-        expected = timeout < PATIENT and isinstance(error, (ConnectionError, TimeoutError))
-        return "gave up" if expected else "failed"
+        expected = isinstance(error, (ConnectionError, TimeoutError, ShuttingDownError))
+        return "gave up" if expected and timeout < PATIENT else "failed"
 
     def drop_array(self) -> None:
         """Give back the array in shared memory, which is the caller's own."""
         self._own = None
 
     def _report(self, kind: str, error: Exception, began: float) -> None:
+        """Print what is wrong with a call."""
         seconds = time.monotonic() - began
         said = f"{kind} after {seconds:.1f} s: {type(error).__name__}: {error}"
-        print(f"process {os.getpid()}, {said}"[:400], file=sys.stderr, flush=True)
+        print(f"{stamp()} process {os.getpid()}, {said}"[:400], file=sys.stderr, flush=True)
 
     # --- what is called ---
 
@@ -275,6 +287,13 @@ def call(client: TcmClient, ledger: Ledger, row: int, options: argparse.Namespac
     for thread in threads:
         thread.join()
     client.close()
+    if DEATHS:
+        raise RuntimeError(DEATHS[0])
+
+
+def stamp() -> str:
+    """Return the time of day, to compare what the processes print."""
+    return time.strftime("%H:%M:%S")
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -283,6 +302,7 @@ def forked(work: Callable[[], None]) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later: there are other threads
         pid = os.fork()
     if not pid:
+        DEATHS.clear()
         try:
             work()
             os._exit(0)
@@ -322,7 +342,9 @@ def fork_again_and_again(
         time.sleep(options.pause)
 
 
-def interrupt_again_and_again(caller: Caller, ledger: Ledger, draw: random.Random) -> None:
+def interrupt_again_and_again(
+    caller: Caller, ledger: Ledger, draw: random.Random, outcome: dict[str, Any]
+) -> None:
     """Interrupt the main thread while it is in a call."""
     main = threading.main_thread().ident
     assert main is not None
@@ -330,6 +352,7 @@ def interrupt_again_and_again(caller: Caller, ledger: Ledger, draw: random.Rando
         time.sleep(draw.uniform(0.05, 0.5))
         if caller.in_call:
             signal.pthread_kill(main, signal.SIGINT)
+            outcome["interrupts"] += 1
 
 
 def descriptors() -> Counter[str]:
@@ -361,7 +384,7 @@ def left_over(before: Counter[str]) -> list[str]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Call in all threads until the ledger says that it is over."""
     ledger = Ledger(options.ledger, options.rows)
-    outcome: dict[str, Any] = {"forks": 0, "left": []}
+    outcome: dict[str, Any] = {"forks": 0, "interrupts": 0, "left": DEATHS}
     before = descriptors()
     first = options.number * ROWS
     retry = RetryPolicy(attempt_timeout=5.0) if options.number % 2 else RetryPolicy()
@@ -380,7 +403,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     children = (client, ledger, first + THREADS, options, outcome)
     threads.append(threading.Thread(target=fork_again_and_again, args=children))
     draw = random.Random(f"{options.seed}/{options.number}")
-    threads.append(threading.Thread(target=interrupt_again_and_again, args=(main, ledger, draw)))
+    threads.append(threading.Thread(target=interrupt_again_and_again, args=(main, ledger, draw, outcome)))
     for thread in threads:
         thread.start()
     main.run()
@@ -395,6 +418,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     outcome["repeats"] = sum(stats.repeats.values())
     outcome["sockets"] = stats.sockets_opened
     outcome["shm"] = stats.shm_sends
+    outcome["turns"] = stats.turn_waits
     return outcome
 
 
@@ -409,6 +433,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("tcm_sync").setLevel(logging.CRITICAL)  # connections are cut on purpose
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    threading.excepthook = remember_death
     print(json.dumps(run(options)), flush=True)
 
 

@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import secrets
 import signal
 import subprocess
@@ -35,6 +36,7 @@ from held import files_of, grown, sample, table
 
 HERE = Path(__file__).parent
 SAMPLES = 40
+NAP = 0.05  # seconds
 CLEAN, DAMAGED = 0.75, 0.93  # of the time: until when bytes are whole, and until when there are faults at all
 GOOD, FEW = 0.999, 5  # of the calls with 30 s; so many may fail in a short run, which has too few for a share
 END = 60.0  # seconds until a process that does not end counts as hung
@@ -65,6 +67,7 @@ class Rig:
         ]
         self.samples: list[dict[str, float]] = []
         self.restarts = 0
+        self.delays: list[tuple[float, str]] = []  # of this process, by whatever else the machine does
 
     def run(self) -> None:
         """Restart the manager, and sample the processes, until the time is over."""
@@ -74,7 +77,7 @@ class Rig:
         pause = min(30.0, max(5.0, seconds / 10))
         restart = pause
         while (now := time.monotonic() - began) < seconds * DAMAGED:
-            time.sleep(0.05)
+            self._nap()
             if now > seconds * CLEAN and not self.ledger.damaging:
                 self.ledger.set(damaging=True)  # first, since a call looks at it before it begins
                 self.proxy.command("damage")
@@ -87,6 +90,14 @@ class Rig:
                     pids = [process.pid for process in self.callers]
                     self.samples.append(sample(pids, self.manager.pid, self.proxy.pid))
         self.ledger.set(over=True)
+
+    def _nap(self) -> None:
+        """Sleep a little, and note if it took much longer."""
+        began = time.monotonic()
+        time.sleep(NAP)
+        delay = time.monotonic() - began - NAP
+        if delay > NAP:
+            self.delays = sorted([*self.delays, (delay, time.strftime("%H:%M:%S"))])[-5:]
 
     def end(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Wait for all processes; return what the callers report, and what went wrong at the end."""
@@ -114,8 +125,14 @@ class Rig:
         network = self.proxy.command("status") | {"damaged": network["damaged"]}
         for name, process in (("manager", self.manager), ("proxy", self.proxy)):
             wrong += [f"the {name} ended with {status}" for status in [process.end()] if status]
-        wrong += [f"/dev/shm/{name}" for name in files_of([process.pid for process in self.callers])]
+        wrong += [f"/dev/shm/{name}" for name in self._files()]
         return [*reports, network], wrong
+
+    def _files(self) -> list[str]:
+        """List the callers' files in /dev/shm; in one of the run's own, those of all children too."""
+        if self.options.in_room:
+            return [name for name in os.listdir("/dev/shm") if not name.startswith("tcm_turns")]
+        return files_of([process.pid for process in self.callers])
 
     def _settled(self) -> dict[str, Any]:
         """Return the manager's figures once it has noticed that its clients are gone."""
@@ -162,13 +179,20 @@ def test(options: argparse.Namespace) -> int:
         (*reports, network), left = rig.end()
         figures, wrong = judged(rig)
     print(*table(rig.samples), *figures, sep="\n")
-    names = ("forks", "repeats", "sockets", "shm")
+    names = ("forks", "interrupts", "repeats", "sockets", "shm", "turns")
     sums = {name: sum(one.get(name, 0) for one in reports) for name in names}
-    print(f"{sums['forks']} forks, {rig.restarts} restarts, {sums['repeats']:,} requests sent again")
-    print(f"{sums['sockets']:,} connections of the parents, {sums['shm']:,} requests in shared memory")
+    print(f"{sums['forks']:,} forks, {sums['interrupts']:,} interrupts, {rig.restarts} restarts")
+    print(
+        f"of the parents: {sums['repeats']:,} requests sent again, {sums['shm']:,} in shared memory,", end=" "
+    )
+    print(f"{sums['turns']:,} waited for a turn of the process, {sums['sockets']:,} connections")
     ended = ", ".join(f"{number:,} by {end}" for end, number in sorted(network["ended"].items()))
     print(f"the proxy: {network['connections']:,} connections, ended {ended};", end=" ")
     print(f"{network['damaged']:,} pieces damaged")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"processor time: {(used.ru_utime + used.ru_stime) / options.seconds:.2f} of one core")
+    delays = ", ".join(f"{delay:.3f} s at {when}" for delay, when in rig.delays)
+    print(f"this process alone was held up by the machine: {delays or 'never'}")
     wrong += left + grown(rig.samples)
     print("\n".join(wrong) or "0 wrong, 0 late, 0 left over, nothing has grown")
     return 1 if wrong else 0
@@ -178,7 +202,7 @@ def in_a_room(size: int) -> None:
     """Replace this process by one with a /dev/shm of so many MB."""
     mount = f'mount -t tmpfs -o size={size}m tmpfs /dev/shm && exec "$0" "$@"'
     os.environ["MALLOC_ARENA_MAX"] = "2"  # not to count the memory that malloc keeps for many threads
-    arguments = [word for word in sys.argv[1:] if word != "--room" and word != str(size)]
+    arguments = [word for word in sys.argv[1:] if word != "--room" and word != str(size)] + ["--in-room"]
     os.execvp("unshare", ["unshare", "-m", "sh", "-c", mount, sys.executable, __file__, *arguments])
 
 
@@ -190,6 +214,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=3, help="that call, of four threads each (3)")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between calls of a thread (0.05)")
     parser.add_argument("--room", type=int, help="MB of a /dev/shm of its own")
+    parser.add_argument("--in-room", action="store_true", help=argparse.SUPPRESS)  # which --room runs
     options = parser.parse_args()
     if options.room is not None:
         in_a_room(options.room)

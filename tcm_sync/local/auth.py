@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tcm_sync._lapsing import Lapsing
 from tcm_sync.local.limits import SlidingWindow
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 #: The tenant of clients that state none, which is every client in the open mode.
 ANYBODY = "unknown"
+_PERIOD = 60.0  # seconds within which failures count together
+_MOST_FAILED = 10_000  # uuids
 
 
 class AuthRefused(Exception):
@@ -71,7 +74,7 @@ class Authenticator:
     def __init__(self, tokens: Tokens, failures_per_minute: int | None) -> None:
         self._tokens = tokens
         self._failures_per_minute = failures_per_minute
-        self._failures: dict[str, SlidingWindow] = {}
+        self._failures: Lapsing[str, SlidingWindow] = Lapsing(_PERIOD, _MOST_FAILED)
 
     def identify(self, uuid: str, payload: Mapping[str, Any]) -> Identity:
         """Return the identity of the client that sent the payload of an auth message.
@@ -88,8 +91,9 @@ class Authenticator:
             return self._check(payload)
         except AuthRefused:
             if self._failures_per_minute is not None:
-                window = self._failures.setdefault(uuid, SlidingWindow(self._failures_per_minute, 60.0))
+                window = failures or SlidingWindow(self._failures_per_minute, _PERIOD)
                 window.admit()
+                self._failures.put(uuid, window)
             raise
 
     def _check(self, payload: Mapping[str, Any]) -> Identity:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+MOST_JOBS = 10_000  # whose records are kept
+
 
 @dataclass(frozen=True)
 class VirtualMachine:
@@ -175,7 +177,8 @@ class Cloud:
         }
         self._vms: dict[str, VirtualMachine] = {}
         self._containers: dict[str, Container] = {}
-        self._jobs: list[CloudJob] = []
+        self._jobs: dict[int, CloudJob] = {}  # by number
+        self._begun = 0
         self._created = 0
 
     @property
@@ -199,9 +202,9 @@ class Cloud:
 
     @property
     def jobs(self) -> tuple[CloudJob, ...]:
-        """The jobs that have begun, in that order; waiting ones are not among them."""
+        """The last 10,000 jobs that have begun, in that order; waiting ones are not among them."""
         with self._lock:
-            return tuple(self._jobs)
+            return tuple(self._jobs.values())
 
     def find(self, container_id: object) -> Container | None:
         """Find a container by its id.
@@ -237,8 +240,11 @@ class Cloud:
             The number of the job, for `end`.
         """
         with self._lock:
-            self._jobs.append(CloudJob(uuid, action))
-            return len(self._jobs) - 1
+            number = self._begun
+            self._begun += 1
+            self._jobs[number] = CloudJob(uuid, action)
+            self._jobs.pop(number - MOST_JOBS, None)
+            return number
 
     def end(self, number: int, state: str, data: object) -> None:
         """Record how a job has ended.
@@ -253,7 +259,8 @@ class Cloud:
             The data of the reply.
         """
         with self._lock:
-            self._jobs[number] = replace(self._jobs[number], state=state, data=data)
+            if number in self._jobs:
+                self._jobs[number] = replace(self._jobs[number], state=state, data=data)
 
     def create_vm(self, name: str) -> VirtualMachine:
         """Create a virtual machine.

@@ -14,6 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tcm_sync._lapsing import Lapsing
 from tcm_sync.local.auth import Authenticator
 from tcm_sync.local.faults import Faults
 from tcm_sync.local.inference import Inference
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 #: How long the scheduler of a draining manager still takes what is sent to it (docs/wire.rst, "Draining").
 SCHEDULER_STAYS = 0.5
 _DRAIN_POLL = 0.005
+_MOST_TENANTS = 10_000
 _EXACTLY = 0.020  # seconds of a tick for which a thread sleeps
 
 DROPPED_BY_SHUTDOWN = ("SYSTEM_SHUTDOWN", "Request dropped: system is shutting down.")
@@ -142,7 +144,8 @@ class Core:
         self._nowhere.close()
         self._loop = loop
         self._sessions: dict[str, Receiver] = {}  # by uuid, in the order in which they connected
-        self._tenants: dict[str, TokenBucket] = {}
+        # a bucket that was not used for a second is full, as a new one is
+        self._tenants: Lapsing[str, TokenBucket] = Lapsing(1.0, _MOST_TENANTS)
         self._no_delays = threading.Event()  # set when delayed requests wait no longer
         self._work = asyncio.Event()  # set while a tick may have something to take
 
@@ -166,9 +169,11 @@ class Core:
 
     def admit_tenant(self, tenant: str) -> bool:
         """Count a message of the tenant, unless it is over its limit."""
-        if tenant not in self._tenants:
-            self._tenants[tenant] = TokenBucket(self.settings.tenant_messages_per_second)
-        return self._tenants[tenant].admit()
+        if self.settings.tenant_messages_per_second is None:
+            return True
+        bucket = self._tenants.get(tenant) or TokenBucket(self.settings.tenant_messages_per_second)
+        self._tenants.put(tenant, bucket)
+        return bucket.admit()
 
     def send(self, uuid: str, message: Mapping[str, Any]) -> None:
         """Send to the session that has the uuid now, if any; another one may have sent the request."""
@@ -325,6 +330,11 @@ class Core:
         """Let the workers end after the jobs that they were given. Any thread may call this."""
         for workers in self._workers.values():
             workers.finish()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a worker's thread has not ended."""
+        return any(workers.is_working for workers in self._workers.values())
 
     def join_workers(self) -> None:
         """Wait until the workers have ended, after `dismiss_workers`. Any thread may call this."""

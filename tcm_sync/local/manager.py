@@ -363,6 +363,7 @@ class LocalManager(FaultInjection):
             server, self._server = self._server, None
         if server is not None:
             server.kill()
+            self._killed = [one for one in self._killed if one.is_working]  # else it grows with each kill
             self._killed.append(server)
 
     def alert(self, message: str, error_type: str = "TritonServerStateChanged") -> None:

@@ -6,7 +6,7 @@ It does not use sockets or threads, and needs a clock only to forget idle uuids.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -92,13 +92,13 @@ class Lane:
         return self.room - self.running
 
 
-@dataclass
+@dataclass(slots=True)
 class _User:
-    """A uuid that has sent work."""
+    """A uuid that has sent work; there may be tens of thousands, since clients change theirs."""
 
     last_seen: float
-    kinds: set[str] = field(default_factory=set)
-    waiting: defaultdict[str, deque[Job]] = field(default_factory=lambda: defaultdict(deque))
+    kinds: tuple[str, ...] = ()
+    waiting: dict[str, deque[Job]] = field(default_factory=dict)  # no queue is empty
 
 
 class Scheduler:
@@ -143,11 +143,17 @@ class Scheduler:
 
     def note(self, uuid: str, kind: str) -> None:
         """Record that a uuid has sent work of a kind."""
+        self._note(uuid, kind)
+
+    def _note(self, uuid: str, kind: str) -> _User:
+        self._forget()
         user = self._users.get(uuid)
         if user is None:
             user = self._users[uuid] = _User(self._clock())
         user.last_seen = self._clock()
-        user.kinds.add(kind)
+        if kind not in user.kinds:
+            user.kinds += (kind,)
+        return user
 
     def put(self, job: Job) -> bool:
         """Queue a job.
@@ -157,11 +163,11 @@ class Scheduler:
         bool
             False if the queue of its kind and uuid is full, so that the job was not queued.
         """
-        self.note(job.uuid, job.kind)
-        lane, queue = self.lanes[job.kind], self._users[job.uuid].waiting[job.kind]
+        waiting = self._note(job.uuid, job.kind).waiting
+        lane, queue = self.lanes[job.kind], waiting.get(job.kind, ())
         if len(queue) >= lane.queue_size:
             return False
-        queue.append(job)
+        waiting.setdefault(job.kind, deque()).append(job)
         lane.waiting += 1
         return True
 
@@ -191,6 +197,8 @@ class Scheduler:
             served[tenant] += 1
             lane.waiting -= 1
             job = queue.popleft()
+            if not queue:
+                del user.waiting[kind]
             if lane.available > 0:
                 lane.running += 1
                 taken.run.append(job)
@@ -213,7 +221,7 @@ class Scheduler:
         for user in self._users.values():
             for queue in user.waiting.values():
                 dropped += queue
-                queue.clear()
+            user.waiting.clear()
         for lane in self.lanes.values():
             lane.waiting = 0
         return dropped
@@ -247,7 +255,5 @@ class Scheduler:
         self._next_purge = now + self._forget_after / 10
         oldest = now - self._forget_after
         self._users = {
-            uuid: user
-            for uuid, user in self._users.items()
-            if user.last_seen > oldest or any(user.waiting.values())
+            uuid: user for uuid, user in self._users.items() if user.last_seen > oldest or user.waiting
         }

@@ -138,6 +138,11 @@ class Server:
         """Have an alert sent to the client that connected first."""
         self._post(lambda: self.core.alert(message, error_type))
 
+    @property
+    def is_working(self) -> bool:
+        """Whether models or jobs still run."""
+        return self.core.is_working
+
     def join_workers(self) -> None:
         """Wait for running models and jobs."""
         self.core.join_workers()

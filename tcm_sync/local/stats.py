@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -25,13 +25,14 @@ class LocalStats:
     connected : int
         Authenticated ones that are open now.
     uuids : tuple of str
-        The uuid of each authenticated connection, in order.
+        The uuid of each authenticated connection, in order; of the last 10,000.
     messages : int
         Messages received, without the auth messages.
     executions : mapping of str to int
         How often each model was run, failures included.
     nacks : mapping of str to int
-        Errors sent: by code, or by message where there is no code.
+        Errors sent: by code, or by message where there is no code. Of those messages only 1,000 are
+        counted by themselves, the others as ``"other messages"``.
     waiting, running : int
         Inferences in the queues and in the executor now.
     management_waiting, management_running : int
@@ -56,6 +57,11 @@ class LocalStats:
     lost_replies: int
 
 
+_MOST_UUIDS = 10_000
+_MOST_NACKS = 1000  # some messages repeat what the client sent, so that there is no end of them
+_OTHERS = "other messages"
+
+
 class Counters:
     """The counting behind `LocalStats`; safe from any thread."""
 
@@ -64,7 +70,7 @@ class Counters:
         self._counts: Counter[str] = Counter()
         self._executions: Counter[str] = Counter()
         self._nacks: Counter[str] = Counter()
-        self._uuids: list[str] = []
+        self._uuids: deque[str] = deque(maxlen=_MOST_UUIDS)
 
     def count(self, what: str) -> None:
         """Count one of ``connections``, ``messages``, ``lost_replies``."""
@@ -84,7 +90,8 @@ class Counters:
     def count_nack(self, name: str) -> None:
         """Count an error that was sent."""
         with self._lock:
-            self._nacks[name] += 1
+            known = name in self._nacks or len(self._nacks) < _MOST_NACKS
+            self._nacks[name if known else _OTHERS] += 1
 
     def snapshot(
         self, lanes: Mapping[str, Lane] = MappingProxyType({}), *, connected: int = 0, hung: int = 0

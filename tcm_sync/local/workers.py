@@ -46,6 +46,11 @@ class Workers:
         for _ in self._threads:
             self._calls.put(None)
 
+    @property
+    def is_working(self) -> bool:
+        """Whether a thread has not ended."""
+        return any(thread.is_alive() for thread in self._threads)
+
     def join(self) -> None:
         """Wait until all threads have ended, after `finish`."""
         for thread in self._threads:
