@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,17 @@ MARKS = {
     "password": PASSWORD,
     "basic": base64.b64encode(f"me:{PASSWORD}".encode()).decode(),
 }
-SAID = " ".join(MARKS.values())
+SAID = " ".join(MARKS.values())  # what peers repeat
+PROXY_PASSWORD = "mark-proxy-2e61d8"
+SAID_BY_PROXIES = f"{PROXY_PASSWORD} {base64.b64encode(f'me:{PROXY_PASSWORD}'.encode()).decode()}"
+OF_TESTS = "pr0xy-"  # with which the passwords begin that the tests' own proxies check
+SOUGHT = {
+    **MARKS,
+    "proxy's password": PROXY_PASSWORD,
+    "proxy's basic": SAID_BY_PROXIES.split()[1],
+    "password of a proxy of the tests": OF_TESTS,
+    "password of a key": "mark-key-61c0f3",
+}
 _FOLDER = "TCM_MARKED_SECRETS"  # the variable with the folder for the record
 
 
@@ -58,7 +69,7 @@ def marks_in(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.iterdir()):
         text = path.read_bytes()
-        for kind, mark in MARKS.items():
+        for kind, mark in SOUGHT.items():
             at = text.find(mark.encode())
             if at >= 0:
                 around = text[max(0, at - 300) : at + 100].decode(errors="replace")
@@ -122,9 +133,9 @@ def pytest_runtest_teardown() -> None:
 
 
 def _mark_settings() -> None:
-    from tcm_sync.settings import AuthContext, Settings
+    from tcm_sync.settings import AuthContext, Settings, TlsSettings
 
-    check = Settings.__post_init__
+    check, check_tls = Settings.__post_init__, TlsSettings.__post_init__
 
     def marked(settings: Settings) -> None:
         if isinstance(settings.uri, str) and "?" not in settings.uri and settings.uri.startswith("ws"):
@@ -141,9 +152,25 @@ def _mark_settings() -> None:
             given = AuthContext() if auth is None else auth
             token = partial(_marked_token, given.token) if callable(given.token) else MARKS["token"]
             object.__setattr__(settings, "auth", dataclasses.replace(given, token=token))
+        if settings.proxy == "env":
+            for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+                os.environ[name] = _marked_proxy(os.environ[name])
+        elif isinstance(settings.proxy, str):
+            object.__setattr__(settings, "proxy", _marked_proxy(settings.proxy))
         check(settings)
 
+    def marked_tls(tls: TlsSettings) -> None:
+        if tls.key_password:
+            object.__setattr__(tls, "key_password", SOUGHT["password of a key"])
+        check_tls(tls)
+
     Settings.__post_init__ = marked  # type: ignore[method-assign]
+    TlsSettings.__post_init__ = marked_tls  # type: ignore[method-assign]
+
+
+def _marked_proxy(url: str) -> str:
+    """Return a URL with marked credentials, unless a proxy of the tests checks those that it has."""
+    return url if OF_TESTS in url else re.sub(r"://(?:[^/@]*@)?", f"://me:{PROXY_PASSWORD}@", url, count=1)
 
 
 def _marked_token(ask: Callable[[], str]) -> str:
@@ -170,6 +197,7 @@ def _have_peers_repeat() -> None:
 
     peer = peer_connection.PeerConnection
     answer_http, error, fail, close = peer.answer_http, peer.error, peer.fail, peer.close
+    send_raw = peer.send_raw
 
     def answer(self, status, body=b"", extra_headers=()):
         said = SAID.encode()
@@ -186,7 +214,15 @@ def _have_peers_repeat() -> None:
     def closed(self, code=1000, reason=""):
         close(self, code, reason and f"{reason} {MARKS['token']}")
 
+    def sent(self, data):
+        marked = SAID_BY_PROXIES.split()[1] in self.headers.get("proxy-authorization", "")
+        if marked and re.match(rb"HTTP/1\.\d [345]", data):
+            line, end, rest = data.partition(b"\r\n")
+            data = line + f" {SAID_BY_PROXIES}".encode() + end + rest
+        send_raw(self, data)
+
     peer.answer_http, peer.error, peer.fail, peer.close = answer, refuse, failed, closed
+    peer.send_raw = sent
 
 
 if __name__ == "__main__":
