@@ -17,9 +17,7 @@ _ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED
 def make_context(
     ca_file: File | None, cert_file: File | None, key_file: File | None, password: str | bytes | None
 ) -> ssl.SSLContext:
-    """Make a context that checks certificates and names.
-
-    A certificate whose name is its common name alone is refused, as RFC 9525 demands and urllib3 2 does.
+    """Make the context for a manager.
 
     Raises
     ------
@@ -28,8 +26,7 @@ def make_context(
     """
     using = "ca_file", ca_file
     try:
-        context = ssl.create_default_context(cafile=ca_file)
-        context.hostname_checks_common_name = False
+        context = _checking(ca_file)
         if cert_file is not None:
             using = "cert_file", cert_file
             _read(cert_file)
@@ -43,6 +40,36 @@ def make_context(
         name, file = using
         advice = _advice(error, name, cert_file, key_file, password)
         raise ConfigError(f"tls: {name} {_shown(file)} cannot be used: {advice}") from error
+    return context
+
+
+def make_proxy_context(ca_file: File | None) -> ssl.SSLContext:
+    """Make the context for a proxy: the system's authorities are trusted, and those of `ca_file` too.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, or is not what it should be.
+    """
+    try:
+        context = _checking(None)
+        if ca_file is not None:
+            context.load_verify_locations(ca_file)
+    except (OSError, ValueError, TypeError) as error:
+        if is_of_handler(error):
+            raise
+        advice = _advice(error, "ca_file", None, None, None)
+        raise ConfigError(f"tls: ca_file {_shown(ca_file)} cannot be used: {advice}") from error
+    return context
+
+
+def _checking(ca_file: File | None) -> ssl.SSLContext:
+    """Make a context that checks certificates and names; without a file, by the system's authorities.
+
+    A certificate whose name is its common name alone is refused, as RFC 9525 demands and urllib3 2 does.
+    """
+    context = ssl.create_default_context(cafile=ca_file)
+    context.hostname_checks_common_name = False
     return context
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tcm_sync._lapsing import Lapsing
+from tcm_sync._logs import Log
 from tcm_sync._transport.authentication import fresh_uuid
 from tcm_sync._wire.encode import StatedLimit, encode_message, size_of
 from tcm_sync.errors import InferenceFailedError, MessageTooLargeError, PayloadTooLargeError
@@ -17,12 +18,21 @@ if TYPE_CHECKING:
 
     Target = tuple[Route, str]
 
+log = Log("tcm_sync.pool", queued=True)
+
+#: Bytes of a message. A request of one small tensor has some 300, and an authentication with a token up to
+#: 1,000: a manager with a lower limit could answer nobody, so the number must be wrong, and keeping it would
+#: have every call fail here.
+LOWEST_LIMIT = 1_024
+
 _MOST_TARGETS = 256  # routes and models that limits are kept of
 _KEPT = 600.0  # seconds after which a model may have been replaced by one that accepts more rows
 
 
 class MessageLimit:
     """The most bytes of a message: as set, or as the manager stated when it refused a larger one.
+
+    A statement below `LOWEST_LIMIT` is logged once and not kept: the manager refuses what it does not accept.
 
     Parameters
     ----------
@@ -41,6 +51,7 @@ class MessageLimit:
         self._bare_envelope_bytes = size_of(encode_message(uuid, "", ()))
         self._stated: StatedLimit | None = None
         self._stated_by = 0  # which manager that was, as the runtime counts them
+        self._warned = False  # of a limit that is too low; two threads may both warn
         self.inference_room = self._set - self.envelope_bytes("inference")
 
     def envelope_bytes(self, kind: str) -> int:
@@ -61,7 +72,16 @@ class MessageLimit:
     def learn(self, stated: int | None, refused: int, runtime: Runtime | None) -> None:
         """Keep the limit that the manager stated, or did not, when it refused a message of so many bytes."""
         limit = refused - 1 if stated is None else stated
-        if 0 < limit < self.now(runtime) and runtime is not None:
+        if limit < LOWEST_LIMIT:
+            if stated is not None and not self._warned:
+                self._warned = True
+                log.warning(
+                    "the manager states a limit of %d bytes a message, which hardly any request fits: it is "
+                    "ignored, and requests are sent (check the manager's limit; its usual one is 65,536)",
+                    limit,
+                )
+            return
+        if limit < self.now(runtime) and runtime is not None:
             self._stated_by = runtime.manager_state.managers
             self._stated = StatedLimit(limit)
             self.inference_room = limit - self.envelope_bytes("inference")
@@ -112,7 +132,8 @@ class RowLimits:
                 most = _lower(self._rows, target, rows // 2)
         elif isinstance(error, MessageTooLargeError) and error.size is None:
             # A limit that was stated holds for every message of the client: the rows' text decides.
-            most = rows if error.limit is not None else _lower(self._rows, target, rows // 2)
+            stated = error.limit is not None and error.limit >= LOWEST_LIMIT
+            most = rows if stated else _lower(self._rows, target, rows // 2)
         else:
             return None
         return max(1, min(most, rows - 1))

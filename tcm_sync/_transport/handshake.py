@@ -11,16 +11,14 @@ from __future__ import annotations
 import io
 import re
 import socket
-import time
 from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit
 
 from websocket import WebSocket, WebSocketException, WebSocketTimeoutException
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._numbers import LONGEST_PAUSE, asked_pause
 from tcm_sync._secrets import Secret
-from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, receive_head
+from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, pause_asked_for, read_fields, receive_head
 from tcm_sync._transport.sockets import send_all
 from tcm_sync._transport.tls import failure_after_tls
 from tcm_sync._wire.quote import quote
@@ -33,9 +31,6 @@ from tcm_sync.settings import Endpoint
 _DROPPED = re.compile(rb"^(?:set-cookie2?|content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
 
 _UNASKED = re.compile(rb"^sec-websocket-(?:extensions|protocol)[ \t]*:", re.IGNORECASE)
-
-# What a refusal says beside its status.
-_SAID = re.compile(rb"^(location|retry-after|date)[ \t]*:[ \t]*(.*?)[ \t]*$", re.IGNORECASE)
 
 
 def shake_hands(
@@ -118,7 +113,7 @@ def _refused(endpoint: Endpoint, status: int, answer: _HandshakeSocket) -> TcmEr
     return ConnectFailedError(
         f"{where} answered the handshake with HTTP {status}{said}",
         retriable=not permanent,
-        retry_after=None if permanent else _retry_after(answer.said),
+        retry_after=None if permanent else pause_asked_for(answer.said),
         error_id=Readiness.read(status, body).error_id,
     )
 
@@ -143,27 +138,6 @@ def _not_found(endpoint: Endpoint) -> str:
             "passes that path on; 'tcm-sync doctor' says what answers"
         )
     return f", not found: the path is usually /ws, and was {endpoint.path}"
-
-
-def _retry_after(said: dict[bytes, bytes]) -> float | None:
-    """Read Retry-After, seconds or a date (RFC 9110, section 10.2.3), the date by the answer's own clock."""
-    text = said.get(b"retry-after", b"")
-    if re.fullmatch(rb"\d+", text):
-        return asked_pause(int(text) if len(text) <= 20 else LONGEST_PAUSE)
-    until = _read_date(text)
-    if until is None:
-        return None
-    now = _read_date(said.get(b"date", b""))
-    return asked_pause(until - (time.time() if now is None else now))
-
-
-def _read_date(text: bytes) -> float | None:
-    from email.utils import parsedate_to_datetime  # with more of email, which nothing else needs
-
-    try:
-        return parsedate_to_datetime(text.decode("ascii")).timestamp()
-    except (ValueError, TypeError, OverflowError):  # TypeError: Python 3.10, of what is no date
-        return None
 
 
 class _HandshakeSocket:
@@ -210,7 +184,7 @@ class _HandshakeSocket:
         if found := re.match(rb"HTTP/1\.\d ([1-5]\d\d)\b", lines[0]):
             self.status = int(found[1])
         self.unasked = next(filter(_UNASKED.match, lines), None)
-        self.said = {found[1].lower(): found[2] for line in lines if (found := _SAID.match(line))}
+        self.said = read_fields(lines)
         return b"\r\n".join(line for line in lines if not _DROPPED.match(line)) + b"\r\n\r\n"
 
     def close(self) -> None:

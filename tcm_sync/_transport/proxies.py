@@ -15,8 +15,9 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._proxy_url import ProxyUrl, find_proxy
 from tcm_sync._secrets import Secret
+from tcm_sync._tls_context import make_proxy_context
 from tcm_sync._transport.addresses import Addresses
-from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, receive_head
+from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, pause_asked_for, read_fields, receive_head
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, TcmError
@@ -81,7 +82,7 @@ class Proxy:
         ------
         ConnectFailedError
             No connection to the proxy, or through it. `retriable` is False for a refusal that waiting does
-            not change.
+            not change; `retry_after` is what one that may pass asked for.
         """
         hosts = _resolve(endpoint) if self.url.scheme == "socks5" else [endpoint.host]
         for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
@@ -150,11 +151,13 @@ class Proxy:
             )
         status = int(found[1])
         if status >= 300:
+            may_pass = status in _MAY_PASS
             raise ConnectFailedError(
                 f"the proxy {self.url} refused a connection to {endpoint.authority} with HTTP "
                 f"{quote(b'%d %b' % (status, (found[2] or b'').strip())).strip()}: "
                 f"{self._advice(status, head)}",
-                retriable=status in _MAY_PASS,
+                retriable=may_pass,
+                retry_after=pause_asked_for(read_fields(head.split(b"\r\n"))) if may_pass else None,
             )
         if rest:  # a manager is spoken to first
             raise ConnectFailedError(
@@ -289,7 +292,5 @@ def make_proxy(settings: Settings) -> Proxy | None:
         return None
     context = None
     if url.scheme == "https":
-        context = ssl.create_default_context()
-        if settings.tls is not None and settings.tls.ca_file is not None:
-            context.load_verify_locations(settings.tls.ca_file)
+        context = make_proxy_context(None if settings.tls is None else settings.tls.ca_file)
     return Proxy(url, context)

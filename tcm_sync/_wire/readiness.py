@@ -76,7 +76,9 @@ class Readiness:
         """The answer in one line."""
         parts = [f"{self.status}"] + [str(text) for text in (self.reason, self.detail) if text]
         if self.triton:
-            parts.append("Triton servers: " + ", ".join(f"{n} {name}" for name, n in self.triton.items()))
+            parts.append(
+                "Triton servers: " + quote(", ".join(f"{n} {name}" for name, n in self.triton.items()))
+            )
         return ", ".join(parts) + (f" (error_id {self.error_id})" if self.error_id else "")
 
     def __bool__(self) -> bool:

@@ -105,5 +105,5 @@ def _configured_batch_size(file: str) -> int | None:
     config = version.parent / "config.pbtxt"
     if not version.name.isdecimal() or not config.is_file():
         return None
-    found = re.search(r"^\s*max_batch_size\s*:\s*(\d+)", config.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^[ \t]*max_batch_size\s*:\s*(\d+)", config.read_text(encoding="utf-8"), re.MULTILINE)
     return int(found[1]) if found else 0  # which is what leaving it out means

@@ -20,6 +20,7 @@ from tcm_sync import (
     ShuttingDownError,
 )
 from tcm_sync import _lapsing as lapsing
+from tcm_sync import _logs as logs
 from tcm_sync._calls.learned_limits import RowLimits
 from tcm_sync._tensors import ModelSignature, TensorSpec
 
@@ -74,8 +75,8 @@ class Refusing:
 LIMITED = {
     "the model": {"rows": 9},
     "a payload budget": {"payload": 100},
-    "the manager's message": {"message": 700},
-    "a close alone": {"message": 700, "stated": False},
+    "the manager's message": {"message": 1_100},
+    "a close alone": {"message": 1_100, "stated": False},
 }
 
 
@@ -110,11 +111,11 @@ def test_a_row_that_is_too_much_by_itself_fails_with_its_number():
 
 
 def test_a_failure_behind_rows_that_ran_says_so():
-    manager = Refusing(message=400)
+    manager = Refusing(message=1_100)
 
     with ScriptedPeer(manager) as peer, connect(peer, pool_size=1) as client:
         with pytest.raises(MessageTooLargeError, match="rows 1 to 1: ") as caught:
-            client.infer_chunked("m", {"x": np.array([["a"], ["b" * 500]], dtype=object)}, rows=1)
+            client.infer_chunked("m", {"x": np.array([["a"], ["b" * 1_200]], dtype=object)}, rows=1)
     assert caught.value.outcome_unknown
 
 
@@ -140,9 +141,9 @@ def test_a_signature_does_not_make_messages_too_large():
 
 
 def test_a_single_call_fails_before_it_is_sent_once_the_limit_is_known():
-    manager = Refusing(message=1_000)
+    manager = Refusing(message=1_100)
     with ScriptedPeer(manager) as peer, connect(peer) as client:
-        with pytest.raises(MessageTooLargeError, match="1,000"):
+        with pytest.raises(MessageTooLargeError, match="1,100"):
             client.infer("m", {"x": X})
         assert len(peer.connections) == 1
         calls = [
@@ -151,22 +152,69 @@ def test_a_single_call_fails_before_it_is_sent_once_the_limit_is_known():
             lambda: client.submit("m", {"x": X}).result(PATIENCE),
             lambda: client.stream("m", {"x": X}),
             lambda: client.pipeline([{"model_name": "m", "inputs": {"x": X}}]),
-            lambda: client.info("queue_stats", note="x" * 1_000),
+            lambda: client.info("queue_stats", note="x" * 1_100),
             lambda: client.model("m").infer_sample({"x": X}),
-            lambda: client.management("create_vm", note="x" * 1_000),
+            lambda: client.management("create_vm", note="x" * 1_100),
         ]
         for call in calls:
             with pytest.raises(
-                MessageTooLargeError, match=r"the manager, which refused .* at most 1,000"
+                MessageTooLargeError, match=r"the manager, which refused .* at most 1,100"
             ) as caught:
                 call()
-            assert caught.value.limit == 1_000
+            assert caught.value.limit == 1_100
         assert len(manager.refused) == 1
         assert client.infer("m", {"x": X[:3]})["y"].shape == (3, 2)
 
 
+class Babbling(Refusing):
+    """A manager that states a limit of its own invention when it refuses rows."""
+
+    def __init__(self, rows, limit):
+        super().__init__(rows=rows)
+        self.limit = limit
+
+    def answer(self, connection, text):
+        rows = json.loads(text)["payload"]["request"]["inputs"][0]["shape"][0]
+        if rows > self.rows:
+            self.refused.append(rows)
+            if self.limit is not None:
+                connection.error(f"Message too large (>{self.limit} bytes)")
+            connection.close(1009)
+        super().answer(connection, text)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 1_023, None])
+def test_a_limit_that_hardly_any_request_fits_is_not_kept(limit, caplog):
+    manager = Babbling(1, limit)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        for _ in range(2):
+            with pytest.raises(MessageTooLargeError) as caught:
+                client.infer("m", {"x": X[:2]})
+            assert caught.value.limit == limit
+            assert np.array_equal(client.infer("m", {"x": X[:1]})["y"], [X[0].tolist()])
+        assert manager.refused == [2, 2]
+        assert client._core.message_limit() == client._core.settings.max_message_bytes
+        refused = len(manager.refused)
+        assert np.array_equal(client.infer_chunked("m", {"x": X})["y"], X)
+        assert len(manager.refused) - refused <= 2 * len(X).bit_length()
+    assert logs.flush(PATIENCE)
+    lines = [record for record in caplog.records if "hardly any request fits" in record.getMessage()]
+    assert [record.levelname for record in lines] == ["WARNING"] * (limit is not None)
+
+
+def test_the_lowest_limit_that_is_kept():
+    manager = Refusing(message=1_024)
+    with ScriptedPeer(manager) as peer, connect(peer) as client:
+        with pytest.raises(MessageTooLargeError):
+            client.infer("m", {"x": X})
+        assert client._core.message_limit() == 1_024
+        with pytest.raises(MessageTooLargeError, match="at most 1,024"):
+            client.infer("m", {"x": X})
+    assert len(manager.refused) == 1
+
+
 def test_a_close_without_a_limit_bounds_what_is_sent_from_then_on():
-    manager = Refusing(message=1_000, stated=False)
+    manager = Refusing(message=1_100, stated=False)
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         for _ in range(3):
             with pytest.raises(MessageTooLargeError):
@@ -175,7 +223,7 @@ def test_a_close_without_a_limit_bounds_what_is_sent_from_then_on():
 
 
 def test_the_manager_after_one_that_said_that_it_ends_may_have_another_limit():
-    manager = Refusing(message=1_000)
+    manager = Refusing(message=1_100)
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         with pytest.raises(MessageTooLargeError):
             client.infer("m", {"x": X})
@@ -185,7 +233,7 @@ def test_the_manager_after_one_that_said_that_it_ends_may_have_another_limit():
 
 
 def test_another_manager_may_have_another_limit():
-    manager = Refusing(message=1_000)
+    manager = Refusing(message=1_100)
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         with pytest.raises(MessageTooLargeError):
             client.infer("m", {"x": X})
@@ -214,7 +262,7 @@ def test_samples_that_are_too_many_together_go_out_in_smaller_batches(limit, ret
 
 
 def test_a_sample_that_is_too_large_fails_alone_and_the_others_of_its_batch_are_served():
-    manager = Refusing(message=1_000)
+    manager = Refusing(message=1_100)
     with ScriptedPeer(manager) as peer, connect(peer) as client, ThreadPoolExecutor(3) as threads:
         model = client.model("m", batch=BatchPolicy(max_size=3, max_wait=PATIENCE))
         model._batcher._inside.add(object())  # somebody else is in a call

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tcm_sync import ConnectFailedError, TlsSettings
+from tcm_sync import ConfigError, ConnectFailedError, TcmClient, TlsSettings
 from tcm_sync._transport.tls import CERTIFICATES, LASTING, failure_of_tls, name_to_verify
 
 from ..helpers.fixtures import server_context
@@ -149,6 +149,25 @@ def test_a_common_name_alone_is_no_name(tmp_path):
     server, cert_file = self_made(tmp_path, common_name="manager.example")
     message = failure(server, trusting(cert_file, server_hostname="manager.example"))
     assert "A common name (CN) alone is not accepted" in message
+
+
+def test_a_common_name_alone_is_no_name_of_a_proxy(tmp_path):
+    server, cert_file = self_made(tmp_path, common_name="localhost")
+    with ScriptedPeer(echo, tls=server) as proxy:
+        uri, through = "ws://manager.example:8000/ws", f"https://localhost:{proxy.port}"
+        with TcmClient(uri, tls=trusting(cert_file), proxy=through, connect_timeout=PATIENCE) as client:
+            with failing(ConnectFailedError, f"the proxy {through}", "A common name (CN) alone") as caught:
+                client.open(wait=True)
+    assert proxy.connections == []
+    assert not caught.value.retriable
+
+
+def test_the_authorities_of_a_proxy_cannot_be_read(tmp_path):
+    path = tmp_path / "empty.pem"
+    path.write_text("nothing")
+    refused = r"ca_file '.*empty.pem' cannot be used: it holds no certificate"
+    with pytest.raises(ConfigError, match=refused):
+        TcmClient("ws://manager.example/ws", tls=trusting(path), proxy="https://proxy.example").open()
 
 
 @pytest.mark.parametrize("code", CERTIFICATES)

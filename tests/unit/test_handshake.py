@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 
 import pytest
 
@@ -18,6 +19,7 @@ from tcm_sync.settings import Endpoint
 from ..helpers.scripted_peer import ScriptedPeer
 
 PATIENCE = 30.0
+GUARD = 3.0  # seconds of the processor, for what takes milliseconds
 SOON = 0.3  # seconds in which nothing more is to come
 
 
@@ -265,9 +267,16 @@ def test_what_a_refusal_that_may_pass_asks_for_is_kept(status, lines, seconds):
 
 
 def test_a_date_is_compared_with_this_machines_clock_if_the_answer_has_none(monkeypatch):
-    monkeypatch.setattr("tcm_sync._transport.handshake.time.time", lambda: 1445412480.0 - 12.0)
+    monkeypatch.setattr("tcm_sync._transport.heads.time.time", lambda: 1445412480.0 - 12.0)
     error = refused("HTTP/1.1 503 X", "Retry-After: Wed, 21 Oct 2015 07:28:00 GMT")
     assert error.retry_after == 12.0
+
+
+def test_white_space_in_a_head_takes_no_time_that_grows_with_its_square():
+    began = time.process_time()
+    error = refused("HTTP/1.1 503 X", "Retry-After: 7" + " " * 60_000 + "x")
+    assert time.process_time() - began < GUARD
+    assert error.retry_after is None
 
 
 def test_a_refusal_that_does_not_pass_has_no_pause():

@@ -138,6 +138,23 @@ def test_refusals_of_an_http_proxy(status, retriable, advice):
     assert advice in error.message
 
 
+@pytest.mark.parametrize(
+    ("status", "lines", "pause"),
+    [
+        (503, ["Retry-After: 7"], 7.0),
+        (429, ["retry-after:1000000000"], 60.0),
+        (502, ["Date: Wed, 21 Oct 2015 07:28:00 GMT", "Retry-After: Wed, 21 Oct 2015 07:28:30 GMT"], 30.0),
+        (503, ["Retry-After: soon"], None),
+        (503, [], None),
+        (403, ["Retry-After: 7"], None),
+    ],
+)
+def test_the_pause_that_an_http_proxy_asks_for(status, lines, pause):
+    answer = "\r\n".join([f"HTTP/1.1 {status} Reason", *lines, "", ""])
+    error, _ = refused_by(answering(answer.encode()))
+    assert error.retry_after == pause
+
+
 def test_a_proxy_that_requires_credentials_and_got_none():
     error, _ = refused_by(answering(b"HTTP/1.1 407 X\r\n\r\n"), credentials=False)
     assert "USER:PASSWORD@HOST:PORT" in error.message
