@@ -67,12 +67,13 @@ def caplog(request):
 os.environ["TCM_TURNS_DIR"] = tempfile.mkdtemp(prefix="turns-of-tests-")
 
 
-def _remove_turns(folder: str, process: int) -> None:
-    if os.getpid() == process:  # and not a child that ends
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove(process: int, *paths: str) -> None:
+    """Remove files and folders of the run, unless it is a child of `process` that ends."""
+    for path in paths if os.getpid() == process else ():
+        Path(path).unlink() if Path(path).is_file() else shutil.rmtree(path, ignore_errors=True)
 
 
-atexit.register(_remove_turns, os.environ["TCM_TURNS_DIR"], os.getpid())
+atexit.register(_remove, os.getpid(), os.environ["TCM_TURNS_DIR"])
 
 PATIENCE = 5.0
 _PROC = Path("/proc/self")
@@ -185,8 +186,13 @@ def _maker(name: str) -> int | None:
     return None
 
 
+def _is_of_this_run(pid: int) -> bool:
+    """Whether a process that may have ended was started by this run (helpers/loopback records each)."""
+    return Path(os.environ["TCM_TESTS_PROCESSES"], str(pid)).exists()
+
+
 def _belongs_to_others(name: str) -> bool:
-    """Whether the shared memory file is gone, another user's, or mapped by a process that is not ours."""
+    """Whether the shared memory file is gone, another user's, or of a process that is not of this run."""
     try:
         if (_SHM / name).stat().st_uid != os.getuid():
             return True
@@ -194,7 +200,7 @@ def _belongs_to_others(name: str) -> bool:
         return True
     ours = {os.getpid(), *_children()}
     maker = _maker(name)  # a file is not mapped at every moment of its life
-    if maker is not None and maker not in ours and Path(f"/proc/{maker}").exists():
+    if maker is not None and maker not in ours and (Path(f"/proc/{maker}").exists() or not _is_of_this_run(maker)):
         return True
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
@@ -243,20 +249,23 @@ def leaves_nothing_behind() -> Iterator[None]:
 _GUARD = Path(__file__).parent / "helpers" / "loopback"
 
 
-def _allow_loopback_only() -> None:
-    """Refuse other addresses in this process and in the Python programs that it starts."""
-    if "TCM_TESTS_REFUSED" in os.environ:  # tests that a test runs: they have inherited all of it
-        return
+def _guard_processes() -> None:
+    """Refuse other addresses in this process and in the Python programs that it starts, and record these."""
+    if os.environ.get("TCM_TESTS_RUN") == os.environ.get("PYTEST_XDIST_WORKER", "alone"):
+        return  # tests that a test runs: they have inherited all of it
+    os.environ["TCM_TESTS_RUN"] = os.environ.get("PYTEST_XDIST_WORKER", "alone")
     handle, os.environ["TCM_TESTS_REFUSED"] = tempfile.mkstemp(prefix="tcm-tests-refused-")
     os.close(handle)
-    own = os.getpid()
-    atexit.register(lambda: os.getpid() == own and os.unlink(os.environ["TCM_TESTS_REFUSED"]))
-    paths = [str(_GUARD), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    os.environ["TCM_TESTS_PROCESSES"] = tempfile.mkdtemp(prefix="tcm-tests-processes-")
+    atexit.register(
+        _remove, os.getpid(), os.environ["TCM_TESTS_REFUSED"], os.environ["TCM_TESTS_PROCESSES"]
+    )
+    paths = [str(_GUARD), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     runpy.run_path(str(_GUARD / "sitecustomize.py"))
 
 
-_allow_loopback_only()
+_guard_processes()
 
 
 @pytest.fixture(autouse=True)

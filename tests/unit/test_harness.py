@@ -126,6 +126,17 @@ def test_the_shared_memory_of_other_processes_and_programs_is_no_leak(tmp_path, 
         other.communicate(b"\n")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
+def test_what_a_killed_process_has_left_counts_against_the_run_that_started_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(conftest, "_SHM", tmp_path)
+    ended = []
+    for environment in (os.environ, {}):  # recorded as one of this run, and not
+        with subprocess.Popen([sys.executable, "-c", ""], env=environment) as process:
+            ended.append(process.pid)
+        (tmp_path / f"tcm_{process.pid}_ab").touch()
+    assert [conftest._belongs_to_others(f"tcm_{pid}_ab") for pid in ended] == [False, True]
+
+
 INTERRUPTED = """
 import signal
 import pytest

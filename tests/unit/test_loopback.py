@@ -120,7 +120,7 @@ def test_of_nothing():
 
 
 def test_a_test_that_swallows_the_refusal_fails(tmp_path, monkeypatch):
-    for name in ("TCM_TESTS_REFUSED", "PYTHONPATH"):
+    for name in ("TCM_TESTS_RUN", "TCM_TESTS_REFUSED", "PYTHONPATH"):
         monkeypatch.delenv(name)
     shutil.copy(CONFTEST, tmp_path / "conftest.py")
     shutil.copytree(CONFTEST.parent / "helpers" / "loopback", tmp_path / "helpers" / "loopback")
