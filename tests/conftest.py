@@ -200,8 +200,10 @@ def _belongs_to_others(name: str) -> bool:
         return True
     ours = {os.getpid(), *_children()}
     maker = _maker(name)  # a file is not mapped at every moment of its life
-    if maker is not None and maker not in ours and (Path(f"/proc/{maker}").exists() or not _is_of_this_run(maker)):
-        return True
+    if maker is not None and maker not in ours:
+        runs = Path(f"/proc/{maker}").exists()
+        if runs or not _is_of_this_run(maker):
+            return True
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
             if int(maps.parent.name) not in ours and f"/dev/shm/{name}\n" in maps.read_text():
@@ -257,9 +259,7 @@ def _guard_processes() -> None:
     handle, os.environ["TCM_TESTS_REFUSED"] = tempfile.mkstemp(prefix="tcm-tests-refused-")
     os.close(handle)
     os.environ["TCM_TESTS_PROCESSES"] = tempfile.mkdtemp(prefix="tcm-tests-processes-")
-    atexit.register(
-        _remove, os.getpid(), os.environ["TCM_TESTS_REFUSED"], os.environ["TCM_TESTS_PROCESSES"]
-    )
+    atexit.register(_remove, os.getpid(), os.environ["TCM_TESTS_REFUSED"], os.environ["TCM_TESTS_PROCESSES"])
     paths = [str(_GUARD), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     runpy.run_path(str(_GUARD / "sitecustomize.py"))

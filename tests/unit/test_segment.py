@@ -274,7 +274,7 @@ def test_the_file_of_a_process_that_is_gone_is_swept_at_once(gone, left):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("pid", [1, os.getppid(), os.getpid()])
+@pytest.mark.parametrize("pid", [1, os.getppid(), os.getpid()], ids=["init", "parent", "own"])
 def test_the_file_that_nobody_has_locked_is_swept_though_a_process_has_its_number(left, pid):
     """Each container that shares the directory has a process 1, and numbers the others by itself."""
     path = left(pid)

@@ -16,6 +16,8 @@ import pytest
 from tcm_sync._tensors import check_inputs
 from tcm_sync.errors import InputError
 
+from ..helpers.names import steady
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -466,7 +468,7 @@ def test_members_of_an_integer_enum_are_integers() -> None:
         (object(), "object is not array-like"),
         (bytearray(b"ab"), "bytearray is 0-d"),
     ],
-    ids=lambda value: f"{type(value).__name__} {value!r:.40}" if not isinstance(value, list) else None,
+    ids=lambda value: f"{type(value).__name__} {steady(value):.40}" if not isinstance(value, list) else None,
 )
 def test_what_is_no_tensor_is_refused_with_the_reason(data: Any, match: str) -> None:
     refused(data, match)

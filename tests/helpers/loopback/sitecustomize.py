@@ -1,12 +1,12 @@
-"""Refuse every network address except those of the loopback interface, and record each process of a run.
+"""Refuse network addresses other than those of the loopback interface, and record each process of a run.
 
 tests/conftest.py loads this file, and puts its folder into PYTHONPATH, so that Python programs that tests
 start load it too. A network namespace that a test has made for itself is exempt.
 
 A refusal raises PermissionError, and is also written to the file that ``TCM_TESTS_REFUSED`` names: code under
-test may turn the exception into another one, and the test must fail in any case. Processes are recorded in the
-folder ``TCM_TESTS_PROCESSES``, by which what a killed one has left can be attributed to its run. Modules that tests look for
-in `sys.modules` must not be imported here.
+test may turn the exception into another one, and the test must fail in any case. Processes are recorded in
+the folder ``TCM_TESTS_PROCESSES``, so that what a killed one has left is attributed to its run. Modules that
+tests look for in `sys.modules` must not be imported here.
 """
 
 import os
@@ -103,9 +103,10 @@ sys.addaudithook(_refuse)
 
 def _record() -> None:
     try:
-        os.close(os.open(f"{os.environ['TCM_TESTS_PROCESSES']}/{os.getpid()}", os.O_CREAT | os.O_WRONLY, 0o600))
-    except (KeyError, OSError):  # no run, or one that has ended, or no free descriptor
-        pass
+        path = os.path.join(os.environ["TCM_TESTS_PROCESSES"], str(os.getpid()))
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    except (KeyError, OSError):
+        return  # no run, or one that has ended, or no free descriptor
 
 
 _record()
