@@ -9,7 +9,7 @@ from tcm_sync._calls.streams import InferStream
 from tcm_sync._shm.references import SHMReference
 from tcm_sync._tensors import InferenceInput, ModelSignature, TensorSpec
 from tcm_sync._wire.readiness import Readiness
-from tcm_sync.client import Model, TcmClient
+from tcm_sync.client import TcmClient
 from tcm_sync.errors import (
     ERROR_CODES,
     KNOWN_FAULTS,
@@ -57,9 +57,11 @@ from tcm_sync.errors import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
-from tcm_sync.results import ClientStats, InferResult, ManagementResult, QueueStats
+from tcm_sync.model import Model
+from tcm_sync.results import InferResult, ManagementResult, QueueStats
 from tcm_sync.retry import RetryPolicy
 from tcm_sync.settings import UNSET, AuthContext, BatchPolicy, Route, TlsSettings
+from tcm_sync.stats import ClientStats
 
 __version__: str  # looked up when it is asked for
 

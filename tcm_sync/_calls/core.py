@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from tcm_sync._shm.segment import Segment
     from tcm_sync._transport.connection import Connection
     from tcm_sync.events import Listener
-    from tcm_sync.results import ClientStats
     from tcm_sync.settings import Settings
+    from tcm_sync.stats import ClientStats
 
 # What calls, failures and probes need: when they come there may be no descriptor left to load it with, and a
 # fork in the middle of an import leaves its lock to the child. Resolving a name takes the codec.

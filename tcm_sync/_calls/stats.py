@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcm_sync._arguments import check_flag
 from tcm_sync._process import notice_fork
-from tcm_sync.results import ClientStats
+from tcm_sync.stats import ClientStats
 
 if TYPE_CHECKING:
     from tcm_sync._calls.core import Core
