@@ -1,13 +1,14 @@
-"""Check the texts, choices, flags and whole numbers that callers pass."""
+"""Check the texts, choices, flags and numbers that callers pass."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from tcm_sync._numbers import as_whole, shown
+from tcm_sync._numbers import as_number, as_whole, shown
 from tcm_sync._texts import text_fault
 from tcm_sync.errors import ConfigError, InputError
 
@@ -86,4 +87,32 @@ def check_whole(name: str, value: object, least: int = 1, kind: Kind = ConfigErr
     number = as_whole(value)
     if number is None or number < least:
         raise kind(f"{name} must be a whole number of at least {least}, not {shown(value)}")
+    return number
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Return a positive, finite number as int or float.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    number = as_number(value)
+    if number is None or not 0 < number <= sys.float_info.max:
+        raise ConfigError(f"{name} must be a positive, finite number, not {shown(value)}")
+    return number
+
+
+def check_count(name: str, value: object) -> int:
+    """Return a whole number of at least 1 as int.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    number = check_whole(name, value)
+    if number > sys.maxsize:
+        raise ConfigError(f"{name} must be at most {sys.maxsize:,}, not {shown(value)}")
     return number

@@ -38,6 +38,7 @@ from tcm_sync._calls.options import (
 )
 from tcm_sync._calls.pipelines import PipelineStep
 from tcm_sync._calls.streams import InferStream
+from tcm_sync._environment import settings_from_env
 from tcm_sync._shm.policy import Transport
 from tcm_sync._tables import html_table
 from tcm_sync._tensors import ModelSignature
@@ -60,7 +61,6 @@ from tcm_sync.settings import (
     TlsSettings,
     Turns,
     Unset,
-    settings_from_env,
 )
 from tcm_sync.stats import ClientStats
 

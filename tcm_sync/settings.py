@@ -1,24 +1,22 @@
-"""What a client is made with: identity, route, TLS, limits, and the ``TCM_*`` variables."""
+"""What a client is made with: identity, route, TLS, limits; checked."""
 
 from __future__ import annotations
 
 import enum
 import os
 import ssl
-import string
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
-from tcm_sync._arguments import check_choice, check_text, check_texts, check_whole
+from tcm_sync._arguments import check_choice, check_count, check_seconds, check_text, check_texts, check_whole
 from tcm_sync._base_error import Route as Route
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import as_number, shown
 from tcm_sync._proxy_url import find_proxy
+from tcm_sync._secret_texts import check_header, strip_secret
 from tcm_sync._secrets import HoldsSecret, Secret, secret_of_header, secrets_of_query, shown_uri
-from tcm_sync._texts import is_unicode
 from tcm_sync._tls_context import make_context
 from tcm_sync.errors import ConfigError
 from tcm_sync.retry import RetryPolicy
@@ -49,9 +47,6 @@ _MOST_TURNS = 100
 Turns = Literal["auto", "off"] | int
 Token = str | Callable[[], str]
 Header = str | Callable[[], str]
-
-#: What a file, a variable or a copy leaves around a secret, a byte order mark included.
-AROUND_SECRETS = string.whitespace + "\ufeff\u200b\xa0"
 
 
 @dataclass(frozen=True)
@@ -177,73 +172,6 @@ class TlsSettings(HoldsSecret):
         """
         password = _first_line(self.key_password)
         return make_context(self.ca_file, self.cert_file, self.key_file, password)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A manager's address, as read from its URI."""
-
-    secure: bool
-    host: str
-    port: int
-    path: str
-    query: str = field(repr=False)  # it may hold a secret
-
-    @classmethod
-    def parse(cls, uri: str) -> Endpoint:
-        """Read ``ws://HOST[:PORT]/PATH`` or ``wss://…``.
-
-        Raises
-        ------
-        ConfigError
-            The URI has another scheme, no host, port 0, credentials, or a fragment.
-        """
-        example = "for example 'ws://localhost:8000/ws'"
-        if not isinstance(uri, str) or not uri.isprintable() or " " in uri:
-            raise ConfigError(f"uri must be a text without spaces or control characters, {example}")
-        shown = shown_uri(uri)
-        try:
-            parts = urlsplit(uri)
-            port = parts.port
-        except ValueError as error:
-            why = "" if "@" in uri else f" ({error})"  # it may quote a password
-            raise ConfigError(f"uri {shown!r} cannot be read{why}; {example}") from None
-        if parts.username is not None or parts.password is not None:
-            raise ConfigError("uri must not hold credentials; they belong in AuthContext or headers")
-        if parts.scheme not in ("ws", "wss"):
-            raise ConfigError(f"uri {shown!r} must start with ws:// or wss://, {example}")
-        if not parts.hostname:
-            raise ConfigError(f"uri {shown!r} names no host, {example}")
-        if port == 0:
-            raise ConfigError(f"uri {shown!r} has port 0, where nothing can listen; {example}")
-        if parts.fragment:
-            raise ConfigError(f"uri {shown!r} must not have a fragment (RFC 6455, section 3)")
-        if not parts.path.isascii() or not parts.query.isascii():
-            raise ConfigError(f"uri {shown!r}: write characters outside ASCII in percent-encoding")
-        secure = parts.scheme == "wss"
-        return cls(secure, parts.hostname, port or (443 if secure else 80), parts.path or "/", parts.query)
-
-    @property
-    def authority(self) -> str:
-        """Host and port as a Host header has them."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
-
-    @property
-    def shown(self) -> str:
-        """The address without the values of its query, for messages."""
-        return shown_uri(self.url)
-
-    @property
-    def url(self) -> str:
-        """The address to shake hands with."""
-        query = f"?{self.query}" if self.query else ""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'wss' if self.secure else 'ws'}://{host}:{self.port}{self.path}{query}"
-
-    def sibling(self, name: str) -> str:
-        """Return the path of another service of the same manager: the final ``/ws`` replaced."""
-        return self.path.removesuffix("/ws").rstrip("/") + "/" + name
 
 
 @dataclass(frozen=True)
@@ -374,86 +302,6 @@ def _settings_from_state(state: dict[str, Any]) -> Settings:
     return Settings(**state)
 
 
-def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Read the ``TCM_*`` variables into arguments of `TcmClient`.
-
-    Raises
-    ------
-    ConfigError
-        ``TCM_WS_URI`` is missing, or a number cannot be read.
-    """
-    values = {name: value for name, value in environ.items() if name.startswith("TCM_") and value}
-    for name in values.keys() - {"TCM_CLIENT_TOKEN"}:  # whose own check refuses one of white space alone
-        values[name] = values[name].strip(AROUND_SECRETS)  # files of variables may have line ends of Windows
-    if "TCM_WS_URI" not in values:
-        raise ConfigError(
-            "TCM_WS_URI is not set; it is the manager's address, such as ws://localhost:8000/ws"
-        )
-    arguments: dict[str, Any] = {"uri": values["TCM_WS_URI"]}
-    names = {"uuid": "UUID", "token": "TOKEN", "sub": "SUB", "tenant_id": "TENANT_ID"}
-    auth: dict[str, Any] = {
-        field_: values[f"TCM_CLIENT_{name}"]
-        for field_, name in names.items()
-        if f"TCM_CLIENT_{name}" in values
-    }
-    if "TCM_CLIENT_ROLES" in values:
-        auth["roles"] = tuple(filter(None, (role.strip() for role in values["TCM_CLIENT_ROLES"].split(","))))
-    if auth:
-        arguments["auth"] = AuthContext(**auth)
-    if "TCM_CONTAINER_ID" in values:
-        arguments["route"] = Route(
-            values["TCM_CONTAINER_ID"], values.get("TCM_VM_IP"), values.get("TCM_VM_ID")
-        )
-    elif "TCM_VM_IP" in values or "TCM_VM_ID" in values:
-        raise ConfigError("TCM_VM_IP and TCM_VM_ID need TCM_CONTAINER_ID beside them")
-    if "TCM_CA_FILE" in values:
-        arguments["tls"] = TlsSettings(ca_file=values["TCM_CA_FILE"])
-    if "TCM_PROXY" in values:
-        arguments["proxy"] = values["TCM_PROXY"]
-    numbers: dict[str, tuple[str, Callable[[str], float]]] = {
-        "TCM_TIMEOUT": ("timeout", float),
-        "TCM_POOL_SIZE": ("pool_size", int),
-    }
-    if "TCM_TURNS" in values:
-        turns = values["TCM_TURNS"]
-        arguments["turns"] = int(turns) if turns.isdecimal() else turns
-    for variable, (argument, convert) in numbers.items():
-        if variable in values:
-            try:
-                arguments[argument] = convert(values[variable])
-            except ValueError:
-                raise ConfigError(f"{variable} must be a number, not {values[variable]!r}") from None
-    return arguments
-
-
-def check_seconds(name: str, value: object) -> float:
-    """Return a positive, finite number as int or float.
-
-    Raises
-    ------
-    ConfigError
-        It is something else.
-    """
-    number = as_number(value)
-    if number is None or not 0 < number <= sys.float_info.max:
-        raise ConfigError(f"{name} must be a positive, finite number, not {shown(value)}")
-    return number
-
-
-def check_count(name: str, value: object) -> int:
-    """Return a whole number of at least 1 as int.
-
-    Raises
-    ------
-    ConfigError
-        It is something else.
-    """
-    number = check_whole(name, value)
-    if number > sys.maxsize:
-        raise ConfigError(f"{name} must be at most {sys.maxsize:,}, not {shown(value)}")
-    return number
-
-
 def check_turns(name: str, value: object) -> int:
     """Return a number of turns as int.
 
@@ -497,40 +345,6 @@ def group_id(name: object) -> int:
 def _set_text(of: object, prefix: str, name: str) -> None:
     """Check a field of a frozen object that is a text, and keep it as a plain str."""
     object.__setattr__(of, name, check_text(f"{prefix}.{name}", getattr(of, name)))
-
-
-def strip_secret(what: str, text: str) -> str:
-    """Return a secret without what stands around it in a file, as a plain str.
-
-    Raises
-    ------
-    ConfigError
-        It is no line of text. The message begins with `what`, such as "auth.token holds", and shows of the
-        secret only the character that it cannot have.
-    """
-    if not is_unicode(text):
-        raise ConfigError(f"{what} half a surrogate pair, which UTF-8 cannot carry")
-    stripped = str.__str__(text).strip(AROUND_SECRETS)  # a subclass has no form in JSON
-    if text and not stripped:
-        raise ConfigError(f"{what} nothing but white space")
-    if not stripped.isprintable():
-        where, odd = next((i, c) for i, c in enumerate(stripped) if not c.isprintable())
-        raise ConfigError(f"{what} {odd!a} at position {where}: it must be one line of printable characters")
-    return stripped
-
-
-def check_header(name: str, value: str) -> str:
-    """Return the value of a header, without what stands around it in a file.
-
-    Raises
-    ------
-    ConfigError
-        It is no line of ASCII.
-    """
-    stripped = str.__str__(value).strip(AROUND_SECRETS)
-    if not stripped.isascii() or not stripped.isprintable():
-        raise ConfigError(f"headers: the value of {name} must be one line of printable ASCII")
-    return stripped
 
 
 def _first_line(password: str | bytes | None) -> str | bytes:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from msgspec import Struct
 
-from tcm_sync._arguments import check_choice, check_flag, check_text
+from tcm_sync._arguments import check_choice, check_flag, check_seconds, check_text
 from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
 from tcm_sync._shm.policy import Transport
 from tcm_sync._tensors import OutputDtypes, check_output_dtypes
 from tcm_sync.errors import ConfigError, InputError
 from tcm_sync.retry import RetryPolicy
-from tcm_sync.settings import UNSET, Route, Settings, Unset, check_seconds
+from tcm_sync.settings import UNSET, Route, Settings, Unset
 
 if TYPE_CHECKING:
     import numpy.typing as npt

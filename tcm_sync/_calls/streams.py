@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from tcm_sync._arguments import check_choice, check_text
+from tcm_sync._arguments import check_choice, check_seconds, check_text
 from tcm_sync._calls.request import encode_tensors
 from tcm_sync._calls.retrying import perform
 from tcm_sync._calls.stream_call import StreamCall
@@ -17,7 +17,6 @@ from tcm_sync._tensors import check_call
 from tcm_sync._transport.replies import Refusal
 from tcm_sync.errors import ConfigError, ContractError, InferenceError, InputError, TcmError
 from tcm_sync.events._watch import Watch
-from tcm_sync.settings import check_seconds
 
 if TYPE_CHECKING:
     from typing import Self

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._pool.turn_keys import turns_of
 from tcm_sync._pool.turns import Turns
 from tcm_sync._transport.connection import Connection
-from tcm_sync.settings import Endpoint
 
 _MOST_TENANTS = 16  # whose turns a client keeps, where a callable hands out tokens of several
 

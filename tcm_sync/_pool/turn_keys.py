@@ -7,10 +7,10 @@ import threading
 import weakref
 from hashlib import blake2b
 
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turns import Turns
 from tcm_sync._process import watch
-from tcm_sync.settings import Endpoint
 
 
 class _TurnsOfProcess:

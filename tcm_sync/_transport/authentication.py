@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._logs import Log
 from tcm_sync._secrets import Secret, names_secret
 from tcm_sync._transport import frames
@@ -36,7 +37,7 @@ from tcm_sync.errors import (
     ShuttingDownError,
     TcmError,
 )
-from tcm_sync.settings import AuthContext, Endpoint, Settings, TlsSettings
+from tcm_sync.settings import AuthContext, Settings, TlsSettings
 
 #: What this client can use of what a manager may offer.
 CAPABILITY = ("json", "shm")

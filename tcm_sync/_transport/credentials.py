@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
+from tcm_sync._secret_texts import check_header, strip_secret
 from tcm_sync._secrets import Secret, secret_of_header
 from tcm_sync.errors import AuthenticationError, ConfigError
-from tcm_sync.settings import Header, Settings, Token, check_header, strip_secret
+from tcm_sync.settings import Header, Settings, Token
 
 
 class Credentials:

@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from websocket import WebSocket, WebSocketException, WebSocketTimeoutException
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._secrets import Secret
 from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, pause_asked_for, read_fields, receive_head
 from tcm_sync._transport.sockets import send_all
@@ -24,7 +25,6 @@ from tcm_sync._transport.tls import failure_after_tls
 from tcm_sync._wire.quote import quote
 from tcm_sync._wire.readiness import Readiness
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
-from tcm_sync.settings import Endpoint
 
 # Removed from the answer before websocket-client sees it: no cookie is kept, and the body of a
 # refusal is not waited for.

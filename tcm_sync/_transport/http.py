@@ -8,6 +8,7 @@ import ssl
 from typing import Protocol
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.credentials import Credentials
@@ -16,7 +17,6 @@ from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, se
 from tcm_sync._transport.tls import failure_after_tls
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, ProtocolError
-from tcm_sync.settings import Endpoint
 
 _MOST_BYTES = 256 * 1024  # head and body together
 

@@ -12,6 +12,7 @@ import ssl
 from base64 import b64encode
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._proxy_url import ProxyUrl, find_proxy
 from tcm_sync._secrets import Secret
@@ -21,7 +22,7 @@ from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, pause_asked_
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, TcmError
-from tcm_sync.settings import Endpoint, Settings
+from tcm_sync.settings import Settings
 
 _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})  # other refusals are repeated for the same request
 

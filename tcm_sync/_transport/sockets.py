@@ -11,13 +11,13 @@ import threading
 from typing import Protocol
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect
 from tcm_sync._transport.nested_tls import SECURED, NestedTls
 from tcm_sync._transport.tcp_state import keep_alive
 from tcm_sync._transport.tls import failure_of_tls, name_to_verify
 from tcm_sync.errors import ConnectFailedError
-from tcm_sync.settings import Endpoint
 
 #: What a non-blocking socket raises when it has to wait; SSLWantRead and SSLWantWrite are its TLS forms.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
@@ -33,7 +34,7 @@ from tcm_sync.cli.dialogue import ask_capability
 from tcm_sync.cli.failures import DENIED, UNREACHABLE, USAGE, code_of
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
-from tcm_sync.settings import Endpoint, Settings, TlsSettings
+from tcm_sync.settings import Settings, TlsSettings
 
 if TYPE_CHECKING:
     from tcm_sync.cli.options import Session

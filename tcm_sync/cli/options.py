@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tcm_sync._environment import settings_from_env
+from tcm_sync._secret_texts import AROUND_SECRETS
 from tcm_sync._secrets import Secret, secrets_of_query, shown_uri
 from tcm_sync.client import TcmClient
-from tcm_sync.settings import AROUND_SECRETS, settings_from_env
 
 if TYPE_CHECKING:
     from tcm_sync.cli.output import Output

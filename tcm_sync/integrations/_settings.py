@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from tcm_sync._arguments import check_seconds
+from tcm_sync._environment import settings_from_env
 from tcm_sync._numbers import shown
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import ConfigError
-from tcm_sync.settings import AuthContext, Route, Settings, TlsSettings, check_seconds, settings_from_env
+from tcm_sync.settings import AuthContext, Route, Settings, TlsSettings
 
 #: Keys of a client's dictionary that are fields of a settings object, by the argument that takes the object.
 _PARTS: dict[str, tuple[type, dict[str, str]]] = {

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tcm_sync import InputError, MessageTooLargeError, ModelFileError, ProtocolError, TcmError
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._tensors.outputs import check_output_dtypes, decode_outputs
 from tcm_sync._transport import http
 from tcm_sync._transport.addresses import Addresses
@@ -39,7 +40,7 @@ from tcm_sync._wire.failures import failure_of_error, failure_of_job, failure_of
 from tcm_sync._wire.messages import ErrorReply
 from tcm_sync.cli.bodies import read_body, read_inputs
 from tcm_sync.models import analyze
-from tcm_sync.settings import Endpoint, Settings
+from tcm_sync.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,6 +15,7 @@ import pytest
 import tcm_sync
 from tcm_sync import TcmClient, errors
 from tcm_sync._calls.stream_call import StreamCall
+from tcm_sync._environment import settings_from_env
 from tcm_sync.local import LocalManager
 from tcm_sync.local.digits import model_file
 
@@ -154,9 +155,7 @@ def test_the_readme_has_every_default_of_the_client() -> None:
 
 
 def test_the_readme_has_every_variable() -> None:
-    from tcm_sync import settings as config
-
-    read = set(re.findall(r"TCM_[A-Z_]*[A-Z]", inspect.getsource(config.settings_from_env)))
+    read = set(re.findall(r"TCM_[A-Z_]*[A-Z]", inspect.getsource(settings_from_env)))
     read |= {f"TCM_CLIENT_{name}" for name in ("UUID", "TOKEN", "SUB", "TENANT_ID", "ROLES")}
     section = text_of(README).split("## Settings from the environment")[1].split("\n## ")[0]
     assert set(re.findall(r"`(TCM_\w+)`", section)) == read - {"TCM_CLIENT"}

@@ -10,11 +10,11 @@ import pytest
 
 from tcm_sync import AuthenticationError, ConnectFailedError
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._secrets import Secret
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.heads import HEAD_BYTES
 from tcm_sync._transport.sockets import shut_down
-from tcm_sync.settings import Endpoint
 
 from ..helpers.scripted_peer import ScriptedPeer
 

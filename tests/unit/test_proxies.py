@@ -10,11 +10,12 @@ import pytest
 
 from tcm_sync import ConnectFailedError
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.http import probe
 from tcm_sync._transport.proxies import make_proxy
 from tcm_sync._transport.sockets import OpeningSockets
-from tcm_sync.settings import Endpoint, Settings
+from tcm_sync.settings import Settings
 
 from ..helpers.peer_connection import ClientLeft
 from ..helpers.scripted_peer import ScriptedPeer

@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from tcm_sync import ConfigError, TcmClient, TlsSettings
+from tcm_sync._environment import settings_from_env
 from tcm_sync._proxy_url import ProxyUrl, find_proxy
 from tcm_sync._transport.proxies import make_proxy
-from tcm_sync.settings import Settings, settings_from_env
+from tcm_sync.settings import Settings
 
 URI = "ws://manager.example:8000/ws"
 SECRET = "pr0xy-never-shown"

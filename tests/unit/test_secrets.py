@@ -14,8 +14,9 @@ from urllib.parse import quote as percent_encode
 import pytest
 
 from tcm_sync import AuthContext, TcmClient, TlsSettings, _secrets
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._secrets import Secret, hide, hide_in, secret_of_header, secrets_of_query, shown_uri
-from tcm_sync.settings import Endpoint, Settings
+from tcm_sync.settings import Settings
 
 TEXT = "s3cret-4711-never-to-be-shown"
 ODD = "s3\"cret\\with/é<&>' and + spaces"

@@ -9,7 +9,9 @@ import ssl
 import pytest
 
 from tcm_sync import AuthContext, ConfigError, InputError, Route, TcmClient, TlsSettings
-from tcm_sync.settings import UNSET, Endpoint, Settings, Unset, check_count, check_seconds
+from tcm_sync._arguments import check_count, check_seconds
+from tcm_sync._endpoint import Endpoint
+from tcm_sync.settings import UNSET, Settings, Unset
 
 TOKEN = "tok-4711-never-to-be-shown"
 URI = "ws://localhost:8000/ws"

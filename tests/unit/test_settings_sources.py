@@ -13,7 +13,8 @@ import pytest
 import trustme
 
 from tcm_sync import AuthContext, ConfigError, RetryPolicy, Route, TcmClient, TlsSettings
-from tcm_sync.settings import Settings, settings_from_env
+from tcm_sync._environment import settings_from_env
+from tcm_sync.settings import Settings
 
 TOKEN = "tok-4711-never-to-be-shown"
 URI = "ws://localhost:8000/ws"

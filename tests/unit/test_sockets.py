@@ -13,12 +13,12 @@ import pytest
 
 from tcm_sync import ConnectFailedError
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._pool.connector import Connector
 from tcm_sync._reentry import Callers
 from tcm_sync._transport import sockets
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
-from tcm_sync.settings import Endpoint
 
 from ..helpers.waiting import wait_until
 

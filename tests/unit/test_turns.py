@@ -15,13 +15,13 @@ import pytest
 
 from tcm_sync import AuthContext, ClientClosedError, PoolTimeoutError
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._pool import process_table, turn_table, turns
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_keys import key_of, turns_of
 from tcm_sync._pool.turn_table import FILE, Table, TableBusyError, TableError
 from tcm_sync._pool.turns import LONG_AGE_NS, SHORT_AGE_NS, Turns
 from tcm_sync._transport.tenant import tenant_of
-from tcm_sync.settings import Endpoint
 
 from ..helpers.waiting import GUARD, wait_until
 

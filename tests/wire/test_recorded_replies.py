@@ -32,6 +32,7 @@ from tcm_sync import (
     TritonTimeoutError,
 )
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._transport.authentication import _AuthExchange, _UuidTakenError
 from tcm_sync._wire.decode import (
     decode_failure,
@@ -55,7 +56,6 @@ from tcm_sync._wire.messages import (
     InfoReply,
     ManagementReply,
 )
-from tcm_sync.settings import Endpoint
 
 from .recordings import is_remark, recorded, text
 

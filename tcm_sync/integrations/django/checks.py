@@ -7,10 +7,10 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
 
+from tcm_sync._endpoint import Endpoint
 from tcm_sync.errors import ConfigError
 from tcm_sync.integrations._settings import request_timeout
 from tcm_sync.integrations.django.clients import DEFAULT, described, tcms
-from tcm_sync.settings import Endpoint
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
