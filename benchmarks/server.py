@@ -70,6 +70,9 @@ TEXTS: dict[str, tuple[bytes, bytes, bytes]] = {
     "ragged": (b"[", b"[1]", b",[1,1]]"),
     "uneven": (b"[[1,1],", b"[1]", b"]"),
     "mixed": (b"[", b"[1]", b',["a"]]'),
+    "words": (b"[", b'"abcdefgh"', b"]"),
+    "wordcol": (b"[", b'["abcdefgh"]', b"]"),
+    "letters": (b"[", b'"a"', b"]"),
 }
 
 

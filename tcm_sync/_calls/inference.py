@@ -177,7 +177,7 @@ def send(
         arrays = decode_outputs(reply.data, options.dtypes, deadline)
     except TcmError as error:
         core.failed(error, call)
-        call.blame(error, sound=lambda: is_readable(reply.data, deadline))
+        call.blame(error, sound=lambda: options.dtypes.are_stated and is_readable(reply.data, deadline))
         raise
     return InferResult(
         reply.model_name or options.model_name, arrays, reply.data, attempts, deadline.elapsed()

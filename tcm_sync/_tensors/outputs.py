@@ -20,6 +20,7 @@ from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import DATATYPES, Unfit, datatype_of
 from tcm_sync._tensors.lists import Text, decode_lists
 from tcm_sync._tensors.pieces import MEDIUM, decode_in_pieces, has_any, is_for_pieces
+from tcm_sync._tensors.text_pieces import decode_texts_in_pieces
 from tcm_sync._wire.outline import Outline
 from tcm_sync._wire.quote import quote
 from tcm_sync._wire.unreadable import UNREADABLE, out_of_memory, why_unreadable
@@ -48,6 +49,11 @@ class OutputDtypes(msgspec.Struct, frozen=True, eq=False):
 
     every: np.dtype[Any] | None
     named: Mapping[str, np.dtype[Any]]
+
+    @property
+    def are_stated(self) -> bool:
+        """Whether the caller wants any."""
+        return self.every is not None or bool(self.named)
 
 
 _UNSTATED = OutputDtypes(None, {})
@@ -157,6 +163,8 @@ def _cut(data: Outline) -> Mapping[str, Text]:
     texts: dict[str, Text] = {}
     for name, value in _object.decode(data.text).items():
         array = data.array(text := bytes(value))
+        if array is None and data.has_sequence(text):
+            raise ProtocolError(f'output "{quote(name)}": it has text among numbers')
         texts[name] = text if array is None else array
     if sum(type(text) is memoryview for text in texts.values()) == len(data.arrays):
         return texts
@@ -189,6 +197,9 @@ def _decode(text: Text, dtype: np.dtype[Any] | None, deadline: Deadline | None) 
         kind = dtype.kind if dtype is not None else _kind_in(view, len(brackets))
         if kind in "biuf":
             return decode_in_pieces(view, depth, kind, dtype, deadline)
+        texts = decode_texts_in_pieces(view, depth, deadline)
+        if texts is not None:
+            return _encoded(texts) if kind == "S" else texts
     else:
         kind = dtype.kind if dtype is not None else _kind_in(bytes(text), len(brackets))
     if depth == 0:

@@ -72,7 +72,11 @@ def decode_in_pieces(
     CallTimeoutError
         The deadline passed meanwhile.
     """
-    return _Reader(text, depth, kind, dtype).read(deadline)
+    reader = _Reader(text, depth, kind, dtype)
+    try:
+        return reader.read(deadline)
+    finally:
+        reader.drop()  # the traceback of an error would keep it
 
 
 def is_for_pieces(text: memoryview) -> bool:
@@ -145,6 +149,10 @@ class _Reader:
             raise Unfit("ragged lists")
         array.resize(shape, refcheck=False)  # in place
         return array
+
+    def drop(self) -> None:
+        """Drop what has been read."""
+        del self._array
 
     def _read_piece(self) -> bool:
         """Read some units, up to the end of a list above them; return whether that was the last."""

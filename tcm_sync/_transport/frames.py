@@ -33,6 +33,8 @@ _PACK_MEDIUM = struct.Struct("!BBH").pack
 _TWO_BYTES = 126  # bytes from which on the size has two bytes of its own (section 5.2)
 _SMALL = 512  # bytes up to which one long integer is masked sooner than an array
 _CONTROL_BYTES = 125  # the most a control frame may carry (section 5.5)
+_LARGE = 2**20  # bytes from which on a frame that comes in is gathered in blocks
+_BLOCK = 64 * 1024  # bytes of a block
 
 Event = tuple[int, bytes]
 
@@ -152,6 +154,32 @@ def read_close(payload: bytes) -> tuple[int, str]:
         raise ProtocolError("a close frame whose reason is not UTF-8") from None
 
 
+class _Gathered:
+    """The bytes of one message, in blocks: other threads run while so many are joined, as CPython does it.
+
+    Small ones are put together first, since as an object two bytes take fifty.
+    """
+
+    __slots__ = ("_blocks", "_last", "size")
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._last = bytearray()
+        self.size = 0
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Add some bytes."""
+        self.size += len(data)
+        self._last += data
+        if len(self._last) >= _BLOCK:
+            self._blocks.append(bytes(self._last))
+            self._last.clear()
+
+    def joined(self) -> bytes:
+        """Return all of them."""
+        return b"".join((*self._blocks, bytes(self._last)))
+
+
 class FrameDecoder:
     """Cuts what was received into messages and control frames.
 
@@ -168,8 +196,9 @@ class FrameDecoder:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._needed = 0  # bytes that the buffer must hold before it is parsed
-        # What has come of a fragmented message, joined: as an object a fragment of two bytes takes fifty.
-        self._message: bytearray | None = None
+        self._message: _Gathered | None = None  # what has come of a fragmented or a large message
+        self._missing = 0  # bytes that are still to come of a large frame
+        self._is_last = False  # whether that frame is the last of its message
 
     def feed(self, data: bytes | memoryview) -> list[Event]:
         """Take received bytes and return the events that they complete: (opcode, payload) pairs.
@@ -189,8 +218,10 @@ class FrameDecoder:
                 size, start = data[2] << 8 | data[3], 4
             if (size < 126 or start == 4) and size <= self._max_bytes and len(data) == start + size:
                 return [(TEXT, bytes(data[start:]))]
-        self._buffer += data
         events: list[Event] = []
+        if self._missing:
+            data = self._continue_large(memoryview(data), events)
+        self._buffer += data
         position = 0
         while len(self._buffer) - position >= self._needed:
             end, event = self._next(position)
@@ -205,9 +236,31 @@ class FrameDecoder:
 
     def out_of_memory(self) -> MessageTooLargeError:
         """Drop what has been received of a message, and make the error of one for which memory is short."""
-        received = len(self._buffer) + len(self._message or b"")
-        self._buffer, self._message = bytearray(), None
+        received = len(self._buffer) + self._size_of_message()
+        self._buffer, self._message, self._missing = bytearray(), None, 0
         return out_of_memory(received)
+
+    def _size_of_message(self) -> int:
+        return 0 if self._message is None else self._message.size
+
+    def _begin_large(self, payload: memoryview, size: int, *, is_last: bool) -> None:
+        """Take the beginning of a large frame, whose payload has so many bytes."""
+        if self._message is None:
+            self._message = _Gathered()
+        self._message.add(payload)
+        self._missing, self._is_last = size - len(payload), is_last
+        self._needed = 0
+
+    def _continue_large(self, data: memoryview, events: list[Event]) -> memoryview:
+        """Take more of a large frame; return what is behind it."""
+        assert self._message is not None
+        taken = data[: self._missing]
+        self._message.add(taken)
+        self._missing -= len(taken)
+        if not self._missing and self._is_last:
+            events.append((TEXT, self._message.joined()))
+            self._message = None
+        return data[len(taken) :]
 
     def _next(self, position: int) -> tuple[int | None, Event | None]:
         """Read the frame at `position`: where it ends, or None if it is not whole yet, and its event."""
@@ -228,7 +281,7 @@ class FrameDecoder:
             size = int.from_bytes(buffer[position + 2 : position + start], "big")
             if size >> 63:
                 raise ProtocolError("a frame length with its highest bit set (RFC 6455, section 5.2)")
-        joined = size + len(self._message or b"")
+        joined = size + self._size_of_message()
         if opcode < CLOSE and joined > self._max_bytes:
             raise MessageTooLargeError(
                 f"the reply has at least {joined:,} bytes, and "
@@ -237,6 +290,10 @@ class FrameDecoder:
                 limit=self._max_bytes,
             )
         if available < start + size:
+            if opcode < CLOSE and size > _LARGE:
+                with memoryview(buffer) as view, view[position + start :] as payload:
+                    self._begin_large(payload, size, is_last=final)
+                return len(buffer), None
             self._needed = start + size
             return None, None
         self._needed = 0
@@ -268,10 +325,10 @@ class FrameDecoder:
         if self._message is None:
             if final:
                 return TEXT, bytes(payload)
-            self._message = bytearray()
-        self._message += payload
+            self._message = _Gathered()
+        self._message.add(payload)
         if not final:
             return None
-        message = bytes(self._message)
+        message = self._message.joined()
         self._message = None
         return TEXT, message

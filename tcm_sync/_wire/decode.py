@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -44,6 +45,9 @@ _payloads: dict[str, msgspec.json.Decoder[InferenceReply | InfoReply | Managemen
     "management": msgspec.json.Decoder(ManagementReply),
     "error": msgspec.json.Decoder(ErrorReply),
 }
+
+_Utf8 = codecs.getincrementaldecoder("utf-8")
+_SCAN = 2**20  # bytes that are scanned at a time
 
 # The manager's replies begin with type and uuid. A message with another order is decoded whole.
 _PREFIX = re.compile(
@@ -154,13 +158,18 @@ def _size_of(data: Data) -> int:
 
 def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
     """Decode a large reply by its outline; None if the message has to be decoded as a whole."""
-    found = outline(message)
-    if found is None:
-        return None
-    try:
-        _check_utf8(found.text)
-        decoded = _inference.decode(found.text)
-    except UNREADABLE:
+    found = decoded = None
+    for sequences in (False, True):
+        found = outline(message, sequences=sequences)
+        if found is None:
+            return None
+        try:
+            _check_utf8(found.text)
+            decoded = _inference.decode(found.text)
+            break
+        except UNREADABLE:
+            continue
+    if found is None or decoded is None:
         return None
     payload = decoded.payload
     if decoded.type != "inference" or decoded.uuid != uuid or payload.status != "COMPLETED":
@@ -208,7 +217,10 @@ def _read_message(message: bytes) -> tuple[Envelope, Payload]:
 
 def _check_utf8(message: bytes) -> None:
     """Check the text of raw and of unknown fields, which msgspec skips."""
-    message.decode()
+    decoder = _Utf8()
+    for start in range(0, len(message), _SCAN):  # for other threads to run in between
+        decoder.decode(message[start : start + _SCAN])
+    decoder.decode(b"", final=True)
 
 
 def _guarded(read: Callable[[bytes], Decoded], data: Data) -> Decoded:

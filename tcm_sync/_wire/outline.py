@@ -16,6 +16,8 @@ import msgspec
 
 LARGE = 64 * 1024  # bytes from which a message is outlined
 _LONG = 16 * 1024  # bytes from which an array is cut out
+_SCAN = 2**20  # bytes that are scanned at a time
+_DEEPEST = 64  # arrays inside one another, which is more than any tensor has
 _LOOKS = 10_000  # candidates that are looked at: a message of texts may have millions, none of them long
 _PREFIX = b'"%b:' % secrets.token_hex(16).encode()
 _NAME = re.compile(_PREFIX + rb'(\d+)"')
@@ -30,20 +32,27 @@ class Outline(msgspec.Struct, frozen=True, eq=False):
         The JSON with a name in place of each array.
     arrays : tuple of memoryview
         The JSON text of each array, not decoded.
+    has_sequences : bool
+        Whether some are not arrays, but sequences of values in the midst of an array.
     """
 
     text: bytes
     arrays: tuple[memoryview, ...]
+    has_sequences: bool = False
 
     def with_text(self, text: bytes) -> Outline:
         """Return the outline of a part."""
-        return Outline(text, self.arrays)
+        return Outline(text, self.arrays, self.has_sequences)
 
     def array(self, value: bytes) -> memoryview | None:
         """Return the array whose name a value is, or None if it is an ordinary value."""
         if not value.startswith(_PREFIX):
             return None
         return self.arrays[int(value[len(_PREFIX) : -1])]
+
+    def has_sequence(self, value: bytes) -> bool:
+        """Return whether a value, which is no array of its own, has the name of a sequence in it."""
+        return self.has_sequences and _PREFIX in value
 
     def is_whole(self) -> bool:
         """Return whether the text has the name of every array, so that all of them will be decoded."""
@@ -58,8 +67,17 @@ class Outline(msgspec.Struct, frozen=True, eq=False):
         return _NAME.sub(lambda found: bytes(self.arrays[int(found[1])]), self.text)
 
 
-def outline(message: bytes) -> Outline | None:
-    """Cut the long arrays of numbers out of a large message; None if there are none."""
+def outline(message: bytes, *, sequences: bool = False) -> Outline | None:
+    """Cut the long arrays of numbers out of a large message; None if there are none.
+
+    Parameters
+    ----------
+    message : bytes
+        JSON.
+    sequences : bool
+        Whether to leave out the brackets of arrays that have text too: what is cut out of
+        ``[[1],[2],["a"],[3]]`` are then ``[1],[2]`` and ``[3]``, and the outline is still JSON.
+    """
     parts: list[bytes | memoryview] = []
     arrays: list[memoryview] = []
     view = memoryview(message)
@@ -72,13 +90,30 @@ def outline(message: bytes) -> Outline | None:
         limit = len(message) if quote < 0 else quote
         end = message.rfind(b"]", start, limit) + 1
         if end - start >= _LONG:
+            if sequences:
+                start, end = _balanced(message, start, end)
             parts += (view[kept:start], _name(len(arrays)))
             arrays.append(view[start:end])
             kept = end
         position = limit + 1
     if not arrays:
         return None
-    return Outline(b"".join([*parts, view[kept:]]), tuple(arrays))
+    return Outline(b"".join([*parts, view[kept:]]), tuple(arrays), sequences)
+
+
+def _balanced(message: bytes, start: int, end: int) -> tuple[int, int]:
+    """Leave out the first brackets that are not closed in a part, or the last ones that are not opened."""
+    unclosed = 0
+    for place in range(start, end, _SCAN):  # for other threads to run in between
+        last = min(place + _SCAN, end)
+        unclosed += message.count(b"[", place, last) - message.count(b"]", place, last)
+    if abs(unclosed) > _DEEPEST:
+        return start, end  # no array at all
+    for _ in range(unclosed):
+        start = message.find(b"[", start, end) + 1
+    for _ in range(-unclosed):
+        end = message.rfind(b"]", start, end)
+    return start, end
 
 
 def _name(place: int) -> bytes:

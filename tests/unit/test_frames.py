@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -250,6 +251,39 @@ def test_tiny_fragments_take_little_more_memory_than_their_bytes():
         tracemalloc.stop()
     assert held < 2 * 2 * count + 10_000
     assert decoder.feed(server_frame(CONTINUATION, b"z")) == [(TEXT, b"xy" * (count + 1) + b"z")]
+
+
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=6), st.data())
+def test_large_frames_are_gathered_however_they_are_cut(sizes, data):
+    """Alone, as fragments, behind each other, and with small ones and pings between."""
+    sent, expected = b"", []
+    for number, size in enumerate(sizes):
+        payloads = [bytes([number + 1]) * size, os.urandom(size // 2)] if number % 2 else [os.urandom(size)]
+        for place, payload in enumerate(payloads):
+            final = place == len(payloads) - 1
+            sent += server_frame(CONTINUATION if place else TEXT, payload, final=final)
+            sent += server_frame(PING, b"p")
+            if not final:
+                expected.append((PING, b"p"))
+        expected += [(TEXT, b"".join(payloads)), (PING, b"p")]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
+    bounds = [0, *cuts, len(sent)]
+    large, block = frames._LARGE, frames._BLOCK
+    frames._LARGE, frames._BLOCK = 100, 30
+    try:
+        decoder = FrameDecoder(10**6)
+        events = [event for start, end in pairwise(bounds) for event in decoder.feed(sent[start:end])]
+    finally:
+        frames._LARGE, frames._BLOCK = large, block
+    assert events == expected
+
+
+def test_the_memory_that_a_large_frame_has_taken_is_stated_when_there_is_no_more():
+    decoder = FrameDecoder(10**8)
+    decoder.feed(server_frame(TEXT, b"x" * 10, length=2**21))
+    decoder.feed(b"x" * 70_000)
+    assert decoder.out_of_memory().size == 70_010
+    assert decoder.feed(server_frame(TEXT, b"next")) == [(TEXT, b"next")]
 
 
 def test_a_limit_counts_each_message_by_itself():

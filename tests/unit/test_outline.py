@@ -129,6 +129,34 @@ def test_large_nonsense_is_a_protocol_error(broken):
         decode_outputs(decode_inference(broken, "u-1").data)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [*LONG, ["a", 1.0, 2.0]],
+        [*LONG, "a"],
+        [[LONG, LONG], [LONG, [["a"]]]],
+        [[1], *LONG, [["a"], 1], *LONG, "b", *LONG],
+    ],
+)
+def test_text_among_numbers_is_refused_without_reading_all_of_it(rows, monkeypatch):
+    monkeypatch.setattr("tcm_sync._wire.decode._reply_for", None)
+    monkeypatch.setattr("tcm_sync._tensors.outputs._arrays", None)
+    reply = decode_inference(message({"x": LONG, "y": rows, "z": ["a"]}), "u-1")
+    assert bytes(reply.data) == json.dumps({"x": LONG, "y": rows, "z": ["a"]}).encode()
+    with pytest.raises(ProtocolError, match='output "y": it has text among numbers'):
+        decode_outputs(reply.data)
+
+
+def test_text_among_numbers_beside_the_outputs_and_in_a_failure_is_read():
+    mixed = [*LONG, ["a"]]
+    _, ours, theirs = both({"y": LONG}, extra=mixed)
+    equal(ours, theirs)
+    failure = decode_failure(
+        decode_inference(message({"code": "C", "message": "no", "extra": mixed}, "FAILED"), "u-1").data
+    )
+    assert failure.message == "no"
+
+
 def test_a_reply_for_another_socket_is_refused():
     with pytest.raises(ProtocolError, match="u-2"):
         decode_inference(message({"y": LONG}), "u-2")
@@ -150,13 +178,13 @@ JSON = st.recursive(
 )
 
 
-@given(JSON)
-def test_any_json_is_itself_again(value):
+@given(JSON, st.booleans())
+def test_any_json_is_itself_again(value, sequences):
     """With every array of numbers cut out, however short."""
     text = json.dumps({"a": value, "b": [[1, 2], [3]]}).encode()
     longest, module._LONG = module._LONG, 1
     try:
-        found = outline(text)
+        found = outline(text, sequences=sequences)
     finally:
         module._LONG = longest
     assert found is not None
