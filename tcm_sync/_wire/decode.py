@@ -217,6 +217,9 @@ def _read_message(message: bytes) -> tuple[Envelope, Payload]:
 
 def _check_utf8(message: bytes) -> None:
     """Check the text of raw and of unknown fields, which msgspec skips."""
+    if len(message) <= _SCAN:
+        message.decode()
+        return
     decoder = _Utf8()
     for start in range(0, len(message), _SCAN):  # for other threads to run in between
         decoder.decode(message[start : start + _SCAN])
