@@ -11,6 +11,7 @@ from typing import Any
 
 from tcm_sync._secrets import hide
 from tcm_sync._texts import text_fault
+from tcm_sync._tracebacks import shown_by_ipython
 
 
 class TcmError(Exception):
@@ -91,6 +92,10 @@ class TcmError(Exception):
         if self.elapsed is not None:
             facts.append(f"{self.elapsed:.3g} s")
         return f"{self.message} ({', '.join(facts)})" if facts else self.message
+
+    def _render_traceback_(self) -> list[str]:
+        """Show the message and the lines of the user's code; IPython asks for it."""
+        return shown_by_ipython(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, vars(self))

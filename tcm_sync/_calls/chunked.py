@@ -67,7 +67,7 @@ def run(core: Core, job: Job, *, progress: bool, concurrency: int | None = None)
     deadline = Deadline(None)
     threads = core.settings.pool_size if concurrency is None else concurrency
     threads = check_whole("concurrency", threads, kind=InputError)
-    shown = Progress(job.options.model_name, shown=progress, counted=True, total=job.length)
+    shown = Progress(job.options.model_name, shown=progress, unit="rows", total=job.length)
     core.begin()
     joined = _Joined(job.length)
     try:

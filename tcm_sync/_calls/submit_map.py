@@ -58,7 +58,7 @@ def map_inputs(
     most = core.settings.pool_size if concurrency is None else concurrency
     most = check_whole("concurrency", most, kind=InputError)
     total = len(many_inputs) if isinstance(many_inputs, Sized) else None
-    shown = Progress(options.model_name, shown=progress, counted=True, total=total)
+    shown = Progress(options.model_name, shown=progress, unit="inputs", total=total)
     core.begin()
     tasks = (_task_or_failure(core, options, inputs) for inputs in many_inputs)
     how = in_order if ordered else as_they_come
@@ -150,10 +150,11 @@ def _yielded(
     """Yield what the caller of `map` asked for."""
     with shown, closing(outcomes):
         for index, outcome in outcomes:
-            if raising and isinstance(outcome, TcmError):
+            failed = isinstance(outcome, TcmError)
+            shown.update(1, failed=int(failed))
+            if failed and raising:
                 try:
                     raise outcome
                 finally:
                     del outcome  # its traceback has this frame
-            shown.update(1)
             yield outcome if ordered else (index, outcome)

@@ -244,8 +244,7 @@ class LocalManager(FaultInjection):
         return f"<LocalManager {state}, models {sorted(self._models)}>"
 
     def __enter__(self) -> Self:
-        self.start()
-        return self
+        return self.start()
 
     def __exit__(
         self,
@@ -291,11 +290,16 @@ class LocalManager(FaultInjection):
         found = None if server is None else server.shared_memory
         return MappedMemory() if found is None else found.mapped()
 
-    def start(self) -> None:
+    def start(self) -> Self:
         """Listen and serve, in threads of its own.
 
         A stopped manager keeps only its port, its cloud, and the registrations of shared memory in its
         Triton, which refuses to register the same memory again after the next start.
+
+        Returns
+        -------
+        LocalManager
+            This one.
 
         Raises
         ------
@@ -324,6 +328,7 @@ class LocalManager(FaultInjection):
             except OSError as error:  # no descriptors, no shared memory
                 raise ConfigError(f"the manager cannot start: {error}") from error
             self._server = server
+        return self
 
     def stop(self) -> None:
         """Drain and stop: running requests are finished and answered, waiting ones are dropped.

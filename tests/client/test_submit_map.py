@@ -6,6 +6,7 @@ import concurrent.futures
 import gc
 import itertools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -303,8 +304,17 @@ def test_wrong_arguments_of_a_map_are_refused_at_once(client, wrong):
 
 
 def test_a_map_shows_its_progress(client, capfd):
-    assert len(list(client.map("picky", [{"x": [1]}] * 7, progress=True))) == 7
-    assert "7/7" in capfd.readouterr().err
+    inputs = [{"x": [13 if number in (2, 5) else number]} for number in range(7)]
+    outcomes = list(client.map("picky", inputs, progress=True, on_error="return"))
+    bar = capfd.readouterr().err.rpartition("\r")[2].strip()
+    assert [isinstance(each, InferResult) for each in outcomes].count(False) == 2
+    assert re.fullmatch(r"picky: 100%\|█+\| 7/7 \[.*, *[\d.]+ inputs/s, 2 failed\]", bar), bar
+
+
+def test_the_bar_of_a_map_counts_the_failure_that_is_raised(client, capfd):
+    with pytest.raises(InferenceFailedError):
+        list(client.map("picky", ({"x": [number]} for number in (1, 13)), progress=True))
+    assert re.match(r"picky: 2 inputs \[.*, 1 failed\]", capfd.readouterr().err.rpartition("\r")[2])
 
 
 def test_progress_without_tqdm_says_what_to_install(client, monkeypatch):
@@ -485,7 +495,7 @@ def test_wrong_arguments_of_a_cut_batch_are_refused(client, wrong, words):
 
 def test_a_cut_batch_shows_its_progress(client, capfd):
     client.infer_chunked("picky", {"x": np.arange(100, 130)}, rows=10, progress=True)
-    assert "30/30" in capfd.readouterr().err
+    assert re.search(r"picky: 100%.* 30/30 .* rows/s\]", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("two", [np.int64(2), np.array(2)], ids=["scalar", "0-d"])

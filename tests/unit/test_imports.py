@@ -27,7 +27,7 @@ LAYERS = (
     {"_deadline", "_handlers", "_lapsing"},
     {"_numbers"},
     {"_texts", "_secrets"},
-    {"_tables"},
+    {"_tables", "_tracebacks"},
     {"_base_error"},
     {"errors"},
     {"_process", "_reentry"},

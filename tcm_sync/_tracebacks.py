@@ -1,0 +1,92 @@
+"""What IPython shows of an error: what failed, and then the lines of the user, not those of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+# Whose frames are left out: those of this package, and of what stands between two of them.
+_INNER = frozenset({"tcm_sync", "tenacity", "concurrent", "contextlib"})
+_SHORTENED = ("Context", "Plain")  # of the modes of %xmode; users who choose another one want all of it
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+
+def shown_by_ipython(error: BaseException) -> list[str]:
+    """Return the lines that IPython is to show of an error.
+
+    In the default mode of ``%xmode`` the message comes first, and the frames inside this package are left
+    out. Only what is shown differs: the traceback stays whole for logs, debuggers and ``%xmode Verbose``.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return traceback.format_exception(error)
+    formatter = shell.InteractiveTB
+    if formatter.mode not in _SHORTENED:
+        lines: list[str] = formatter.structured_traceback(type(error), error, error.__traceback__)
+        return lines
+    lines = _shortened(formatter, error)
+    before, seen = error, {id(error)}
+    while (cause := _cause(before)) is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        how = "was caused by" if before.__cause__ is cause else "happened while this was handled"
+        lines += [f"\nThe {type(before).__name__} above {how}:\n", *_shortened(formatter, cause)]
+        before = cause
+    return lines
+
+
+def _shortened(formatter: Any, error: BaseException) -> list[str]:
+    """Return the message of one error and the frames that are not inner ones."""
+    kept, left_out = _split(error.__traceback__)
+    with _alone(error):
+        message = formatter.get_exception_only(type(error), error)
+        lines = formatter.structured_traceback(type(error), error, kept) if kept is not None else []
+    if _plain(lines[-len(message) :]) == _plain(message):
+        del lines[-len(message) :]
+    if left_out:
+        frames = "frame" if left_out == 1 else "frames"
+        lines.append(f"[left out: {left_out} {frames} inside tcm_sync; %xmode Verbose shows all]")
+    return [*message, *lines]
+
+
+def _plain(lines: list[str]) -> list[str]:
+    """Return lines without their colours."""
+    return [_COLOUR.sub("", line).strip() for line in lines]
+
+
+def _split(tb: TracebackType | None) -> tuple[TracebackType | None, int]:
+    """Return a traceback without the inner frames, and how many those are."""
+    outer: list[TracebackType] = []
+    left_out = 0
+    while tb is not None:
+        if str(tb.tb_frame.f_globals.get("__name__")).partition(".")[0] in _INNER:
+            left_out += 1
+        else:
+            outer.append(tb)
+        tb = tb.tb_next
+    kept: TracebackType | None = None
+    for each in reversed(outer):
+        kept = TracebackType(kept, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return kept, left_out
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """Return the error that Python reports together with this one."""
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    return error.__context__
+
+
+@contextlib.contextmanager
+def _alone(error: BaseException) -> Iterator[None]:
+    """Have an error shown without those that it is chained to."""
+    cause, suppressed = error.__cause__, error.__suppress_context__
+    error.__cause__ = None  # which hides the context, too
+    try:
+        yield
+    finally:
+        error.__cause__, error.__suppress_context__ = cause, suppressed

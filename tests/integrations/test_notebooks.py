@@ -1,0 +1,133 @@
+"""Clients in notebooks, in one real kernel: failures, interrupts, what cells show, and cells run again."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+import pytest
+
+from ..helpers.kernel import Kernel, shown
+
+SETUP = """
+import threading
+from pathlib import Path
+from tcm_sync import AuthContext, TcmClient
+from tcm_sync.local import LocalManager
+
+started, go_on = Path({started!r}), threading.Event()
+
+def slow(inputs):
+    started.touch()
+    go_on.wait(30)
+    return {{"y": inputs["x"]}}
+
+manager = LocalManager({{"slow": slow, "echo": lambda inputs: {{"y": inputs["x"]}}}}, tick=0).start()
+client = TcmClient(manager.uri, route=manager.route, retry=None)
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    kernel = Kernel()
+    try:
+        kernel.start()
+        kernel.started = tmp_path_factory.mktemp("kernel") / "started"
+        setup = kernel.run(SETUP.format(started=str(kernel.started)))
+        assert setup == [], shown(setup)
+        yield kernel
+    finally:
+        kernel.stop()
+
+
+@pytest.fixture
+def fails(kernel):
+    """Run a cell that fails, and return what it shows."""
+
+    def run(source):
+        outputs = kernel.run(textwrap.dedent(source))
+        assert outputs[-1].output_type == "error", shown(outputs)
+        return shown(outputs[-1:])
+
+    return run
+
+
+# --- failures ---
+
+
+def frames_of(text):
+    """Return the functions and cells that a traceback shows, in its order."""
+    return re.findall(r"^ *(?:Cell|File) .*$", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ('client.infer("echo", {"x": [object()]})', "InputError"),
+        ('client.infer("none", {"x": [1]})', "InferenceFailedError"),
+        ('client.submit("none", {"x": [1]}).result()', "InferenceFailedError"),
+        ('list(client.map("none", [{"x": [1]}]))', "InferenceFailedError"),
+        ('client.model("none").infer({"x": [1]})', "InferenceFailedError"),
+        ('TcmClient("http://nowhere")', "ConfigError"),
+    ],
+)
+def test_a_refusal_shows_its_message_and_the_lines_of_the_user(fails, call, error):
+    text = fails(f"def of_the_user():\n    return {call}\nof_the_user()")
+    assert text.startswith(f"{error}: ")
+    assert text.count(f"{error}: ") == 1
+    frames = frames_of(text)
+    assert len(frames) == 2, text
+    assert "of_the_user()" in frames[1]
+    assert re.search(r"\[left out: \d+ frames? inside tcm_sync; %xmode Verbose shows all\]$", text)
+
+
+def test_the_error_behind_an_error_is_shown_with_the_lines_of_the_user(fails):
+    text = fails(
+        """
+        def token():
+            raise KeyError("no token today")
+        TcmClient(manager.uri, AuthContext(token=token), route=manager.route).infer("echo", {"x": [1]})
+        """
+    )
+    assert text.startswith("AuthenticationError: the token callable raised KeyError")
+    assert len(frames_of(text)) == 1, text
+
+
+def test_xmode_verbose_shows_every_frame(kernel, fails):
+    kernel.run("%xmode Verbose")
+    try:
+        text = fails('TcmClient("http://nowhere")')
+    finally:
+        kernel.run("%xmode Context")
+    assert len(frames_of(text)) > 2
+    assert "left out" not in text
+
+
+# --- interrupts ---
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'client.infer("slow", {"x": [1]})',
+        'client.submit("slow", {"x": [1]}).result()',
+        'list(client.map("slow", [{"x": [n]} for n in range(100)], progress=True))',
+        'list(client.map("slow", ({"x": [n]} for n in range(100)), ordered=False))',
+        'client.infer_chunked("slow", {"x": range(100)}, rows=1)',
+    ],
+)
+def test_a_client_is_as_before_after_an_interrupt(kernel, call):
+    kernel.started.unlink(missing_ok=True)
+    interrupted = kernel.run(call, interrupt_when=kernel.started.exists)
+    assert interrupted[-1].output_type == "error"
+    assert interrupted[-1].ename == "KeyboardInterrupt", shown(interrupted)
+    after = """
+    go_on.set()
+    answer = client.infer("echo", {"x": [7]}, timeout=30)["y"].tolist()
+    go_on.clear()
+    client.close(timeout=30)  # which waits for what is under way
+    busy = client.stats().busy
+    client = TcmClient(manager.uri, route=manager.route, retry=None)
+    answer, busy
+    """
+    assert shown(kernel.run(textwrap.dedent(after))) == "([7], 0)"
