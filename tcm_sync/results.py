@@ -10,8 +10,9 @@ import numpy as np
 
 from tcm_sync._numbers import shown
 from tcm_sync._secrets import hide
-from tcm_sync._tables import html_table
+from tcm_sync._tables import Picture, html_table
 from tcm_sync._tensors.columns import columns_of
+from tcm_sync._tensors.pictures import picture_of
 from tcm_sync._tensors.summary import first_values, range_of
 from tcm_sync.errors import ConfigError, InputError, ProtocolError
 
@@ -155,7 +156,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
         return hide(f"<InferResult {self.model_name!r} {{{outputs}}} {self.elapsed * 1e3:.3g} ms>")
 
     def _repr_html_(self) -> str:
-        """Show the outputs as a table in a notebook."""
+        """Show the outputs as a table in a notebook, those that look like images as pictures."""
         title = f"InferResult {self.model_name!r}, {self.elapsed * 1e3:.3g} ms"
         if self.attempts > 1:
             title += f", {self.attempts} attempts"
@@ -164,7 +165,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
                 name,
                 "text" if array.dtype.kind in "OU" else array.dtype,
                 list(array.shape),
-                first_values(array),
+                _picture_or_values(name, array),
                 range_of(array),
             )
             for name, array in self._arrays.items()
@@ -173,6 +174,11 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return InferResult, (self.model_name, self._arrays, self.raw, self.attempts, self.elapsed)
+
+
+def _picture_or_values(name: str, array: np.ndarray[Any, Any]) -> Picture | str:
+    uri = picture_of(array)
+    return first_values(array) if uri is None else Picture(uri, name)
 
 
 def _copied(outputs: object) -> dict[str, np.ndarray[Any, Any]]:
@@ -294,6 +300,13 @@ class QueueStats:
         queued: int = getattr(self, f"{kind}_total_queued")
         return queued + size - available
 
+    def _repr_html_(self) -> str:
+        """Show the jobs of each kind as a table in a notebook."""
+        names = ("{}_users", "{}_total_queued", "executor_{}_pending", "executor_{}_available")
+        rows = [(kind, *(getattr(self, name.format(kind)) for name in names)) for kind in _SHIPPED_SIZES]
+        total = f"QueueStats of {self.total_users} users"
+        return html_table(total, ("jobs", "users", "queued", "wait for a worker", "more accepted"), rows)
+
     def __repr__(self) -> str:
         kinds = ("info", "management", "inference")
         pending = sum(getattr(self, f"executor_{kind}_pending") for kind in kinds)
@@ -333,3 +346,11 @@ class ManagementResult:
     def __repr__(self) -> str:
         shown = ", ".join(f"{each.name}={getattr(self, each.name)!r}" for each in fields(self))
         return hide(f"{type(self).__name__}({shown})")
+
+    def _repr_html_(self) -> str:
+        """Show what the job returned as a table in a notebook."""
+        title = f"ManagementResult {self.action!r}, {self.elapsed:.3g} s"
+        if self.attempts > 1:
+            title += f", {self.attempts} attempts"
+        named = self.data.items() if isinstance(self.data, Mapping) else [("data", self.data)]
+        return html_table(title, (), [*named, *self.parts.items()])

@@ -16,6 +16,8 @@ _WIDTH = 79  # of a line of the repr
 # The fields that are of now. All others have counted since the client was made.
 _GAUGES = frozenset(
     (
+        "calls_per_second",
+        "seconds_per_call",
         "sockets",
         "busy",
         "waiting",
@@ -73,6 +75,8 @@ class ClientStats(Struct, frozen=True):
         the manager reported that it delays a request.
     alerts : mapping of str to int
         The manager's alerts, by their kind.
+    calls_per_second, seconds_per_call : float
+        Now: how many calls ended a second in the last minute, and how long each of them took in the mean.
     sockets, busy, waiting, open_streams : int
         Now: open sockets, those with a call under way, calls that wait for one, and streams.
     shm_segments, shm_bytes : int
@@ -119,6 +123,8 @@ class ClientStats(Struct, frozen=True):
     advisories: int
     alerts: Mapping[str, int]
     # Gauges.
+    calls_per_second: float = 0.0
+    seconds_per_call: float = 0.0
     sockets: int = 0
     busy: int = 0
     waiting: int = 0
@@ -156,6 +162,7 @@ class ClientStats(Struct, frozen=True):
     def __repr__(self) -> str:
         lines = [
             f"<ClientStats of {self.seconds:,.1f} s: {self.calls:,} calls, {self.successes:,} of them good",
+            f"  last minute: {self.calls_per_second:,.3g} calls/s of {self.seconds_per_call * 1e3:,.3g} ms",
             *self._traffic_lines(),
             *self._count_lines(),
             *self._limit_lines(),

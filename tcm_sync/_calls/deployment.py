@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tcm_sync._secrets import hide
+from tcm_sync._tables import html_table
 from tcm_sync._tensors.signature import ModelSignature
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, ProtocolError
@@ -195,6 +196,12 @@ class Deployment:
     def __repr__(self) -> str:
         where = f"container {self.container_id!r} at {self.vm_ip}"
         return hide(f"<Deployment {self.model_name!r} in {where} {self.signature}>")
+
+    def _repr_html_(self) -> str:
+        """Show where it runs, what it takes and what it returns, in a notebook."""
+        where = [("VM", self.vm_ip), ("VM id", self.vm_id), ("container", self.container_id)]
+        rows = [(what, value) for what, value in where if value is not None]
+        return html_table(f"Deployment {self.model_name!r}", (), rows) + self.signature._repr_html_()
 
     def __eq__(self, other: object) -> bool:
         return self._facts() == other._facts() if isinstance(other, Deployment) else NotImplemented

@@ -90,7 +90,7 @@ def perform(
             counts.failed(error)
             raise
         finally:
-            counts.called()
+            counts.called(call.deadline.started)
     finally:
         if not inside:
             callers.discard(ident)

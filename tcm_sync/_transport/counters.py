@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection
 from time import monotonic
 from typing import Any
 
 from tcm_sync._transport.connection import Connection
 from tcm_sync.events._watch import cause_of
+
+_MINUTE = 60.0  # seconds
 
 
 class PoolCounts:
@@ -55,9 +57,13 @@ class Counts:
     def __init__(self) -> None:
         self._began = monotonic()
         self.pools = (PoolCounts(), PoolCounts())
-        # Guards the counters from `calls` to `turn_wait_seconds`.
+        # Guards what follows, from `calls` to `turn_wait_seconds`.
         self.lock = threading.RLock()
         self.calls = 0
+        self._call_seconds = 0.0  # of all calls together
+        # Before the first call of each second: when, the calls before it, and their seconds.
+        self._marks: deque[tuple[float, int, float]] = deque(maxlen=int(_MINUTE) + 1)
+        self._next_mark = 0.0
         self.failures: Counter[str] = Counter()  # by code, or by class
         self.repeats: Counter[str] = Counter()  # by the same of what was repeated
         self.streams = 0
@@ -79,15 +85,34 @@ class Counts:
 
     def read(self) -> dict[str, Any]:
         """Return all counters but those of the pools."""
+        now = monotonic()
         with self.lock:
             figures = {name: getattr(self, name) for name in _OWN}
+            figures.update(self._last_minute(now))
             copies = {name: Counter(value) for name, value in figures.items() if isinstance(value, Counter)}
-        return {**figures, **copies, "seconds": monotonic() - self._began}
+        return {**figures, **copies, "seconds": now - self._began}
 
-    def called(self) -> None:
-        """Count a call that has ended, however."""
+    def called(self, began: float) -> None:
+        """Count a call that ends now, however, and began at a moment of `time.monotonic`."""
+        now = monotonic()
         with self.lock:
+            if now >= self._next_mark:
+                self._next_mark = now + 1.0
+                self._marks.append((now, self.calls, self._call_seconds))
             self.calls += 1
+            self._call_seconds += now - began
+
+    def _last_minute(self, now: float) -> dict[str, float]:
+        """Return how many calls ended a second in the last minute, and how long they took in the mean."""
+        first = next((mark for mark in self._marks if now - mark[0] <= _MINUTE), None)
+        if first is None:
+            return {"calls_per_second": 0.0, "seconds_per_call": 0.0}
+        _, earlier, earlier_seconds = first
+        calls = self.calls - earlier
+        return {
+            "calls_per_second": calls / min(_MINUTE, now - self._began),
+            "seconds_per_call": (self._call_seconds - earlier_seconds) / calls,
+        }
 
     def failed(self, error: BaseException) -> None:
         """Count the failure of a call."""

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tcm_sync._secrets import hide_in
+from tcm_sync._tables import html_table
 from tcm_sync._wire.quote import quote
 
 
@@ -80,6 +81,13 @@ class Readiness:
                 "Triton servers: " + quote(", ".join(f"{n} {name}" for name, n in self.triton.items()))
             )
         return ", ".join(parts) + (f" (error_id {self.error_id})" if self.error_id else "")
+
+    def _repr_html_(self) -> str:
+        """Show it as a table in a notebook."""
+        texts = {"reason": self.reason, "detail": self.detail, "error_id": self.error_id}
+        rows = [(name, text) for name, text in texts.items() if text is not None]
+        servers = [(f"Triton servers {name}", count) for name, count in self.triton.items()]
+        return html_table(f"Readiness: {self.status}", (), [*rows, *servers])
 
     def __bool__(self) -> bool:
         return self.ok

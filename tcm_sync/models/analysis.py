@@ -11,6 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._secrets import hide
+from tcm_sync._tables import html_table
 from tcm_sync._tensors import ModelSignature, TensorSpec
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ModelFileError
@@ -95,6 +97,33 @@ class ModelAnalysis(Struct, frozen=True, kw_only=True):
             The text of a ``config.pbtxt``.
         """
         return config_pbtxt(self, **options)
+
+    def __repr__(self) -> str:
+        facts = (f"  {name}: {fact}" for name, fact in self._facts())
+        tensors = repr(self.signature).partition("\n")[2]
+        return hide("\n".join([f"<ModelAnalysis of {self.source!r}", tensors, *facts]) + ">")
+
+    def _repr_html_(self) -> str:
+        """Show what the model takes and returns, and how large it is, in a notebook."""
+        title = f"ModelAnalysis of {self.source!r}"
+        return html_table(title, (), self._facts()) + self.signature._repr_html_()
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Name what there is besides the signature."""
+        axis = self.first_axis
+        batch = "a batch" if axis.is_batch else "no batch"
+        opsets = ", ".join(f"{domain} {version}" for domain, version in self.opsets.items())
+        outside = ", ".join(f"{name} ({size:,} bytes)" for name, size in self.external.items())
+        facts = {
+            "first axis": f"{batch} ({axis.certainty}): {axis.reason}",
+            "versions": f"IR {self.ir_version}" + (f", {opsets}" if opsets else ""),
+            "written by": self.producer,
+            "parameters": f"{self.parameters:,} ({self.parameter_bytes:,} bytes)",
+            "external weights": outside,
+            "overridable": ", ".join(map(str, self.overridable)),
+            "cannot be carried": "; ".join(f"{name}: {why}" for name, why in self.unsupported.items()),
+        }
+        return [(name, fact) for name, fact in facts.items() if fact]
 
     def to_json(self) -> str:
         """Write it as JSON: an object with the attributes above.

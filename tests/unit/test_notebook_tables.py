@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tcm_sync import AuthContext, InferResult, ModelSignature, Route, TcmClient, TensorSpec
+from tcm_sync import (
+    AuthContext,
+    Deployment,
+    InferResult,
+    ManagementResult,
+    ModelSignature,
+    QueueStats,
+    Readiness,
+    Route,
+    TcmClient,
+    TensorSpec,
+)
+from tcm_sync._transport import counters
+from tcm_sync._transport.counters import Counts
+from tcm_sync.local.digits import model_file
+from tcm_sync.models import analyze
 
-ALLOWED = {"div", "p", "code", "table", "thead", "tbody", "tr", "th", "td"}
+ALLOWED = {"div", "p", "code", "table", "thead", "tbody", "tr", "th", "td", "img"}
 
 
 class Reader(HTMLParser):
@@ -26,7 +44,8 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
         self.attributes += attributes
-        self.open.append(tag)
+        if tag != "img":
+            self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -46,8 +65,19 @@ def read(shown):
     """Read what `_repr_html_` returned, and check that it can do no harm and has no colours of its own."""
     reader = Reader(shown._repr_html_())
     assert reader.tags <= ALLOWED
-    assert reader.attributes == []
+    for name, value in reader.attributes:
+        assert name == "alt" or (name == "src" and value.startswith("data:image/png;base64,"))
     return reader
+
+
+def picture_in(array):
+    """Return the picture that a result shows of an output, as PIL reads it, or None."""
+    sources = [value for name, value in read(InferResult("m", {"y": array})).attributes if name == "src"]
+    if not sources:
+        return None
+    (source,) = sources
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as image:
+        return np.asarray(image)
 
 
 @pytest.fixture
@@ -112,3 +142,152 @@ def test_a_model_shows_its_signature(client):
     signature = ModelSignature((TensorSpec("x", "FP32", (-1, 4)),), ())
     assert ["input", "x", "FP32", "[-1, 4]"] in read(client.model("m", signature=signature)).rows
     assert read(client.model("<m>")).titles == [repr(client.model("<m>"))]
+
+
+# --- pictures ---
+
+GREY = (np.arange(100 * 120) % 256).reshape(100, 120).astype(np.uint8)
+COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], axis=-1)
+WITH_ALPHA = np.dstack([COLOUR, GREY])
+
+
+@pytest.mark.parametrize(
+    ("array", "wanted"),
+    [
+        (GREY, GREY),
+        (GREY[None], GREY),
+        (GREY[None, :, :, None], GREY),
+        (GREY.astype(np.int64), GREY),  # as JSON without dtypes gives it
+        (GREY / 255, GREY),
+        ((GREY / 255).astype(np.float16), (GREY / 255).astype(np.float16).astype(float) * 255),
+        (GREY > 100, (GREY > 100) * 255),
+        (COLOUR, COLOUR),
+        (np.moveaxis(COLOUR, 2, 0) / 255, COLOUR),
+        (np.stack([COLOUR, COLOUR * 0]), COLOUR),  # the first of a batch
+        (WITH_ALPHA, WITH_ALPHA),
+    ],
+    ids=lambda each: f"{each.dtype}{list(each.shape)}",
+)
+def test_an_output_that_looks_like_an_image_is_shown_as_one(array, wanted):
+    seen = picture_in(array)
+    assert seen.shape == wanted.shape
+    assert np.abs(seen.astype(float) - wanted).max() < 1
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((20, 10), 0.1),  # probabilities of a batch
+        np.full((1000, 64), 0.5),  # features
+        np.full((32, 32), 1.5),
+        np.full((32, 32), -0.1),
+        np.full((32, 32), np.nan),
+        np.full((32, 32), 256),
+        np.full((32, 32, 5), 7, np.uint8),
+        np.full((2, 32, 32, 32, 3), 7, np.uint8),
+        np.full((32, 32), 1 + 1j),
+        np.full((32, 32), "x", object),
+        np.zeros((0, 32, 32, 3), np.uint8),
+        np.zeros(1024, np.uint8),
+    ],
+    ids=lambda each: f"{each.dtype}{list(each.shape)}",
+)
+def test_other_arrays_are_no_pictures(array):
+    assert picture_in(array) is None
+
+
+def test_large_pictures_are_thinned_out_and_small_ones_enlarged():
+    large = np.arange(3000 * 2000, dtype=np.uint32).reshape(3000, 2000).astype(np.uint8)
+    assert max(picture_in(large).shape) <= 256
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 4), np.uint8)
+    assert len(InferResult("m", {"y": noise})._repr_html_()) < 360_000
+    small = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+    assert np.array_equal(picture_in(small), small.repeat(3, axis=0).repeat(3, axis=1))
+
+
+# --- the last minute ---
+
+
+def test_the_last_minute_counts_the_calls_that_ended_in_it(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(counters, "monotonic", lambda: now)
+    counts = Counts()
+
+    def recent():
+        figures = counts.read()
+        return figures["calls_per_second"], figures["seconds_per_call"]
+
+    assert recent() == (0.0, 0.0)
+    now += 2.0
+    counts.called(now - 0.5)
+    assert recent() == (0.5, 0.5)  # one call in two seconds
+    now += 3600.0
+    assert recent() == (0.0, 0.0)
+    for _ in range(600):
+        counts.called(now - 0.1)
+    rate, seconds = recent()
+    assert (rate, seconds) == (10.0, pytest.approx(0.1))  # 600 calls in a minute, none of those before
+    for _ in range(6000):  # a call every 50 ms, for five minutes
+        now += 0.05
+        counts.called(now - 0.2)
+    rate, seconds = recent()
+    assert rate == pytest.approx(20.0, rel=0.02)
+    assert seconds == pytest.approx(0.2)
+
+
+# --- what else calls return ---
+
+
+def test_jobs_of_the_manager_are_a_table_by_kind():
+    names = [name for name in QueueStats.__dataclass_fields__ if name != "extra"]
+    stats = QueueStats(**{name: place for place, name in enumerate(names)})
+    assert read(stats).rows == [
+        ["jobs", "users", "queued", "wait for a worker", "more accepted"],
+        ["info", "0", "5", "8", "11"],
+        ["management", "1", "6", "9", "12"],
+        ["inference", "2", "7", "10", "13"],
+    ]
+
+
+def test_results_of_management_and_deployments_show_their_parts():
+    result = ManagementResult("deletion", None, 2, 0.5, {"vm": "deleted", "<b>": "missing"})
+    shown = read(result)
+    assert shown.titles == ["ManagementResult 'deletion', 0.5 s, 2 attempts"]
+    assert shown.rows == [["data", "None"], ["vm", "deleted"], ["<b>", "missing"]]
+    assert read(ManagementResult("creation", {"vm_ip": "10.0.0.1"}, 1, 0.5)).rows == [["vm_ip", "10.0.0.1"]]
+    signature = ModelSignature((TensorSpec("x", "FP32", (-1, 4)),), ())
+    deployment = read(Deployment("10.0.0.1", "c-1", "<m>", signature))
+    assert deployment.titles == ["Deployment '<m>'"]
+    assert deployment.rows == [
+        ["VM", "10.0.0.1"],
+        ["container", "c-1"],
+        ["", "name", "datatype", "shape"],
+        ["input", "x", "FP32", "[-1, 4]"],
+    ]
+
+
+def test_an_answer_of_ready_shows_why():
+    shown = read(
+        Readiness.read(503, b'{"status": "not_ready", "reason": "triton", "triton": {"healthy": 0}}')
+    )
+    assert shown.titles == ["Readiness: not_ready"]
+    assert shown.rows == [["reason", "triton"], ["Triton servers healthy", "0"]]
+
+
+def test_an_analysis_shows_the_signature_and_the_size():
+    with model_file() as path:
+        analysis = analyze(path)
+    facts = [
+        ["first axis", "a batch (certain): the first dimension of all is called 'batch'"],
+        ["versions", "IR 8, ai.onnx 17"],
+        ["written by", "examples/train_digits.py"],
+        ["parameters", "9,610 (38,440 bytes)"],
+    ]
+    shown = read(analysis)
+    assert shown.titles == [f"ModelAnalysis of {str(path)!r}"]
+    assert shown.rows[: len(facts)] == facts
+    assert ["input", "image", "FP32", "[batch, 64]"] in shown.rows
+    text = repr(analysis)
+    assert text.startswith(f"<ModelAnalysis of {str(path)!r}\n")
+    assert all(f"  {name}: {fact}" in text for name, fact in facts)
+    assert "  input   image          FP32      [batch, 64]" in text.splitlines()
