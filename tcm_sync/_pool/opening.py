@@ -152,6 +152,10 @@ class PoolOpening:
 
     def _failed(self, error: TcmError) -> None:
         state = self._state
+        if state.ended is not None:  # the client was closed, which ends what is being opened: no gate shuts
+            with state.lock:
+                state.opening_ended()
+            return
         refused = isinstance(error, AuthenticationError)
         if refused:
             state.auth_gate.shut(error)

@@ -87,6 +87,20 @@ def test_close_ends_a_call_whatever_it_waits_for(name):
                 call()
 
 
+@pytest.mark.parametrize("name", ["the handshake", "auth.ok"])
+def test_a_connection_that_is_closed_while_it_is_opened_is_no_failure_of_the_manager(name, caplog):
+    script, reached = WAITING_FOR[name]
+    with ScriptedPeer(script) as peer, connect(peer, timeout=LONG, connect_timeout=LONG) as client:
+        with background(lambda: ask(client)) as call:
+            wait_until(lambda: reached(peer))
+            client.close()
+            with failing(ClientClosedError, "closed"):
+                call()
+        opening = client._core.runtime.pool.state
+        wait_until(lambda: opening.opening == 0)
+    assert "gate shut" not in caplog.text
+
+
 def test_close_ends_a_call_that_waits_for_a_manager_that_is_away(caplog):
     with ScriptedPeer(echo) as peer:
         peer.stop_listening()
