@@ -1,10 +1,10 @@
 """A million rows over three worker processes of Dask: rows a second, the manager's share, and memory.
 
-    python -m benchmarks dask_rows [--rows 1000000] [--columns 8]
+    python -m benchmarks dask_rows [--rows 1000000] [--columns 8] [--form NAME]...
 
-Four ways, one after another, with the pace of a real manager: `infer_chunked` in one process, `infer_array`
-without and with a limit of the cluster, and a `map_blocks` with a message a block as one writes it by hand.
-Two minutes on two cores, most of them for the last; a tenth of the rows takes half a minute.
+The forms, one after another and with the pace of a real manager: `infer_chunked` in one process;
+`infer_array` with the limit of the cluster and without; and two forms of `map_blocks` as one writes them by
+hand. The last one sends a message a block, takes longest, and therefore gets a tenth of the rows.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -27,7 +28,16 @@ from tcm_sync.integrations.dask import TcmPlugin, infer_array
 WORKERS = 3
 MESSAGES = 484  # a second, which a manager with its default tick takes of a tenant
 BLOCK = 25_000  # rows
-SMALL_BLOCK = 500  # rows that surely fit a message
+MESSAGE_ROWS = 600  # which fit a message of 65,536 bytes: what one finds by hand
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to get the rows through the model."""
+
+    run: Callable[[da.Array], da.Array]
+    block: int = BLOCK
+    share: int = 1  # it gets one row in so many
 
 
 def peak_megabytes() -> float:
@@ -50,13 +60,84 @@ def lease_milliseconds(count: int = 300) -> float:
     return (time.perf_counter() - started) / count * 1000
 
 
+def forms_with(client: TcmClient) -> dict[str, Form]:
+    """Return what is compared."""
+
+    def by_array(**options: Any) -> Callable[[da.Array], da.Array]:
+        return lambda x: infer_array(
+            x, "double", client=client, input_name="x", output_dtypes=np.float32, **options
+        )
+
+    def by_hand(run: Callable[[np.ndarray[Any, Any]], Any]) -> Callable[[da.Array], da.Array]:
+        return lambda x: x.map_blocks(run, dtype=np.float32, meta=np.empty((0, 0), np.float32))
+
+    def in_messages(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        starts = range(0, len(block), MESSAGE_ROWS)
+        inputs = ({"x": block[start : start + MESSAGE_ROWS]} for start in starts)
+        return np.concatenate([r["y"] for r in client.map("double", inputs, output_dtypes=np.float32)])
+
+    def in_one_message(block: np.ndarray[Any, Any]) -> Any:
+        return client.infer("double", {"x": block}, output_dtypes=np.float32)["y"]
+
+    return {
+        "infer_array": Form(by_array()),
+        "infer_array, limit=None": Form(by_array(limit=None)),
+        "map_blocks, client.map": Form(by_hand(in_messages)),
+        "map_blocks, a message a block": Form(by_hand(in_one_message), block=MESSAGE_ROWS, share=10),
+    }
+
+
+def show(name: str, rows: int, seconds: float, messages: int, detail: str) -> None:
+    """Print a line of figures."""
+    per_message = rows / messages
+    most = MESSAGES * per_message
+    print(
+        f"{name:30} {rows:9,} rows {seconds:6.1f} s {rows / seconds:9,.0f} rows/s {per_message:5.0f} rows a "
+        f"message {rows / seconds / most:4.0%} of {most:,.0f} rows/s  {detail}",
+        flush=True,
+    )
+
+
+def in_one_process(client: TcmClient, rows: int, columns: int) -> int:
+    """Measure `infer_chunked`, and return how many values are wrong."""
+    x = np.random.default_rng(7).random((rows, columns), np.float32)
+    client.infer_chunked("double", {"x": x[:1000]}, output_dtypes=np.float32)
+    calls, before = client.stats().calls, peak_megabytes()
+    started = time.perf_counter()
+    y = client.infer_chunked("double", {"x": x}, output_dtypes=np.float32)["y"]
+    seconds = time.perf_counter() - started
+    calls, grown = client.stats().calls - calls, peak_megabytes() - before
+    show("infer_chunked, one process", rows, seconds, calls, f"+{grown:.0f} MB")
+    return int((y != x * 2).sum())
+
+
+def over_a_cluster(cluster: Client, name: str, form: Form, plugin: str, rows: int, columns: int) -> int:
+    """Measure a form over a cluster, and return how many values are wrong."""
+
+    def source(rows: int) -> da.Array:
+        return da.random.default_rng(7).random((rows, columns), np.float32, chunks=(form.block, -1))
+
+    warm = source(rows // 10)
+    (form.run(warm) != warm * 2).sum().compute()
+    before = max(cluster.run(peak_megabytes).values())
+    calls = sum(cluster.run(sent, name=plugin).values())
+    x = source(rows)
+    started = time.perf_counter()
+    wrong = int((form.run(x) != x * 2).sum().compute())
+    seconds = time.perf_counter() - started
+    calls = sum(cluster.run(sent, name=plugin).values()) - calls
+    grown = max(cluster.run(peak_megabytes).values()) - before
+    show(name, rows, seconds, calls, f"+{grown:.0f} MB over a tenth of the rows")
+    return wrong
+
+
 def main() -> int:
     """Run the measurement, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--form", action="append", help="only this one; may be given several times")
     options = parser.parse_args()
-    wrong = 0
     with (
         local_manager() as manager,
         TcmClient(manager.uri, route=manager.route) as client,
@@ -65,65 +146,21 @@ def main() -> int:
         ) as local,
         Client(local) as cluster,
     ):
+        forms = forms_with(client)
+        chosen = options.form or ["infer_chunked", *forms]
+        if unknown := set(chosen) - {"infer_chunked", *forms}:
+            parser.error(f"no form {', '.join(unknown)}; there are infer_chunked; {'; '.join(forms)}")
         plugin = TcmPlugin(client)
         cluster.register_plugin(plugin)
-
-        def source(rows: int, block: int) -> da.Array:
-            shape = (rows, options.columns)
-            return da.random.default_rng(7).random(shape, np.float32, chunks=(block, -1))
-
-        def by_hand(x: da.Array) -> da.Array:
-            def run(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-                return client.infer("double", {"x": block}, output_dtypes=np.float32)["y"]
-
-            return x.map_blocks(run, dtype=np.float32, meta=np.empty((0, 0), np.float32))
-
-        def by_array(limit: int | None) -> Callable[[da.Array], da.Array]:
-            return lambda x: infer_array(
-                x, "double", client=client, input_name="x", output_dtypes=np.float32, limit=limit
-            )
-
-        def show(name: str, seconds: float, messages: int, detail: str) -> None:
-            per_message = options.rows / messages
-            most = MESSAGES * per_message
-            print(
-                f"{name:28} {seconds:6.1f} s {options.rows / seconds:9,.0f} rows/s {per_message:5.0f} rows a "
-                f"message {options.rows / seconds / most:4.0%} of {most:,.0f} rows/s  {detail}",
-                flush=True,
-            )
-
-        x = np.random.default_rng(7).random((options.rows, options.columns), np.float32)
-        client.infer_chunked("double", {"x": x[:1000]}, output_dtypes=np.float32)
-        calls, before = client.stats().calls, peak_megabytes()
-        started = time.perf_counter()
-        y = client.infer_chunked("double", {"x": x}, output_dtypes=np.float32)["y"]
-        seconds = time.perf_counter() - started
-        wrong += int((y != x * 2).sum())
-        show(
-            "infer_chunked, one process",
-            seconds,
-            client.stats().calls - calls,
-            f"+{peak_megabytes() - before:.0f} MB",
-        )
-        del x, y
-
-        print(f"a free lease: {cluster.submit(lease_milliseconds).result():.2f} ms")
-        for name, block, method in (
-            ("infer_array", BLOCK, by_array(None)),
-            ("infer_array, limit=5", BLOCK, by_array(5)),
-            ("map_blocks by hand", SMALL_BLOCK, by_hand),
-        ):
-            warm = source(options.rows // 10, block)
-            (method(warm) != warm * 2).sum().compute()
-            before = max(cluster.run(peak_megabytes).values())
-            calls = sum(cluster.run(sent, name=plugin.name).values())
-            x = source(options.rows, block)
-            started = time.perf_counter()
-            wrong += int((method(x) != x * 2).sum().compute())
-            seconds = time.perf_counter() - started
-            calls = sum(cluster.run(sent, name=plugin.name).values()) - calls
-            grown = max(cluster.run(peak_megabytes).values()) - before
-            show(name, seconds, calls, f"+{grown:.0f} MB over a tenth of the rows")
+        print(f"a free lease: {cluster.submit(lease_milliseconds).result():.2f} ms", flush=True)
+        wrong = 0
+        for name in chosen:
+            if name == "infer_chunked":
+                wrong += in_one_process(client, options.rows, options.columns)
+            else:
+                form = forms[name]
+                rows = options.rows // form.share
+                wrong += over_a_cluster(cluster, name, form, plugin.name, rows, options.columns)
     print(f"max_message_bytes=65,536, tick=0.01; {wrong} values are wrong")
     return 1 if wrong else 0
 
