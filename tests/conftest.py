@@ -82,6 +82,7 @@ _LINUX = sys.platform == "linux"
 #: Opened once by a library and kept for good: not what a test leaves behind.
 _PERMANENT = re.compile(
     r"/dev/u?random$|/sys/|/proc/|/usr/share/zoneinfo/|.*/\.onnxruntime/|.*/\.coverage[^/]*$"
+    r"|.*\.(otf|ttc|ttf)$"
 )
 
 

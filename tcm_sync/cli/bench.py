@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,12 +19,30 @@ from tcm_sync.settings import BatchPolicy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tcm_sync.cli.report import Report
     from tcm_sync.client import TcmClient
 
 _SILENCE = 5.0  # seconds without an answer after which the run ends if /health does not answer either
 _THREADS, _OPEN_THREADS, _BATCHES = 4, 64, 4
 
 _SECONDS = click.FloatRange(0, min_open=True)
+
+#: How a run ended, if it did not end by its plan.
+_ENDS = {
+    INTERRUPTED: "interrupted before its end",
+    UNREACHABLE: "ended early, since the manager was unreachable",
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What to do, in seconds, and calls at a time."""
+
+    threads: int
+    rate: float | None
+    batch: int | None
+    warm_up: float
+    duration: float
 
 
 @click.command("bench", cls=Command)
@@ -55,6 +76,13 @@ _SECONDS = click.FloatRange(0, min_open=True)
     type=click.IntRange(1),
     help="Inputs are single samples: put up to N of them into one message.",
 )
+@click.option(
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write charts and figures to this file too; it needs no network to be looked at.",
+)
 @TRANSIENT
 @click.pass_obj
 def bench(
@@ -68,6 +96,7 @@ def bench(
     duration: float,
     warm_up: float,
     batch: int | None,
+    report_file: Path | None,
     allow_transient: bool,
 ) -> int:
     """Call a model for a while, and report throughput and latency.
@@ -79,25 +108,29 @@ def bench(
     arrays = _inputs(session, inputs, datatypes, onnx, samples=batch is not None)
     if threads is None:
         threads = _OPEN_THREADS if rate is not None else _THREADS if batch is None else _BATCHES * batch
+    plan = _Plan(threads, rate, batch, warm_up, duration)
+    report = None if report_file is None else _report(session, report_file)
     with session.client(routed=True) as client:
         policy = None if batch is None else BatchPolicy(max_size=batch)
         model = client.model(model_name, allow_transient=allow_transient, batch=policy)
         ask = model.infer if batch is None else model.infer_sample
-        report, code = _measure(client, lambda: ask(arrays), threads, rate, warm_up, duration)
-    figures = {"model_name": model_name, "threads": threads, "rate": rate, "batch": batch, **report}
+        measured, code = _measure(client, lambda: ask(arrays), plan, report)
+    figures = {"model_name": model_name, "threads": threads, "rate": rate, "batch": batch, **measured}
     if session.as_json:
         session.output.json(figures)
     else:
         _print(session, figures)
+    if report is not None:
+        report.write(figures, _settings(session, plan, arrays), _ENDS.get(code, ""))
     if code == UNREACHABLE:
         raise CommandError(f"the manager is unreachable: no answer for {_SILENCE:g} s", code)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code == FAILED:
-        failed = sum(report["errors"].values())
+        failed = sum(figures["errors"].values())
         which = (
-            f"{failed:,} of {failed + report['answered']:,} requests"
-            if report["answered"]
+            f"{failed:,} of {failed + figures['answered']:,} requests"
+            if figures["answered"]
             else "every request"
         )
         raise CommandError(f"{which} failed", code)
@@ -117,34 +150,42 @@ def _inputs(
     return {name: array[0] if samples else array for name, array in arrays.items()}
 
 
+def _report(session: Session, file: Path) -> Report:
+    """Make the report, which fails at once where it could not be written at the end."""
+    from tcm_sync.cli.report import Report
+
+    return Report(file, session)
+
+
 def _measure(
-    client: TcmClient,
-    call: Callable[[], object],
-    threads: int,
-    rate: float | None,
-    warm_up: float,
-    duration: float,
+    client: TcmClient, call: Callable[[], object], plan: _Plan, report: Report | None
 ) -> tuple[dict[str, Any], int]:
     """Run the load, and return what it measured with the exit status."""
     from tcm_sync.cli.load import ClosedLoop, Load, OpenLoop
     from tcm_sync.cli.output import working
 
     call()  # a wrong request or an unreachable manager fails here, before the load starts
-    start = time.monotonic()
-    since, end = start + warm_up, start + warm_up + duration
-    load = Load(call, threads, ClosedLoop(end) if rate is None else OpenLoop(start, end, rate, since), since)
-    watch = _Watch(client, since)
-    try:
-        with working(f"{duration:g} s, after {warm_up:g} s of warming up"):
-            load.run(watch.look)
-    except KeyboardInterrupt:
-        watch.code = INTERRUPTED
-    seconds = max(0.0, time.monotonic() - since)
+    rate, duration = plan.rate, plan.duration
+    with contextlib.nullcontext() if report is None else report.sampling(plan.warm_up + duration):
+        start = time.monotonic()
+        since, end = start + plan.warm_up, start + plan.warm_up + duration
+        pace = ClosedLoop(end) if rate is None else OpenLoop(start, end, rate, since)
+        timeline = None if report is None else report.timeline(since, duration)
+        load = Load(call, plan.threads, pace, since, timeline)
+        watch = _Watch(client, since)
+        try:
+            with working(f"{duration:g} s, after {plan.warm_up:g} s of warming up"):
+                load.run(watch.look)
+        except KeyboardInterrupt:
+            watch.code = INTERRUPTED
+        seconds = max(0.0, time.monotonic() - since)
     stats = client.stats().since(watch.before)
     client.close()  # ends the calls under way, if the run ends early
     load.stop()
     total = load.total()
-    report = {
+    if report is not None:
+        report.latencies = total.latencies
+    figures = {
         "seconds": round(seconds, 3),
         "answered": total.answered,
         "per_second": round(total.answered / seconds, 1) if seconds else 0.0,
@@ -156,7 +197,7 @@ def _measure(
         "bytes_received": stats.bytes_received,
         "bytes_shared": stats.shm_sent_bytes,
     }
-    return report, watch.code or (FAILED if total.errors or not total.answered else 0)
+    return figures, watch.code or (FAILED if total.errors or not total.answered else 0)
 
 
 class _Watch:
@@ -190,6 +231,19 @@ def _print(session: Session, found: dict[str, Any]) -> None:
         "unsent": f"{found['unsent']:,} were due, but no thread was free" if found["unsent"] else None,
     }
     session.output.pairs(facts | {name: f"{value:,.1f} ms" for name, value in found["latency_ms"].items()})
+
+
+def _settings(session: Session, plan: _Plan, arrays: dict[str, Any]) -> dict[str, object]:
+    """Return what was run, for the head of a report."""
+    inputs = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in arrays.items())
+    return {
+        "load": "closed loop" if plan.rate is None else f"open loop, {plan.rate:g} requests a second",
+        "threads": plan.threads,
+        "samples in a message": "one request each" if plan.batch is None else f"up to {plan.batch}",
+        "duration": f"{plan.duration:g} s, after {plan.warm_up:g} s of warming up",
+        "inputs": inputs,
+        **session.shown_arguments(),
+    }
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -6,18 +6,15 @@ import base64
 import binascii
 import http.client
 import json
-import platform
 import shutil
 import socket
 import ssl
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._deadline import Deadline
@@ -32,6 +29,7 @@ from tcm_sync._wire.quote import quote
 from tcm_sync.cli.answerers import Answer, describe_answerer, speaks_http_2
 from tcm_sync.cli.dialogue import ask_capability
 from tcm_sync.cli.failures import DENIED, UNREACHABLE, USAGE, code_of
+from tcm_sync.cli.versions import versions
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
 from tcm_sync.settings import Settings, TlsSettings
@@ -354,14 +352,9 @@ class Checks:
 
     def versions(self) -> Finding:
         """List the versions that a bug report should contain."""
-        names = "tcm-sync", "numpy", "msgspec", "websocket-client"
-        found = [f"{name} {version(name)}" for name in names]
-        found += [
-            f"Python {sys.version.split()[0]}",
-            ssl.OPENSSL_VERSION.rsplit(" ", 3)[0],
-            platform.system(),
-        ]
-        return Finding(", ".join(found) + (f"; the manager: {quote(self._server)}" if self._server else ""))
+        return Finding(
+            ", ".join(versions()) + (f"; the manager: {quote(self._server)}" if self._server else "")
+        )
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
-
+from tcm_sync.cli.latencies import new_histogram, record
 from tcm_sync.errors import ClientClosedError, TcmError
+
+if TYPE_CHECKING:
+    from tcm_sync.cli.timeline import Timeline
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
-_LOWEST, _HIGHEST, _DIGITS = 1, 3_600_000_000, 3  # microseconds, and significant digits
+_DIGITS = 3  # significant digits of a latency
 _CHECK_INTERVAL = 0.1  # seconds between two checks of whether the load is over
 
 
@@ -108,7 +110,7 @@ class Tally:
         When the last answer came, on the monotonic clock.
     """
 
-    latencies: Any = field(default_factory=lambda: HdrHistogram(_LOWEST, _HIGHEST, _DIGITS))
+    latencies: Any = field(default_factory=lambda: new_histogram(_DIGITS))
     answered: int = 0
     unsent: int = 0
     errors: Counter[str] = field(default_factory=Counter)
@@ -116,7 +118,7 @@ class Tally:
 
     def record(self, seconds: float) -> None:
         """Record a latency."""
-        self.latencies.record_value(min(max(round(seconds * 1e6), _LOWEST), _HIGHEST))
+        record(self.latencies, seconds)
 
     def add(self, other: Tally) -> None:
         """Add the measurements of another thread."""
@@ -149,12 +151,22 @@ class Load:
         When requests are due.
     since : float
         Requests that are due before this are the warm-up, and do not count.
+    timeline : Timeline, optional
+        Where to record when it happened as well.
     """
 
-    def __init__(self, call: Callable[[], object], threads: int, pace: Pace, since: float) -> None:
+    def __init__(
+        self,
+        call: Callable[[], object],
+        threads: int,
+        pace: Pace,
+        since: float,
+        timeline: Timeline | None = None,
+    ) -> None:
         self._call = call
         self._pace = pace
         self._since = since
+        self._timeline = timeline
         self._stop = threading.Event()
         self._tallies = [Tally() for _ in range(threads)]
         self._threads = [
@@ -196,7 +208,7 @@ class Load:
             if turn.missed is not None:
                 if counted:
                     tally.unsent += 1
-                    tally.record(turn.missed)  # so that the wait shows in the latencies
+                    self._record(tally, turn.due, turn.missed)  # so that the wait shows in the latencies
                 continue
             try:
                 self._call()
@@ -204,9 +216,21 @@ class Load:
                 return
             except TcmError as error:
                 if counted:
-                    tally.errors[error.code or type(error).__name__] += 1
+                    self._record_error(tally, error.code or type(error).__name__)
                 continue
             tally.answered_at = time.monotonic()
             if counted:
                 tally.answered += 1
-                tally.record(tally.answered_at - turn.due)
+                self._record(tally, turn.due, tally.answered_at - turn.due)
+                if self._timeline is not None:
+                    self._timeline.record_answer(tally.answered_at)
+
+    def _record(self, tally: Tally, due: float, seconds: float) -> None:
+        tally.record(seconds)
+        if self._timeline is not None:
+            self._timeline.record_latency(due, seconds)
+
+    def _record_error(self, tally: Tally, code: str) -> None:
+        tally.errors[code] += 1
+        if self._timeline is not None:
+            self._timeline.record_error(time.monotonic(), code)

@@ -71,6 +71,13 @@ class Session:
         """The manager's address without the values of its query."""
         return shown_uri(self.arguments()["uri"])
 
+    def shown_arguments(self) -> dict[str, object]:
+        """Return the arguments of `TcmClient` that can be shown, by name."""
+        arguments = self.arguments()
+        return {
+            name: shown_uri(value) if isinstance(value, str) else value for name, value in arguments.items()
+        }
+
     def client(self, *, routed: bool = False, opened: bool = True) -> TcmClient:
         """Make a client.
 

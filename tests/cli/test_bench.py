@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import signal
 import threading
 import time
 
@@ -17,7 +16,7 @@ from tcm_sync.errors import BackpressureError, ClientClosedError, InferenceError
 from tcm_sync.local import LocalManager, ModelFailure
 
 from ..helpers.served_models import Gated, add_sub_onnx
-from ..helpers.waiting import GUARD, wait_until
+from ..helpers.waiting import wait_until
 
 SHORT = ("--duration", "1", "--warm-up", "0.1")
 INPUT = ("--input", "x=[[1.0, 2.0]]")
@@ -169,16 +168,6 @@ def test_a_model_of_which_nothing_comes_is_a_failure(cli, monkeypatch):
     assert done.code == 1
     assert json.loads(done.out)["latency_ms"] == {}
     assert done.err == "tcm-sync: every request failed\n"
-
-
-def test_an_interruption_tells_what_was_measured(start, manager):
-    process = start("bench", "echo", *INPUT, "--duration", "3600", "--warm-up", "0", "--json")
-    wait_until(lambda: manager.stats().executions.get("echo", 0) > 20, "it has begun")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=GUARD)
-    assert process.returncode == 130
-    assert json.loads(out)["answered"] > 0
-    assert err.strip() == "tcm-sync: interrupted"
 
 
 def test_without_a_warm_up_everything_counts_from_the_start():

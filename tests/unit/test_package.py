@@ -222,6 +222,7 @@ def test_every_floor_is_among_the_lowest_tested_versions() -> None:
         "progress",
         "prometheus",
         "proxy",
+        "report",
     ):
         floors |= requirements(config["options.extras_require"][extra])
     assert all(specifier.startswith(">=") for specifier in floors.values())
