@@ -1,16 +1,18 @@
 """Small calls of this checkout beside those of another one, in turns in one run.
 
-    python benchmarks/checkouts.py OTHER [--rounds N] [--calls N] [--kinds infer named ...]
+    python benchmarks/checkouts.py OTHER [--listener] [--rounds N] [--calls N] [--kinds infer named ...]
 
 OTHER is a directory with another state of this repository, for instance one made by ``git worktree add``.
 Each checkout runs in a process of its own, on the same core; the server has the other core. Printed for each
-kind of call: the median of the rounds' ratios of this checkout's time to the other's, with the lowest and the
-highest. Both use this interpreter and its packages.
+kind of call: the median of the rounds' ratios of this checkout's time to the other's, with its confidence
+interval of 95 %, the lowest and the highest. Both use this interpreter and its packages. With ``--listener``
+this checkout has a `PrometheusListener`; ``.`` as OTHER then shows what that costs.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -29,6 +31,10 @@ from tcm_sync.local import LocalManager  # noqa: F401 - so that both have loaded
 port = int(sys.argv[1])
 x = np.array([[0.5, -1.25, 2.0, 8.75]], np.float32)
 with TcmClient(f"ws://127.0.0.1:{port}/ws", route=Route("c", vm_ip="127.0.0.1"), pool_size=1) as client:
+    if sys.argv[2:] == ["listener"]:
+        from tcm_sync.events import add_listener
+        from tcm_sync.integrations.prometheus import PrometheusListener
+        add_listener(PrometheusListener())
     model = client.model("m")
     bodies = {
         "infer": lambda: client.infer("m", {"x": x}),
@@ -47,10 +53,10 @@ with TcmClient(f"ws://127.0.0.1:{port}/ws", route=Route("c", vm_ip="127.0.0.1"),
 """
 
 
-def start(checkout: Path, port: int) -> subprocess.Popen[str]:
+def start(checkout: Path, port: int, *arguments: str) -> subprocess.Popen[str]:
     """Start the process that makes calls with the package of one checkout."""
     return subprocess.Popen(
-        [sys.executable, "-c", CLIENT, str(port)],
+        [sys.executable, "-c", CLIENT, str(port), *arguments],
         cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(checkout)},
         stdin=subprocess.PIPE,
@@ -69,10 +75,20 @@ def ask(client: subprocess.Popen[str], kind: str, calls: int) -> float:
     return float(client.stdout.readline())
 
 
+def interval(ordered: list[float]) -> tuple[float, float]:
+    """Return the confidence interval of 95 % of the median, by the binomial distribution of ranks."""
+    count = len(ordered)
+    aside = 0.98 * math.sqrt(count)
+    return ordered[max(0, math.floor(count / 2 - aside))], ordered[
+        min(count - 1, math.ceil(count / 2 + aside))
+    ]
+
+
 def main() -> None:
     """Compare, and print a line for each kind of call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("other", type=Path)
+    parser.add_argument("--listener", action="store_true")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--calls", type=int, default=500)
     parser.add_argument("--kinds", nargs="+", default=["infer", "named", "bound", "submit"])
@@ -86,7 +102,8 @@ def main() -> None:
     assert server.stdin is not None
     assert server.stdout is not None
     port = int(server.stdout.readline())
-    clients = [start(ROOT, port), start(options.other.resolve(), port)]
+    ours = ["listener"] if options.listener else []
+    clients = [start(ROOT, port, *ours), start(options.other.resolve(), port)]
     try:
         for kind in options.kinds:
             took = []
@@ -94,11 +111,12 @@ def main() -> None:
                 order = (0, 1) if each % 2 == 0 else (1, 0)
                 by_place = {place: ask(clients[place], kind, options.calls) for place in order}
                 took.append((by_place[0], by_place[1]))
-            ratios = [ours / theirs for ours, theirs in took]
-            ours, theirs = (statistics.median(times) * 1e6 for times in zip(*took, strict=True))
+            ratios = sorted(ours / theirs for ours, theirs in took)
+            low, high = interval(ratios)
+            here, there = (statistics.median(times) * 1e6 for times in zip(*took, strict=True))
             print(
-                f"{kind:8} {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), "
-                f"{ours:.1f} us here, {theirs:.1f} us there"
+                f"{kind:8} {statistics.median(ratios):.3f} (95 %: {low:.3f} to {high:.3f}; "
+                f"all: {ratios[0]:.3f} to {ratios[-1]:.3f}), {here:.1f} us here, {there:.1f} us there"
             )
     finally:
         for client in clients:

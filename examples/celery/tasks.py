@@ -1,10 +1,10 @@
 """A Celery worker whose tasks run inferences: retried while the manager is busy, results as JSON.
 
-Start a broker, a manager and a worker, and send a task::
+Start a broker, a manager and a worker, each in a terminal of its own with these variables, and send a task::
 
-    redis-server --port 6379
-    tcm-sync serve "$(python -c 'import tcm_sync.local as l; print(l.__path__[0])')/data/digits.onnx"
     export TCM_WS_URI=ws://localhost:8000/ws TCM_CONTAINER_ID=local
+    redis-server --port 6379
+    tcm-sync serve --digits
     celery --app tasks worker --pool prefork --concurrency 4
     python -c "import tasks; print(tasks.digits.delay([[0.0] * 64]).get(timeout=60))"
 """

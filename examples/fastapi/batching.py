@@ -2,7 +2,7 @@
 
 ::
 
-    tcm-sync serve "$(python -c 'import tcm_sync.local as l; print(l.__path__[0])')/data/digits.onnx"
+    tcm-sync serve --digits  # in a terminal of its own
     export TCM_WS_URI=ws://localhost:8000/ws TCM_CONTAINER_ID=local
     uvicorn batching:app --workers 2
     curl localhost:8000/readyz

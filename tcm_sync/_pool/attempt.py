@@ -125,7 +125,12 @@ class CallSender:
 
     def _acquire(self, call: Call) -> Lease:
         pool = self._management if call.kind == "management" else self._pool
-        return pool.acquire(call.deadline, waits_for_manager=call.waits_for_manager, streaming=call.streaming)
+        return pool.acquire(
+            call.deadline,
+            waits_for_manager=call.waits_for_manager,
+            streaming=call.streaming,
+            watch=call.watch,
+        )
 
     def _enter(self, gates: tuple[Gate, ...], prober: Prober, call: Call) -> Lease:
         """Wait at the gates and for a connection, until both are there at once."""
@@ -133,6 +138,8 @@ class CallSender:
             for gate in gates:
                 if gate.cause is not None and not gate.is_probed_by(prober):
                     began = monotonic()
+                    if call.watch is not None:
+                        call.watch.waits("gate")
                     try:
                         gate.wait(call.deadline, prober)
                     finally:
@@ -225,7 +232,7 @@ class CallSender:
         if call.watch is not None:
             call.watch.enter("turn")
         deadline = self._turns.deadline(call.deadline)
-        turn = call.turn = turns.acquire(call.target, deadline, self._turns.closed)
+        turn = call.turn = turns.acquire(call.target, deadline, self._turns.closed, call.watch)
         if turn is None or not turn.waited:
             return True
         self._counts.waited_for_turn(turn.waited)

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import weakref
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._logs import Log
@@ -24,6 +24,9 @@ from tcm_sync._transport.reader import Reader
 from tcm_sync.errors import TcmError
 from tcm_sync.events._listeners import wake
 from tcm_sync.settings import Settings
+
+if TYPE_CHECKING:
+    from tcm_sync.events._watch import Watch
 
 log = Log("tcm_sync.pool", queued=True)
 
@@ -92,6 +95,7 @@ class Pool:
         waits_for_manager: bool = True,
         streaming: bool = False,
         eager: bool = False,
+        watch: Watch | None = None,
     ) -> Lease:
         """Lease a connection, waiting in the queue for one.
 
@@ -105,6 +109,8 @@ class Pool:
             Whether it is for a stream. At most ``size - 1`` have a connection at a time.
         eager : bool
             Whether the first failure to connect is raised as long as the manager was never reached.
+        watch : Watch, optional
+            What reports a wait, if somebody listens.
 
         Raises
         ------
@@ -134,6 +140,8 @@ class Pool:
                 if not wanted:  # it waits for what others do, and that may have been lost
                     self.reader.wake_at(monotonic() + pool_state.AUDIT_INTERVAL)
             self._opening.start(wanted)
+            if watch is not None and waiter.handed.locked():
+                watch.waits("socket")
             self._wait(waiter)
         except BaseException:
             if waiter is not None:

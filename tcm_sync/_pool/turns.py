@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from tcm_sync._deadline import Deadline
+    from tcm_sync.events._watch import Watch
 
 #: After which a message is held to be scheduled: a tick and a round trip.
 SHORT_AGE_NS = TICK_NS + 1_000_000
@@ -138,7 +139,13 @@ class Turns:
 
     # --- what a call does ---
 
-    def acquire(self, target: Hashable, deadline: Deadline, closed: threading.Event) -> Turn | None:
+    def acquire(
+        self,
+        target: Hashable,
+        deadline: Deadline,
+        closed: threading.Event,
+        watch: Watch | None = None,
+    ) -> Turn | None:
         """Wait for a turn, first come first served.
 
         Parameters
@@ -149,6 +156,8 @@ class Turns:
             Of the wait.
         closed : threading.Event
             Set when the client is closed, before `wake_all` is called.
+        watch : Watch, optional
+            What reports a wait, if somebody listens.
 
         Returns
         -------
@@ -177,6 +186,8 @@ class Turns:
                 if any(each.thread == waiter.thread for each in list(self._waiters)):
                     return None  # a signal handler interrupted a waiter, which cannot go on before this call
                 self._waiters.append(waiter)
+            if watch is not None:
+                watch.waits("turn")
             return self._wait(waiter, age, deadline, closed, tried=is_first)
         except BaseException:
             if waiter is not None:

@@ -12,6 +12,7 @@ from tcm_sync.cli.options import LocalCommand, Session
 
 @click.command("serve", cls=LocalCommand)
 @click.argument("models", metavar="[NAME=]MODEL.onnx...", nargs=-1)
+@click.option("--digits", is_flag=True, help="Also serve the included classifier of digits, as 'digits'.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option(
     "--port",
@@ -58,6 +59,7 @@ from tcm_sync.cli.options import LocalCommand, Session
 def serve(
     session: Session,
     models: tuple[str, ...],
+    digits: bool,
     host: str,
     port: int,
     container_id: str,
@@ -84,6 +86,7 @@ def serve(
         named,
         sys.stdout,
         as_json=session.as_json,
+        digits=digits,
         host=host,
         port=port,
         container_id=container_id,

@@ -28,6 +28,8 @@ from tcm_sync.events._records import (
     GateShut,
     Listener,
     Phases,
+    WaitFinished,
+    WaitStarted,
 )
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "GateShut",
     "Listener",
     "Phases",
+    "WaitFinished",
+    "WaitStarted",
     "add_listener",
     "flush",
     "remove_listener",

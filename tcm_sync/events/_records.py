@@ -128,6 +128,38 @@ class CallFinished(_CallEvent, frozen=True, kw_only=True, eq=False):
     batch_size: int | None
 
 
+class WaitStarted(_CallEvent, frozen=True, kw_only=True, eq=False):
+    """A call has to wait before it can be sent. One that goes on at once is not reported.
+
+    Attributes
+    ----------
+    wait : {"gate", "socket", "turn"}
+        What for: that calls are held back no more, that a socket is free or opened, or its turn among the
+        processes and threads of this host.
+    """
+
+    method = "wait_started"
+
+    wait: Literal["gate", "socket", "turn"]
+
+
+class WaitFinished(_CallEvent, frozen=True, kw_only=True, eq=False):
+    """A wait has ended, because there is what the call waited for, or with a failure.
+
+    Attributes
+    ----------
+    wait : {"gate", "socket", "turn"}
+        As in `WaitStarted`.
+    seconds : float
+        How long it took.
+    """
+
+    method = "wait_finished"
+
+    wait: Literal["gate", "socket", "turn"]
+    seconds: float
+
+
 class AttemptFailed(_CallEvent, frozen=True, kw_only=True, eq=False):
     """A request that had a socket failed. The call may be repeated, or end with this failure.
 
@@ -279,6 +311,24 @@ class Listener:
         Parameters
         ----------
         event : CallFinished
+            Its record.
+        """
+
+    def wait_started(self, event: WaitStarted) -> None:
+        """Receive the beginning of a wait.
+
+        Parameters
+        ----------
+        event : WaitStarted
+            Its record.
+        """
+
+    def wait_finished(self, event: WaitFinished) -> None:
+        """Receive the end of a wait.
+
+        Parameters
+        ----------
+        event : WaitFinished
             Its record.
         """
 

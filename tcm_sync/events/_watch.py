@@ -9,7 +9,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from tcm_sync._process import notice_fork
-from tcm_sync.events._records import AttemptFailed, CallFinished, CallStarted, Phases
+from tcm_sync.events._listeners import wake
+from tcm_sync.events._records import (
+    AttemptFailed,
+    CallFinished,
+    CallStarted,
+    Phases,
+    WaitFinished,
+    WaitStarted,
+)
 
 if TYPE_CHECKING:
     from typing import Self
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from tcm_sync.events._records import CallKind
 
 Phase = Literal["encoding", "socket", "turn", "sending", "reply", "decoding", "pausing"]
+Wait = Literal["gate", "socket", "turn"]
 
 _ids = itertools.count(1)
 
@@ -60,6 +69,7 @@ class Watch:
         "_phase",
         "_seconds",
         "_since",
+        "_wait",
         "attempts",
         "batch_size",
         "bytes_received",
@@ -85,16 +95,35 @@ class Watch:
         self._seconds: dict[Phase, float] = {}
         self._phase: Phase | None = "encoding"
         self._since = monotonic()
+        self._wait: tuple[Wait, float] | None = None  # what the call waits for, and since when
         self.attempts = self.bytes_sent = self.bytes_received = 0
         self.is_shared = False
         self.batch_size: int | None = None
 
     def enter(self, phase: Phase | None) -> None:
-        """Begin a phase, and end the one before; in None no time is counted."""
+        """Begin a phase, and end the one before and its wait; in None no time is counted."""
         now = monotonic()
+        if self._wait is not None:
+            self._end_wait(now)
+            wake()
         if self._phase is not None:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
         self._phase, self._since = phase, now
+
+    def waits(self, wait: Wait) -> None:
+        """Report that the call cannot go on at once; the next phase ends the wait, as another wait does."""
+        now = monotonic()
+        if self._wait is not None:
+            self._end_wait(now)
+        self._wait = wait, now
+        self._listeners.report(WaitStarted(at=time(), wait=wait, **self._facts), self._context)
+
+    def _end_wait(self, now: float) -> None:
+        """Have the end of the wait delivered after the next `wake`."""
+        assert self._wait is not None
+        (wait, since), self._wait = self._wait, None
+        event = WaitFinished(at=time(), wait=wait, seconds=now - since, **self._facts)
+        self._listeners.add(event, self._context)
 
     def sends(self, payload: tuple[bytes, ...]) -> None:
         """Begin the sending of one attempt."""
@@ -142,6 +171,8 @@ class Watch:
         if self._is_over:
             return
         self._is_over = True
+        if self._wait is not None:
+            self._end_wait(monotonic())
         self.enter(None)
         is_error = isinstance(error, BaseException)
         event = CallFinished(

@@ -28,6 +28,8 @@ from tcm_sync.events import (
     GateOpened,
     GateShut,
     Listener,
+    WaitFinished,
+    WaitStarted,
 )
 
 __all__ = ["PrometheusListener"]
@@ -40,7 +42,9 @@ _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 class PrometheusListener(Listener):
     """Keeps metrics of the clients that it listens to; one for each registry.
 
-    It works with the multi-process mode of prometheus_client (``PROMETHEUS_MULTIPROC_DIR``).
+    It works with the multi-process mode of prometheus_client (``PROMETHEUS_MULTIPROC_DIR``). Gauges are sums
+    over the processes that live (``livesum``): each counts its own calls and sockets, and what a process had
+    ends with it. ``tcm_gate_shut`` is the maximum (``livemax``): 1 if any of them holds calls back.
 
     Parameters
     ----------
@@ -82,6 +86,9 @@ class PrometheusListener(Listener):
         self._sent = counter("tcm_sent_bytes_total", "Bytes of requests.", "model", "transport")
         self._received = counter("tcm_received_bytes_total", "Bytes of replies.", "model")
         self._under_way = gauge("tcm_calls_in_progress", "Calls that have begun and not ended.", "kind")
+        self._waiting = gauge(
+            "tcm_calls_waiting", "Calls that wait for a socket, a turn or a gate.", "manager", "wait"
+        )
         self._sockets = gauge("tcm_sockets", "Open sockets.", "manager", "pool")
         self._opened = counter("tcm_sockets_opened_total", "Sockets that were opened.", "manager", "pool")
         self._closed = counter(
@@ -131,6 +138,26 @@ class PrometheusListener(Listener):
             self._repeats.labels(model).inc(event.attempts - 1)
         self._sent.labels(model, event.transport).inc(event.bytes_sent)
         self._received.labels(model).inc(event.bytes_received)
+
+    def wait_started(self, event: WaitStarted) -> None:
+        """Count a call that waits.
+
+        Parameters
+        ----------
+        event : WaitStarted
+            Its record.
+        """
+        self._waiting.add(1, event.manager, event.wait)
+
+    def wait_finished(self, event: WaitFinished) -> None:
+        """Count a call that waits no more.
+
+        Parameters
+        ----------
+        event : WaitFinished
+            Its record.
+        """
+        self._waiting.add(-1, event.manager, event.wait)
 
     def attempt_failed(self, event: AttemptFailed) -> None:
         """Count a failed attempt.

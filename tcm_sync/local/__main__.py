@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tcm_sync.errors import TcmError
+from tcm_sync.local.digits import model_file
 from tcm_sync.local.injection import PLAN_HELP, plan_text
 from tcm_sync.local.manager import LocalManager
 
@@ -42,6 +43,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_named_file,
         metavar="NAME=FILE",
         help="an ONNX file and what requests call it (may be repeated)",
+    )
+    parser.add_argument(
+        "--digits",
+        action="store_true",
+        help="also serve the classifier of handwritten digits that this package includes, as 'digits'",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument(
@@ -106,6 +112,7 @@ def serve(
     models: Mapping[str, str],
     out: TextIO,
     *,
+    digits: bool = False,
     step_seconds: float = 0.0,
     fail: Sequence[str] = (),
     as_json: bool = False,
@@ -119,6 +126,8 @@ def serve(
         ONNX files by name.
     out : file
         Gets a line with the address once the manager serves.
+    digits : bool
+        Whether the classifier of this package is served too, as ``digits``.
     step_seconds : float
         Seconds that each step of a management job takes.
     fail : sequence of str
@@ -134,11 +143,19 @@ def serve(
         The manager cannot be started.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    manager = LocalManager(
-        models, on_cloud_step=lambda _: time.sleep(step_seconds), linger=_LINGER, **settings
-    )
-    for fault in fail:
-        plan_text(manager, fault)
+    with model_file() as classifier:
+        if digits:
+            models = {"digits": str(classifier), **models}
+        manager = LocalManager(
+            models, on_cloud_step=lambda _: time.sleep(step_seconds), linger=_LINGER, **settings
+        )
+        for fault in fail:
+            plan_text(manager, fault)
+        _run(manager, out, as_json=as_json)
+
+
+def _run(manager: LocalManager, out: TextIO, *, as_json: bool) -> None:
+    """Run a manager until a signal comes."""
     try:
         # Both raise KeyboardInterrupt, also if a shell has started this process with SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -13,6 +13,7 @@ import pytest
 
 from tcm_sync import Route, TcmClient, TritonOverloadedError
 from tcm_sync.local import __main__ as foreground
+from tcm_sync.local.digits import load_samples
 
 from ..helpers.served_models import add_sub_onnx
 from ..helpers.waiting import GUARD
@@ -29,13 +30,16 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_a_signal(start, file, number):
-    process = start("serve", file, f"again={file}", "--port", 0, "--json")
+    process = start("serve", file, f"again={file}", "--digits", "--port", 0, "--json")
     where = json.loads(process.stdout.readline())
     assert set(where) == {"uri", "container_id", "vm_ip", "transient_container_id"}
     with TcmClient(where["uri"], route=Route(where["container_id"])) as client:
         for name in ("sums", "again"):
             result = client.infer(name, {"INPUT0": ONE, "INPUT1": ONE + 1})
             assert result["SUM"].tolist() == [[3.0]]
+        digit = load_samples()[7]
+        found = client.infer("digits", {"image": digit.image.reshape(1, -1)})["probabilities"]
+        assert found.argmax() == digit.label
     process.send_signal(number)
     _, err = process.communicate(timeout=GUARD)
     assert process.returncode == 0
@@ -68,13 +72,14 @@ def test_a_port_in_use_is_one_line(command):
 def test_the_options_reach_the_manager(cli, monkeypatch):
     asked = []
     monkeypatch.setattr(foreground, "serve", lambda models, out, **settings: asked.append((models, settings)))
-    where = "--host 127.0.0.2 --port 7 --token t --no-shm"
+    where = "--host 127.0.0.2 --port 7 --token t --no-shm --digits"
     how = "--container-id c --tick 0 --workers 2 --stream-timeout 3 --step-seconds 4 --fail drop"
     assert cli("serve", "a/b.onnx", "c=d.onnx", *where.split(), *how.split()).code == 0
     ((models, settings),) = asked
     assert models == {"b": "a/b.onnx", "c": "d.onnx"}
     assert settings == {
         "as_json": False,
+        "digits": True,
         "host": "127.0.0.2",
         "port": 7,
         "container_id": "c",

@@ -9,6 +9,7 @@ import os
 import pickle
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tcm_sync import (
     Route,
     TcmClient,
 )
+from tcm_sync._pool import turns
 from tcm_sync._pool.gate import Gate
 from tcm_sync.events import (
     AttemptFailed,
@@ -35,6 +37,8 @@ from tcm_sync.events import (
     GateOpened,
     GateShut,
     Listener,
+    WaitFinished,
+    WaitStarted,
     add_listener,
     flush,
     remove_listener,
@@ -61,7 +65,7 @@ class Recorder(Listener):
         self.ids.append(request_id.get())
 
     call_started = call_finished = attempt_failed = connection_opened = connection_closed = receive
-    gate_shut = gate_opened = batch_sent = receive
+    gate_shut = gate_opened = batch_sent = wait_started = wait_finished = receive
 
     def of(self, kind):
         assert flush(GUARD)
@@ -142,6 +146,61 @@ def test_waiting_for_a_socket_and_for_the_reply_are_told_apart(manager, recorder
     good = next(event for event in recorder.of(CallFinished) if not event.code)
     assert good.phases.reply > late.phases.socket / 2
     assert recorder.of(AttemptFailed) == []  # it had no socket
+
+
+def waits_of(recorder):
+    """Return what was waited for, and check that each wait has ended."""
+    started, finished = recorder.of(WaitStarted), recorder.of(WaitFinished)
+    assert [(each.call_id, each.wait) for each in started] == [(each.call_id, each.wait) for each in finished]
+    assert all(each.seconds > 0.0 for each in finished)
+    return [each.wait for each in started]
+
+
+def test_a_wait_for_a_socket_is_reported_where_there_is_one(manager, recorder, gated):
+    options = {"pool_size": 1, "turns": "off", "listeners": [recorder]}
+    with TcmClient(manager.uri, route=manager.route, **options) as client, ThreadPoolExecutor(1) as thread:
+        client.infer("echo", {"x": [1.0]})
+        client.infer("echo", {"x": [1.0]})
+        assert waits_of(recorder) == ["socket"], "the first call waits until it is opened"
+        recorder.all.clear()
+        first = client.submit("gated", {"x": [1.0]})
+        wait_until(lambda: client.stats().busy)
+        second = thread.submit(client.infer, "echo", {"x": [1.0]})
+        wait_until(lambda: recorder.of(WaitStarted), "the second call waits")
+        assert recorder.of(WaitFinished) == []
+        gated.open_all()
+        first.result(GUARD)
+        second.result(GUARD)
+        assert waits_of(recorder) == ["socket"]
+        (wait,) = recorder.of(WaitFinished)
+        call = next(each for each in recorder.of(CallFinished) if each.call_id == wait.call_id)
+        assert wait.model_name == "echo"
+        assert 0.0 < wait.seconds <= call.phases.socket
+
+
+def test_a_wait_that_fails_is_reported_as_ended(manager, recorder, gated):
+    with TcmClient(manager.uri, route=manager.route, pool_size=1, listeners=[recorder]) as client:
+        first = client.submit("gated", {"x": [1.0]})
+        wait_until(lambda: client.stats().busy)
+        with pytest.raises(PoolTimeoutError):
+            client.infer("echo", {"x": [1.0]}, timeout=0.05)
+        assert waits_of(recorder) == ["socket", "socket"]
+        gated.open_all()
+        first.result(GUARD)
+
+
+def test_a_wait_for_a_turn_is_reported(manager, recorder, gated, monkeypatch):
+    monkeypatch.setattr(turns, "LONG_AGE_NS", 10**15)
+    with TcmClient(manager.uri, route=manager.route, turns=1, listeners=[recorder]) as client:
+        first = client.submit("gated", {"x": [1.0]})
+        wait_until(lambda: client.stats().messages_sent == 1)
+        second = client.submit("echo", {"x": [1.0]})
+        wait_until(lambda: "turn" in [each.wait for each in recorder.of(WaitStarted)], "the second waits")
+        assert "turn" not in [each.wait for each in recorder.of(WaitFinished)]
+        gated.open_all()
+        first.result(GUARD)
+        second.result(GUARD)
+        assert waits_of(recorder) == ["socket", "socket", "turn"]
 
 
 def test_each_attempt_that_failed_is_reported_and_its_pause_measured(serve, recorder):
@@ -284,6 +343,7 @@ def test_a_gate_is_reported_when_it_is_shut_and_when_it_opens(serve, recorder):
     assert (shut.code, shut.message) == ("TRITON_CIRCUIT_OPEN", shut.message)
     assert shut.seconds > 0.0
     assert opened.seconds > 0.0
+    assert waits_of(recorder) == ["socket", "gate"]
 
 
 def test_a_gate_that_is_shut_when_its_client_is_closed_is_reported_as_open(recorder):
@@ -322,7 +382,7 @@ def test_listeners_run_in_the_context_of_the_caller(client, recorder, call):
     request_id.set(None)
     recorder.only(CallFinished)
     ids = [each for event, each in zip(recorder.all, recorder.ids, strict=True) if hasattr(event, "call_id")]
-    assert ids == ["request 7"] * 2
+    assert ids == ["request 7"] * 4, "its beginning and end, and those of the wait for the first socket"
 
 
 def test_the_code_of_submit_runs_in_the_context_of_its_caller(client, monkeypatch):

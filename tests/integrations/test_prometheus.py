@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,7 @@ def scrape(port):
 def test_the_workers_of_gunicorn_are_scraped_together(digits_manager, tmp_path):
     port = free_port()
     given = environment(digits_manager, BIND=f"127.0.0.1:{port}", PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
-    command = [sys.executable, "-m", "gunicorn"]
+    command = [sys.executable, "-m", "gunicorn", "--graceful-timeout", "3"]
     server = subprocess.Popen(command, cwd=EXAMPLES / "prometheus", env=given, stderr=subprocess.DEVNULL)
     try:
         pids = [get(port, "/classify")["pid"]]
@@ -162,7 +163,19 @@ def test_the_workers_of_gunicorn_are_scraped_together(digits_manager, tmp_path):
         wait_until(lambda: scrape(port).get(done) == len(pids), "both workers are counted")
         sockets = value("tcm_sockets")
         assert sockets >= 2
-        os.kill(pids[0], signal.SIGTERM)
+        digits_manager.stop()
+        with ThreadPoolExecutor(2) as threads:
+            late = [threads.submit(get, port, "/classify") for _ in range(2)]
+            wait_until(
+                lambda: value("tcm_calls_waiting") == 2, "the calls that wait in the workers are counted"
+            )
+            digits_manager.start()
+            pids += [each.result(GUARD)["pid"] for each in late]
+        wait_until(lambda: scrape(port)[done] == len(pids), "they have ended")
+        assert value("tcm_calls_waiting") == value("tcm_calls_in_progress") == 0
+        wait_until(lambda: value("tcm_sockets") >= 1, "the new sockets are counted")
+        sockets = value("tcm_sockets")
+        os.kill(pids[-1], signal.SIGTERM)
         wait_until(lambda: value("tcm_sockets") < sockets, "the sockets of a worker that ended are gone")
         assert scrape(port)[done] == len(pids)
         # gunicorn loses the signal to end a worker that it has just forked
