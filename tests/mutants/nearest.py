@@ -30,7 +30,7 @@ NEAREST = {
         "unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting peer/test_stats"
     ),
     "tcm_sync/_pool/runtime.py": "unit/test_pool peer/test_outcomes client/test_close",
-    "tcm_sync/_pool/stream_turns.py": "peer/test_known_faults",
+    "tcm_sync/_pool/stream_turns.py": "unit/test_stream_turns peer/test_known_faults",
     "tcm_sync/_pool/process_table.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/turn_keys.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/turn_table.py": "unit/test_turn_table unit/test_turns",
@@ -43,18 +43,23 @@ NEAREST = {
     "tcm_sync/_transport/credentials.py": "unit/test_credentials peer/test_auth",
     "tcm_sync/_transport/frames.py": "unit/test_frames",
     "tcm_sync/_transport/handshake.py": "unit/test_handshake peer/test_handshake_answers",
+    "tcm_sync/_transport/heads.py": "unit/test_handshake unit/test_proxies",
     "tcm_sync/_transport/http.py": "unit/test_http",
     "tcm_sync/_transport/incoming.py": (
         "unit/test_reader peer/test_replies peer/test_garbage peer/test_stream_messages"
     ),
     "tcm_sync/_transport/liveness.py": "unit/test_liveness peer/test_networks peer/test_replies",
+    "tcm_sync/_transport/nested_tls.py": "peer/test_proxies",
     "tcm_sync/_transport/poller.py": "unit/test_poller unit/test_reader peer/test_replies",
+    "tcm_sync/_transport/proxies.py": "unit/test_proxies peer/test_proxies",
     "tcm_sync/_transport/reader.py": (
         "unit/test_reader peer/test_replies peer/test_garbage peer/test_stream_messages"
     ),
     "tcm_sync/_transport/replies.py": "unit/test_stream_replies peer/test_replies peer/test_stream_messages",
     "tcm_sync/_transport/sockets.py": "unit/test_sockets peer/test_connecting peer/test_tls",
     "tcm_sync/_transport/tcp_state.py": "unit/test_liveness peer/test_networks",
+    "tcm_sync/_transport/tenant.py": "unit/test_turns peer/test_auth",
+    "tcm_sync/_transport/tls.py": "unit/test_sockets peer/test_tls_failures peer/test_tls",
     "tcm_sync/_transport/unsolicited.py": "peer/test_stats peer/test_replies",
     "tcm_sync/_wire/decode.py": "unit/test_wire_decode peer/test_reply_forms",
     "tcm_sync/_wire/encode.py": "unit/test_wire_encode unit/test_pieces",
