@@ -41,7 +41,7 @@ class Drawn:
     @property
     def name(self) -> str:
         """What it is called in reports: it stays the same when lines above it change."""
-        return f"{self.module} | {self.before} | {self.after}"
+        return f"{self.module} || {self.before} || {self.after}"
 
     @property
     def what(self) -> str:
@@ -134,10 +134,10 @@ def _mutate(root: Path, module: str, place: Place, operator: Operator, occurrenc
 
 
 def read_equivalent(path: Path = EQUIVALENT) -> dict[str, str]:
-    """Read which mutants cannot be killed, and why: ``module | line | changed line | reason``."""
+    """Read which mutants cannot be killed, and why: ``module || line || changed line || reason``."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
-            module, before, after, reason = line.split(" | ")
-            found[f"{module} | {before} | {after}"] = reason
+            module, before, after, reason = line.split(" || ")
+            found[f"{module} || {before} || {after}"] = reason
     return found

@@ -24,7 +24,8 @@ NEAREST = {
     "tcm_sync/_pool/opening.py": "peer/test_stats unit/test_pool_model unit/test_pool peer/test_connecting",
     "tcm_sync/_pool/pace.py": "unit/test_pace",
     "tcm_sync/_pool/pool.py": (
-        "unit/test_lease unit/test_pool_model peer/test_leases peer/test_shared_memory_requests"
+        "unit/test_lease unit/test_inventory unit/test_pool_model peer/test_leases "
+        "peer/test_shared_memory_requests"
     ),
     "tcm_sync/_pool/pool_state.py": (
         "unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting peer/test_stats"

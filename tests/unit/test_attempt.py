@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from tcm_sync import ConnectionLostError, ProtocolError, ShuttingDownError
+from tcm_sync._deadline import Deadline
 from tcm_sync._pool.attempt import CallSender
-from tcm_sync._transport.replies import PendingReplies, ReplyFuture
+from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture
 
 
 def explain(loss, started):
@@ -35,3 +36,16 @@ def test_a_request_is_known_to_have_begun_or_not_when_its_socket_was_closed(kind
 def test_a_request_that_never_began_was_not_the_fault_of_the_protocol():
     assert type(explain(ProtocolError("garbage"), started=False)) is ConnectionLostError
     assert type(explain(ProtocolError("garbage"), started=True)) is ProtocolError
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_what_the_reader_finds_a_moment_later_is_why_nothing_more_could_be_sent(started):
+    future, loss = ReplyFuture(), ConnectionLostError("code 1012")
+    future.started = started
+    future.resolve(Refusal(loss))
+    sender = SimpleNamespace(_pending=PendingReplies())
+    connection = SimpleNamespace(uuid="u", closed=False, loss=None)
+    call = SimpleNamespace(deadline=Deadline(10.0))
+    refusal = CallSender._explain(sender, ConnectionLostError("lost"), connection, call, future)
+    assert refusal == Refusal(loss, reusable=False)
+    assert loss.outcome_unknown is started

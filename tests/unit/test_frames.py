@@ -360,3 +360,13 @@ def test_garbage_means_the_same_however_it_is_cut(received):
 
 def test_the_names_of_opcodes_are_those_of_the_rfc():
     assert (frames.TEXT, frames.CLOSE, frames.PING, frames.PONG) == (0x1, 0x8, 0x9, 0xA)
+
+
+@pytest.mark.parametrize("first", [0x10, 0x2B, 0x7B])
+def test_a_frame_that_is_cut_anywhere_is_read_once_it_is_whole(first):
+    payload = bytes([first]) * 300  # with a length of two bytes, of which the first byte behind is none
+    frame = b"\x81\x7e\x01\x2c" + payload
+    for cut in range(1, len(frame)):
+        decoder = FrameDecoder(2**20)
+        assert list(decoder.feed(frame[:cut])) == []
+        assert list(decoder.feed(frame[cut:])) == [(TEXT, payload)]

@@ -484,3 +484,13 @@ def test_a_probe_is_over_when_whoever_made_it_is_gone(gate):
     assert gate.try_pass() == math.inf
     del prober
     assert gate.try_pass() == 0.0
+
+
+def test_a_gate_says_why_it_is_shut_and_nothing_while_it_is_open():
+    gate = Gate("manager", 100.0, 100.0)
+    assert gate.describe() is None
+    gate.shut(ConnectFailedError("nobody there"))
+    assert gate.describe().startswith("shut for 1")
+    assert gate.describe().endswith(" s: nobody there")
+    gate.open()
+    assert gate.describe() is None

@@ -1,5 +1,6 @@
 """The books of a pool: ages and budgets of its connections."""
 
+import contextlib
 import socket
 from time import monotonic
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tcm_sync._pool.inventory import Inventory
+from tcm_sync._pool.pool import Pool
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.frames import FrameDecoder
 from tcm_sync.settings import Settings
@@ -129,3 +131,18 @@ def test_one_that_another_was_opened_for_is_retired_before_the_oldest(connection
     assert inventory.replaced() is worn
     worn.closing_reason = "worn out"
     assert inventory.replaced() is None
+
+
+def test_what_was_sent_in_the_second_before_a_refusal_counts_against_the_limit_of_a_tenant(connections):
+    one, other = made = connections(2)
+    inventory, refusals = shelf_of(made), []
+    now = monotonic()
+    one.sent_at.extend((now - 1.5, now - 0.9, now))  # the last one was refused
+    other.sent_at.extend((now - 1.1, now - 0.5))
+    state = SimpleNamespace(
+        lock=contextlib.nullcontext(),
+        inventory=inventory,
+        pace=SimpleNamespace(refused=lambda *refusal: refusals.append(refusal)),
+    )
+    Pool.learn_tenant_limit(SimpleNamespace(state=state), one, "the refusal")
+    assert refusals == [(now, 2, "the refusal")]

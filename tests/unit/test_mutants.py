@@ -32,7 +32,7 @@ def test_the_modules_and_their_nearest_tests_are_there():
 
 def test_every_mutant_that_is_listed_as_equivalent_is_one_of_a_line_that_is_there():
     for name, reason in drawn.read_equivalent().items():
-        module, before, _ = name.split(" | ")
+        module, before, _ = name.split(" || ")
         lines = [line.strip() for line in (ROOT / module).read_text(encoding="utf-8").splitlines()]
         assert before in lines
         assert reason

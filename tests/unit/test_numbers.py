@@ -248,3 +248,12 @@ def test_timeouts_of_calls_refuse_what_is_no_number(none: Any) -> None:
                 start_deadline(none, None)
         with pytest.raises(ConfigError, match=r"^timeout must be a number of seconds"):
             client.close(none)
+
+
+def test_an_object_may_be_nested_a_hundred_deep():
+    value = 1
+    for _ in range(100):
+        value = [value]
+    assert plain_json({"v": value[0]}) == b'{"v":' + b"[" * 99 + b"1" + b"]" * 99 + b"}"
+    with pytest.raises(InputError, match="nested more than 100 deep"):
+        plain_json({"v": value})

@@ -76,3 +76,13 @@ def test_a_reply_that_names_another_socket_answers_nothing(reader, kind, payload
         reader._incoming._handle_message(SimpleNamespace(uuid="u", secret=None), message)
     assert future.outcome is None
     assert reader.pending == {"u": future}
+
+
+def test_a_reader_that_fails_ends_the_waits_of_its_pools(reader):
+    ends = []
+    reader.add_pool(SimpleNamespace(close=ends.append))
+    reader.failure = ZeroDivisionError("planted")
+    reader._close_all()
+    (error,) = ends
+    assert type(error) is ConnectionLostError
+    assert "planted" in error.message
