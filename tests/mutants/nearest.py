@@ -20,15 +20,20 @@ NEAREST = {
     "tcm_sync/_pool/gate.py": "unit/test_gate",
     "tcm_sync/_pool/inventory.py": "unit/test_inventory unit/test_pool peer/test_connection_endings",
     "tcm_sync/_pool/lease.py": "unit/test_lease peer/test_leases",
-    "tcm_sync/_pool/manager_state.py": "unit/test_pool peer/test_connecting",
-    "tcm_sync/_pool/opening.py": "peer/test_stats unit/test_pool_model unit/test_pool peer/test_connecting",
+    "tcm_sync/_pool/manager_state.py": (
+        "unit/test_pool_state unit/test_gate unit/test_pool peer/test_connecting"
+    ),
+    "tcm_sync/_pool/opening.py": (
+        "unit/test_pool_state peer/test_stats unit/test_pool_model unit/test_pool peer/test_connecting"
+    ),
     "tcm_sync/_pool/pace.py": "unit/test_pace",
     "tcm_sync/_pool/pool.py": (
-        "unit/test_lease unit/test_inventory unit/test_pool_model peer/test_leases "
+        "unit/test_lease unit/test_pool_state unit/test_inventory unit/test_pool_model peer/test_leases "
         "peer/test_shared_memory_requests"
     ),
     "tcm_sync/_pool/pool_state.py": (
-        "unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting peer/test_stats"
+        "unit/test_pool_state unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting "
+        "peer/test_stats"
     ),
     "tcm_sync/_pool/runtime.py": "unit/test_pool peer/test_outcomes client/test_close",
     "tcm_sync/_pool/stream_turns.py": "unit/test_stream_turns peer/test_known_faults",

@@ -4,57 +4,18 @@ from __future__ import annotations
 
 import gc
 import weakref
-from types import SimpleNamespace
 
 import pytest
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._pool.manager_state import ManagerState
-from tcm_sync._pool.pool import Pool
-from tcm_sync._transport.counters import PoolCounts
-from tcm_sync.settings import Settings
 
-from ..helpers.pool_model import Socket
-
-
-class Reader:
-    """Notes what it is to close, and runs at once what it is to run."""
-
-    def __init__(self):
-        self.closed = []
-
-    def close(self, connection, reason):
-        self.closed.append((connection, reason))
-
-    def run_soon(self, command):
-        command()
-
-    def wake_at(self, when):
-        """Do nothing: no time passes."""
+from ..helpers.bare_pool import bare_pool
 
 
 @pytest.fixture
 def pool():
     """A pool of one, whose socket is there."""
-    opener = SimpleNamespace(
-        endpoint=SimpleNamespace(authority="h"), credentials=SimpleNamespace(running=str)
-    )
-    connector = SimpleNamespace(submit=lambda job: None)
-    pool = Pool(
-        Settings("ws://h/ws"),
-        opener,
-        connector,
-        Reader(),
-        ManagerState("h"),
-        PoolCounts(),
-        size=1,
-        setting="pool_size",
-    )
-    socket = Socket(1, 0.0)
-    socket.old_at = float("inf")
-    pool.state.inventory.add(socket)
-    socket.old_at = float("inf")
-    return pool
+    return bare_pool()
 
 
 def lease_twice(pool):

@@ -1,0 +1,196 @@
+"""What a pool decides from what it holds: whom it serves and fails, what it opens, says and counts."""
+
+from __future__ import annotations
+
+import logging
+from math import inf
+from time import monotonic
+from types import SimpleNamespace
+
+import pytest
+
+from tcm_sync import (
+    AuthenticationError,
+    BackpressureError,
+    ConnectFailedError,
+    PoolTimeoutError,
+    ShuttingDownError,
+)
+from tcm_sync._deadline import Deadline
+from tcm_sync._logs import flush
+from tcm_sync._pool.lease import Lease
+from tcm_sync._pool.manager_state import ManagerState
+from tcm_sync._pool.waiters import Waiter
+from tcm_sync.events._records import ConnectionClosed, ConnectionOpened
+
+from ..helpers.bare_pool import bare_pool, open_one
+
+PATIENCE = 30.0
+REFUSED = AuthenticationError("the token is refused")
+ENDS = ShuttingDownError("the manager is shutting down")
+
+
+def waiter(pool, *, streaming=False, timeout=0.0):
+    """Put one more caller into the line."""
+    waiting = Waiter(Lease(pool), Deadline(timeout), waits_for_manager=True, streaming=streaming)
+    pool.state.waiters.append(waiting)
+    return waiting
+
+
+def failures(waiters):
+    return [type(each.error) for each in waiters]
+
+
+# --- what a call is told that waited in vain ---
+
+
+def test_a_call_that_waited_for_the_pace_alone_gets_the_refusal_that_slowed_it():
+    pool = bare_pool(size=2, sockets=2)
+    lease = pool.acquire(Deadline(0.0))
+    pool.state.pace.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
+    error = pool.state._timeout_error(waiter(pool))
+    assert (type(error), error.message) == (BackpressureError, "too many of this tenant")
+    lease.release()
+
+
+def test_a_call_that_found_all_sockets_busy_is_told_so_whatever_the_pace():
+    pool = bare_pool()
+    lease = pool.acquire(Deadline(0.0))
+    pool.state.pace.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
+    error = pool.state._timeout_error(waiter(pool))
+    assert type(error) is PoolTimeoutError
+    assert "1 of 1 sockets open, 1 busy, the oldest" in error.message  # and no streams
+    lease.release()
+
+
+def test_streams_are_mentioned_where_they_have_sockets():
+    pool = bare_pool(size=2, sockets=2)
+    leases = pool.acquire(Deadline(0.0), streaming=True), pool.acquire(Deadline(0.0))
+    error = pool.state._timeout_error(waiter(pool))
+    assert "2 busy, 1 of them with streams, the oldest" in error.message
+    for lease in leases:
+        lease.release()
+
+
+# --- what is opened, and who fails ---
+
+
+@pytest.mark.parametrize(("sockets", "failed"), [(0, 3), (1, 1)])
+def test_a_refused_token_fails_those_for_whom_no_socket_is_there(sockets, failed):
+    """One socket serves one after the other; the room beside it was for the newest."""
+    pool = bare_pool(size=2, sockets=sockets)
+    leases = [pool.acquire(Deadline(0.0)) for _ in range(sockets)]
+    pool.state.auth_gate.shut(REFUSED)
+    waiting = [waiter(pool) for _ in range(3)]
+    assert pool.state.grow() == 0
+    assert failures(waiting) == [type(None)] * (3 - failed) + [AuthenticationError] * failed
+    for lease in leases:
+        lease.release()
+
+
+def test_an_opened_connection_is_counted():
+    pool = bare_pool(sockets=0)
+    pool.warm()
+    open_one(pool)
+    assert pool.state.counts.opened == 1
+    assert pool.state.opening == 0
+    assert pool.reader.registered == list(pool.state.inventory.idle)
+
+
+@pytest.mark.parametrize(
+    ("cautious", "left", "asked"),
+    [(False, -inf, False), (False, 60.0, False), (True, 60.0, True), (True, -1.0, False)],
+)
+def test_readiness_is_asked_for_a_while_after_a_shutdown(cautious, left, asked):
+    pool = bare_pool(sockets=0)
+    pool.state.cautious = cautious
+    pool.state.ready_asked_until = monotonic() + left
+    pool.warm()
+    open_one(pool)
+    assert pool._opening._opener.asked == [{"cautious": cautious, "ask_ready": asked}]
+
+
+def test_a_manager_that_is_back_is_trusted_from_the_next_socket_on():
+    pool = bare_pool(size=2, sockets=0)
+    pool.manager_shuts_down(ENDS)
+    pool.state.manager_gate.open()
+    for _ in range(2):
+        pool._opening.start(1)
+        open_one(pool)
+    assert [how["cautious"] for how in pool._opening._opener.asked] == [True, False]
+
+
+# --- what is lost ---
+
+
+@pytest.mark.parametrize(
+    ("setting", "sockets", "ours", "epochs"),
+    [
+        ("pool_size", 1, False, 1),
+        ("pool_size", 2, False, 0),  # another one is left: the manager still runs
+        ("pool_size", 1, True, 0),
+        ("management_pool_size", 1, False, 0),
+    ],
+)
+def test_registrations_are_void_once_the_last_inference_socket_is_lost(setting, sockets, ours, epochs):
+    pool = bare_pool(size=2, sockets=sockets, setting=setting)
+    connection = pool.any_open()
+    connection.closing_reason = "worn out" if ours else None
+    pool.lost(connection, "closed by the manager")
+    pool.lost(connection, "closed by the manager")  # once more says nothing new
+    assert pool.state.manager_state.epoch == epochs
+
+
+def test_a_shutdown_is_logged_once_and_closes_what_is_idle(caplog):
+    caplog.set_level(logging.WARNING, "tcm_sync.pool")
+    pool = bare_pool(size=2, sockets=2)
+    busy = pool.acquire(Deadline(0.0))
+    for _ in range(2):
+        pool.manager_shuts_down(ENDS)
+    assert flush(PATIENCE)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("manager gate shut at h: the manager is shutting down")
+    assert [reason for _, reason in pool.reader.closed] == ["the manager is shutting down"]
+    busy.release()
+    assert [reason for _, reason in pool.reader.closed] == ["the manager is shutting down"] * 2
+
+
+# --- events ---
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind"), [("pool_size", "inference"), ("management_pool_size", "management")]
+)
+def test_events_of_connections_name_their_pool(setting, kind):
+    events = []
+    listeners = SimpleNamespace(heard=(None,), manager="h", add=events.append)
+    pool = bare_pool(sockets=0, setting=setting, manager_state=ManagerState("h", listeners))
+    pool.warm()
+    open_one(pool)
+    pool.lost(pool.any_open(), "closed by the manager")
+    assert [(type(event), event.pool) for event in events] == [
+        (ConnectionOpened, kind),
+        (ConnectionClosed, kind),
+    ]
+
+
+# --- gates ---
+
+
+def test_no_pause_is_so_long_that_a_manager_that_is_back_is_found_later_than_a_second(monkeypatch):
+    monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda low, high: high)
+    gate = ManagerState("h").manager_gate
+    first = None
+    for _ in range(10):
+        gate.shut(ConnectFailedError("nobody there"))
+        first = first or gate.try_pass()
+        assert gate._opens_at - monotonic() <= 1.0
+        gate._opens_at = 0.0
+    assert 0.1 <= first <= 0.15
+
+
+def test_the_first_pause_after_a_refused_token_is_a_second(monkeypatch):
+    monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda low, high: low)
+    gate = ManagerState("h").auth_gate
+    gate.shut(REFUSED)
+    assert 0.9 < gate.try_pass() <= 1.0
