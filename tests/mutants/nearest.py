@@ -10,14 +10,17 @@ NEAREST = {
     "tcm_sync/_deadline.py": "unit/test_deadline peer/test_outcomes",
     "tcm_sync/_calls/retrying.py": "unit/test_retry peer/test_retries peer/test_outcomes",
     "tcm_sync/_pool/attempt.py": (
-        "unit/test_attempt peer/test_leases peer/test_outcomes peer/test_retries peer/test_overload"
+        "unit/test_attempt unit/test_client_gates peer/test_leases peer/test_outcomes peer/test_retries "
+        "peer/test_overload"
     ),
     "tcm_sync/_pool/call.py": "peer/test_outcomes peer/test_retries peer/test_replies",
-    "tcm_sync/_pool/client_gates.py": "peer/test_leases peer/test_retries peer/test_overload",
+    "tcm_sync/_pool/client_gates.py": (
+        "unit/test_client_gates peer/test_leases peer/test_retries peer/test_overload"
+    ),
     "tcm_sync/_pool/client_turns.py": "client/test_turns",
     "tcm_sync/_pool/concurrency_limit.py": "unit/test_concurrency_limit",
     "tcm_sync/_pool/connector.py": "unit/test_threads unit/test_pool",
-    "tcm_sync/_pool/gate.py": "unit/test_gate",
+    "tcm_sync/_pool/gate.py": "unit/test_gate unit/test_client_gates",
     "tcm_sync/_pool/inventory.py": "unit/test_inventory unit/test_pool peer/test_connection_endings",
     "tcm_sync/_pool/lease.py": "unit/test_lease peer/test_leases",
     "tcm_sync/_pool/manager_state.py": (
@@ -35,7 +38,7 @@ NEAREST = {
         "unit/test_pool_state unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting "
         "peer/test_stats"
     ),
-    "tcm_sync/_pool/runtime.py": "unit/test_pool peer/test_outcomes client/test_close",
+    "tcm_sync/_pool/runtime.py": "unit/test_logs unit/test_pool peer/test_outcomes client/test_close",
     "tcm_sync/_pool/stream_turns.py": "unit/test_stream_turns peer/test_known_faults",
     "tcm_sync/_pool/process_table.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/turn_keys.py": "unit/test_turns client/test_turns",
@@ -43,7 +46,9 @@ NEAREST = {
     "tcm_sync/_pool/turns.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
     "tcm_sync/_transport/addresses.py": "unit/test_addresses peer/test_networks",
-    "tcm_sync/_transport/authentication.py": "unit/test_pool peer/test_auth peer/test_closing",
+    "tcm_sync/_transport/authentication.py": (
+        "unit/test_opener unit/test_pool peer/test_auth peer/test_closing"
+    ),
     "tcm_sync/_transport/connection.py": "unit/test_connection peer/test_connection_endings",
     "tcm_sync/_transport/counters.py": "peer/test_stats",
     "tcm_sync/_transport/credentials.py": "unit/test_credentials peer/test_auth",
@@ -65,8 +70,8 @@ NEAREST = {
     "tcm_sync/_transport/sockets.py": "unit/test_sockets peer/test_connecting peer/test_tls",
     "tcm_sync/_transport/tcp_state.py": "unit/test_liveness peer/test_networks",
     "tcm_sync/_transport/tenant.py": "unit/test_turns peer/test_auth",
-    "tcm_sync/_transport/tls.py": "unit/test_sockets peer/test_tls_failures peer/test_tls",
-    "tcm_sync/_transport/unsolicited.py": "peer/test_stats peer/test_replies",
+    "tcm_sync/_transport/tls.py": "unit/test_tls unit/test_sockets peer/test_tls_failures peer/test_tls",
+    "tcm_sync/_transport/unsolicited.py": "unit/test_logs peer/test_stats peer/test_replies",
     "tcm_sync/_wire/decode.py": "unit/test_wire_decode peer/test_reply_forms",
     "tcm_sync/_wire/encode.py": "unit/test_wire_encode unit/test_pieces",
     "tcm_sync/_wire/failures.py": "unit/test_wire_failures peer/test_known_faults",
@@ -76,6 +81,23 @@ NEAREST = {
     "tcm_sync/_wire/quote.py": "unit/test_quote",
     "tcm_sync/_wire/readiness.py": "unit/test_http peer/test_probes",
     "tcm_sync/_wire/unreadable.py": "unit/test_wire_decode unit/test_tensors_outputs",
+}
+
+
+#: Modules of which no mutant is drawn, as patterns, and why. Mutants are for what decides when a request is
+#: sent, and to which call an answer goes: that shows only under load, and when something fails.
+NOT_DRAWN = {
+    "tcm_sync/**/__init__.py": "it has names alone",
+    "tcm_sync/*.py": "it checks values, holds them or passes them on, and has a test for each",
+    "tcm_sync/_calls/*.py": "its branches show in results and errors, which the tests of each call compare",
+    "tcm_sync/_shm/*.py": "its mistakes leave files behind, which every test looks for",
+    "tcm_sync/_tensors/*.py": "arrays of hypothesis are compared with NumPy's own conversions",
+    "tcm_sync/cli/*.py": "what it prints is compared",
+    "tcm_sync/compat/*.py": "it has other names for calls that are tested without it",
+    "tcm_sync/events/*.py": "it reports what was decided elsewhere; no call depends on it",
+    "tcm_sync/integrations/**/*.py": "it needs other packages, and adapts what is tested without it",
+    "tcm_sync/local/*.py": "it is the manager of most tests, which fail with it",
+    "tcm_sync/models/*.py": "what it reads is compared with what was written",
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ..mutants import drawn, planted
 from ..mutants.__main__ import ROOT, main
-from ..mutants.nearest import NEAREST, nearest
+from ..mutants.nearest import NEAREST, NOT_DRAWN, nearest
 
 PATCH = """What: {what}
 Tests: {tests}
@@ -28,6 +28,15 @@ def test_every_planted_bug_can_be_planted(bug):
 def test_the_modules_and_their_nearest_tests_are_there():
     names = [*NEAREST, *(name for module in NEAREST for name in nearest(module))]
     assert [name for name in names if not (ROOT / name).is_file()] == []
+
+
+def test_every_module_has_its_nearest_tests_or_a_reason_for_having_none():
+    def found(pattern):
+        return {str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)}
+
+    left_out = {pattern: found(pattern) for pattern in NOT_DRAWN}
+    assert [pattern for pattern, modules in left_out.items() if not modules] == []
+    assert found("tcm_sync/**/*.py") - set().union(NEAREST, *left_out.values()) == set()
 
 
 def test_every_mutant_that_is_listed_as_equivalent_is_one_of_a_line_that_is_there():
