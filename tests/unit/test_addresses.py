@@ -256,3 +256,31 @@ def test_what_fails_after_the_connect_counts_against_the_address(ports):
     with pytest.raises(ConnectFailedError), sock, addresses.judging(sock):
         raise ConnectFailedError("no answer to the handshake")
     assert [info[4][1] for info in addresses.order(infos(port, 1))] == [1, port]
+
+
+def test_the_failure_of_one_address_takes_nothing_from_the_one_that_worked():
+    addresses = Addresses()
+    other, worked, failed = found = infos(1, 2, 3)
+    addresses.worked(worked[4])
+    addresses.failed(failed[4])
+    assert addresses.order(found) == [worked, other, failed]
+
+
+def test_an_address_that_worked_and_then_failed_is_no_longer_preferred():
+    addresses = Addresses()
+    found = infos(1, 2)
+    addresses.worked(found[1][4])
+    addresses.failed(found[1][4])
+    assert addresses.order(found[:1]) == found[:1]  # the resolver leaves it out, so its failure is forgotten
+    assert addresses.order(found) == found
+
+
+def test_a_socket_that_was_reset_before_its_address_was_asked_hides_no_failure():
+    failure = ConnectFailedError("no answer")
+    with (
+        socket.socket() as never_connected,
+        pytest.raises(ConnectFailedError) as caught,
+        Addresses().judging(never_connected),
+    ):
+        raise failure
+    assert caught.value is failure

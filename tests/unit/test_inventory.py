@@ -146,3 +146,34 @@ def test_what_was_sent_in_the_second_before_a_refusal_counts_against_the_limit_o
     )
     Pool.learn_tenant_limit(SimpleNamespace(state=state), one, "the refusal")
     assert refusals == [(now, 2, "the refusal")]
+
+
+def test_what_the_last_sixteen_removed_connections_sent_is_still_counted(connections):
+    made = connections(17)
+    inventory = shelf_of(made, pool_size=17)
+    now = monotonic()
+    for connection in made:
+        connection.sent_at.append(now)
+        assert inventory.remove(connection)
+    assert inventory.sent_since(now - 1.0) == 16
+    assert inventory.sent_since(now) == 0
+
+
+def test_the_limits_of_connections_differ_by_a_fifth_at_most_and_none_is_exceeded(connections):
+    made = connections(20)
+    shelf_of(made, max_requests=1000, max_lifetime=100.0)
+    spreads = [connection.spread for connection in made]
+    assert len(set(spreads)) > 1
+    for connection in made:
+        assert 0.8 <= connection.spread <= 1.0
+        assert connection.most_requests == round(1000 * connection.spread)
+        assert connection.old_at == connection.opened_at + 100.0 * connection.spread
+
+
+def test_an_idle_connection_expires_after_its_share_of_the_longest_idleness(connections):
+    (one,) = connections(1)
+    inventory = shelf_of([one], max_idle=10.0, max_lifetime=1000.0)
+    last = one.idle_since + 10.0 * one.spread
+    assert inventory.next_expiry(one.idle_since) == last
+    assert inventory.expired(last - 0.001) == []
+    assert inventory.expired(last) == [one]

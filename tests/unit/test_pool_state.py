@@ -145,12 +145,14 @@ def test_a_shutdown_is_logged_once_and_closes_what_is_idle(caplog):
     caplog.set_level(logging.WARNING, "tcm_sync.pool")
     pool = bare_pool(size=2, sockets=2)
     busy = pool.acquire(Deadline(0.0))
-    for _ in range(2):
-        pool.manager_shuts_down(ENDS)
+    pool.manager_shuts_down(ENDS)
     assert flush(PATIENCE)
     (record,) = caplog.records
     assert record.getMessage().startswith("manager gate shut at h: the manager is shutting down")
     assert [reason for _, reason in pool.reader.closed] == ["the manager is shutting down"]
+    pool.manager_shuts_down(ENDS)  # every socket of the client hears of it
+    assert flush(PATIENCE)
+    assert caplog.records == [record]
     busy.release()
     assert [reason for _, reason in pool.reader.closed] == ["the manager is shutting down"] * 2
 

@@ -10,7 +10,7 @@ from tcm_sync._transport import liveness
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.reader import Reader
 from tcm_sync._transport.replies import ReplyFuture
-from tcm_sync.errors import ConnectionLostError, ProtocolError
+from tcm_sync.errors import ConnectionLostError, MessageTooLargeError, ProtocolError
 
 
 @pytest.fixture
@@ -86,3 +86,28 @@ def test_a_reader_that_fails_ends_the_waits_of_its_pools(reader):
     (error,) = ends
     assert type(error) is ConnectionLostError
     assert "planted" in error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "answer"),
+    [
+        (1000, ConnectionLostError, 1000),
+        (1002, ProtocolError, 1002),
+        (1003, ProtocolError, 1003),
+        (1005, ConnectionLostError, 1000),  # there was no code, and none may be sent that says so
+        (1007, ProtocolError, 1007),
+        (1008, ConnectionLostError, 1008),
+        (1009, MessageTooLargeError, 1009),
+        (1012, ConnectionLostError, 1012),
+    ],
+)
+def test_what_a_close_frame_means_for_the_call_and_what_is_answered(reader, monkeypatch, code, kind, answer):
+    closed = []
+    monkeypatch.setattr(reader._incoming, "_close", lambda *how: closed.append(how))
+    reader._incoming._handle_close(SimpleNamespace(uuid="u"), code, "why")
+    ((_, frame, error, said),) = closed
+    assert type(error) is kind
+    assert said == f"closed by the manager: code {code} (why)"
+    assert said in error.message
+    sent = bytes(byte ^ key for byte, key in zip(frame[6:], frame[2:4], strict=True))
+    assert sent == answer.to_bytes(2, "big")

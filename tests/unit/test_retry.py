@@ -217,12 +217,12 @@ def full_jitter(monkeypatch):
 class Call:
     """A call whose attempts fail as told, each taking some time, and then succeed."""
 
-    def __init__(self, clock, *failures, policy=RetryPolicy(), timeout=None, takes=0.0):  # noqa: B008
+    def __init__(self, clock, *failures, policy=RetryPolicy(), timeout=None, takes=0.0, **how):  # noqa: B008
         self.clock = clock
         self.failures = list(failures)
         self.takes = takes
         self.made = 0
-        self.attempts = Repeats(policy, Deadline(timeout))
+        self.attempts = Repeats(policy, Deadline(timeout), **how)
 
     def attempt(self):
         self.made += 1
@@ -438,3 +438,18 @@ def test_what_the_caller_handles_keeps_its_frames():
         assert run.run(first, lambda: "answer", lambda seconds: None) == "answer"
         assert error.__traceback__ is not None  # noqa: PT017
         assert run.history[0].__traceback__ is None
+
+
+def test_each_failure_that_is_repeated_is_reported_and_the_last_one_is_not(clock):
+    failures, reported = [failure(message=text) for text in "abcd"], []
+    call = Call(clock, *failures, report=reported.append)
+    assert call.fails().message == "d"
+    assert [error.message for error in reported] == ["a", "b", "c"]
+
+
+def test_what_is_sent_once_is_repeated_only_if_it_did_not_run(clock):
+    """An idempotent call may run twice; this one may not."""
+    unsent = failure(ConnectionLostError)
+    assert Call(clock, unsent, once=True).run() == "result"
+    for ran in (lost(), failure(), failure(ShuttingDownError, outcome_unknown=True)):
+        assert Call(clock, ran, once=True).fails() is ran

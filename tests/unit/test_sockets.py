@@ -18,7 +18,16 @@ from tcm_sync._pool.connector import Connector
 from tcm_sync._reentry import Callers
 from tcm_sync._transport import sockets
 from tcm_sync._transport.addresses import Addresses
-from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all, shut_down, wait_ready
+from tcm_sync._transport.sockets import (
+    OpeningSockets,
+    is_local,
+    is_own_address,
+    open_socket,
+    receive,
+    send_all,
+    shut_down,
+    wait_ready,
+)
 
 from ..helpers.waiting import wait_until
 
@@ -349,3 +358,47 @@ def test_one_thread_is_enough_if_there_is_no_second(monkeypatch):
     go_on.set()
     assert ran.wait(PATIENCE)
     connector.join(PATIENCE)
+
+
+# --- this machine and others ---
+
+
+def between(own, peer, family=socket.AF_INET):
+    """Return what a connected socket would say of its ends."""
+    return SimpleNamespace(family=family, getsockname=lambda: (own, 1), getpeername=lambda: (peer, 2))
+
+
+@pytest.mark.parametrize(
+    ("own", "peer", "local"),
+    [
+        ("10.0.0.5", "10.0.0.5", True),
+        ("127.0.0.1", "127.0.0.9", True),
+        ("10.0.0.5", "10.0.0.4", False),
+        ("10.0.0.4", "10.0.0.5", False),
+    ],
+)
+def test_the_other_end_is_this_machine_if_its_address_is_ours_or_loopback(own, peer, local):
+    assert is_local(between(own, peer)) is local
+
+
+@pytest.mark.parametrize(
+    ("own", "peer", "local"),
+    [("fe80::1%eth0", "fe80::1%eth0", True), ("::1", "::1", True), ("fe80::1%eth0", "fe80::2%eth0", False)],
+)
+def test_addresses_of_ipv6_may_name_an_interface(own, peer, local):
+    assert is_local(between(own, peer, socket.AF_INET6)) is local
+
+
+def test_a_socket_of_another_kind_or_without_a_peer_is_not_known_to_be_local():
+    one, other = socket.socketpair()
+    with one, other:
+        assert not is_local(one)
+    with socket.socket() as unconnected:
+        assert not is_local(unconnected)
+
+
+@pytest.mark.parametrize(
+    ("address", "own"), [("localhost", True), ("127.0.0.1", True), ("127.0.0.1.9", False), ("h", False)]
+)
+def test_an_address_of_this_machine_can_be_bound(address, own):
+    assert is_own_address(address) is own

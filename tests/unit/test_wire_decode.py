@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tcm_sync import MessageTooLargeError, ProtocolError
 from tcm_sync._secrets import Secret
 from tcm_sync._wire import decode as module
+from tcm_sync._wire import messages, outline
 from tcm_sync._wire.decode import (
     decode_failure,
     decode_inference,
@@ -368,3 +369,17 @@ def test_too_little_memory_for_a_reply_is_an_error_of_ours(monkeypatch, size):
             decode()
         assert caught.value.size == len(text)
         assert caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        for each in (messages, outline)
+        for kind in vars(each).values()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not msgspec.Struct
+    ],
+)
+def test_no_message_can_be_changed(kind):
+    """One is read by the reader's thread and by that of a call, without a lock."""
+    assert kind.__struct_config__.frozen

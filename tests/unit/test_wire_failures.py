@@ -21,7 +21,7 @@ from tcm_sync import (
     TritonError,
 )
 from tcm_sync._secrets import Secret
-from tcm_sync._wire.failures import failure_of_error, failure_of_reply
+from tcm_sync._wire.failures import failure_of_error, failure_of_job, failure_of_reply
 from tcm_sync._wire.messages import ErrorReply, Failure
 from tcm_sync.retry import RetryPolicy, Verdict
 
@@ -226,3 +226,47 @@ def test_a_code_that_holds_the_token_is_shown_without_it():
         assert TOKEN not in f"{error!r} {vars(error)}"
     assert len(failure_of_reply(Failure("x" * 10**6)).message) < 450
     assert type(failure_of_reply(Failure("TRITON_ERROR", TOKEN))) is TritonError
+
+
+# --- management jobs ---
+
+VM_GONE = "delete_vm: VM not found during deletion: vm-9"
+NO_SERVER = "triton_delete_server: Server instance not found: s"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (f"Deletion failed: {VM_GONE}", {"server": "deleted", "container": "deleted", "vm": "missing"}),
+        (
+            f"Deletion failed: {NO_SERVER}; delete_container: refused; {VM_GONE}",
+            {"server": "missing", "container": "failed", "vm": "missing"},
+        ),
+    ],
+)
+def test_a_deletion_that_failed_names_the_outcome_of_each_part(text, parts):
+    error = failure_of_job("deletion", text)
+    assert error.parts == parts
+    for state in set(parts.values()):
+        named = ", ".join(part for part, its in parts.items() if its == state)
+        assert f"{state}: {named}" in error.message
+
+
+@pytest.mark.parametrize(
+    ("action", "text"),
+    [
+        ("create_vm", f"Deletion failed: {VM_GONE}"),
+        ("deletion", f"odd. {VM_GONE}"),
+        ("deletion", f"Deletion failed: odd. {VM_GONE}"),
+        ("deletion", "Deletion failed: something new"),
+    ],
+)
+def test_a_job_that_failed_in_another_way_has_no_parts(action, text):
+    error = failure_of_job(action, text)
+    assert error.parts == {}
+    assert error.message == f"the job failed: {text}"
+
+
+def test_a_deletion_that_lacks_an_id_is_helped():
+    error = failure_of_job("delete_vm", "Missing required argument: vm_id")
+    assert 'management("delete_vm", vm_id=..., ...)' in error.message

@@ -1,0 +1,71 @@
+"""How a socket is opened: what is asked before, what is sent, and what a manager that refuses says."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import msgspec
+import pytest
+
+from tcm_sync import AuthContext, ConnectFailedError, ShuttingDownError
+from tcm_sync._deadline import Deadline
+from tcm_sync._transport import authentication, frames
+from tcm_sync._transport.addresses import Addresses
+from tcm_sync._transport.authentication import Opener, _auth_request, _AuthExchange
+from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.sockets import OpeningSockets
+from tcm_sync.settings import Endpoint, Settings
+
+PATIENCE = 30.0
+NOT_READY = b'{"status": "not_ready", "checks": {}}'
+
+
+def opener(**settings):
+    return Opener(Settings("ws://h:1/ws", **settings), OpeningSockets(), Counts(), Addresses())
+
+
+@pytest.mark.parametrize(("shm", "offered"), [("auto", ("json", "shm")), ("off", ("json",))])
+def test_shared_memory_is_offered_unless_it_is_off(shm, offered):
+    request = _auth_request(AuthContext(), None, opener(shm=shm)._capability)
+    assert msgspec.to_builtins(request)["capability"] == offered
+
+
+@pytest.mark.parametrize("timeout", [1.0, 10.0])
+def test_half_the_time_to_connect_is_left_after_asking_for_readiness(timeout, monkeypatch):
+    asked = []
+
+    def probe(_opener, name, deadline, _opening):
+        asked.append((name, deadline.remaining()))
+        raise ConnectFailedError("an ingress passes /ws alone")
+
+    monkeypatch.setattr(authentication, "probe", probe)
+    opener(connect_timeout=timeout)._ask_ready(Deadline(timeout))
+    ((name, left),) = asked
+    assert name == "ready"
+    assert left == pytest.approx(timeout / 2, rel=0.1)
+    assert left <= timeout / 2
+
+
+def test_a_manager_that_is_not_ready_is_not_connected_to(monkeypatch):
+    monkeypatch.setattr(authentication, "probe", lambda *_: (503, NOT_READY))
+    with pytest.raises(ShuttingDownError, match="is not ready yet"):
+        opener().open(cautious=True, ask_ready=True)
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (struct.pack("!H", 1013) + b"try later", "code 1013 (try later) instead"),
+        (struct.pack("!H", 1013), "code 1013 instead"),
+        (b"", "code 1005 instead"),
+    ],
+)
+def test_a_manager_that_closes_instead_of_authenticating_is_quoted(payload, said):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(bytes([0x80 | frames.CLOSE, len(payload)]) + payload)
+        exchange = _AuthExchange(Endpoint.parse("ws://h:1/ws"), ours, "u", 1000, Deadline(PATIENCE))
+        with pytest.raises(ConnectFailedError) as caught:
+            exchange.run(_auth_request(AuthContext(), None, ("json",)))
+    assert caught.value.message == f"h:1 closed the socket with {said} of authenticating it"
