@@ -10,12 +10,13 @@ import pytest
 
 from tcm_sync import AuthContext, ConnectFailedError, ShuttingDownError
 from tcm_sync._deadline import Deadline
+from tcm_sync._endpoint import Endpoint
 from tcm_sync._transport import authentication, frames
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.authentication import Opener, _auth_request, _AuthExchange
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.sockets import OpeningSockets
-from tcm_sync.settings import Endpoint, Settings
+from tcm_sync.settings import Settings
 
 PATIENCE = 30.0
 NOT_READY = b'{"status": "not_ready", "checks": {}}'
