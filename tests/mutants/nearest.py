@@ -50,7 +50,7 @@ NEAREST = {
         "unit/test_opener unit/test_pool peer/test_auth peer/test_closing"
     ),
     "tcm_sync/_transport/connection.py": "unit/test_connection peer/test_connection_endings",
-    "tcm_sync/_transport/counters.py": "peer/test_stats",
+    "tcm_sync/_transport/counters.py": "unit/test_counters peer/test_stats",
     "tcm_sync/_transport/credentials.py": "unit/test_credentials peer/test_auth",
     "tcm_sync/_transport/frames.py": "unit/test_frames",
     "tcm_sync/_transport/handshake.py": "unit/test_handshake peer/test_handshake_answers",

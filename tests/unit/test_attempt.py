@@ -6,10 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from tcm_sync import ConnectionLostError, ProtocolError, ShuttingDownError
+from tcm_sync import BackpressureError, ConnectionLostError, ProtocolError, ShuttingDownError
 from tcm_sync._deadline import Deadline
 from tcm_sync._pool.attempt import CallSender
+from tcm_sync._pool.call import Call
+from tcm_sync._pool.client_gates import ClientGates
+from tcm_sync._pool.gate import Prober
 from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture
+from tcm_sync.events._listeners import NOBODY
 
 
 def explain(loss, started):
@@ -49,3 +53,58 @@ def test_what_the_reader_finds_a_moment_later_is_why_nothing_more_could_be_sent(
     refusal = CallSender._explain(sender, ConnectionLostError("lost"), connection, call, future)
     assert refusal == Refusal(loss, reusable=False)
     assert loss.outcome_unknown is started
+
+
+class Turn:
+    """A turn that was waited for, for so long."""
+
+    def __init__(self, waited):
+        self.waited = waited
+        self.released = False
+
+    def release(self):
+        self.released = True
+
+
+def take_turn(turn, *, closed=False, closing_reason=None, shut=False, probes=False):
+    """Return whether a call may send once it has its turn, and the call."""
+    gates, prober = ClientGates("h", NOBODY), Prober()
+    if shut:
+        gates.backpressure.shut(BackpressureError("the queue is full"))
+        if probes:
+            gates.backpressure._opens_at = 0.0
+            gates.backpressure.try_pass(prober)
+    turns = SimpleNamespace(deadline=lambda deadline: deadline, closed=None)
+    counts = SimpleNamespace(waited_for_turn=lambda seconds: None)
+    sender = CallSender(SimpleNamespace(pending={}), None, None, gates, turns, None, counts)
+    call = Call((), Deadline(10.0), waits_for_manager=True)
+    connection = SimpleNamespace(closed=closed, closing_reason=closing_reason)
+    found = SimpleNamespace(acquire=lambda *_: turn)
+    return sender._take_turn(found, call, connection, (), prober if probes else None), call
+
+
+@pytest.mark.parametrize(
+    "meanwhile", [{"closed": True}, {"closing_reason": "worn out"}, {"shut": True}], ids=str
+)
+def test_a_call_that_waited_for_its_turn_gives_it_back_if_it_cannot_send_any_more(meanwhile):
+    turn = Turn(0.5)
+    sends, call = take_turn(turn, **meanwhile)
+    assert not sends
+    assert turn.released
+    assert call.turn is None
+
+
+@pytest.mark.parametrize(
+    ("turn", "meanwhile"),
+    [
+        (Turn(0.5), {}),
+        (Turn(0.5), {"shut": True, "probes": True}),
+        (Turn(0.0), {"closed": True}),  # no time has passed since it looked
+        (None, {"closed": True}),
+    ],
+)
+def test_a_call_that_can_send_keeps_its_turn(turn, meanwhile):
+    sends, call = take_turn(turn, **meanwhile)
+    assert sends
+    assert call.turn is turn
+    assert turn is None or not turn.released

@@ -93,7 +93,8 @@ def test_a_message_goes_out_and_is_remembered(wire):
     connection = wire.connection
     assert future.started
     assert not connection.sending
-    assert len(connection.sent_at) == 1
+    assert len(connection.sent_at) == connection.messages_sent == 1
+    assert connection.bytes_sent == 2 + 4 + 7  # the header, the mask and the text
     assert connection.opened_at <= connection.sent_at[0] <= connection.last_sent
 
 

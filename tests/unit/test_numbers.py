@@ -257,3 +257,10 @@ def test_an_object_may_be_nested_a_hundred_deep():
     assert plain_json({"v": value[0]}) == b'{"v":' + b"[" * 99 + b"1" + b"]" * 99 + b"}"
     with pytest.raises(InputError, match="nested more than 100 deep"):
         plain_json({"v": value})
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, -(2**64) + 1])
+def test_an_integer_may_have_64_bits(value):
+    assert plain_json({"v": value}) == b'{"v":%d}' % value
+    with pytest.raises(InputError, match="v: an integer of over 64 bits"):
+        plain_json({"v": 2 * value})

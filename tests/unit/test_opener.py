@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from tcm_sync import AuthContext, ConnectFailedError, ShuttingDownError
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
+from tcm_sync._secrets import Secret
 from tcm_sync._transport import authentication, frames
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.authentication import Opener, _auth_request, _AuthExchange
@@ -70,3 +73,24 @@ def test_a_manager_that_closes_instead_of_authenticating_is_quoted(payload, said
         with pytest.raises(ConnectFailedError) as caught:
             exchange.run(_auth_request(AuthContext(), None, ("json",)))
     assert caught.value.message == f"h:1 closed the socket with {said} of authenticating it"
+
+
+@pytest.mark.parametrize(
+    ("uri", "peer", "headers", "warned"),
+    [
+        ("ws://h:1/ws", "10.0.0.4", {"Authorization": Secret("x")}, "(the token, Authorization)"),
+        ("ws://h:1/ws", "10.0.0.4", {"X-Model": Secret("x")}, "(the token)"),
+        ("ws://h:1/ws", "10.0.0.5", {}, None),  # this machine
+        ("wss://h:1/ws", "10.0.0.4", {}, None),
+    ],
+)
+def test_credentials_in_clear_text_are_warned_of_once(uri, peer, headers, warned, caplog):
+    caplog.set_level(logging.WARNING, "tcm_sync.pool")
+    opens = Opener(Settings(uri), OpeningSockets(), Counts(), Addresses())
+    sock = SimpleNamespace(
+        family=socket.AF_INET, getsockname=lambda: ("10.0.0.5", 1), getpeername=lambda: (peer, 2)
+    )
+    opens._warn_of_clear_text(sock, None, {"X-Model": Secret("x")})  # which is none
+    for _ in range(2):
+        opens._warn_of_clear_text(sock, Secret("t"), headers)
+    assert [warned in record.getMessage() for record in caplog.records] == [True] * (warned is not None)

@@ -111,3 +111,16 @@ def test_what_a_close_frame_means_for_the_call_and_what_is_answered(reader, monk
     assert said in error.message
     sent = bytes(byte ^ key for byte, key in zip(frame[6:], frame[2:4], strict=True))
     assert sent == answer.to_bytes(2, "big")
+
+
+@pytest.mark.parametrize(("stays_open", "paused"), [(False, False), (True, True), (False, True)])
+def test_a_tls_socket_that_was_closed_or_paused_is_read_no_further(reader, monkeypatch, stays_open, paused):
+    """A TLS object may hold more, which is read at once where nothing speaks against it."""
+    reads, later = [], []
+    monkeypatch.setattr(reader._incoming, "receive", lambda *_: stays_open)
+    monkeypatch.setattr(reader, "run_soon", later.append)
+    connection = SimpleNamespace(
+        secured=True, paused=paused, receive_into=lambda _: reads.append(1) or 10, last_received=0.0
+    )
+    reader._read(connection)
+    assert (len(reads), later) == (1, [])
