@@ -120,7 +120,7 @@ class Core:
         # The ids of the clients and views that are open; each step is one atomic operation of a set.
         self._clients: set[int] = set()
         self._views: set[int] = set()
-        self.is_kept = False  # whether the process keeps it for copies that are still to come
+        self.may_be_dropped = False  # whether nobody need close it, so that it ends without a warning
         self._closing = False  # set without the lock: a signal handler may close while this thread holds it
         watch(self)
 
@@ -319,7 +319,7 @@ class Core:
             runtime.abandon()
             return
         runtime.reader.stop()  # it waits for nothing: this may run inside any lock
-        if not self.is_kept and not sys.is_finalizing():
+        if not self.may_be_dropped and not sys.is_finalizing():
             warnings.warn(
                 f"unclosed {self!r}: close() it, or use it as a context manager", ResourceWarning, 2, self
             )
@@ -376,7 +376,7 @@ class _Cores:
                 return core
             core = self._cores[key] = Core(settings, key)
             core.attach(client, is_view=False)
-            core.is_kept = True
+            core.may_be_dropped = True  # the process keeps it for copies that are still to come
             dropped = [] if len(self._kept) < _MOST_KEPT else [self._kept.pop(next(iter(self._kept)))]
             self._kept.pop(key, None)
             self._kept[key] = core

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import weakref
+import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,7 +48,6 @@ _TENANT = "dev-tenant"  # what tcm-client sends in place of a tenant that is lef
 # Refusals of the manager, which tcm-client returns as messages of type "error".
 _REFUSALS = (
     BackpressureError,
-    MessageTooLargeError,
     PermissionDeniedError,
     RateLimitedError,
     ShuttingDownError,
@@ -98,9 +97,7 @@ class TcmClient:
             retry=None,
             shm="off",
         )
-        # Programs that were written for tcm-client close nothing.
-        self._finalizer = weakref.finalize(self, self._engine.close)
-        self._finalizer.atexit = False
+        self._engine._core.may_be_dropped = True  # noqa: SLF001 - programs made for tcm-client close nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(
@@ -120,7 +117,7 @@ class TcmClient:
 
     def close(self) -> None:
         """Close the connections for good."""
-        self._finalizer()
+        self._engine.close()
 
     def infer(
         self,
@@ -158,10 +155,14 @@ class TcmClient:
             The manager cannot be reached, or the connection was lost.
         TimeoutError
             No reply came in time.
+        MessageTooLargeError
+            The reply is too large, or memory is too short to read it.
+        ProtocolError
+            The reply is not that to this request.
         InputError
             An argument cannot be sent.
         """
-        _refuse_event_loop()
+        _refuse_event_loop("infer()", "infer_async(...)")
         message = self._ask(
             _Inference, _request(vm_id, container_id, model_name, inputs, vm_ip, allow_transient)
         )
@@ -228,11 +229,12 @@ class TcmClient:
         Raises
         ------
         RuntimeError
-            The manager refused the question, or the authentication.
-        ConnectionError, TimeoutError
+            The manager refused the question, or the authentication; or an event loop runs in this thread.
+        ConnectionError, TimeoutError, MessageTooLargeError, ProtocolError
             As of `infer`.
         """
-        message = self._ask(_Info, {"action": "queue_stats"})
+        _refuse_event_loop("info_queue_stats()", "asyncio.to_thread(client.info_queue_stats)")
+        message = self._ask(_Info, {"action": "queue_stats", "job_id": secrets.token_hex(8)})
         if message.get("type") != "info_response":
             raise RuntimeError(f"Unexpected info response: {message}")
         return message
@@ -249,9 +251,10 @@ class TcmClient:
 
         Raises
         ------
-        RuntimeError, ConnectionError, TimeoutError, InputError
+        RuntimeError, ConnectionError, TimeoutError, MessageTooLargeError, ProtocolError, InputError
             As of `infer`. A job that takes longer than `message_timeout_seconds` goes on.
         """
+        _refuse_event_loop("management_creation()", "asyncio.to_thread(client.management_creation, ...)")
         return self._ask(_Management, {"action": action, **kwargs})
 
     def _ask(self, kind: type[_Raw], payload: dict[str, Any]) -> dict[str, Any]:
@@ -261,12 +264,13 @@ class TcmClient:
         except TypeError as error:
             raise InputError(f"the request has no form in JSON: {error}") from None
         call = kind((text,), Deadline(self._message_timeout), waits_for_manager=False)
+        call.job_id = payload.get("job_id")
         try:
             perform(self._engine._core, call, None, once=True)  # noqa: SLF001
         except AuthenticationError as error:
             raise RuntimeError(f"Auth failed: {error}") from error
         except TcmError as error:
-            if call.refused is None and not isinstance(error, _REFUSALS):
+            if call.refused is None and not _is_refusal(error):
                 raise
             return {"type": "error", "payload": call.refused or _described(error)}
         return call.answer
@@ -275,10 +279,12 @@ class TcmClient:
 class _Raw(Call):
     """A request whose answer is returned as it is, whatever it reports."""
 
+    answered_by: ClassVar[str]  # the type of the message
     answer: dict[str, Any]
     refused: dict[str, Any] | None = None
+    job_id: object = None
 
-    def read(self, connection: Connection, message: bytes) -> TcmError | None:  # noqa: ARG002
+    def read(self, connection: Connection, message: bytes) -> TcmError | None:
         """Read the answer, which is never a failure."""
         try:
             answer = json.loads(message)
@@ -288,8 +294,14 @@ class _Raw(Call):
             raise out_of_memory(len(message)) from None
         if not isinstance(answer, dict) or not isinstance(answer.get("payload"), dict):
             raise ProtocolError(f"the reply is no message: {quote(message)}")
+        if answer.get("type") != self.answered_by or not self.is_answered(answer, connection.uuid):
+            raise ProtocolError(f"the message is no reply to this request: {quote(message)}")
         self.answer = answer
         return None
+
+    def is_answered(self, answer: dict[str, Any], uuid: str) -> bool:
+        """Whether a message of the right type is the reply to this request."""
+        return bool(answer.get("uuid") == uuid)
 
     def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:
         """Wait for the answer, and keep the payload of a refusal."""
@@ -303,14 +315,28 @@ class _Raw(Call):
 
 class _Inference(_Raw):
     kind: ClassVar[str] = "inference"
+    answered_by = "inference"
 
 
 class _Info(_Raw):
     kind: ClassVar[str] = "info"
+    answered_by = "info_response"
+
+    def is_answered(self, answer: dict[str, Any], uuid: str) -> bool:  # noqa: ARG002
+        """Whether the job is that of the request: the message has no uuid."""
+        return bool(answer["payload"].get("job_id") == self.job_id)
 
 
 class _Management(_Raw):
     kind: ClassVar[str] = "management"
+    answered_by = "management"
+
+
+def _is_refusal(error: TcmError) -> bool:
+    """Whether the manager refused the request; a reply that is too large for this process is none."""
+    if isinstance(error, MessageTooLargeError):
+        return error.size is None
+    return isinstance(error, _REFUSALS)
 
 
 def _described(error: TcmError) -> dict[str, Any]:
@@ -378,9 +404,9 @@ def _as_list(value: object) -> object:
     raise TypeError(f"data of type {type(value).__name__}")
 
 
-def _refuse_event_loop() -> None:
+def _refuse_event_loop(method: str, instead: str) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise RuntimeError("infer() would block the event loop of this thread: await infer_async(...)")
+    raise RuntimeError(f"{method} would block the event loop of this thread: await {instead}")

@@ -12,6 +12,7 @@ from tcm_sync._environment import settings_from_env
 from tcm_sync._numbers import shown
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import ConfigError
+from tcm_sync.integrations._http import READY_TIMEOUT
 from tcm_sync.settings import AuthContext, Route, Settings, TlsSettings
 
 #: Keys of a client's dictionary that are fields of a settings object, by the argument that takes the object.
@@ -112,3 +113,14 @@ def request_timeout(value: object) -> float | None:
         It is no such number.
     """
     return None if value is None else check_seconds("TCM_REQUEST_TIMEOUT", value)
+
+
+def ready_timeout(value: object) -> float:
+    """Return the seconds that a probe of readiness may take; None is the default.
+
+    Raises
+    ------
+    ConfigError
+        It is no such number.
+    """
+    return READY_TIMEOUT if value is None else check_seconds("TCM_READY_TIMEOUT", value)

@@ -23,9 +23,14 @@ from tcm_sync.client import TcmClient
 from tcm_sync.errors import ConfigError, TcmError
 from tcm_sync.integrations._deadline import bounded
 from tcm_sync.integrations._doctor import examine, missing_package
-from tcm_sync.integrations._http import READY_TIMEOUT, Response, readiness_of, response_to
+from tcm_sync.integrations._http import Response, readiness_of, response_to
 from tcm_sync.integrations._json import to_json
-from tcm_sync.integrations._settings import client_from_dict, client_from_variables, request_timeout
+from tcm_sync.integrations._settings import (
+    client_from_dict,
+    client_from_variables,
+    ready_timeout,
+    request_timeout,
+)
 
 __all__ = ["Tcm", "TcmJSONProvider", "current_tcm", "health"]
 
@@ -93,9 +98,11 @@ class Tcm:
         if "tcm" in app.extensions:
             raise ConfigError("this application has its Tcm already: call init_app once for each application")
         seconds = request_timeout(app.config.get("TCM_REQUEST_TIMEOUT"))
+        _ready_timeout(app)
         clients = _clients_of(app.config)
         app.extensions["tcm"] = clients
-        weakref.finalize(app, _close, clients).atexit = False  # clients see to the exit themselves
+        for client in clients.values():
+            client._core.may_be_dropped = True  # noqa: SLF001 - with the application, which nobody closes
         if seconds is not None:
 
             def start_deadline() -> None:
@@ -117,7 +124,8 @@ class Tcm:
 
     def close(self) -> None:
         """Close the clients, as a test does with its application. Otherwise they close by themselves."""
-        _close(self._application().extensions["tcm"])
+        for client in _clients(self._application()).values():
+            client.close()
 
     def _application(self) -> flask.Flask:
         if flask.has_app_context():
@@ -164,15 +172,19 @@ def _clients_of(config: Mapping[str, Any]) -> dict[str, TcmClient]:
     return {DEFAULT: client_from_variables(config, config.get("TCM_OPTIONS") or {}), **others}
 
 
-def _close(clients: dict[str, TcmClient]) -> None:
-    for client in clients.values():
-        client.close()
-
-
-def _client(app: flask.Flask, name: str) -> TcmClient:
+def _clients(app: flask.Flask) -> dict[str, TcmClient]:
     clients: dict[str, TcmClient] | None = app.extensions.get("tcm")
     if clients is None:
         raise RuntimeError("this application has no Tcm: call Tcm(app), or init_app(app) of one")
+    return clients
+
+
+def _ready_timeout(app: flask.Flask) -> float:
+    return ready_timeout(app.config.get("TCM_READY_TIMEOUT"))
+
+
+def _client(app: flask.Flask, name: str) -> TcmClient:
+    clients = _clients(app)
     if name not in clients:
         raise ConfigError(
             f"there is no client {name!r} in TCM_CLIENTS; there are {', '.join(map(repr, clients))}"
@@ -217,9 +229,8 @@ def _healthz() -> flask.Response:
 
 @health.get("/readyz")
 def _readyz() -> flask.Response:
-    clients: dict[str, TcmClient] = flask.current_app.extensions["tcm"]
-    timeout = flask.current_app.config.get("TCM_READY_TIMEOUT", READY_TIMEOUT)
-    return _respond(readiness_of(clients, timeout))
+    app = flask.current_app
+    return _respond(readiness_of(_clients(app), _ready_timeout(app)))
 
 
 # --- the command ---

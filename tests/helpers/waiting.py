@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -30,3 +31,19 @@ def end(manager, how: str, client) -> None:
     """Have a manager `stop`, or `kill` it, and wait until the sockets of its client are gone."""
     getattr(manager, how)()
     wait_until(lambda: not client._core.runtime.pool.state.inventory.all, "the client has noticed")
+
+
+def collected_while_held(held: list[Any], lock: Any) -> bool:
+    """Return whether another thread can collect what a list holds while this one holds a lock."""
+
+    def collect() -> None:
+        held.clear()
+        gc.collect()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    with lock:
+        thread.start()
+        thread.join(GUARD / 3)
+        collected = not thread.is_alive()
+    thread.join(GUARD)
+    return collected

@@ -26,7 +26,7 @@ from tcm_sync import (
 )
 
 from ..helpers.served_models import add_sub_onnx, identity_onnx
-from ..helpers.waiting import GUARD, wait_until
+from ..helpers.waiting import GUARD, collected_while_held, wait_until
 
 sdk = pytest.importorskip("tcm_client.sdk", reason="tcm-client (the extra bench) is not installed")
 
@@ -237,6 +237,19 @@ def test_the_synchronous_call_is_refused_within_an_event_loop(manager, module):
         asyncio.run(ask())
 
 
+@pytest.mark.parametrize("method", ["info_queue_stats", "management_creation"])
+def test_every_call_is_refused_within_an_event_loop(manager, method):
+    async def ask():
+        getattr(client, method)()
+
+    said = rf"{method}\(\) would block .* asyncio.to_thread\(client.{method}"
+    with (
+        compat.TcmClient(manager.uri, compat.AuthContext("c-1")) as client,
+        pytest.raises(RuntimeError, match=said),
+    ):
+        asyncio.run(ask())
+
+
 @BOTH
 @pytest.mark.parametrize(
     "fields",
@@ -319,6 +332,15 @@ def test_a_client_that_nobody_closes_is_closed_without_a_warning(manager):
     client.info_queue_stats()
     del client
     gc.collect()
+    wait_until(lambda: manager.stats().connected == 0, "its connection is closed")
+
+
+def test_a_client_is_collected_without_waiting_for_a_lock(manager):
+    client = compat.TcmClient(manager.uri, compat.AuthContext("c-1"))
+    client.info_queue_stats()
+    lock, held = client._engine._core.lock, [client]
+    del client
+    assert collected_while_held(held, lock)
     wait_until(lambda: manager.stats().connected == 0, "its connection is closed")
 
 

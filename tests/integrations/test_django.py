@@ -280,6 +280,8 @@ def test_the_checks_find_what_cannot_work(given, found):
 
 def test_the_checks_find_a_wrong_deadline():
     assert ids(TCM_REQUEST_TIMEOUT="soon") == ["tcm.E004"]
+    assert ids(TCM_READY_TIMEOUT=0) == ["tcm.E004"]
+    assert ids(TCM_READY_TIMEOUT=None) == ids()
 
 
 def test_the_command_examines_a_client(serve, project, capsys):

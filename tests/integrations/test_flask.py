@@ -21,7 +21,7 @@ from tcm_sync.integrations.flask import Tcm, TcmJSONProvider, current_tcm, healt
 
 from ..helpers.peer_scripts import ROUTE
 from ..helpers.scripted_peer import ScriptedPeer
-from ..helpers.waiting import GUARD
+from ..helpers.waiting import GUARD, collected_while_held, wait_until
 
 
 @pytest.fixture
@@ -136,6 +136,8 @@ def test_several_clients_by_name(serve):
         ({"TCM_WS_URI": "ws://h/ws", "TCM_TIMEOUT": "soon"}, "TCM_TIMEOUT"),
         ({"TCM_WS_URI": "ws://h/ws", "TCM_OPTIONS": {"size": 1}}, "TCM_OPTIONS.*size"),
         ({"TCM_WS_URI": "ws://h/ws", "TCM_REQUEST_TIMEOUT": -1}, "TCM_REQUEST_TIMEOUT"),
+        ({"TCM_WS_URI": "ws://h/ws", "TCM_READY_TIMEOUT": 0}, "TCM_READY_TIMEOUT must be a positive"),
+        ({"TCM_WS_URI": "ws://h/ws", "TCM_READY_TIMEOUT": "1"}, "TCM_READY_TIMEOUT must be a positive"),
         ({"TCM_CLIENTS": ["ws://h/ws"]}, "TCM_CLIENTS must be a dictionary"),
         ({"TCM_CLIENTS": {"default": "ws://h/ws"}}, r"TCM_CLIENTS\['default'\] must be a dictionary"),
         ({"TCM_CLIENTS": {"default": {"url": "ws://h/ws"}}}, "'url' is unknown"),
@@ -168,11 +170,32 @@ def test_clients_are_closed_when_their_application_is_collected(serve):
 
     serve_once()
     gc.collect()  # an open client would warn, which is an error here
+    wait_until(lambda: manager.stats().connected == 0, "its connection is closed")
+
+
+def test_an_application_is_collected_without_waiting_for_a_lock_of_its_clients(serve):
+    manager = serve()
+    app = flask.Flask("service")
+    app.config.update(TCM_WS_URI=manager.uri, TCM_CONTAINER_ID="local")
+    with app.app_context():
+        Tcm(app).client.open()
+    lock = app.extensions["tcm"]["default"]._core.lock
+    held = [app]
+    del app
+    assert collected_while_held(held, lock)
+    wait_until(lambda: manager.stats().connected == 0, "its connection is closed")
 
 
 def test_an_application_without_a_tcm_is_told_what_to_do():
-    with flask.Flask("service").app_context(), pytest.raises(RuntimeError, match="Tcm"):
+    app = flask.Flask("service")
+    app.testing = True
+    app.register_blueprint(health)
+    with app.app_context(), pytest.raises(RuntimeError, match="Tcm"):
         current_tcm.stats()
+    with app.app_context(), pytest.raises(RuntimeError, match="Tcm"):
+        Tcm().close()
+    with pytest.raises(RuntimeError, match="this application has no Tcm"):
+        app.test_client().get("/readyz")
 
 
 # --- errors as responses ---

@@ -9,12 +9,12 @@ from django.core.checks import CheckMessage, Error, Warning  # noqa: A004
 
 from tcm_sync._endpoint import Endpoint
 from tcm_sync.errors import ConfigError
-from tcm_sync.integrations._settings import request_timeout
+from tcm_sync.integrations._settings import ready_timeout, request_timeout
 from tcm_sync.integrations.django.clients import DEFAULT, described, tcms
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """Report a setting ``TCM`` or ``TCM_REQUEST_TIMEOUT`` that cannot work."""
+    """Report a setting ``TCM``, ``TCM_REQUEST_TIMEOUT`` or ``TCM_READY_TIMEOUT`` that cannot work."""
     found: list[CheckMessage] = []
     try:
         names = list(described())
@@ -27,10 +27,11 @@ def check_settings(**_: Any) -> list[CheckMessage]:
             tcms.whole(name)
         except ConfigError as error:
             found.append(Error(error.message, id="tcm.E003"))
-    try:
-        request_timeout(getattr(settings, "TCM_REQUEST_TIMEOUT", None))
-    except ConfigError as error:
-        found.append(Error(error.message, id="tcm.E004"))
+    for name, check in (("TCM_REQUEST_TIMEOUT", request_timeout), ("TCM_READY_TIMEOUT", ready_timeout)):
+        try:
+            check(getattr(settings, name, None))
+        except ConfigError as error:
+            found.append(Error(error.message, id="tcm.E004"))
     return found
 
 
