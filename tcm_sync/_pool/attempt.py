@@ -213,7 +213,7 @@ class CallSender:
         if refusal is not None:
             raise self._refused(lease, call, refusal, gates, prober)
         if turns is not None and not call.streaming:
-            turns.replied(call.target, connection.last_received - connection.last_sent)
+            turns.replied(call.target, connection.last_sent, connection.last_received)
         call.accept(lease)
         self._manager_gate.forgive()
         if gates:

@@ -37,19 +37,29 @@ class ClientTurns:
         self._longest_wait = longest_wait
         self.closed = threading.Event()
         self.by_tenant: dict[str, Turns] = {}  # what is made twice by two threads is the same
+        self._joining = threading.RLock()  # guards that no tenant's turns are joined and left at once
 
     def join(self, connection: Connection) -> Turns | None:
         """Return the turns that a connection's requests take from now on, None if they take none."""
         if self._count is None:
             return None
-        if len(self.by_tenant) >= _MOST_TENANTS:
-            self.leave()
         turns = turns_of(self._endpoint, connection.tenant, self._count)
-        turns.join(self)
-        self.by_tenant[connection.tenant] = turns
+        with self._joining:
+            turns.join(self)
+            self.by_tenant[connection.tenant] = turns
+            if len(self.by_tenant) > _MOST_TENANTS:
+                self._leave_oldest()
         if self.closed.is_set():
             self.leave()  # `close` may have done so before they were there
         return turns
+
+    def _leave_oldest(self) -> None:
+        """Leave the turns that were joined first and that no call waits for, which `close` would not find."""
+        for tenant, turns in list(self.by_tenant.items())[:-1]:
+            if not turns.waiting():
+                self.by_tenant.pop(tenant, None)
+                turns.leave(self)
+                return
 
     def deadline(self, call: Deadline) -> Deadline:
         """Return how long a call with this deadline waits for its turn."""

@@ -15,6 +15,7 @@ import contextlib
 import secrets
 import threading
 from collections import deque
+from math import inf
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,11 @@ SHORT_AGE_NS = TICK_NS + 1_000_000
 #: turn ended, five others would follow in every tick, and a young socket would wait for as long as they do.
 LONG_AGE_NS = 5 * TICK_NS
 _QUICK_MODEL = 0.015  # seconds within which replies come that wait for little more than the tick
-_BELOW_TICK = 0.0025  # seconds: eight replies in a row within this time come from a manager without a tick
+# A manager with a tick answers within this time too, where a request comes right before a tick, as all those
+# of a camera may. But a request that is sent after one such reply is answered a tick later. Eight in a row
+# that are answered sooner come from a manager without a tick.
+_BELOW_TICK = 0.0025  # seconds
+_LESS_THAN_A_TICK = TICK_NS / 2e9
 _RUN_WITHOUT_TICK = 8
 _RUN_WITH_TICK = -32  # this many slower replies in a row, after which turns are taken again
 _MOST_BUSY = 3  # claims in a row that find the table's lock taken, after which none is made for a while
@@ -100,7 +105,8 @@ class Turns:
         self._process_table = table
         self.count = count
         self.others = 0  # other processes that were seen last
-        self._run = 0  # replies in a row that are too quick for a tick; below 0: that are not
+        self._run = 0  # replies in a row that show that there is no tick; below 0: that are not quick
+        self._quick_at = -inf  # when the quick reply came that the next ones are compared with
         self.is_needed = True  # whether the manager has a tick
         self._quickest: dict[Hashable, float] = {}  # seconds of the quickest recent replies, by target
         self._begin()
@@ -174,10 +180,10 @@ class Turns:
         if not self.is_needed:
             return None
         age = LONG_AGE_NS if self._quickest.get(target, 0.0) < _QUICK_MODEL else SHORT_AGE_NS
-        now = monotonic_ns()
         waiter = None
         try:
             with self._lock:
+                now = monotonic_ns()  # and not before: the lock may be held for milliseconds, the table's too
                 is_first = not self._waiters
                 if is_first and (turn := self._take(now, now, age)) is not None:
                     return turn
@@ -194,15 +200,17 @@ class Turns:
                 self._remove(waiter)
             raise
 
-    def replied(self, target: Hashable, seconds: float) -> None:
-        """Note after how many seconds a good reply came."""
+    def replied(self, target: Hashable, sent: float, received: float) -> None:
+        """Note when a request was sent and its good reply received, in seconds of one clock."""
+        seconds = received - sent
         if seconds < _BELOW_TICK:
             if self._run >= _RUN_WITHOUT_TICK:
                 return  # the usual reply of a manager without a tick
-            run = self._run = max(0, self._run) + 1  # a local name, since other threads count too
-            if run == _RUN_WITHOUT_TICK:
-                self.is_needed = False
-                self.wake_all()
+            if self._shows_no_tick(sent, received):
+                run = self._run = max(0, self._run) + 1  # a local name, since other threads count too
+                if run == _RUN_WITHOUT_TICK:
+                    self.is_needed = False
+                    self.wake_all()
         elif self._run > _RUN_WITH_TICK:
             run = self._run = min(0, self._run) - 1
             if run == _RUN_WITH_TICK:
@@ -214,6 +222,14 @@ class Turns:
             self._quickest[target] = seconds
         else:
             self._quickest[target] = quickest + (seconds - quickest) / 16
+
+    def _shows_no_tick(self, sent: float, received: float) -> bool:
+        """Whether a quick reply came too soon after another one for a tick to lie between them."""
+        before = self._quick_at
+        if sent < before and received - before < _LESS_THAN_A_TICK:
+            return False  # both may be of one tick; a later reply is compared with the first
+        self._quick_at = received
+        return received - before < _LESS_THAN_A_TICK
 
     def end(self, turn: Turn) -> None:
         """End a turn. One that has ended by its age is no longer held."""

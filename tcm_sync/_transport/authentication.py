@@ -168,14 +168,14 @@ class Opener:
                 if cautious:
                     exchange.watch(Deadline(_GRACE))
             sock.setblocking(False)
+            sent = (*headers.values(), *filter(None, (token,)))
+            connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), sent)
+            if self.proxy is not None:  # it may be on this machine without the manager
+                connection.is_local = False
+            connection.tenant = tenant_of(None if token is None else token.reveal(), self._auth)
         except BaseException:
             self.opening.close(sock)
             raise
-        sent = (*headers.values(), *filter(None, (token,)))
-        connection = Connection(sock, uuid, capability, exchange.decoder, list(exchange.events), sent)
-        if self.proxy is not None:  # it may be on this machine without the manager
-            connection.is_local = False
-        connection.tenant = tenant_of(None if token is None else token.reveal(), self._auth)
         return connection
 
     def _warn_of_clear_text(

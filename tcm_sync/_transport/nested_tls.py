@@ -11,6 +11,7 @@ import ssl
 from typing import Any
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._handlers import Suppress
 
 _RECORD = 16_384  # bytes, the most that a TLS record carries
 
@@ -65,6 +66,8 @@ class NestedTls(socket.socket):
                     self._fill(deadline)
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                     return 0
+                finally:
+                    self._answer()
         finally:
             self.outer.settimeout(timeout)
 
@@ -158,6 +161,12 @@ class NestedTls(socket.socket):
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
+
+    def _answer(self) -> None:
+        """Send what the inner connection has written while it read, as far as the outer one takes it now."""
+        if self._outgoing.pending:
+            with Suppress(OSError):  # what is left goes out with the next `send`, which has an error again
+                self._flush()
 
     def _flush(self) -> None:
         self._unsent += self._outgoing.read()

@@ -39,5 +39,5 @@ def _claims(token: str) -> dict[str, object]:
     try:
         text = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
         return msgspec.json.decode(text, type=dict[str, object])
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
+    except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError):
         return {}

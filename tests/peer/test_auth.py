@@ -11,6 +11,7 @@ import pytest
 
 from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError, ShuttingDownError
 from tcm_sync._pool import gate
+from tcm_sync._transport import authentication
 from tcm_sync.errors import TcmError
 
 from ..helpers.peer_scripts import TOKEN, ask, background, connect, echo, echo_once, failing
@@ -244,3 +245,21 @@ def test_a_token_that_is_tried_again_during_a_shutdown_is_tried_once_more():
                 list(chunks)
             shut.set()
             assert answer() == 3.0
+
+
+def test_a_socket_is_closed_whose_opening_fails_behind_the_authentication(monkeypatch):
+    left = threading.Event()
+
+    def script(connection):
+        connection.welcome()
+        connection.wait_eof()
+        left.set()
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(authentication, "tenant_of", fail)
+    with ScriptedPeer(script) as peer, connect(peer) as client:
+        with failing(ConnectFailedError, "opening a socket failed: MemoryError"):
+            client.open(wait=True)
+        wait_for(left)

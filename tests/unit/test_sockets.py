@@ -10,6 +10,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import trustme
 
 from tcm_sync import ConnectFailedError
 from tcm_sync._deadline import Deadline
@@ -18,6 +19,7 @@ from tcm_sync._pool.connector import Connector
 from tcm_sync._reentry import Callers
 from tcm_sync._transport import sockets
 from tcm_sync._transport.addresses import Addresses
+from tcm_sync._transport.nested_tls import NestedTls
 from tcm_sync._transport.sockets import (
     OpeningSockets,
     is_local,
@@ -29,6 +31,7 @@ from tcm_sync._transport.sockets import (
     wait_ready,
 )
 
+from ..helpers.fixtures import server_context
 from ..helpers.waiting import wait_until
 
 PATIENCE = 30.0
@@ -164,6 +167,32 @@ def test_an_interruption_of_the_tls_handshake_closes_the_socket(server, monkeypa
     monkeypatch.setattr(ssl.SSLSocket, "do_handshake", interrupt)
     with pytest.raises(KeyboardInterrupt):
         connect(server.getsockname()[1], context=ssl.create_default_context())
+
+
+def test_what_tls_within_tls_must_answer_goes_out_while_it_is_read():
+    authority = trustme.CA()
+    ours, far = socket.socketpair()
+    tls = server_context(authority, "manager.example")
+    tls.verify_mode = ssl.CERT_OPTIONAL
+    tls.load_verify_locations(cadata=authority.cert_pem.bytes().decode())
+    answered = []
+
+    def ask():
+        with tls.wrap_socket(far, server_side=True) as secured:
+            secured.verify_client_post_handshake()
+            secured.sendall(b"x")
+            answered.extend(select.select([secured], [], [], PATIENCE / 3)[0])
+
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+    context.post_handshake_auth = True  # has it answer while it reads, as a peer's new keys do
+    server = threading.Thread(target=ask)
+    server.start()
+    with contextlib.closing(NestedTls(ours, context, "manager.example")) as nested:
+        nested.settimeout(PATIENCE)
+        nested.do_handshake()
+        assert nested.recv(1) == b"x"
+        server.join(PATIENCE)
+        assert answered
 
 
 # --- the sockets that are being opened ---

@@ -17,13 +17,14 @@ from tcm_sync import AuthContext, ClientClosedError, PoolTimeoutError
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._pool import process_table, turn_table, turns
+from tcm_sync._pool.client_turns import ClientTurns
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_keys import key_of, turns_of
 from tcm_sync._pool.turn_table import FILE, Table, TableBusyError, TableError
 from tcm_sync._pool.turns import LONG_AGE_NS, SHORT_AGE_NS, Turns
 from tcm_sync._transport.tenant import tenant_of
 
-from ..helpers.waiting import GUARD, wait_until
+from ..helpers.waiting import GUARD, wait_for, wait_until
 
 FOREVER = 10**15  # ns: no turn of these tests ends by its age, unless the test says so
 
@@ -56,6 +57,19 @@ def folder(tmp_path, monkeypatch):
 
 def take(these, closed, timeout=GUARD, model="m"):
     return these.acquire(model, Deadline(timeout), closed)
+
+
+class Replies:
+    """Notes replies of one caller, each sent when the one before has come."""
+
+    def __init__(self, these):
+        self.these, self.now = these, 1000.0
+
+    def __call__(self, seconds, after=0.0):
+        """Note a reply that took so long to a request that was sent so long after the last reply."""
+        sent = self.now + after
+        self.now = sent + seconds
+        self.these.replied("m", sent, self.now)
 
 
 class Caller(threading.Thread):
@@ -310,30 +324,32 @@ def test_a_turn_lasts_long_where_the_reply_comes_with_the_tick(closed, replies, 
     now = 10**15
     monkeypatch.setattr(turns, "monotonic_ns", lambda: now)
     these = Turns(1, 5, NoTable())
+    note = Replies(these)
     for seconds in replies:
-        these.replied("m", seconds)
+        note(seconds)
     assert take(these, closed).until - now == age
     assert take(these, closed, model="other").until - now == LONG_AGE_NS
 
 
 def test_a_manager_without_a_tick_needs_no_turns_and_one_with_a_tick_does(alone, closed):
-    for _ in range(7):
-        alone.replied("m", 0.001)
+    note = Replies(alone)
+    for _ in range(8):
+        note(0.001)
     assert alone.is_needed
-    alone.replied("m", 0.010)  # the row is broken
-    for _ in range(7):
-        alone.replied("m", 0.001)
+    note(0.010)  # the row is broken
+    for _ in range(8):
+        note(0.001)
     assert alone.is_needed
     held = [take(alone, closed) for _ in range(2)]
     waiting = Caller(alone, closed)
-    alone.replied("m", 0.001)
+    note(0.001)
     assert not alone.is_needed
     assert waiting.result() is None  # who waited goes at once
     assert [take(alone, closed) for _ in range(20)] == [None] * 20
     for _ in range(31):
-        alone.replied("m", 0.010)
+        note(0.010)
     assert not alone.is_needed
-    alone.replied("m", 0.010)
+    note(0.010)
     assert alone.is_needed
     with pytest.raises(PoolTimeoutError):
         take(alone, closed, timeout=0.001)
@@ -341,11 +357,46 @@ def test_a_manager_without_a_tick_needs_no_turns_and_one_with_a_tick_does(alone,
     assert take(alone, closed) is not None
 
 
+@pytest.mark.parametrize("interval", [0.010, 0.020, 0.050])
+def test_evenly_spaced_requests_right_before_each_tick_do_not_end_the_turns(alone, interval):
+    note = Replies(alone)
+    for _ in range(100):
+        note(0.002, after=interval - 0.002)
+    assert alone.is_needed
+
+
+def test_evenly_spaced_requests_right_before_each_tick_do_not_keep_turns_off(alone):
+    note = Replies(alone)
+    for _ in range(9):
+        note(0.001)
+    assert not alone.is_needed
+    for _ in range(32):
+        note(0.010)
+        note(0.002, after=0.008)
+    assert alone.is_needed
+
+
+def test_replies_that_come_together_with_one_tick_do_not_end_the_turns(alone):
+    for tick in range(100):
+        for number in range(5):
+            alone.replied("m", tick * 0.01 + 0.0081, tick * 0.01 + 0.0101 + number * 0.0001)
+    assert alone.is_needed
+
+
+def test_many_threads_find_that_there_is_no_tick(alone):
+    for number in range(100):  # a reply each 0.2 ms, each request 1.5 ms before
+        alone.replied("m", number * 0.0002, number * 0.0002 + 0.0015)
+        if not alone.is_needed:
+            break
+    assert not alone.is_needed
+
+
 class _Crowded(Turns):
     """Another thread notes a reply whenever one has just been counted."""
 
     _counted = 0
     crowd = ()
+    note = None
 
     @property
     def _run(self):
@@ -356,30 +407,93 @@ class _Crowded(Turns):
         self._counted = value
         crowd, self.crowd = self.crowd, ()
         for seconds in crowd:
-            self.replied("m", seconds)
+            self.note(seconds)
 
 
 @pytest.mark.parametrize("step", range(1, 8))
 def test_threads_that_count_replies_at_once_miss_no_manager_without_a_tick(step):
     these = _Crowded(1, 2, NoTable())
-    for _ in range(step):
-        these.replied("m", 0.001)
+    note = these.note = Replies(these)
+    for _ in range(step + 1):
+        note(0.001)
     these.crowd = [0.001] * (8 - step)
     for _ in range(2):
-        these.replied("m", 0.001)
+        note(0.001)
     assert not these.is_needed
     for _ in range(31):
-        these.replied("m", 0.010)
+        note(0.010)
     these.crowd = [0.010]
     for _ in range(2):
-        these.replied("m", 0.010)
+        note(0.010)
     assert these.is_needed
 
 
 def test_only_so_many_models_are_remembered(alone):
     for number in range(1000):
-        alone.replied(f"m{number}", 0.1)
+        alone.replied(f"m{number}", 0.0, 0.1)
     assert len(alone._quickest) <= 256
+
+
+def test_a_turn_begins_when_the_lock_is_free_and_not_when_it_was_waited_for(closed, monkeypatch):
+    now = [10**15]
+    monkeypatch.setattr(turns, "monotonic_ns", lambda: now[0])
+    these = Turns(1, 1, NoTable())
+    lock, asked = these._lock, threading.Event()
+
+    class Waited:
+        def __enter__(self):
+            asked.set()
+            lock.acquire()
+
+        def __exit__(self, *_):
+            lock.release()
+
+    these._lock = Waited()
+    with lock:
+        taken = []
+        thread = threading.Thread(target=lambda: taken.append(take(these, closed)))
+        thread.start()
+        wait_for(asked)
+        now[0] += 10**9
+    thread.join(GUARD)
+    assert taken[0].until == now[0] + LONG_AGE_NS
+
+
+# --- the turns of one client ---
+
+
+class Connected:
+    def __init__(self, tenant):
+        self.tenant = tenant
+
+
+def test_a_client_of_many_tenants_leaves_the_turns_that_it_joined_first(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(process_table, "Table", lambda path: opened.append(path) or Table(path))
+    these = ClientTurns(Endpoint.parse("ws://many-tenants:8000/ws"), 5, None)
+    joined = []
+    for number in range(100):
+        joined.append(these.join(Connected(f"t{number % 20}")))
+        assert take(joined[-1], these.closed) is not None
+        assert len(these.by_tenant) <= 16
+    assert list(these.by_tenant) == [f"t{number}" for number in range(4, 20)]
+    assert len(opened) <= 1, "the table stays open"
+    these.close()
+    assert not any(each._users for each in joined)
+
+
+def test_a_client_of_many_tenants_stays_in_the_turns_that_its_calls_wait_for(folder):
+    these = ClientTurns(Endpoint.parse("ws://many-tenants:8001/ws"), 1, None)
+    first = these.join(Connected("first"))
+    held = take(first, these.closed)
+    waiting = Caller(first, these.closed)
+    for number in range(40):
+        these.join(Connected(f"t{number}"))
+    assert these.by_tenant["first"] is first
+    assert len(these.by_tenant) == 16
+    these.close()
+    assert isinstance(waiting.result(), ClientClosedError)
+    held.release()
 
 
 # --- with the table ---
@@ -619,6 +733,7 @@ def jwt(claims):
         (jwt({"tenant_id": 5}), "of-auth"),
         (jwt(["tenant_id"]), "of-auth"),
         (jwt({}), "of-auth"),
+        ("a." + base64.urlsafe_b64encode(b'{"a":' + b"[" * 100_000).decode().rstrip("=") + ".c", "of-auth"),
     ],
 )
 def test_the_tenant_is_the_tokens_or_the_contexts(token, tenant):
