@@ -17,8 +17,10 @@ def settings_from_env(environ: Mapping[str, str] = os.environ) -> dict[str, Any]
     Raises
     ------
     ConfigError
-        ``TCM_WS_URI`` is missing, or a number cannot be read.
+        ``TCM_WS_URI`` is missing, ``TCM_CA_FILE`` is empty, or a number cannot be read.
     """
+    if environ.get("TCM_CA_FILE") == "":  # by other authorities than those that were meant
+        raise ConfigError("TCM_CA_FILE is empty; unset it to trust the system's authorities")
     values = {name: value for name, value in environ.items() if name.startswith("TCM_") and value}
     for name in values.keys() - {"TCM_CLIENT_TOKEN"}:  # whose own check refuses one of white space alone
         values[name] = values[name].strip(AROUND_SECRETS)  # files of variables may have line ends of Windows

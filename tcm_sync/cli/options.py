@@ -136,13 +136,20 @@ def _open(client: TcmClient) -> None:
 
 
 def _variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if value}
+    return {name: value for name, value in os.environ.items() if value or name == "TCM_CA_FILE"}
+
+
+# An empty value, as of a shell's variable that is not set, must not do without these in silence.
+_NEVER_EMPTY = frozenset({"TCM_WS_URI", "TCM_CLIENT_TOKEN", "TCM_CA_FILE", "TCM_PROXY"})
 
 
 def _stores(variable: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def store(context: click.Context, _: click.Parameter, value: object) -> None:
-        if value is not None and not context.resilient_parsing:
-            context.ensure_object(Session).variables[variable] = str(value)
+    def store(context: click.Context, parameter: click.Parameter, value: object) -> None:
+        if value is None or context.resilient_parsing:
+            return
+        if variable in _NEVER_EMPTY and not str(value).strip(AROUND_SECRETS):
+            raise click.UsageError(f"{parameter.opts[0]} is empty: leave it out if it is not needed", context)
+        context.ensure_object(Session).variables[variable] = str(value)
 
     return store
 

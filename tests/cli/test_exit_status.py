@@ -62,6 +62,13 @@ def test_1_where_the_call_failed(cli, manager):
     assert "nobody" in line(done)
 
 
+def test_2_where_the_variable_of_the_authorities_is_empty(cli, monkeypatch):
+    monkeypatch.setenv("TCM_CA_FILE", "")
+    done = cli("health", "--uri", "wss://localhost/ws")
+    assert done.code == 2
+    assert "TCM_CA_FILE is empty" in line(done)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -72,6 +79,11 @@ def test_1_where_the_call_failed(cli, manager):
         (("infer", "echo", *INPUT, "--timeout", "-1"), "--timeout"),
         (("infer", "echo", *INPUT, "--timeout", "nan"), "timeout"),
         (("health", "--uri", "http://localhost"), "must start with ws://"),
+        (("health", "--uri", ""), "--uri is empty: leave it out"),
+        (("health", "--token", ""), "--token is empty: leave it out"),
+        (("health", "--proxy", ""), "--proxy is empty: leave it out"),
+        (("health", "--uri", "wss://localhost/ws", "--ca-file", ""), "--ca-file is empty: leave it out"),
+        (("--ca-file", " ", "health", "--uri", "wss://localhost/ws"), "--ca-file is empty: leave it out"),
         (("health", "--ca-file", "/no/such"), "not wss://"),
         (("health", "--token-file", "/no/such"), "cannot be read"),
         (("health", "--token-file", "-"), "holds no token"),

@@ -272,6 +272,8 @@ def test_an_empty_variable_is_as_good_as_none():
     [
         ({}, "TCM_WS_URI is not set"),
         ({"TCM_WS_URI": ""}, "TCM_WS_URI is not set"),
+        ({"TCM_WS_URI": URI, "TCM_CA_FILE": ""}, "TCM_CA_FILE is empty"),
+        ({"TCM_WS_URI": URI, "TCM_CA_FILE": " "}, "tls.ca_file is empty"),
         ({"TCM_WS_URI": URI, "TCM_TIMEOUT": "soon"}, "TCM_TIMEOUT must be a number, not 'soon'"),
         ({"TCM_WS_URI": URI, "TCM_POOL_SIZE": "2.5"}, "TCM_POOL_SIZE must be a number, not '2.5'"),
         ({"TCM_WS_URI": URI, "TCM_VM_IP": "10.0.0.1"}, "TCM_VM_IP and TCM_VM_ID need TCM_CONTAINER_ID"),
