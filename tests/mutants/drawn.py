@@ -122,6 +122,10 @@ def _mutate(root: Path, module: str, place: Place, operator: Operator, occurrenc
     changed = mutate_code(text, operator, occurrence)
     if changed is None or changed == text:
         return
+    try:
+        compile(changed, module, "exec")
+    except SyntaxError:  # no test is needed to find it
+        return
     lines = [
         line
         for line in difflib.ndiff(text.splitlines(), changed.splitlines())

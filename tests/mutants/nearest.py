@@ -17,22 +17,23 @@ NEAREST = {
     "tcm_sync/_pool/client_gates.py": (
         "unit/test_client_gates peer/test_leases peer/test_retries peer/test_overload"
     ),
-    "tcm_sync/_pool/client_turns.py": "client/test_turns",
+    "tcm_sync/_pool/client_turns.py": "unit/test_client_turns client/test_turns",
     "tcm_sync/_pool/concurrency_limit.py": "unit/test_concurrency_limit",
     "tcm_sync/_pool/connector.py": "unit/test_threads unit/test_pool",
-    "tcm_sync/_pool/gate.py": "unit/test_gate unit/test_client_gates",
+    "tcm_sync/_pool/gate.py": "unit/test_gate unit/test_client_gates unit/test_logs",
     "tcm_sync/_pool/inventory.py": "unit/test_inventory unit/test_pool peer/test_connection_endings",
     "tcm_sync/_pool/lease.py": "unit/test_lease peer/test_leases",
     "tcm_sync/_pool/manager_state.py": (
         "unit/test_pool_state unit/test_gate unit/test_pool peer/test_connecting"
     ),
     "tcm_sync/_pool/opening.py": (
-        "unit/test_pool_state peer/test_stats unit/test_pool_model unit/test_pool peer/test_connecting"
+        "unit/test_pool_state peer/test_stats unit/test_pool_model unit/test_pool peer/test_connecting "
+        "unit/test_logs"
     ),
     "tcm_sync/_pool/pace.py": "unit/test_pace",
     "tcm_sync/_pool/pool.py": (
         "unit/test_lease unit/test_pool_state unit/test_inventory unit/test_pool_model peer/test_leases "
-        "peer/test_shared_memory_requests"
+        "peer/test_shared_memory_requests unit/test_logs"
     ),
     "tcm_sync/_pool/pool_state.py": (
         "unit/test_pool_state unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting "
@@ -40,14 +41,14 @@ NEAREST = {
     ),
     "tcm_sync/_pool/runtime.py": "unit/test_logs unit/test_pool peer/test_outcomes client/test_close",
     "tcm_sync/_pool/stream_turns.py": "unit/test_stream_turns peer/test_known_faults",
-    "tcm_sync/_pool/process_table.py": "unit/test_turns client/test_turns",
+    "tcm_sync/_pool/process_table.py": "unit/test_turns client/test_turns unit/test_logs",
     "tcm_sync/_pool/turn_keys.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/turn_table.py": "unit/test_turn_table unit/test_turns",
     "tcm_sync/_pool/turns.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
     "tcm_sync/_transport/addresses.py": "unit/test_addresses peer/test_networks",
     "tcm_sync/_transport/authentication.py": (
-        "unit/test_opener unit/test_pool peer/test_auth peer/test_closing"
+        "unit/test_opener unit/test_pool peer/test_auth peer/test_closing unit/test_logs"
     ),
     "tcm_sync/_transport/connection.py": "unit/test_connection peer/test_connection_endings",
     "tcm_sync/_transport/counters.py": "unit/test_counters peer/test_stats",
@@ -64,7 +65,7 @@ NEAREST = {
     "tcm_sync/_transport/poller.py": "unit/test_poller unit/test_reader peer/test_replies",
     "tcm_sync/_transport/proxies.py": "unit/test_proxies peer/test_proxies",
     "tcm_sync/_transport/reader.py": (
-        "unit/test_reader peer/test_replies peer/test_garbage peer/test_stream_messages"
+        "unit/test_reader peer/test_replies peer/test_garbage peer/test_stream_messages unit/test_logs"
     ),
     "tcm_sync/_transport/replies.py": "unit/test_stream_replies peer/test_replies peer/test_stream_messages",
     "tcm_sync/_transport/sockets.py": "unit/test_sockets peer/test_connecting peer/test_tls",

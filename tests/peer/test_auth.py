@@ -39,6 +39,16 @@ def test_what_auth_says():
     assert len(uuid) >= len("svc") + 16  # 96 random bits are 16 characters of 64
 
 
+@pytest.mark.parametrize(
+    ("token", "tenant"), [(None, "of-auth"), ("x.eyJ0ZW5hbnQiOiAib2YtdG9rZW4ifQ.x", "of-token")]
+)
+def test_a_connection_has_the_tenant_that_the_manager_takes_it_for(token, tenant):
+    auth = AuthContext(token=token, tenant_id="of-auth")
+    with ScriptedPeer(echo) as peer, connect(peer, auth=auth) as client:
+        client.open(wait=True)
+        assert client._core.running().pool.any_open().tenant == tenant
+
+
 @pytest.mark.parametrize("capability", [None, [], ["json"], ["json", "shm", "protobuf"]])
 def test_every_form_of_auth_ok_is_understood(capability):
     def script(connection):

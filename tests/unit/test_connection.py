@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import ssl
 import struct
 import threading
 
@@ -143,6 +144,25 @@ def test_a_socket_that_takes_nothing_leaves_it_at_what_was_sent_before(wire, ref
     connection.sock = connection.sock._sock
     assert future.started is began
     assert caught.value.outcome_unknown is began
+
+
+class ReadsFirst(Unwilling):
+    """A TLS socket that must read something before it can write."""
+
+    def send(self, data, flags):
+        if self._error is None:
+            return self._sock.send(data, flags)
+        error, self._error = self._error, None
+        raise error
+
+
+def test_a_tls_socket_that_must_read_first_loses_nothing_of_the_message(wire):
+    connection = wire.connection
+    connection.sock = ReadsFirst(connection.sock, ssl.SSLWantReadError())
+    wire.send(b"text")
+    connection.sock = connection.sock._sock
+    assert wire.read() == [(TEXT, True, b"text")]
+    assert connection.bytes_sent == 2 + 4 + 4
 
 
 def test_a_message_larger_than_the_socket_takes_goes_out_as_the_peer_reads(wire):

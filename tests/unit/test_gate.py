@@ -494,3 +494,12 @@ def test_a_gate_says_why_it_is_shut_and_nothing_while_it_is_open():
     assert gate.describe().endswith(" s: nobody there")
     gate.open()
     assert gate.describe() is None
+
+
+def test_a_pause_is_as_long_on_a_machine_that_has_just_begun(clock):
+    clock.now = 0.25
+    gate = Gate("test", 8.0, 8.0)
+    gate.shut(CAUSE)
+    assert gate.try_pass() == 8.0
+    clock.pass_(7.0)
+    assert gate.try_pass() == 1.0

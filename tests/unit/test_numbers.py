@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import UserList
 from decimal import Decimal
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -264,3 +266,8 @@ def test_an_integer_may_have_64_bits(value):
     assert plain_json({"v": value}) == b'{"v":%d}' % value
     with pytest.raises(InputError, match="v: an integer of over 64 bits"):
         plain_json({"v": 2 * value})
+
+
+def test_mappings_and_sequences_of_other_kinds_are_written_as_objects_and_arrays():
+    value = {"m": MappingProxyType({"a": 1}), "s": UserList([1, {"b": (2,)}])}
+    assert plain_json(value) == b'{"m":{"a":1},"s":[1,{"b":[2]}]}'

@@ -72,6 +72,20 @@ def test_streams_are_mentioned_where_they_have_sockets():
         lease.release()
 
 
+@pytest.mark.parametrize(
+    ("setting", "advice"),
+    [
+        ("pool_size", "Raise timeout, pool_timeout or pool_size, or send more rows a call"),
+        ("management_pool_size", "Raise timeout or management_pool_size"),
+    ],
+)
+def test_a_call_that_found_all_sockets_busy_is_told_what_to_raise(setting, advice):
+    pool = bare_pool(setting=setting)
+    lease = pool.acquire(Deadline(0.0))
+    assert pool.state._timeout_error(waiter(pool)).message.endswith(advice)
+    lease.release()
+
+
 # --- what is opened, and who fails ---
 
 
@@ -86,6 +100,18 @@ def test_a_refused_token_fails_those_for_whom_no_socket_is_there(sockets, failed
     assert failures(waiting) == [type(None)] * (3 - failed) + [AuthenticationError] * failed
     for lease in leases:
         lease.release()
+
+
+@pytest.mark.parametrize(("shut", "opened"), [(False, 3), (True, 1)])
+def test_a_socket_is_opened_for_each_who_waits_and_one_to_try_a_manager_that_failed(shut, opened):
+    pool = bare_pool(size=5, sockets=0)
+    if shut:
+        pool.state.manager_gate.shut(ConnectFailedError("nobody there"))
+        pool.state.manager_gate._opens_at = 0.0
+    waiting = [waiter(pool, timeout=PATIENCE) for _ in range(3)]
+    assert pool.state.grow() == opened
+    assert pool.state.opening == opened
+    assert failures(waiting) == [type(None)] * 3
 
 
 def test_an_opened_connection_is_counted():
@@ -196,3 +222,30 @@ def test_the_first_pause_after_a_refused_token_is_a_second(monkeypatch):
     gate = ManagerState("h").auth_gate
     gate.shut(REFUSED)
     assert 0.9 < gate.try_pass() <= 1.0
+
+
+# --- limits that are learned ---
+
+
+def test_the_limit_of_a_tenant_is_logged_once_it_is_lower(caplog):
+    caplog.set_level(logging.WARNING, "tcm_sync.pool")
+    pool = bare_pool(sockets=2, size=2)
+    burst = list(pool.state.inventory.all.values())
+    for connection in burst:
+        connection.sent_at.append(monotonic())
+    for connection in burst:
+        pool.learn_tenant_limit(connection, BackpressureError("too many"))
+    assert flush(PATIENCE)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("this client sends 0.8 a second from now on: too many")
+
+
+def test_no_more_requests_go_out_than_the_manager_took_at_a_time():
+    pool = bare_pool(size=3, sockets=3)
+    leases = [pool.acquire(Deadline(0.0)) for _ in range(2)]
+    pool.state.limit.refused(leases[0].connection, 2, BackpressureError("the queue is full"))
+    assert pool.state.limit.width == 1
+    assert pool.state.choose() is None
+    for lease in leases:
+        lease.release()
+    assert pool.state.choose() is not None

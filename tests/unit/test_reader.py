@@ -124,3 +124,17 @@ def test_a_tls_socket_that_was_closed_or_paused_is_read_no_further(reader, monke
     )
     reader._read(connection)
     assert (len(reads), later) == (1, [])
+
+
+def test_where_one_socket_is_dead_the_others_are_doubted(reader):
+    doubts, closed = [], []
+    reader.add_pool(SimpleNamespace(doubt=doubts.append, lost=lambda *how: closed.append(how)))
+    connection = SimpleNamespace(
+        uuid="u", fileno=lambda: 99, paused=True, pool=reader._pools[0], close=lambda *how: None
+    )
+    reader._connections[99] = connection
+    before = monotonic()
+    reader._close_dead(connection, "no sign of life")
+    (since,) = doubts
+    assert before - 2.0 < since < monotonic()
+    assert closed == [(connection, "no sign of life")]

@@ -37,8 +37,9 @@ from tcm_sync import (
     TritonOverloadedError,
     TritonTimeoutError,
 )
-from tcm_sync._calls.retrying import Repeats
+from tcm_sync._calls.retrying import Repeats, perform
 from tcm_sync._deadline import Deadline
+from tcm_sync._reentry import Callers
 from tcm_sync.retry import Verdict
 
 FATAL, COUNTED, FREE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE
@@ -453,3 +454,25 @@ def test_what_is_sent_once_is_repeated_only_if_it_did_not_run(clock):
     assert Call(clock, unsent, once=True).run() == "result"
     for ran in (lost(), failure(), failure(ShuttingDownError, outcome_unknown=True)):
         assert Call(clock, ran, once=True).fails() is ran
+
+
+def test_a_call_inside_another_one_of_its_thread_is_refused_and_one_after_it_is_not():
+    core = SimpleNamespace(
+        listeners=SimpleNamespace(heard=()),
+        callers=Callers(),
+        running=lambda: SimpleNamespace(sender=None),
+        counts=SimpleNamespace(called=lambda _: None, failed=lambda _: None),
+    )
+    made = []
+
+    def call(attempt):
+        return SimpleNamespace(watch=None, deadline=Deadline(None), attempt=attempt)
+
+    def attempt_both(_sender):
+        made.append("outer")
+        with pytest.raises(ReentrantCallError):
+            perform(core, call(lambda _: made.append("inner")), None)
+
+    assert perform(core, call(attempt_both), None) == 1
+    assert perform(core, call(lambda _: made.append("next")), None) == 1
+    assert made == ["outer", "next"]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tcm_sync import ConnectionLostError
-from tcm_sync._transport.replies import Refusal, StreamReplies
+from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture, StreamReplies
 
 GUARD = 30.0
 
@@ -69,3 +69,11 @@ def test_a_wait_that_ends_as_something_comes_loses_nothing(replies):
     assert taken + replies.take(0.0) == [b"%d" % number for number in range(count)]
     assert not replies._waiting
     assert not replies._arrived.acquire(blocking=False), "a wake-up was left over"
+
+
+def test_every_call_that_waits_is_claimed_once():
+    first, second = ReplyFuture(), StreamReplies(10)
+    pending = PendingReplies(a=first, b=second)
+    assert pending.claim_all() == [first, second]
+    assert pending.claim_all() == []
+    assert pending == {}

@@ -28,6 +28,7 @@ from tcm_sync._pool.turn_table import (
     MAGIC,
     MOST_PROCESSES,
     MOST_TURNS,
+    PRESENT_NS,
     SIZE,
     TICK_NS,
     Table,
@@ -161,6 +162,14 @@ def test_other_processes_are_counted_while_they_are_present(table, clock):
     assert claim(table, 2, clock.now).others == 1
     clock.now += 2 * 10**9
     assert claim(table, 2, clock.now).others == 0
+
+
+def test_a_process_that_goes_on_asking_stays_present(table, clock):
+    claim(table, 1, clock.now)
+    clock.now += PRESENT_NS * 6 // 10
+    claim(table, 1, clock.now)
+    clock.now += PRESENT_NS * 6 // 10
+    assert claim(table, 2, clock.now).others == 1
 
 
 def test_arrivals_are_counted_once_a_process_until_it_was_gone(table, clock):

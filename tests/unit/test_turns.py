@@ -754,3 +754,20 @@ def test_a_table_that_is_opened_while_the_last_user_leaves_is_not_kept_open(fold
     these.join(closed)
     take(these, closed).release()
     assert these._table is None
+
+
+@pytestmark_linux
+def test_a_lock_that_was_free_once_is_tried_as_often_as_at_first(folder, closed, monkeypatch):
+    table, outcomes = ProcessTable().get(), iter([False, False, True, False, False, True])
+
+    class OftenHeld:
+        def get(self):
+            if next(outcomes):
+                return table
+            raise TableBusyError("planted")
+
+    these = Turns(1, 100, OftenHeld())
+    these.join(closed)
+    monkeypatch.setattr(these, "_is_alone", lambda now: False)
+    shared = [take(these, closed).place is not None for _ in range(6)]
+    assert shared == [False, False, True, False, False, True]
