@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from tcm_sync.results import InferResult
 
 
-def to_json(value: object) -> Any:
+def to_json(value: object, otherwise: Callable[[Any], Any]) -> Any:
     """Return a result, an array or a number of numpy as plain lists and numbers.
 
     JSON has no NaN and no infinity: they become None.
@@ -19,11 +19,8 @@ def to_json(value: object) -> Any:
     ----------
     value : InferResult, ndarray or numpy.generic
         What an encoder cannot write itself.
-
-    Raises
-    ------
-    TypeError
-        It is something else.
+    otherwise : callable
+        Called with `value` if it is something else: what the encoder does without this.
     """
     if isinstance(value, InferResult):
         return {name: _array(array) for name, array in value.items()}
@@ -31,7 +28,7 @@ def to_json(value: object) -> Any:
         return _array(np.asarray(value))
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+    return otherwise(value)
 
 
 def _array(array: np.ndarray[Any, Any]) -> Any:

@@ -156,10 +156,7 @@ class TcmJSONProvider(DefaultJSONProvider):
         object
             Lists, numbers and strings.
         """
-        try:
-            return to_json(o)
-        except TypeError:
-            return DefaultJSONProvider.default(o)
+        return to_json(o, DefaultJSONProvider.default)
 
 
 def _clients_of(config: Mapping[str, Any]) -> dict[str, TcmClient]:

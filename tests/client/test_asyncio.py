@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -13,13 +14,18 @@ from ..helpers.waiting import GUARD, wait_until
 
 
 @pytest.fixture
-def client(serve, connect, gated):
+def manager(serve):
     def double(arrays):
         if 999 in arrays["x"]:
             raise ModelFailure("TRITON_INFERENCE_FAILED", "unlucky")
         return {"y": arrays["x"] * 2}
 
-    return connect(serve({"double": double}, workers=8), pool_size=4)
+    return serve({"double": double}, workers=8)
+
+
+@pytest.fixture
+def client(manager, connect):
+    return connect(manager, pool_size=4)
 
 
 def run(coroutine):
@@ -53,13 +59,15 @@ def test_200_calls_of_one_loop_return_each_its_own_and_the_loop_goes_on(client, 
 
         counting = asyncio.create_task(count())
         results = await asyncio.gather(*(ask(float(number)) for number in range(200)))
+        threads = sum(thread.name == "tcm-sync-worker" for thread in threading.enumerate())
         finished.set()
         await counting
-        return results, turns
+        return results, turns, threads
 
-    results, turns = run(main())
+    results, turns, threads = run(main())
     assert [result["y"].item() for result in results] == [2.0 * number for number in range(200)]
     assert turns > 10, "the loop ran other tasks meanwhile"
+    assert threads <= 4, "as many calls at a time as connections"
 
 
 @CALLS
@@ -95,7 +103,7 @@ def test_a_cancelled_call_that_runs_ends_in_the_background_and_disturbs_nobody(c
 
 
 @pytest.mark.parametrize("kind", ["submit", "submit_sample"])
-def test_a_timeout_of_the_loop_cancels_what_has_not_begun(client, gated, kind):
+def test_a_timeout_of_the_loop_cancels_what_has_not_begun(client, manager, gated, kind):
     model = client.model("gated", batch=BatchPolicy(max_size=4, max_wait=GUARD))
 
     async def main():
@@ -110,3 +118,4 @@ def test_a_timeout_of_the_loop_cancels_what_has_not_begun(client, gated, kind):
         assert [result["y"].item() for result in results] == [0, 1, 2, 3]
 
     run(main())
+    assert manager.stats().executions["gated"] == 4, "what was cancelled was not sent"

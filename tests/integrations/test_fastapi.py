@@ -1,4 +1,4 @@
-"""The example of FastAPI with batches, under a real uvicorn, with a real manager."""
+"""The example of FastAPI, under a real uvicorn, with a real manager."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def service(manager):
     """The service under uvicorn: its port."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "batching:app", "--port", str(port), "--log-level", "warning"],
+        [sys.executable, "-m", "uvicorn", "service:app", "--port", str(port), "--log-level", "warning"],
         cwd=EXAMPLE,
         env=environment(manager),
         stderr=subprocess.PIPE,

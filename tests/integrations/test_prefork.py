@@ -25,13 +25,14 @@ def workers_of(server):
 
 
 PLAIN = "import os\nbind = os.environ['BIND']\nworkers = 2\n"
+GUNICORN = ["gunicorn", "--config", "../gunicorn.conf.py"]
 UWSGI = ["uwsgi", "--ini", "uwsgi.ini", "--pythonpath", os.pathsep.join(filter(None, sys.path))]
 
 
 @pytest.mark.parametrize(
     ("framework", "command"),
     [
-        pytest.param("django", ["gunicorn"], id="django under gunicorn, gthread and preload"),
+        pytest.param("django", [*GUNICORN, "service.wsgi"], id="django under gunicorn, gthread and preload"),
         pytest.param(
             "flask", ["gunicorn", "--config", "PLAIN", "service:app"], id="flask under gunicorn, sync"
         ),
@@ -60,7 +61,7 @@ def test_no_request_fails_while_managers_restart_and_workers_are_recycled(
     digits_manager, expected, serve_web
 ):
     options = ["--workers", "4", "--worker-class", WORKER, "--max-requests", str(REQUESTS // 16)]
-    web = serve_web(["gunicorn", *options], EXAMPLES / "flask", environment(digits_manager))
+    web = serve_web([*GUNICORN, *options, "service:app"], EXAMPLES / "flask", environment(digits_manager))
     get(web.port, "/readyz")
     first = workers_of(web)
     numbers = iter(range(REQUESTS))

@@ -28,7 +28,4 @@ class TcmJSONEncoder(DjangoJSONEncoder):
         object
             Lists, numbers and strings.
         """
-        try:
-            return to_json(o)
-        except TypeError:
-            return super().default(o)
+        return to_json(o, super().default)

@@ -1,8 +1,13 @@
-"""Settings of gunicorn: ``cd examples/django && gunicorn``."""
+"""Settings of gunicorn for the examples of Flask and Django.
+
+::
+
+    cd examples/flask && gunicorn --config ../gunicorn.conf.py service:app
+    cd examples/django && gunicorn --config ../gunicorn.conf.py service.wsgi
+"""
 
 import os
 
-wsgi_app = "service.wsgi"
 bind = os.environ.get("BIND", "127.0.0.1:8080")
 worker_class = "gthread"
 workers = 2
