@@ -136,7 +136,7 @@ class Core:
         runtime, state = self.runtime, self.state
         if runtime is None or state is not State.OPEN:
             return f"<TcmClient {self.settings.shown_uri} {state.value}>"
-        sockets, busy, waiting = runtime.pool.glance()
+        sockets, busy, waiting = runtime.pool.read_unlocked()
         parts = [f"open, {sockets} of {self.settings.pool_size} sockets, {busy} calls in flight"]
         if waiting:
             parts.append(f"{waiting} waiting")
@@ -183,7 +183,7 @@ class Core:
         """Open a first socket, and wait until it is authenticated if that is wanted."""
         runtime = self.running()
         if not wait:
-            runtime.pool.warm()
+            runtime.pool.open_first()
             return
         lease = runtime.pool.acquire(deadline, eager=True)
         try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tcm_sync._lapsing import Lapsing
 from tcm_sync._logs import Log
 from tcm_sync._transport.authentication import fresh_uuid
+from tcm_sync._ttl_cache import TtlCache
 from tcm_sync._wire.encode import StatedLimit, encode_message, size_of
 from tcm_sync.errors import InferenceFailedError, MessageTooLargeError, PayloadTooLargeError
 from tcm_sync.settings import AuthContext
@@ -91,8 +91,8 @@ class RowLimits:
     """The most rows of a request, by route and model; a limit is kept for ten minutes after a refusal."""
 
     def __init__(self) -> None:
-        self._rows: Lapsing[Target, int] = Lapsing(_KEPT, _MOST_TARGETS)
-        self._bytes: Lapsing[Target, int] = Lapsing(_KEPT, _MOST_TARGETS)  # of arrays: a payload budget
+        self._rows: TtlCache[Target, int] = TtlCache(_KEPT, _MOST_TARGETS)
+        self._bytes: TtlCache[Target, int] = TtlCache(_KEPT, _MOST_TARGETS)  # of arrays: a payload budget
 
     def rows(self, target: Target, row_bytes: int) -> int | None:
         """Return the most rows that a request may have, None if there is no such limit.
@@ -139,7 +139,7 @@ class RowLimits:
         return max(1, min(most, rows - 1))
 
 
-def _lower(limits: Lapsing[Target, int], target: Target, limit: int) -> int:
+def _lower(limits: TtlCache[Target, int], target: Target, limit: int) -> int:
     """Keep the lower limit."""
     known = limits.get(target)
     limit = limit if known is None else min(limit, known)

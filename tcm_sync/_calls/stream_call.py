@@ -7,7 +7,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tcm_sync._pool.call import Call, blamed
+from tcm_sync._pool.call import Call, note_outcome
 from tcm_sync._process import notice_fork
 from tcm_sync._transport.replies import Refusal, StreamReplies
 from tcm_sync._wire.decode import decode_failure, decode_stream, decode_text
@@ -131,7 +131,7 @@ class StreamCall(Call):
                 return None
             item = self._items.popleft()
             if isinstance(item, Refusal):
-                return blamed(item, self._replies)
+                return note_outcome(item, self._replies)
             if self.watch is not None:
                 self.watch.received(item)
             reply = decode_stream(item, self.connection.uuid)

@@ -7,7 +7,7 @@ from time import monotonic
 from tcm_sync._pool.call import Call
 from tcm_sync._pool.client_gates import ClientGates
 from tcm_sync._pool.client_turns import ClientTurns
-from tcm_sync._pool.gate import Gate, Prober, again
+from tcm_sync._pool.gate import Gate, Prober, copy_for_call
 from tcm_sync._pool.lease import Lease
 from tcm_sync._pool.pool import Pool
 from tcm_sync._pool.stream_turns import StreamTurns
@@ -116,9 +116,9 @@ class CallSender:
                     lease.discard(_INTERRUPTED)
                     raise
             finally:
-                _abandon(gates, prober)
+                _end_probes(gates, prober)
         finally:
-            _abandon(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
+            _end_probes(gates, prober)  # once more, if a KeyboardInterrupt has hit the first
 
     def _pool_of(self, call: Call) -> Pool:
         return self._management if call.kind == "management" else self._pool
@@ -215,7 +215,7 @@ class CallSender:
         if turns is not None and not call.streaming:
             turns.replied(call.target, connection.last_sent, connection.last_received)
         call.accept(lease)
-        self._manager_gate.forgive()
+        self._manager_gate.reset_pause()
         if gates:
             self._gates.passed(call.target, gates, prober)
         return True
@@ -250,19 +250,19 @@ class CallSender:
         """Discard the connection of an attempt that ended without an answer, and note that in `error`."""
         connection = lease.connection
         if isinstance(error, CallTimeoutError):
-            self._doubt_others(connection)
+            self._check_others(connection)
         lease.discard(f"a reply was outstanding: {type(error).__name__}")
         call.may_have_run = call.may_have_run or future.started
         if isinstance(error, TcmError):
-            _name(error, connection, call)
+            _note_call(error, connection, call)
             error.outcome_unknown = future.started
 
-    def _doubt_others(self, connection: Connection) -> None:
+    def _check_others(self, connection: Connection) -> None:
         """Have idle connections checked after a call timed out on one on which nothing came since."""
         sent_at = connection.sent_at[-1]
         if connection.last_received < sent_at:
             for pool in (self._pool, self._management):
-                pool.doubt(sent_at)
+                pool.check_silent(sent_at)
 
     def _refused(
         self, lease: Lease, call: Call, refusal: Refusal, gates: tuple[Gate, ...], prober: Prober | None
@@ -270,7 +270,7 @@ class CallSender:
         """Return the failure. The gates and the pool note it before others get the connection."""
         failure = refusal.error
         connection = lease.connection
-        _name(failure, connection, call)
+        _note_call(failure, connection, call)
         call.may_have_run = call.may_have_run or failure.outcome_unknown
         try:
             if not isinstance(failure, (ConnectionLostError, ShuttingDownError, ClientClosedError)):
@@ -282,7 +282,7 @@ class CallSender:
             elif failure.code == TENANT_LIMIT:
                 pool.learn_tenant_limit(connection, failure)
             elif isinstance(failure, BackpressureError) and pool is self._pool:
-                pool.narrow(connection, failure)  # not of jobs, which take minutes
+                pool.lower_concurrency(connection, failure)  # not of jobs, which take minutes
         finally:
             if refusal.reusable:
                 lease.release()
@@ -298,17 +298,17 @@ class CallSender:
         The manager may have said why before it closed, and the reader is about to read it.
         """
         if connection.closed and connection.loss and self._pending.claim(connection.uuid):
-            error = again(connection.loss)  # the reader was done with it before the future was there
+            error = copy_for_call(connection.loss)  # the reader was done with it before the future was there
             error.outcome_unknown = future.started
-            return Refusal(_late(error, future))
+            return Refusal(_failure_to_send(error, future))
         left = call.deadline.remaining()
         refusal = future.refusal(_EXPLANATION if left is None else min(_EXPLANATION, left))
         if refusal is None:
             raise lost
-        return Refusal(_late(refusal.error, future), refusal.reusable)
+        return Refusal(_failure_to_send(refusal.error, future), refusal.reusable)
 
 
-def _name(error: TcmError, connection: Connection, call: Call) -> None:
+def _note_call(error: TcmError, connection: Connection, call: Call) -> None:
     """Note of a failed attempt on which socket it was and which call it is of, for the log and listeners."""
     error.uuid = connection.uuid
     if call.target is not None:
@@ -317,7 +317,7 @@ def _name(error: TcmError, connection: Connection, call: Call) -> None:
         call.watch.attempt_failed(error)
 
 
-def _late(error: TcmError, future: Future) -> TcmError:
+def _failure_to_send(error: TcmError, future: Future) -> TcmError:
     """Return why a connection could not be sent on, for the call that found it so."""
     if not future.started and isinstance(error, (ProtocolError, MessageTooLargeError)):
         return ConnectionLostError(f"the connection was lost before anything was sent: {error.message}")
@@ -326,8 +326,8 @@ def _late(error: TcmError, future: Future) -> TcmError:
     return error
 
 
-def _abandon(gates: tuple[Gate, ...], prober: Prober) -> None:
+def _end_probes(gates: tuple[Gate, ...], prober: Prober) -> None:
     """End the probes that had no outcome."""
     for gate in gates:
         if gate.cause is not None:
-            gate.abandon(prober)
+            gate.end_probe(prober)

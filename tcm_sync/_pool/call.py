@@ -117,7 +117,7 @@ class Call:
             future.wait(None)  # the reader has claimed it, and resolves it at once
         outcome = future.outcome
         if isinstance(outcome, Refusal):
-            return blamed(outcome, future)
+            return note_outcome(outcome, future)
         assert outcome is not None
         if self.watch is not None:
             self.watch.received(outcome)
@@ -146,7 +146,7 @@ class Call:
         lease.release()
 
 
-def blamed(refusal: Refusal, future: Future) -> Refusal:
+def note_outcome(refusal: Refusal, future: Future) -> Refusal:
     """Note on a failure that came in place of a reply whether the request may have run."""
     if isinstance(refusal.error, (ConnectionLostError, ClientClosedError)):
         refusal.error.outcome_unknown = future.started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import monotonic
 
-from tcm_sync._pool.gate import again
+from tcm_sync._pool.gate import copy_for_call
 from tcm_sync._transport.connection import Connection
 from tcm_sync.errors import TcmError
 
@@ -39,7 +39,7 @@ class ConcurrencyLimit:
     @property
     def cause(self) -> TcmError | None:
         """The refusal that lowered it, for a call that cannot wait, or None where it is not limited."""
-        return None if self.exact is None or self._cause is None else again(self._cause)
+        return None if self.exact is None or self._cause is None else copy_for_call(self._cause)
 
     def refused(self, connection: Connection, under_way: int, cause: TcmError) -> bool:
         """Lower it: the request on `connection` was refused with so many under way. Whether it did.
@@ -51,7 +51,7 @@ class ConcurrencyLimit:
         most = under_way if self.exact is None else min(under_way, self.exact)
         self.exact = max(1.0, most / 2)
         self._lowered_at = self._rested_at = monotonic()
-        self._cause = again(cause)
+        self._cause = copy_for_call(cause)
         return True
 
     def answered(self, connection: Connection) -> None:

@@ -34,7 +34,7 @@ class Gate:
     """Holds callers back together, so that only one of them at a time tries a failing manager.
 
     Open, it lets every caller pass. `shut` closes it for a pause that doubles each time; when the pause is
-    over one caller passes as the probe, and its outcome decides: `open`, `shut` again, or `abandon` (no
+    over one caller passes as the probe, and its outcome decides: `open`, `shut` again, or `end_probe` (no
     outcome: the next one probes).
 
     Parameters
@@ -79,7 +79,7 @@ class Gate:
         self._condition = (
             threading.Condition()
         )  # guards all attributes below; `cause` is also read without it
-        self._pause = 0.0  # of the last shutting; 0.0 once that is forgiven
+        self._pause = 0.0  # of the last shutting; 0.0 once the pause is reset
         self._opens_at = 0.0
         self._prober: weakref.ref[Prober] | None = None  # the probe that passed, until its outcome is known
         self._probe_ends = inf  # when the probe is over, whatever became of it
@@ -98,7 +98,7 @@ class Gate:
         """Shut, because of `cause`; whether this shut it, and not a failure of the same burst before.
 
         `pause` is the least pause, in seconds; `exactly` is the pause that the manager asked for. An outage
-        is one line at the gate's level: until it is forgiven, shutting the gate again is logged at DEBUG.
+        is one line at the gate's level: until the pause is reset, shutting the gate again is logged at DEBUG.
         """
         with self._condition:
             now = monotonic()
@@ -127,27 +127,27 @@ class Gate:
                     )
                 )
             # A copy: the error itself holds on to the frames that it was raised in.
-            self.cause, self._opens_at, self._prober = again(cause), now + seconds, None
+            self.cause, self._opens_at, self._prober = copy_for_call(cause), now + seconds, None
             self._condition.notify_all()
         if log_now:
             self.write_log()
         return True
 
-    def open(self, *, forgive: bool = True, log_now: bool = True) -> None:
-        """Open. Unless `forgive`, the next pause is still longer than the last one."""
+    def open(self, *, reset_pause: bool = True, log_now: bool = True) -> None:
+        """Open. Unless `reset_pause`, the next pause is still longer than the last one."""
         with self._condition:
-            self._open(forgive=forgive)
+            self._open(reset_pause=reset_pause)
         if log_now:
             self.write_log()
 
-    def _open(self, *, forgive: bool) -> None:
+    def _open(self, *, reset_pause: bool) -> None:
         if self.cause is not None:
             lasted = monotonic() - self._shut_at
             text = f"{self.name} gate open again{self._where}, it was shut for {lasted:.3f} s: {self.cause}"
             self._unlogged.append((logging.INFO, text))
             self._add_opened(lasted)
         self.cause, self._prober = None, None
-        if forgive:
+        if reset_pause:
             self._pause = 0.0
         self._condition.notify_all()
 
@@ -179,7 +179,7 @@ class Gate:
             return None
         return f"shut for {seconds:.1f} s: {cause}" if seconds > 0.0 else f"being tried: {cause}"
 
-    def forgive(self) -> None:
+    def reset_pause(self) -> None:
         """Begin the next shutting with the first pause again."""
         if self._pause and self.cause is None:
             with self._condition:
@@ -190,7 +190,7 @@ class Gate:
         """Whether it is open, or would have opened long ago."""
         return self.cause is None or monotonic() > self._opens_at + self._maximum
 
-    def abandon(self, prober: Prober | None = None) -> None:
+    def end_probe(self, prober: Prober | None = None) -> None:
         """End the probe of `prober`, or of anyone, which had no outcome."""
         with self._condition:
             if prober is None or self.is_probed_by(prober):
@@ -219,7 +219,7 @@ class Gate:
             if now < self._probe_ends:
                 return inf
             if self._refused_within is not None:
-                self._open(forgive=True)
+                self._open(reset_pause=True)
                 return 0.0
         if now < self._opens_at:
             return self._opens_at - now
@@ -259,13 +259,13 @@ class Gate:
                     return cause is not None
                 assert cause is not None
                 if left is not None and (left <= 0.0 or inf > seconds > left):
-                    raise again(cause)
+                    raise copy_for_call(cause)
                 if seconds == inf:
                     seconds = min(self._probe_ends - monotonic(), _AUDIT_INTERVAL)
                 self._condition.wait(_sooner(max(seconds, 0.0), left))
 
 
-def again(error: TcmError) -> TcmError:
+def copy_for_call(error: TcmError) -> TcmError:
     """Return a copy of an error that another call has met, to be raised by this one."""
     copy = type(error)(error.message)
     vars(copy).update({name: value for name, value in vars(error).items() if name != "__notes__"})

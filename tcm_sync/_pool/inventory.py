@@ -35,7 +35,7 @@ class Inventory:
         self._size = size
         self.all: dict[str, Connection] = {}  # by uuid
         self.idle: deque[Connection] = deque()  # the most recently used last
-        self.doubted: set[Connection] = set()  # those that are not idle because they are being checked
+        self.being_checked: set[Connection] = set()  # those that are not idle because they are being checked
         self.with_streams: set[Connection] = set()  # those that are leased to streams
         self._sent_before: deque[deque[float]] = deque(
             maxlen=16
@@ -59,7 +59,7 @@ class Inventory:
         self._sent_before.append(connection.sent_at)
         if connection in self.idle:
             self.idle.remove(connection)
-        self.doubted.discard(connection)
+        self.being_checked.discard(connection)
         self.with_streams.discard(connection)
         connection.leased_at = connection.lease = connection.when_lost = None
         return True
@@ -70,7 +70,7 @@ class Inventory:
             c
             for c in self.all.values()
             if c not in self.idle
-            and c not in self.doubted
+            and c not in self.being_checked
             and (c.leased_at is None or c.leased_at < before)
             and (c.lease is None or c.lease() is None)
         ]
@@ -101,19 +101,19 @@ class Inventory:
         connection.idle_since = now
         self.idle.append(connection)
 
-    def doubt(self, since: float) -> list[Connection]:
+    def take_silent(self, since: float) -> list[Connection]:
         """Take out the idle connections of which nothing was heard since a moment, to be checked."""
-        doubted = [connection for connection in self.idle if connection.last_received < since]
-        for connection in doubted:
+        silent = [connection for connection in self.idle if connection.last_received < since]
+        for connection in silent:
             self.idle.remove(connection)
-        self.doubted.update(doubted)
-        return doubted
+        self.being_checked.update(silent)
+        return silent
 
-    def vouch(self, connection: Connection) -> bool:
+    def passed_check(self, connection: Connection) -> bool:
         """Make a connection that was checked idle again; whether it was being checked."""
-        if connection not in self.doubted:
+        if connection not in self.being_checked:
             return False
-        self.doubted.discard(connection)
+        self.being_checked.discard(connection)
         self.idle.append(connection)
         return True
 
@@ -174,7 +174,7 @@ class Inventory:
         longest = self._settings.max_idle
         return min(
             (
-                now + longest if c.leased_at is not None or c in self.doubted else self._expires_at(c)
+                now + longest if c.leased_at is not None or c in self.being_checked else self._expires_at(c)
                 for c in self.all.values()
             ),
             default=inf,

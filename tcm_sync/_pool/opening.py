@@ -57,7 +57,7 @@ class PoolOpening:
         self._connector = connector
         self._reader = reader
 
-    def warm(self) -> None:
+    def open_first(self) -> None:
         """Open a first connection without waiting for it."""
         state = self._state
         with state.lock:
@@ -103,11 +103,11 @@ class PoolOpening:
             stale = shutdowns != state.shutdowns
             if stale:
                 state.opening_ended()
-                state.auth_gate.abandon(state.prober)
+                state.auth_gate.end_probe(state.prober)
                 wanted = state.grow()
             else:  # before the reader can report a shutdown on this very socket
                 was_shut = state.gate_cause() is not None
-                state.manager_gate.open(forgive=False, log_now=False)
+                state.manager_gate.open(reset_pause=False, log_now=False)
                 state.auth_gate.open(log_now=False)
         if stale:
             connection.close()  # to the manager that is shutting down: it proves nothing
@@ -159,10 +159,10 @@ class PoolOpening:
         refused = isinstance(error, AuthenticationError)
         if refused:
             state.auth_gate.shut(error)
-            state.manager_gate.open(forgive=False)
+            state.manager_gate.open(reset_pause=False)
         else:
             state.manager_gate.shut(error, _pause_after(error))
-            state.auth_gate.abandon(state.prober)
+            state.auth_gate.end_probe(state.prober)
         with state.lock:
             state.opening_ended()
             replacing = next((c for c in state.inventory.all.values() if c.replacing), None)

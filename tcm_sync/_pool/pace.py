@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from time import monotonic
 
-from tcm_sync._pool.gate import again
+from tcm_sync._pool.gate import copy_for_call
 from tcm_sync.errors import TcmError
 
 _CUT = 0.8  # what a refusal leaves of the rate
@@ -46,7 +46,7 @@ class Pace:
     def cause(self) -> TcmError | None:
         """The latest refusal, for a call that cannot wait, or None where there is no rate."""
         with self._lock:
-            return None if self._cause is None else again(self._cause)
+            return None if self._cause is None else copy_for_call(self._cause)
 
     def _rate(self, now: float) -> float:
         rested = max(0.0, now - self._lowered_at - _REST)
@@ -82,7 +82,7 @@ class Pace:
             now = monotonic()
             rate = min(self._rate(now), accepted + 1) if self.active else max(accepted, 1)
             self._lowered_to = max(_LEAST, _CUT * rate)
-            self._lowered_at, self._cause = now, again(cause)
+            self._lowered_at, self._cause = now, copy_for_call(cause)
             self._next_at = now + 1.0 / self._lowered_to
             self.active = True
             return self._lowered_to

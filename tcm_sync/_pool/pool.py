@@ -84,9 +84,9 @@ class Pool:
 
     # --- callers ---
 
-    def warm(self) -> None:
+    def open_first(self) -> None:
         """Open a first connection without waiting for it."""
-        self._opening.warm()
+        self._opening.open_first()
 
     def acquire(
         self,
@@ -179,7 +179,7 @@ class Pool:
                 state.serve_waiters()
                 wanted += state.grow()
             if state.draining:
-                state.calm.notify_all()
+                state.lease_ended.notify_all()
         if reason is not None:
             log_closed(connection, reason)
         if wanted:
@@ -227,26 +227,26 @@ class Pool:
         if idle:
             log_closed(connection, reason)
 
-    def doubt(self, since: float) -> None:
+    def check_silent(self, since: float) -> None:
         """Lend no idle connection of which nothing was heard since a moment, before it was checked.
 
         Another one was found dead, or a call on it timed out without a sign of life: these may be dead too.
         """
         with self.state.lock:
-            doubted = self.state.inventory.doubt(since)
-        if doubted:
-            self.reader.check(doubted)
+            silent = self.state.inventory.take_silent(since)
+        if silent:
+            self.reader.check(silent)
 
-    def vouch(self, connection: Connection) -> None:
+    def passed_check(self, connection: Connection) -> None:
         """Lend a connection again that was checked, and lives."""
         state = self.state
         with state.lock:
             reason = connection.closing_reason
             if reason is None:
-                if state.inventory.vouch(connection):
+                if state.inventory.passed_check(connection):
                     state.serve_waiters()
                 return
-            if connection not in state.inventory.doubted:
+            if connection not in state.inventory.being_checked:
                 return  # an earlier check lent it again: it is closed when it is released
             state.remove(connection, reason)
         self._close(connection, reason)
@@ -265,17 +265,17 @@ class Pool:
         """Take a caller out of the queue."""
         with self.state.lock:
             if self.state.waiters.leave(waiter):
-                self.state.calm.notify_all()
+                self.state.lease_ended.notify_all()
 
     # --- limits that the manager's refusals teach ---
 
-    def narrow(self, connection: Connection, cause: TcmError) -> None:
+    def lower_concurrency(self, connection: Connection, cause: TcmError) -> None:
         """Send less at a time: the manager had too much to do for the request on `connection`."""
         state = self.state
         with state.lock:
-            narrowed = state.limit.refused(connection, state.under_way(), cause)
+            lowered = state.limit.refused(connection, state.under_way(), cause)
             width = state.limit.width
-        if narrowed:
+        if lowered:
             log.info("at most %s requests at a time for now: %s", width, cause)
 
     def learn_limit(self, connection: Connection) -> None:
@@ -318,7 +318,7 @@ class Pool:
         state = self.state
         return state.limit.width, state.inventory.limit, state.pace.rate
 
-    def glance(self) -> tuple[int, int, int]:
+    def read_unlocked(self) -> tuple[int, int, int]:
         """Count sockets, busy ones and waiting calls without the lock, for a repr: it may be a little off."""
         live = list(self.state.inventory.all.values())
         return len(live), sum(c.leased_at is not None for c in live), len(self.state.waiters)
@@ -405,7 +405,7 @@ class Pool:
                 left = deadline.remaining()
                 if not left:
                     return
-                state.calm.wait(min(left, threading.TIMEOUT_MAX))
+                state.lease_ended.wait(min(left, threading.TIMEOUT_MAX))
 
     def close(self, error: TcmError) -> None:
         """End every wait with `error`, and every call to come; the reader closes the sockets."""

@@ -8,7 +8,7 @@ from time import monotonic, time
 from typing import Any, Literal
 
 from tcm_sync._pool.concurrency_limit import ConcurrencyLimit
-from tcm_sync._pool.gate import Prober, again
+from tcm_sync._pool.gate import Prober, copy_for_call
 from tcm_sync._pool.inventory import Inventory
 from tcm_sync._pool.manager_state import ManagerState
 from tcm_sync._pool.waiters import Waiter, WaitQueue
@@ -75,7 +75,7 @@ class PoolState:
         # Guards inventory, waiters, limit, counts and all plain attributes below, the pool's bookkeeping
         # fields of each connection, and ManagerState.epoch and .managers.
         self.lock = threading.RLock()
-        self.calm = threading.Condition(self.lock)  # notified when a lease ends while the pool drains
+        self.lease_ended = threading.Condition(self.lock)  # notified when a lease ends while the pool drains
         self.inventory = Inventory(settings, size)
         self.waiters = WaitQueue()
         self.limit = ConcurrencyLimit(size)
@@ -95,7 +95,7 @@ class PoolState:
     def closed_error(self) -> TcmError:
         """Return why no call is taken any more."""
         if self.ended is not None:
-            return again(self.ended)
+            return copy_for_call(self.ended)
         return ClientClosedError("the client is closed, and a closed client stays closed: make another")
 
     def choose(self) -> Connection | None:
@@ -156,7 +156,7 @@ class PoolState:
             return 0
         if (seconds := self.manager_gate.try_pass(self.prober)) > 0.0:
             if self.auth_gate.cause is not None:
-                self.auth_gate.abandon(self.prober)
+                self.auth_gate.end_probe(self.prober)
             if seconds < inf:
                 self._reader.wake_at(monotonic() + seconds)
                 self.fail_waiters(self.manager_gate.cause, seconds)
@@ -178,7 +178,7 @@ class PoolState:
         """Fail those who cannot wait so long for a manager that cannot be reached."""
         if not self.inventory.all and cause is not None:
             eager = not self.manager_state.reached and isinstance(cause, ConnectFailedError)
-            self.waiters.fail_hurried(cause, seconds, eager=eager)
+            self.waiters.fail_short_waits(cause, seconds, eager=eager)
 
     def may_replace(self, connection: Connection) -> bool:
         """Whether to open another in its place: not twice, and while a gate is shut only as its probe.
@@ -188,7 +188,7 @@ class PoolState:
         if connection.replacing or self.draining or self.auth_gate.try_pass(self.prober) > 0.0:
             return False
         if self.manager_gate.try_pass(self.prober) > 0.0:
-            self.auth_gate.abandon(self.prober)
+            self.auth_gate.end_probe(self.prober)
             return False
         return True
 
@@ -214,7 +214,7 @@ class PoolState:
         """Remove a connection that is closed, or about to be; whether the pool still had it."""
         if not self.inventory.remove(connection):
             return False
-        self.calm.notify_all()
+        self.lease_ended.notify_all()
         counts = self.counts
         self.last_removed_at, self.last_removed_for = monotonic(), connection.closing_reason or reason
         counts.closed[self.last_removed_for.partition(":")[0]] += 1
@@ -269,7 +269,7 @@ class PoolState:
             if self._miscounted:
                 self.opening = 0
                 for gate in gates:
-                    gate.abandon(self.prober)
+                    gate.end_probe(self.prober)
             self._miscounted = not self._miscounted  # a job may just be on its way to the connector
         else:
             self._miscounted = False
@@ -301,7 +301,7 @@ class PoolState:
         if not inventory.all:
             cause = self.gate_cause()
             if cause is not None:
-                return again(cause)
+                return copy_for_call(cause)
             without = monotonic() - self.last_removed_at
             if without < waited / 2:
                 return PoolTimeoutError(

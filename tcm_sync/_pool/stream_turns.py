@@ -8,8 +8,8 @@ from collections import deque
 from typing import Protocol
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._lapsing import Lapsing
-from tcm_sync._pool.gate import again
+from tcm_sync._pool.gate import copy_for_call
+from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.errors import ClientClosedError, TcmError
 
 _AUDIT_INTERVAL = 1.0  # seconds between two checks whether a stream that was never closed was collected
@@ -36,7 +36,7 @@ class StreamTurns:
         # Guards _refusals, _running, _queues and _closed. Re-entrant: a signal handler may close a stream.
         self._changed = threading.Condition(threading.RLock())
         # By container, whose server runs one stream at a time.
-        self._refusals = Lapsing[str, TcmError](_KEPT)
+        self._refusals = TtlCache[str, TcmError](_KEPT)
         self._running: dict[str, weakref.WeakSet[Stream]] = {}
         self._queues: dict[str, deque[Stream]] = {}
         self._closed = False
@@ -66,7 +66,7 @@ class StreamTurns:
                     raise ClientClosedError("the client was closed while the stream waited for its turn")
                 left = stream.deadline.remaining()
                 if left == 0.0:
-                    raise again(cause)
+                    raise copy_for_call(cause)
                 self._changed.wait(_AUDIT_INTERVAL if left is None else min(left, _AUDIT_INTERVAL))
         finally:
             queue.remove(stream)
@@ -87,7 +87,7 @@ class StreamTurns:
     def refused(self, container_id: str, cause: TcmError) -> None:
         """Let no two streams of a container run at once for some time from now on."""
         with self._changed:
-            self._refusals.put(container_id, again(cause))
+            self._refusals.put(container_id, copy_for_call(cause))
 
     def close(self) -> None:
         """End every wait."""

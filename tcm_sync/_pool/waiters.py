@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._pool.gate import again
+from tcm_sync._pool.gate import copy_for_call
 from tcm_sync._pool.lease import Lease
 from tcm_sync._transport.connection import Connection
 from tcm_sync.errors import TcmError
@@ -83,13 +83,13 @@ class WaitQueue(deque[Waiter]):
     def fail_newest(self, count: int, cause: TcmError) -> None:
         """End the waiting of so many, those who came last."""
         for _ in range(count):
-            self.pop().settle(None, again(cause))
+            self.pop().settle(None, copy_for_call(cause))
 
-    def fail_hurried(self, cause: TcmError, seconds: float, *, eager: bool = False) -> None:
+    def fail_short_waits(self, cause: TcmError, seconds: float, *, eager: bool = False) -> None:
         """End the waiting of those who cannot wait so long, or are eager; with `math.inf`, of all."""
         for waiter in list(self):
             left = waiter.deadline.remaining()
-            hurried = not waiter.waits_for_manager or (eager and waiter.eager)
-            if seconds == inf or hurried or (left is not None and left < seconds):
+            waits_for_none = not waiter.waits_for_manager or (eager and waiter.eager)
+            if seconds == inf or waits_for_none or (left is not None and left < seconds):
                 self.remove(waiter)
-                waiter.settle(None, again(cause))
+                waiter.settle(None, copy_for_call(cause))

@@ -9,11 +9,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tcm_sync._handlers import is_of_handler
-from tcm_sync._lapsing import Lapsing
 from tcm_sync._logs import Log
 from tcm_sync._shm.arena import Arena, DeclinedError
 from tcm_sync._shm.segment import room, unsupported
 from tcm_sync._transport.sockets import is_own_address
+from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.errors import ConfigError
 from tcm_sync.settings import group_id
 
@@ -37,7 +37,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds for which a route gets JSON
 _UNEXPECTED = ("no room", "not checked", "not made", "pinned", "refused")
 
 # Whether an address is this machine's. Addresses come and go, so the answer is kept for this many seconds.
-_own_addresses = Lapsing[str, bool](30.0)
+_own_addresses = TtlCache[str, bool](30.0)
 
 
 def is_worth_sharing(tensors: Iterable[Tensor]) -> bool:

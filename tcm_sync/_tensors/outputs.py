@@ -21,8 +21,8 @@ from tcm_sync._tensors.datatypes import DATATYPES, Unfit, datatype_of
 from tcm_sync._tensors.lists import Text, decode_lists
 from tcm_sync._tensors.pieces import MEDIUM, decode_in_pieces, has_any, is_for_pieces
 from tcm_sync._tensors.text_pieces import decode_texts_in_pieces
-from tcm_sync._wire.outline import Outline
 from tcm_sync._wire.quote import quote
+from tcm_sync._wire.split_json import SplitJson
 from tcm_sync._wire.unreadable import UNREADABLE, out_of_memory, why_unreadable
 from tcm_sync.errors import InputError, ProtocolError
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _BRACKETS = re.compile(rb"[\[ \t\r\n]*")
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
-Data = bytes | msgspec.Raw | Outline
+Data = bytes | msgspec.Raw | SplitJson
 
 
 class OutputDtypes(msgspec.Struct, frozen=True, eq=False):
@@ -121,7 +121,7 @@ def decode_outputs(
 
     Parameters
     ----------
-    data : bytes, msgspec.Raw or Outline
+    data : bytes, msgspec.Raw or SplitJson
         JSON: an object of nested lists by the outputs' names. A bare string, number or bool is one
         element, of shape (1,).
     dtypes : OutputDtypes
@@ -149,16 +149,16 @@ def decode_outputs(
         There is not enough memory for the arrays.
     """
     try:
-        return _arrays(_cut(data) if isinstance(data, Outline) else _object.decode(data), dtypes, deadline)
+        return _arrays(_cut(data) if isinstance(data, SplitJson) else _object.decode(data), dtypes, deadline)
     except MemoryError:
-        raise out_of_memory(data.size() if isinstance(data, Outline) else len(data)) from None
+        raise out_of_memory(data.size() if isinstance(data, SplitJson) else len(data)) from None
     except UNREADABLE as error:
-        text = data.text if isinstance(data, Outline) else bytes(data)
+        text = data.text if isinstance(data, SplitJson) else bytes(data)
         reason = why_unreadable(error, text, misfit="it is not a JSON object")
         raise ProtocolError(f"the outputs of the inference cannot be read: {reason}") from None
 
 
-def _cut(data: Outline) -> Mapping[str, Text]:
+def _cut(data: SplitJson) -> Mapping[str, Text]:
     """Cut large data into the texts of its outputs."""
     texts: dict[str, Text] = {}
     for name, value in _object.decode(data.text).items():

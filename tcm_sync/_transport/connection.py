@@ -36,10 +36,10 @@ class ConnectionOwner(Protocol):
     def expire(self, connection: Connection, reason: str) -> None:
         """Close a connection when it is released, or now if it is idle."""
 
-    def doubt(self, since: float) -> None:
+    def check_silent(self, since: float) -> None:
         """Lend no idle connection of which nothing was heard since a moment, before it was checked."""
 
-    def vouch(self, connection: Connection) -> None:
+    def passed_check(self, connection: Connection) -> None:
         """Lend a connection again that was checked, and lives."""
 
 

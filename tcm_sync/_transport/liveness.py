@@ -100,5 +100,5 @@ class Liveness:
                 )
         del self._checked[connection]
         if not connection.closed and connection.pool is not None:
-            connection.pool.vouch(connection)
+            connection.pool.passed_check(connection)
         return inf

@@ -262,7 +262,7 @@ class Reader:
     def _close_dead(self, connection: Connection, reason: str) -> None:
         """Close a connection that does not answer, and have the others checked: its network may be gone."""
         for pool in self._pools:  # first: the call on this one may be repeated on one of those at once
-            pool.doubt(monotonic() - TICK)
+            pool.check_silent(monotonic() - TICK)
         self._close(connection, None, lost(reason), reason)
 
     def _register(self, connection: Connection) -> None:

@@ -22,14 +22,14 @@ from tcm_sync._wire.messages import (
     Payload,
     Unknown,
 )
-from tcm_sync._wire.outline import LARGE, Outline, outline
 from tcm_sync._wire.quote import quote
+from tcm_sync._wire.split_json import LARGE, SplitJson, split_off_arrays
 from tcm_sync._wire.unreadable import UNREADABLE, out_of_memory, why_unreadable
 from tcm_sync.errors import ProtocolError
 
 Decoded = TypeVar("Decoded")
 
-Data = bytes | msgspec.Raw | Outline
+Data = bytes | msgspec.Raw | SplitJson
 
 _envelope = msgspec.json.Decoder(Envelope)
 _inference = msgspec.json.Decoder(InferenceMessage)
@@ -153,14 +153,14 @@ def decode_steps(data: Data) -> dict[str, msgspec.Raw]:
 
 def _size_of(data: Data) -> int:
     """Count the bytes of JSON text."""
-    return data.size() if isinstance(data, Outline) else len(data)
+    return data.size() if isinstance(data, SplitJson) else len(data)
 
 
 def _large_reply(message: bytes, uuid: str) -> InferenceReply | None:
-    """Decode a large reply by its outline; None if the message has to be decoded as a whole."""
+    """Decode a large reply without its long arrays; None if the message has to be decoded as a whole."""
     found = decoded = None
     for sequences in (False, True):
-        found = outline(message, sequences=sequences)
+        found = split_off_arrays(message, sequences=sequences)
         if found is None:
             return None
         try:

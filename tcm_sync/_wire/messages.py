@@ -99,7 +99,7 @@ class InferenceReply(Struct, frozen=True):
     """The payload of the reply to an inference.
 
     `status` is COMPLETED or FAILED, and in streams START and ONGOING too. In a large message `data` is an
-    `Outline`; ``bytes(data)`` is the JSON text of either.
+    `SplitJson`; ``bytes(data)`` is the JSON text of either.
     """
 
     status: str

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tcm_sync._lapsing import Lapsing
+from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.local.limits import SlidingWindow
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Authenticator:
     def __init__(self, tokens: Tokens, failures_per_minute: int | None) -> None:
         self._tokens = tokens
         self._failures_per_minute = failures_per_minute
-        self._failures: Lapsing[str, SlidingWindow] = Lapsing(_PERIOD, _MOST_FAILED)
+        self._failures: TtlCache[str, SlidingWindow] = TtlCache(_PERIOD, _MOST_FAILED)
 
     def identify(self, uuid: str, payload: Mapping[str, Any]) -> Identity:
         """Return the identity of the client that sent the payload of an auth message.

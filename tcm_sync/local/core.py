@@ -14,13 +14,13 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tcm_sync._lapsing import Lapsing
+from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.local.auth import Authenticator
 from tcm_sync.local.faults import Faults
 from tcm_sync.local.inference import Inference
 from tcm_sync.local.limits import TokenBucket
 from tcm_sync.local.management import Management
-from tcm_sync.local.outlet import Outlet
+from tcm_sync.local.outbox import Outbox
 from tcm_sync.local.requests import is_stream
 from tcm_sync.local.scheduler import Job, Lane, Scheduler
 from tcm_sync.local.streams import Streams
@@ -61,7 +61,7 @@ def error_message(message: str, code: str | None = None, **more: str) -> dict[st
 class Receiver(Protocol):
     """What the core sends to: a session."""
 
-    outlet: Outlet
+    outbox: Outbox
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message, after those before it."""
@@ -138,14 +138,14 @@ class Core:
         self._management = Management(
             cloud, models, settings.on_cloud_step, known_faults=settings.known_faults
         )
-        self._nowhere = Outlet(
+        self._nowhere = Outbox(
             loop, lambda _: None, in_a_hurry=lambda: True
         )  # for streams of clients that have disconnected
         self._nowhere.close()
         self._loop = loop
         self._sessions: dict[str, Receiver] = {}  # by uuid, in the order in which they connected
         # a bucket that was not used for a second is full, as a new one is
-        self._tenants: Lapsing[str, TokenBucket] = Lapsing(1.0, _MOST_TENANTS)
+        self._tenants: TtlCache[str, TokenBucket] = TtlCache(1.0, _MOST_TENANTS)
         self._no_delays = threading.Event()  # set when delayed requests wait no longer
         self._work = asyncio.Event()  # set while a tick may have something to take
 
@@ -248,8 +248,8 @@ class Core:
         with contextlib.nullcontext() if faults is None else faults.worker():
             if job.kind == "inference" and is_stream(job.payload):
                 session = self._sessions.get(job.uuid)
-                outlet = self._nowhere if session is None else session.outlet
-                self._streams.answer(job.uuid, job.payload, outlet, job.fault)
+                outbox = self._nowhere if session is None else session.outbox
+                self._streams.answer(job.uuid, job.payload, outbox, job.fault)
                 texts: tuple[str, ...] = ()
             else:
                 reply = self._reply(job)

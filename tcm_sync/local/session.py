@@ -16,7 +16,7 @@ from tcm_sync.local.core import DROPPED_BY_SHUTDOWN, EXECUTOR_FULL, QUEUE_FULL, 
 from tcm_sync.local.failures import text_of
 from tcm_sync.local.injection import SHUTDOWN, TENANT_LIMIT_REACHED
 from tcm_sync.local.limits import SlidingWindow
-from tcm_sync.local.outlet import Outlet
+from tcm_sync.local.outbox import Outbox
 from tcm_sync.local.scheduler import Job
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ class Session:
         self._uuid = ""
         self._identity = Identity(ANYBODY, ())
         self._messages = SlidingWindow(core.settings.messages_per_second, 1.0)
-        # texts that are sent in one piece, or outlets that have some; then a close code or None
-        self._outgoing: asyncio.Queue[tuple[str, ...] | Outlet | int | None] = asyncio.Queue()
-        self.outlet = Outlet(
+        # texts that are sent in one piece, or outboxes that have some; then a close code or None
+        self._outgoing: asyncio.Queue[tuple[str, ...] | Outbox | int | None] = asyncio.Queue()
+        self.outbox = Outbox(
             asyncio.get_running_loop(), self._outgoing.put_nowait, in_a_hurry=lambda: core.draining
         )
         self._closing = False
@@ -112,7 +112,7 @@ class Session:
                 await self._read()
         finally:
             self._core.leave(self._uuid)  # even if the connection is not closed yet
-            self.outlet.close()
+            self.outbox.close()
             self._outgoing.put_nowait(None)
             await writer
             logger.debug("%s has disconnected", self._uuid or "a client without a uuid")
@@ -148,7 +148,7 @@ class Session:
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
-            while isinstance(item := await self._outgoing.get(), tuple | Outlet):
+            while isinstance(item := await self._outgoing.get(), tuple | Outbox):
                 if isinstance(item, tuple):
                     self._unread -= _bytes_of(item)
                 await self._send_all(item if isinstance(item, tuple) else item.take())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tcm_sync.local.injection import Fault
-    from tcm_sync.local.outlet import Outlet
+    from tcm_sync.local.outbox import Outbox
     from tcm_sync.local.requests import Find
     from tcm_sync.local.triton import Triton
 
@@ -51,7 +51,7 @@ class Streams:
         self._timeout = timeout
         self._is_abandoned = is_abandoned
 
-    def answer(self, uuid: str, payload: Mapping[str, Any], outlet: Outlet, fault: Fault = NO_FAULT) -> None:
+    def answer(self, uuid: str, payload: Mapping[str, Any], outbox: Outbox, fault: Fault = NO_FAULT) -> None:
         """Run one request and send all its replies, in the worker's thread."""
 
         def send(status: str, data: object = None, model_name: str | None = None) -> None:
@@ -59,7 +59,7 @@ class Streams:
             text = json.dumps({"type": "inference", "uuid": uuid, "payload": reply})
             is_last = status in ("COMPLETED", "FAILED")
             for each in fault.texts(text, is_first=status == "START", is_last=is_last):
-                outlet.put(each)
+                outbox.put(each)
 
         model_name = str(payload.get("model_name"))
         try:
@@ -70,7 +70,7 @@ class Streams:
                 raise fault.failure()
             with self._triton.streaming(request.target):
                 responses = self._responses(self._triton.run(request))
-                self._relay(responses, request.output_name, end, lambda text: send("ONGOING", text), outlet)
+                self._relay(responses, request.output_name, end, lambda text: send("ONGOING", text), outbox)
         except BaseException as exc:  # noqa: BLE001 - a model may raise anything, and its worker goes on
             send(**failed_reply(_as_over_grpc(exc), model_name))
         else:
@@ -97,7 +97,7 @@ class Streams:
         output_name: str,
         end: float,
         say: Callable[[str], None],
-        outlet: Outlet,
+        outbox: Outbox,
     ) -> None:
         """Send each chunk, and return when the stream is complete.
 
@@ -116,7 +116,7 @@ class Streams:
             say(text)
             said = True
         if not complete:
-            outlet.wait_closed(end - time.monotonic())
+            outbox.wait_closed(end - time.monotonic())
             raise TimeoutError(f"Stream timed out after {self._timeout:g}s")
         if failure is not None:
             raise ValueError(f"STREAM_DECODE_ERROR: output_name={output_name!r} error={failure}")

@@ -21,10 +21,10 @@ from tcm_sync import (
     SharedMemoryUnavailableError,
     SHMReference,
 )
-from tcm_sync import _lapsing as lapsing
-from tcm_sync._lapsing import Lapsing
+from tcm_sync import _ttl_cache as ttl_cache
 from tcm_sync._shm import policy as module
 from tcm_sync._shm.policy import WORTH_SHARING
+from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.local.mapping import is_usable
 
 from ..helpers.segments import total
@@ -676,7 +676,7 @@ def test_figures_of_what_was_declined_are_plain(client_of, manager):
 
 
 def test_shared_memory_comes_back_when_there_are_descriptors_again(client_of, manager, monkeypatch):
-    monkeypatch.setattr(module, "_own_addresses", Lapsing(30.0))
+    monkeypatch.setattr(module, "_own_addresses", TtlCache(30.0))
     client = client_of(manager)
     client.infer("sum", {"x": TOO_FEW})  # the connection is open
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -691,8 +691,8 @@ def test_shared_memory_comes_back_when_there_are_descriptors_again(client_of, ma
 
 def test_an_address_that_this_machine_gets_later_is_noticed(client, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(lapsing, "monotonic", lambda: now[0])
-    monkeypatch.setattr(module, "_own_addresses", Lapsing(30.0))
+    monkeypatch.setattr(ttl_cache, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "_own_addresses", TtlCache(30.0))
     monkeypatch.setattr(module, "is_own_address", lambda _: False)
     assert way(client) == "elsewhere"
     monkeypatch.setattr(module, "is_own_address", lambda _: True)

@@ -128,7 +128,7 @@ def _be_client() -> None:
             list(threads.map(lambda value, client=client: call(client, value), range(_SOCKETS)))
         waits = [threads.submit(call, waiting, _UNANSWERED) for _ in range(_CALLS)]
         pool = waiting._core.running().pool
-        while pool.glance() != (_SOCKETS, _SOCKETS, _CALLS - _SOCKETS):
+        while pool.read_unlocked() != (_SOCKETS, _SOCKETS, _CALLS - _SOCKETS):
             time.sleep(0.01)
         time.sleep(0.5)  # until the requests have arrived, whose loss would be another case
         pools = [client._core.running().pool for client in (idle, waiting)]

@@ -54,7 +54,7 @@ def test_uuids_that_only_ask_for_information_are_forgotten():
 
 def test_failures_of_uuids_that_do_not_come_back_are_forgotten(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("tcm_sync._lapsing.monotonic", lambda: now[0])
+    monkeypatch.setattr("tcm_sync._ttl_cache.monotonic", lambda: now[0])
     authenticator = Authenticator({"right"}, 5)
     for number in range(25_000):
         with pytest.raises(AuthRefused):

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from tcm_sync.local import ModelFailure, outlet
+from tcm_sync.local import ModelFailure, outbox
 
 from ..helpers.raw_connection import tensor
 from ..helpers.served_models import Talker, identity_onnx
@@ -296,11 +296,11 @@ class Endless:
 
 
 def wait_until_held_up(manager):
-    """Wait until neither the socket nor the outlet takes more."""
+    """Wait until neither the socket nor the outbox takes more."""
 
     def is_held_up(session):
         unsent = session._connection.transport.get_write_buffer_size()
-        return unsent and session.outlet._held >= outlet.ROOM
+        return unsent and session.outbox._held >= outbox.ROOM
 
     wait_until(lambda: any(map(is_held_up, list(manager._server._sessions))), "the model is held up")
 
@@ -385,7 +385,7 @@ def test_stopping_waits_for_the_end_of_a_stream(serve, dial, talker):
 
 
 def test_stopping_gives_up_a_client_that_does_not_read(serve, dial, monkeypatch):
-    monkeypatch.setattr(outlet, "DRAIN_WAIT", 0.05)
+    monkeypatch.setattr(outbox, "DRAIN_WAIT", 0.05)
     model = Endless(ends_after=100_000)
     manager = serve({"llm": model})
     raw = dial(manager, "u")

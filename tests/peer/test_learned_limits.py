@@ -19,8 +19,8 @@ from tcm_sync import (
     Route,
     ShuttingDownError,
 )
-from tcm_sync import _lapsing as lapsing
 from tcm_sync import _logs as logs
+from tcm_sync import _ttl_cache as ttl_cache
 from tcm_sync._calls.learned_limits import RowLimits
 from tcm_sync._tensors import ModelSignature, TensorSpec
 
@@ -291,7 +291,7 @@ def test_what_is_learned_is_bounded():
 
 def test_what_is_learned_ends_since_the_model_may_be_another_one(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(lapsing, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ttl_cache, "monotonic", lambda: now[0])
     limits, target = RowLimits(), (Route("c"), "m")
     limits.learn(target, InferenceFailedError("too many", max_batch_size=8), 64, 4)
     limits.learn(target, PayloadTooLargeError("too many", estimated_bytes=100, limit_bytes=50), 4, 4)

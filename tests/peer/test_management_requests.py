@@ -36,7 +36,7 @@ from tcm_sync import (
 )
 from tcm_sync._calls.progress import Progress
 from tcm_sync._pool import concurrency_limit as window
-from tcm_sync._pool.attempt import _late
+from tcm_sync._pool.attempt import _failure_to_send
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.replies import ReplyFuture
 
@@ -364,7 +364,7 @@ def test_a_job_whose_deadline_has_passed_is_not_sent():
 def test_a_socket_that_broke_before_the_first_byte_costs_no_job(started, loss):
     future = ReplyFuture()
     future.started = started
-    late = _late(loss, future)
+    late = _failure_to_send(loss, future)
     if started:
         assert late is loss
     else:

@@ -196,7 +196,7 @@ def test_idle_connections_that_live_are_used_again_after_a_check():
                     first()
         pool = client._core.running().pool
         wait_until(lambda: pool.state.inventory.idle)
-        assert not pool.state.inventory.doubted
+        assert not pool.state.inventory.being_checked
         assert ask(client, 3.0) == 3.0
     assert len(peer.connections) == 2
 
@@ -260,10 +260,10 @@ def test_a_connection_that_was_to_be_closed_while_it_was_checked_is_closed_after
         pool = client._core.running().pool
         (connection,) = pool.state.inventory.all.values()
         with pool.state.lock:
-            assert pool.state.inventory.doubt(time.monotonic()) == [connection]
+            assert pool.state.inventory.take_silent(time.monotonic()) == [connection]
         pool.expire(connection, end)
         assert client.stats().sockets == 1
-        pool.vouch(connection)
+        pool.passed_check(connection)
         wait_for(peer.connections[0].over)
         assert client.stats().sockets == 0
         assert ask(client) == 1.0
@@ -286,7 +286,7 @@ def test_a_connection_that_was_lent_again_is_not_closed_under_its_call_by_a_seco
             pool = client._core.running().pool
             (connection,) = pool.state.inventory.all.values()
             pool.expire(connection, "expired")
-            pool.vouch(connection)  # of a check that was asked for before the call got the connection
+            pool.passed_check(connection)  # of a check that was asked for before the call got the connection
             done = threading.Event()
             pool.reader.run_soon(done.set)
             wait_for(done)

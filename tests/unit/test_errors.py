@@ -24,7 +24,7 @@ from tcm_sync import (
     TcmError,
     TritonTimeoutError,
 )
-from tcm_sync._pool.gate import again
+from tcm_sync._pool.gate import copy_for_call
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_what_users_note_on_an_error_travels_with_it():
     error.add_note("seen by worker 3")
     copied = pickle.loads(pickle.dumps(error))
     assert (copied.__notes__, copied.advisories) == (["seen by worker 3"], 2)
-    assert again(error).message == "late"
+    assert copy_for_call(error).message == "late"
 
 
 def test_a_pool_timeout_is_no_connection_error():

@@ -14,7 +14,7 @@ import pytest
 
 from tcm_sync import BackpressureError, CircuitOpenError, ConnectFailedError, Route
 from tcm_sync._deadline import Deadline
-from tcm_sync._pool.gate import Gate, Prober, again
+from tcm_sync._pool.gate import Gate, Prober, copy_for_call
 from tcm_sync._pool.manager_state import ManagerState
 
 PATIENCE = 30.0
@@ -105,23 +105,23 @@ def test_success_makes_the_next_pause_short_again(gate, clock):
     assert gate.try_pass() == 1.0
 
 
-def test_opening_does_not_forgive_by_itself_if_so_asked(gate, clock):
+def test_opening_resets_the_pause_unless_asked_not_to(gate, clock):
     gate.shut(CAUSE)
     probe(gate, clock)
-    gate.open(forgive=False)
+    gate.open(reset_pause=False)
     assert gate.try_pass() == 0.0
     gate.shut(CAUSE)
     assert gate.try_pass() == 2.0
     probe(gate, clock)
-    gate.open(forgive=False)
-    gate.forgive()
+    gate.open(reset_pause=False)
+    gate.reset_pause()
     gate.shut(CAUSE)
     assert gate.try_pass() == 1.0
 
 
-def test_a_shut_gate_is_not_forgiven(gate, clock):
+def test_the_pause_of_a_shut_gate_is_not_reset(gate, clock):
     gate.shut(CAUSE)
-    gate.forgive()
+    gate.reset_pause()
     probe(gate, clock)
     gate.shut(CAUSE)
     assert gate.try_pass() == 2.0
@@ -156,7 +156,7 @@ def test_an_abandoned_probe_leaves_the_way_to_the_next(gate, clock):
     gate.shut(CAUSE)
     probe(gate, clock)
     assert gate.try_pass() == math.inf
-    gate.abandon()
+    gate.end_probe()
     assert gate.try_pass() == 0.0
     assert gate.try_pass() == math.inf
     gate.shut(CAUSE)
@@ -193,7 +193,7 @@ def test_a_probe_that_is_not_refused_in_time_has_passed(clock):
     assert gate.try_pass() == gate.try_pass() == 0.0
     assert gate.cause is None
     gate.shut(CAUSE)
-    assert gate.try_pass() == 1.0  # it was forgiven
+    assert gate.try_pass() == 1.0  # the pause was reset
 
 
 def test_a_probe_that_is_refused_in_time_shuts_it_for_longer(clock):
@@ -216,9 +216,9 @@ def test_a_probe_that_outlives_its_callers_deadline_is_followed_by_another(gate,
 
 
 def test_what_is_done_to_an_open_gate_leaves_it_open(gate):
-    gate.abandon()
+    gate.end_probe()
     gate.open()
-    gate.forgive()
+    gate.reset_pause()
     assert (gate.cause, gate.try_pass()) == (None, 0.0)
 
 
@@ -260,7 +260,7 @@ def test_a_copy_of_an_error_tells_what_happened_and_not_to_whom():
         uuid="u-1",
         elapsed=1.5,
     )
-    copy = again(error)
+    copy = copy_for_call(error)
     assert type(copy) is CircuitOpenError
     assert (copy.message, copy.code, copy.retry_after, copy.retriable) == (
         "the circuit is open",
@@ -336,7 +336,7 @@ def test_an_abandoned_probe_wakes_the_next_caller():
     for count in range(1, 4):
         callers.next()
         assert callers.passed == [True] * count
-        gate.abandon()
+        gate.end_probe()
     callers.join()
 
 
@@ -401,11 +401,11 @@ def test_an_outage_is_one_warning_and_one_line_at_its_end_with_address_and_cause
     for _ in range(5):
         gate.shut(CAUSE)
         probe(gate, clock)
-    gate.open(forgive=False)  # it lets a probe in, and fails again
+    gate.open(reset_pause=False)  # it lets a probe in, and fails again
     gate.shut(CAUSE)
     probe(gate, clock)
-    gate.open(forgive=False)
-    gate.forgive()
+    gate.open(reset_pause=False)
+    gate.reset_pause()
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     warnings = [text for level, text in told if level == "WARNING"]
     assert warnings == ["manager gate shut at 10.0.0.1:8000: nobody there; the next try is in 1.000 s"]
@@ -472,7 +472,7 @@ def test_a_probe_that_is_abandoned_is_told_to_those_who_wait(gate, monkeypatch):
     waiter.start()
     while not gate._condition._waiters:
         assert waiter.is_alive()
-    gate.abandon()
+    gate.end_probe()
     waiter.join(PATIENCE)
     assert passed == [True]
 

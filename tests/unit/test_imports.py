@@ -24,7 +24,7 @@ graph = _load()
 
 #: From the lowest to the highest: a module imports from lower layers, and from its own package.
 LAYERS = (
-    {"_deadline", "_handlers", "_lapsing"},
+    {"_deadline", "_handlers", "_ttl_cache"},
     {"_numbers"},
     {"_texts", "_secrets"},
     {"_tables", "_tracebacks"},

@@ -164,10 +164,10 @@ class Vouching:
     """A pool that remembers whom it may lend again."""
 
     def __init__(self):
-        self.vouched = []
+        self.passed = []
 
-    def vouch(self, connection):
-        self.vouched.append(connection)
+    def passed_check(self, connection):
+        self.passed.append(connection)
 
 
 @pytest.mark.parametrize("sign", ["message", "acknowledgement"])
@@ -180,14 +180,14 @@ def test_a_checked_connection_is_lent_again_after_a_sign_of_life(liveness, syste
     assert liveness.look([], 100.0) == pytest.approx(100.005)
     assert liveness.look([], 100.05) == pytest.approx(100.1)
     assert liveness.look([], 101.0) == pytest.approx(101.1)
-    assert connection.pool.vouched == []
+    assert connection.pool.passed == []
     if sign == "message":
         connection.last_received = 101.0
     else:
         system_says(True, 0.0, False)
     assert liveness.look([], 101.1) == inf
     assert liveness.look([], 101.2) == inf
-    assert connection.pool.vouched == [connection]
+    assert connection.pool.passed == [connection]
     assert liveness.closed == []
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tcm_sync._deadline import Deadline
 from tcm_sync._tensors import check_output_dtypes, decode_outputs, pieces
 from tcm_sync._tensors.datatypes import Unfit
-from tcm_sync._wire.outline import outline
+from tcm_sync._wire.split_json import split_off_arrays
 from tcm_sync.errors import CallTimeoutError, ProtocolError
 
 SHAPES = [(1,), (500,), (1, 500), (1, 1, 500), (500, 1), (1, 7, 5, 11), (1, 1, 7, 60), (20, 30), (3, 1, 200)]
@@ -257,7 +257,7 @@ def test_a_large_output_is_read_in_pieces_and_a_broken_one_says_why(monkeypatch:
     dtypes = check_output_dtypes("f4")
 
     def decoded(rows: list[list[float | None]]) -> np.ndarray:
-        found = outline(json.dumps({"y": rows}).encode())
+        found = split_off_arrays(json.dumps({"y": rows}).encode())
         assert found is not None
         return decode_outputs(found, dtypes)["y"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tcm_sync import StreamBusyError
-from tcm_sync import _lapsing as lapsing
+from tcm_sync import _ttl_cache as ttl_cache
 from tcm_sync._deadline import Deadline
 from tcm_sync._pool.stream_turns import StreamTurns
 
@@ -17,7 +17,7 @@ class Stream:
 
 def test_streams_run_side_by_side_again_some_time_after_a_refusal(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(lapsing, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ttl_cache, "monotonic", lambda: now[0])
     turns, first, second = StreamTurns(), Stream(), Stream()
     turns.enter("c", first)
     turns.refused("c", StreamBusyError("one at a time"))

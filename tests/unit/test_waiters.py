@@ -79,8 +79,8 @@ def test_who_cannot_wait_so_long_is_failed(line):
     waiting, hurried, impatient = waiter(), waiter(timeout=1.0), waiter(waits_for_manager=False)
     for each in (waiting, hurried, impatient):
         line.append(each)
-    line.fail_hurried(CAUSE, 5.0)
+    line.fail_short_waits(CAUSE, 5.0)
     assert [each.error is not None for each in (waiting, hurried, impatient)] == [False, True, True]
-    line.fail_hurried(CAUSE, inf)
+    line.fail_short_waits(CAUSE, inf)
     assert waiting.error is not None
     assert len(line) == 0

@@ -1,4 +1,4 @@
-"""Large messages without their long arrays: read by the outline or whole, they say the same."""
+"""Large messages without their long arrays: split or whole, they are read as the same."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tcm_sync import ProtocolError
 from tcm_sync._tensors import check_output_dtypes, decode_outputs
-from tcm_sync._wire import outline as module
+from tcm_sync._wire import split_json as module
 from tcm_sync._wire.decode import decode_failure, decode_inference
-from tcm_sync._wire.outline import Outline, outline
+from tcm_sync._wire.split_json import SplitJson, split_off_arrays
 
 LONG = [[float(row), row + 0.5, -1e-3] for row in range(10_000)]
 
@@ -25,7 +25,7 @@ def message(data, status="COMPLETED", **more):
 
 
 def both(data, dtype=None, **more):
-    """Return the outputs of a large message, read by its outline and as they are."""
+    """Return the outputs of a large message, split and as they are."""
     text = message(data, **more)
     reply = decode_inference(text, "u-1")
     whole = json.dumps(data).encode()
@@ -44,9 +44,9 @@ def equal(ours, theirs):
 
 
 @pytest.mark.parametrize("dtype", [None, np.float32, np.float64])
-def test_a_long_array_is_read_by_the_outline_alone(dtype):
+def test_a_long_array_is_read_from_the_split_message_alone(dtype):
     reply, ours, theirs = both({"y": LONG}, dtype)
-    assert isinstance(reply.data, Outline)
+    assert isinstance(reply.data, SplitJson)
     assert len(reply.data.text) < 200
     equal(ours, theirs)
 
@@ -162,10 +162,10 @@ def test_a_reply_for_another_socket_is_refused():
         decode_inference(message({"y": LONG}), "u-2")
 
 
-def test_small_arrays_and_no_arrays_leave_no_outline():
-    assert outline(message({"y": [1.5] * 100})) is None
-    assert outline(b"") is None
-    assert outline(b'{"a": "[[[["}') is None
+def test_small_arrays_and_no_arrays_are_not_split():
+    assert split_off_arrays(message({"y": [1.5] * 100})) is None
+    assert split_off_arrays(b"") is None
+    assert split_off_arrays(b'{"a": "[[[["}') is None
 
 
 JSON = st.recursive(
@@ -184,7 +184,7 @@ def test_any_json_is_itself_again(value, sequences):
     text = json.dumps({"a": value, "b": [[1, 2], [3]]}).encode()
     longest, module._LONG = module._LONG, 1
     try:
-        found = outline(text, sequences=sequences)
+        found = split_off_arrays(text, sequences=sequences)
     finally:
         module._LONG = longest
     assert found is not None
@@ -213,5 +213,5 @@ def test_a_million_texts_with_brackets_are_not_looked_at_one_by_one(monkeypatch)
             looks.append(what)
             return super().find(*what)
 
-    assert outline(Message(b'["[", ' * 100_000)) is None
+    assert split_off_arrays(Message(b'["[", ' * 100_000)) is None
     assert len(looks) < 30_000

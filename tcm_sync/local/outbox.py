@@ -15,7 +15,7 @@ ROOM = 2**18
 DRAIN_WAIT = 1.0
 
 
-class Outlet:
+class Outbox:
     """A bounded queue of messages that workers put in and the event loop sends.
 
     Parameters
@@ -23,7 +23,7 @@ class Outlet:
     loop : asyncio.AbstractEventLoop
         The loop that `take` is called in.
     announce : callable
-        Called in that loop with the outlet when there are messages to take.
+        Called in that loop with the outbox when there are messages to take.
     in_a_hurry : callable
         Returns whether to stop waiting for a client that does not read; called in any thread.
     """
@@ -31,7 +31,7 @@ class Outlet:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        announce: Callable[[Outlet], None],
+        announce: Callable[[Outbox], None],
         *,
         in_a_hurry: Callable[[], bool],
     ) -> None:
@@ -44,7 +44,7 @@ class Outlet:
         self._closed = threading.Event()
 
     def put(self, text: str) -> None:
-        """Queue a message, waiting while the queue is full; a closed outlet drops it."""
+        """Queue a message, waiting while the queue is full; a closed outbox drops it."""
         with self._changed:
             while not self._changed.wait_for(self._has_room, DRAIN_WAIT):
                 if self._in_a_hurry():

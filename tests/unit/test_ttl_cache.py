@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tcm_sync import _lapsing as module
-from tcm_sync._lapsing import Lapsing
+from tcm_sync import _ttl_cache as module
+from tcm_sync._ttl_cache import TtlCache
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def now(monkeypatch):
 
 
 def test_a_value_is_kept_until_its_time_is_over(now):
-    kept = Lapsing[str, bool](30.0)
+    kept = TtlCache[str, bool](30.0)
     kept.put("a", False)
     now[0] += 29.9
     assert kept.get("a") is False
@@ -28,7 +28,7 @@ def test_a_value_is_kept_until_its_time_is_over(now):
 
 
 def test_a_value_that_is_put_again_is_kept_longer(now):
-    kept = Lapsing[str, int](30.0)
+    kept = TtlCache[str, int](30.0)
     kept.put("a", 1)
     now[0] += 20.0
     kept.put("a", 2)
@@ -37,7 +37,7 @@ def test_a_value_that_is_put_again_is_kept_longer(now):
 
 
 def test_a_full_memory_begins_anew_and_what_is_in_it_is_replaced(now):
-    kept = Lapsing[int, int](30.0, 3)
+    kept = TtlCache[int, int](30.0, 3)
     for number in range(3):
         kept.put(number, number)
     kept.put(2, 7)

@@ -3,8 +3,8 @@
 Each level of `msgspec.Raw` scans all the text below it: 20 ms for an array of 20 MB, twice in a reply. So
 long arrays of numbers are cut out first, and a random name is put in their place. Between a ``[`` and the
 next quotation mark there is no text, so the array can only end at the last ``]`` before it. A cut in the
-wrong place leaves an outline that is not JSON, or a name outside the outputs: then the message is decoded
-as a whole.
+wrong place leaves a rest that is not JSON, or a name outside the outputs: then the message is decoded as a
+whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import secrets
 
 import msgspec
 
-LARGE = 64 * 1024  # bytes from which a message is outlined
+LARGE = 64 * 1024  # bytes from which a message is split
 _LONG = 16 * 1024  # bytes from which an array is cut out
 _SCAN = 2**20  # bytes that are scanned at a time
 _DEEPEST = 64  # arrays inside one another, which is more than any tensor has
@@ -23,7 +23,7 @@ _PREFIX = b'"%b:' % secrets.token_hex(16).encode()
 _NAME = re.compile(_PREFIX + rb'(\d+)"')
 
 
-class Outline(msgspec.Struct, frozen=True, eq=False):
+class SplitJson(msgspec.Struct, frozen=True, eq=False):
     """JSON from which long arrays are cut out.
 
     Attributes
@@ -40,9 +40,9 @@ class Outline(msgspec.Struct, frozen=True, eq=False):
     arrays: tuple[memoryview, ...]
     has_sequences: bool = False
 
-    def with_text(self, text: bytes) -> Outline:
-        """Return the outline of a part."""
-        return Outline(text, self.arrays, self.has_sequences)
+    def with_text(self, text: bytes) -> SplitJson:
+        """Return a part of the text with the same arrays."""
+        return SplitJson(text, self.arrays, self.has_sequences)
 
     def array(self, value: bytes) -> memoryview | None:
         """Return the array whose name a value is, or None if it is an ordinary value."""
@@ -67,7 +67,7 @@ class Outline(msgspec.Struct, frozen=True, eq=False):
         return _NAME.sub(lambda found: bytes(self.arrays[int(found[1])]), self.text)
 
 
-def outline(message: bytes, *, sequences: bool = False) -> Outline | None:
+def split_off_arrays(message: bytes, *, sequences: bool = False) -> SplitJson | None:
     """Cut the long arrays of numbers out of a large message; None if there are none.
 
     Parameters
@@ -76,7 +76,7 @@ def outline(message: bytes, *, sequences: bool = False) -> Outline | None:
         JSON.
     sequences : bool
         Whether to leave out the brackets of arrays that have text too: what is cut out of
-        ``[[1],[2],["a"],[3]]`` are then ``[1],[2]`` and ``[3]``, and the outline is still JSON.
+        ``[[1],[2],["a"],[3]]`` are then ``[1],[2]`` and ``[3]``, and the rest is still JSON.
     """
     parts: list[bytes | memoryview] = []
     arrays: list[memoryview] = []
@@ -98,7 +98,7 @@ def outline(message: bytes, *, sequences: bool = False) -> Outline | None:
         position = limit + 1
     if not arrays:
         return None
-    return Outline(b"".join([*parts, view[kept:]]), tuple(arrays), sequences)
+    return SplitJson(b"".join([*parts, view[kept:]]), tuple(arrays), sequences)
 
 
 def _balanced(message: bytes, start: int, end: int) -> tuple[int, int]:

@@ -9,8 +9,8 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class Lapsing(Generic[Key, Value]):
-    """A bounded memory whose entries end by themselves. Each step is one atomic operation of a dict.
+class TtlCache(Generic[Key, Value]):
+    """A bounded cache whose entries expire (TTL: time to live). Each step is one atomic operation of a dict.
 
     Parameters
     ----------
