@@ -1,10 +1,16 @@
 """Settings of the documentation. Build it with ``sphinx-build -W --keep-going -n docs docs/_build``."""
 
+import ast
 from configparser import ConfigParser
+from itertools import groupby
 from pathlib import Path
 
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).parents[1]
+
 package = ConfigParser()
-package.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+package.read(ROOT / "setup.cfg", encoding="utf-8")
 
 project = "tcm_sync"
 author = package["metadata"]["author"]
@@ -30,3 +36,21 @@ napoleon_google_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+
+
+class ModuleList(SphinxDirective):
+    """Lists every module of the package by folder, each with the first sentence of its docstring."""
+
+    def run(self):
+        paths = sorted((ROOT / "tcm_sync").rglob("*.py"), key=lambda path: (path.parent, path))
+        lines = []
+        for folder, files in groupby(paths, key=lambda path: path.parent):
+            lines += [f"**{folder.relative_to(ROOT).as_posix()}/**", ""]
+            for path in files:
+                says = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")[0]
+                lines += [f"- ``{path.name}``: {says}".replace("\n", " "), ""]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def setup(app):
+    app.add_directive("module-list", ModuleList)

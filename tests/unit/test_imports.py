@@ -54,7 +54,8 @@ CYCLES: list[list[str]] = []
 
 @pytest.mark.parametrize(("name", "path"), graph.modules().items(), ids=lambda each: str(each)[-40:])
 def test_a_module_says_what_it_is_for(name: str, path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{name} has no docstring"
+    says = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert says.split("\n\n")[0].endswith("."), f"{name}: no sentence for the list of modules"
 
 
 def test_every_module_has_a_layer() -> None:
