@@ -166,7 +166,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     """Record the clients that a strict test makes."""
     if not _is_strict(item):
         return (yield)
-    from tcm_sync._calls.core import recording_clients
+    from tcm_sync._calls.copies import recording_clients
 
     made = item.stash[_STRICT] = _Made()
     _running.append(made)

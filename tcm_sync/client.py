@@ -26,7 +26,8 @@ from tcm_sync._calls import (
     streams,
     submit_map,
 )
-from tcm_sync._calls.core import Core, core_of, new_core
+from tcm_sync._calls.copies import close_client, core_of, new_core
+from tcm_sync._calls.core import Core
 from tcm_sync._calls.deployment import Deployment
 from tcm_sync._calls.management import Action, Docker, Openstack
 from tcm_sync._calls.options import (
@@ -329,7 +330,7 @@ class TcmClient:
         timeout : float
             Seconds to wait first for calls under way; new ones are refused meanwhile.
         """
-        self._core = self._core.close_for(self, timeout)
+        self._core = close_client(self._core, self, timeout)
 
     def __enter__(self) -> Self:
         self._core.begin()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import importlib
-import secrets
 import sys
 import threading
 import warnings
@@ -16,7 +14,6 @@ from urllib.parse import urlsplit
 from tcm_sync._calls.learned_limits import MessageLimit, RowLimits
 from tcm_sync._calls.worker_threads import Workers
 from tcm_sync._handlers import is_of_handler
-from tcm_sync._numbers import as_number, shown
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.runtime import Runtime
 from tcm_sync._process import notice_fork, refuse_green_threads, watch
@@ -29,7 +26,7 @@ from tcm_sync.errors import ClientClosedError, ConfigError, MessageTooLargeError
 from tcm_sync.events._listeners import Listeners
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable
 
     from tcm_sync._deadline import Deadline
     from tcm_sync._pool.call import Call
@@ -44,9 +41,6 @@ if TYPE_CHECKING:
 _NEEDED_LATER = ["email.utils", "encodings.idna", "http.client", "tenacity"]
 if sys.platform != "win32":
     _NEEDED_LATER += ["fcntl", "grp"]
-
-
-_MOST_KEPT = 8  # cores of unpickled clients
 
 
 class State(enum.Enum):
@@ -256,16 +250,8 @@ class Core:
         self._clients.discard(id(client))
         self._views.discard(id(client))
 
-    def close_for(self, client: object, timeout: float) -> Core:
-        """Close one client or view, and the connections if they are for no other; return its core.
-
-        Closing a client leaves them open for other clients alone, closing a view for other views too.
-        """
-        seconds = checked_closing(timeout)
-        notice_fork()
-        if _cores.leave(self, client):
-            self._close_all(seconds)
-            return self
+    def closed_copy(self) -> Core:
+        """Return a closed core with these counters: that of a client whose copies are still open."""
         closed = Core(self.settings, self.key)
         closed.counts, closed.counted_from = self.counts, self.counted_from
         closed._closing = True
@@ -280,7 +266,7 @@ class Core:
             self._closing = True  # whatever this thread is in the middle of
         return self._closing
 
-    def _close_all(self, seconds: float) -> None:
+    def close(self, seconds: float) -> None:
         """End all calls, after waiting so many seconds for those under way."""
         if not self.callers.have():
             self._close(seconds)
@@ -343,92 +329,3 @@ class Core:
         """Refuse calls from now on: the reader is about to be stopped with the interpreter."""
         self._closing = True
         self.shm.close()
-
-
-class _Cores:
-    """The cores of this process by their keys, so that copies of one client share their connections.
-
-    Those of clients that were made here are kept by their clients alone. Those of unpickled ones are kept
-    here, up to a number: a task that gets its client as an argument drops it at its end, and the next task
-    gets a copy again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards both
-        self._cores: weakref.WeakValueDictionary[str, Core] = weakref.WeakValueDictionary()
-        self._kept: dict[str, Core] = {}
-        watch(self)
-
-    def make(self, settings: Settings, key: str, listeners: Iterable[Listener]) -> Core:
-        """Make the core of a new client."""
-        core = Core(settings, key, listeners)
-        with self._lock:
-            self._cores[key] = core
-        return core
-
-    def join(self, settings: Settings, key: str, client: object) -> Core:
-        """Return the core of a client's copies in this process, of which `client` is one from now on."""
-        notice_fork()
-        with self._lock:  # until it is attached: the last of the other copies may be closed meanwhile
-            core = self._cores.get(key)
-            if core is not None and core.state is not State.CLOSED:
-                core.attach(client, is_view=False)
-                return core
-            core = self._cores[key] = Core(settings, key)
-            core.attach(client, is_view=False)
-            core.may_be_dropped = True  # the process keeps it for copies that are still to come
-            dropped = [] if len(self._kept) < _MOST_KEPT else [self._kept.pop(next(iter(self._kept)))]
-            self._kept.pop(key, None)
-            self._kept[key] = core
-        del dropped  # outside the lock
-        return core
-
-    def leave(self, core: Core, client: object) -> bool:
-        """Detach a client or a view from a core; return whether the core must be closed now."""
-        with self._lock:
-            is_over = core.detach_last(client)
-            if is_over and self._kept.get(core.key) is core:
-                del self._kept[core.key]
-        return is_over
-
-    def after_fork(self) -> None:
-        """Leave behind a lock that another thread of the parent may have held."""
-        self._lock = threading.RLock()
-
-    def at_exit(self) -> None:
-        """Do nothing: each core refuses calls by itself."""
-
-
-_cores = _Cores()
-_records: list[Callable[[Core], None]] = []  # what is called with the core of a new client
-
-
-def new_core(settings: Settings, listeners: Iterable[Listener] = ()) -> Core:
-    """Make what the calls of a new client share."""
-    core = _cores.make(settings, secrets.token_hex(16), listeners)
-    for record in _records:
-        record(core)
-    return core
-
-
-@contextlib.contextmanager
-def recording_clients(record: Callable[[Core], None]) -> Iterator[None]:
-    """Call `record` with the core of each client that is made meanwhile, for tests that check closing."""
-    _records.append(record)
-    try:
-        yield
-    finally:
-        _records.remove(record)
-
-
-def core_of(settings: Settings, key: str, client: object) -> Core:
-    """Return what the copies of a client in this process share, of which `client` is one from now on."""
-    return _cores.join(settings, key, client)
-
-
-def checked_closing(timeout: object) -> float:
-    """Return the seconds that closing may wait for calls, or raise a ConfigError."""
-    seconds = as_number(timeout)
-    if seconds is None or not seconds >= 0:
-        raise ConfigError(f"timeout must be a number of seconds, 0.0 or more, not {shown(timeout)}")
-    return seconds

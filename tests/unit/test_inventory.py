@@ -182,8 +182,8 @@ def test_an_idle_connection_expires_after_its_share_of_the_longest_idleness(conn
 def test_a_connection_that_was_checked_is_lent_again_once(connections):
     (one,) = connections(1)
     inventory = shelf_of([one])
-    assert inventory.doubt(monotonic() + 1.0) == [one]
+    assert inventory.take_silent(monotonic() + 1.0) == [one]
     assert list(inventory.idle) == []
-    assert inventory.vouch(one)
-    assert not inventory.vouch(one)
+    assert inventory.passed_check(one)
+    assert not inventory.passed_check(one)
     assert list(inventory.idle) == [one]

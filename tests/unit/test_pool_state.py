@@ -116,7 +116,7 @@ def test_a_socket_is_opened_for_each_who_waits_and_one_to_try_a_manager_that_fai
 
 def test_an_opened_connection_is_counted():
     pool = bare_pool(sockets=0)
-    pool.warm()
+    pool.open_first()
     open_one(pool)
     assert pool.state.counts.opened == 1
     assert pool.state.opening == 0
@@ -131,7 +131,7 @@ def test_readiness_is_asked_for_a_while_after_a_shutdown(cautious, left, asked):
     pool = bare_pool(sockets=0)
     pool.state.cautious = cautious
     pool.state.ready_asked_until = monotonic() + left
-    pool.warm()
+    pool.open_first()
     open_one(pool)
     assert pool._opening._opener.asked == [{"cautious": cautious, "ask_ready": asked}]
 
@@ -193,7 +193,7 @@ def test_events_of_connections_name_their_pool(setting, kind):
     events = []
     listeners = SimpleNamespace(heard=(None,), manager="h", add=events.append)
     pool = bare_pool(sockets=0, setting=setting, manager_state=ManagerState("h", listeners))
-    pool.warm()
+    pool.open_first()
     open_one(pool)
     pool.lost(pool.any_open(), "closed by the manager")
     assert [(type(event), event.pool) for event in events] == [
