@@ -25,6 +25,25 @@ _APART = 0.25  # seconds between the beginnings of two attempts (RFC 8305, secti
 AddressInfo = tuple[Any, Any, int, str, Any]
 
 
+def resolve(host: str, port: int, *, advice: str = "") -> list[AddressInfo]:
+    """Return the addresses of a name.
+
+    Raises
+    ------
+    ConnectFailedError
+        It cannot be resolved; the message ends with `advice`.
+    """
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        if is_of_handler(error):
+            raise
+        temporary = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+        raise ConnectFailedError(
+            f"the name {host!r} cannot be resolved: {error}{advice}", retriable=temporary
+        ) from error
+
+
 class Opening(Protocol):
     """Keeps the sockets that are being opened."""
 

@@ -17,7 +17,7 @@ from tcm_sync._handlers import is_of_handler
 from tcm_sync._proxy_url import ProxyUrl, find_proxy
 from tcm_sync._secrets import Secret
 from tcm_sync._tls_context import make_proxy_context
-from tcm_sync._transport.addresses import Addresses
+from tcm_sync._transport.addresses import Addresses, resolve
 from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, pause_asked_for, read_fields, receive_head
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
 from tcm_sync._wire.quote import quote
@@ -272,16 +272,7 @@ def _ascii(host: str) -> str:
 
 def _resolve(endpoint: Endpoint) -> list[str]:
     """Resolve the manager's name here, into addresses written as numbers."""
-    try:
-        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        if is_of_handler(error):
-            raise
-        temporary = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-        raise ConnectFailedError(
-            f"the name {endpoint.host!r} cannot be resolved: {error}; with socks5h:// the proxy resolves it",
-            retriable=temporary,
-        ) from error
+    found = resolve(endpoint.host, endpoint.port, advice="; with socks5h:// the proxy resolves it")
     return list(dict.fromkeys(str(address[0]).partition("%")[0] for *_, address in found))
 
 

@@ -13,11 +13,10 @@ from typing import Protocol
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import Suppress, is_of_handler
-from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect
+from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect, resolve
 from tcm_sync._transport.nested_tls import SECURED, NestedTls
 from tcm_sync._transport.tcp_state import keep_alive
 from tcm_sync._transport.tls import failure_of_tls, name_to_verify
-from tcm_sync.errors import ConnectFailedError
 
 #: What a non-blocking socket raises when it has to wait; SSLWantRead and SSLWantWrite are its TLS forms.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -121,15 +120,7 @@ def open_socket(
 def _connect(
     endpoint: Endpoint, addresses: Addresses, deadline: Deadline, opening: OpeningSockets
 ) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        if is_of_handler(error):
-            raise
-        temporary = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-        raise ConnectFailedError(
-            f"the name {endpoint.host!r} cannot be resolved: {error}", retriable=temporary
-        ) from error
+    found = resolve(endpoint.host, endpoint.port)
     sock = connect(endpoint.authority, found, addresses, deadline, opening)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
