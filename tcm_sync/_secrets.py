@@ -117,7 +117,7 @@ def hide(text: str) -> str:
     hidden anywhere, a shorter one as a whole word, and one of 3 or fewer not at all: it would be found in
     half of all words, and is no secret.
     """
-    for form in living_forms():
+    for form in forms_of_secrets():
         if form in text:
             if len(form) >= _SHORTEST_HIDDEN_IN_WORDS:
                 text = text.replace(form, HIDDEN)
@@ -137,7 +137,7 @@ def hide_in(value: Any) -> Any:
     return value
 
 
-def living_forms() -> list[str]:
+def forms_of_secrets() -> list[str]:
     """Return every form of every secret, the longest first, since one may contain another."""
     forms: set[str] = set()
     for reference in list(_living.values()):

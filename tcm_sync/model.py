@@ -116,7 +116,7 @@ class Model:
         """
         deadline = start_deadline(timeout, self._options.timeout)
         self._core.begin()
-        return self._batcher.run(bound_model.held(self.signature, inputs), deadline)
+        return self._batcher.run(bound_model.with_signature(self.signature, inputs), deadline)
 
     def submit_sample(
         self, inputs: Inputs | complex | str, *, timeout: float | Unset | None = UNSET
@@ -156,7 +156,7 @@ class Model:
         """
         deadline = start_deadline(timeout, self._options.timeout)
         self._core.begin()
-        return self._batcher.submit(bound_model.held(self.signature, inputs), deadline)
+        return self._batcher.submit(bound_model.with_signature(self.signature, inputs), deadline)
 
     def infer(
         self,
@@ -182,7 +182,7 @@ class Model:
             A mapping of output names to arrays.
         """
         options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
-        return inference.infer(self._core, options, bound_model.held(self.signature, inputs))
+        return inference.infer(self._core, options, bound_model.with_signature(self.signature, inputs))
 
     def infer_chunked(
         self,
@@ -211,7 +211,7 @@ class Model:
             The outputs of all rows, in order.
         """
         options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, "json")
-        tensors, most = bound_model.uncut(self.signature, inputs)
+        tensors, most = bound_model.checked_batch(self.signature, inputs)
         return chunked.infer_chunked(
             self._core, options, tensors, rows=rows, concurrency=concurrency, progress=progress, most=most
         )
@@ -281,7 +281,7 @@ class Model:
             Its exception is what `infer` would raise.
         """
         options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
-        return submit_map.submit(self._core, options, bound_model.held(self.signature, inputs))
+        return submit_map.submit(self._core, options, bound_model.with_signature(self.signature, inputs))
 
     @overload
     def map(
@@ -395,7 +395,7 @@ class Model:
         return submit_map.map_inputs(
             self._core,
             options,
-            bound_model.all_held(self.signature, many_inputs),
+            bound_model.each_with_signature(self.signature, many_inputs),
             concurrency=concurrency,
             ordered=ordered,
             progress=progress,
@@ -426,7 +426,7 @@ class Model:
             An iterator of str, and a context manager that closes it.
         """
         options = changed_options(self._options, allow_transient, UNSET, timeout, retry)
-        held = bound_model.held(self.signature, inputs)
+        held = bound_model.with_signature(self.signature, inputs)
         return streams.stream(
             self._core, options, held, output_name=output_name, idle_timeout=idle_timeout, on_idle=on_idle
         )

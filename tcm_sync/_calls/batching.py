@@ -296,7 +296,7 @@ class Batcher:
     def _report(self, size: int) -> None:
         """Report to listeners, if there are any, that a batch goes out."""
         listeners, options = self._core.listeners, self._options
-        if listeners.heard:
+        if listeners.registered:
             listeners.report(
                 BatchSent(
                     at=time(),
@@ -328,7 +328,7 @@ class Batcher:
                     )
         except TcmError as error:
             self._core.failed(error, call)
-            call.blame(error, sound=lambda: is_readable(reply.data, call.deadline))
+            call.note_unreadable(error, readable=lambda: is_readable(reply.data, call.deadline))
             raise
         model_name = reply.model_name or self._options.model_name
         return [

@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tcm_sync._tensors import Held, HeldAll, HeldEach, InferenceInput, ModelSignature, fit_inputs, is_frame
+from tcm_sync._tensors import (
+    EachInputsWithSignature,
+    InferenceInput,
+    InputsWithSignature,
+    ModelSignature,
+    SizedInputsWithSignature,
+    fit_inputs,
+    is_frame,
+)
 from tcm_sync.errors import InputError
 from tcm_sync.settings import UNSET, BatchPolicy, Unset
 
@@ -41,20 +49,22 @@ def of_signature(
     return output_dtypes, _bounded(batch, signature)
 
 
-def held(signature: ModelSignature | None, inputs: object) -> object:
+def with_signature(signature: ModelSignature | None, inputs: object) -> object:
     """Have inputs checked against the signature, if there is one, when they are encoded."""
-    return inputs if signature is None else Held(signature, inputs)
+    return inputs if signature is None else InputsWithSignature(signature, inputs)
 
 
-def all_held(signature: ModelSignature | None, many_inputs: Iterable[object]) -> Iterable[object]:
+def each_with_signature(signature: ModelSignature | None, many_inputs: Iterable[object]) -> Iterable[object]:
     """Do so with each of many inputs."""
     is_many = isinstance(many_inputs, Iterable) and not isinstance(many_inputs, (str, bytes, Mapping))
     if signature is None or not is_many or is_frame(many_inputs):  # which is refused later
         return many_inputs
-    return (HeldAll if isinstance(many_inputs, Sized) else HeldEach)(signature, many_inputs)
+    if isinstance(many_inputs, Sized):
+        return SizedInputsWithSignature(signature, many_inputs)
+    return EachInputsWithSignature(signature, many_inputs)
 
 
-def uncut(signature: ModelSignature | None, inputs: object) -> tuple[object, int | None]:
+def checked_batch(signature: ModelSignature | None, inputs: object) -> tuple[object, int | None]:
     """Check the inputs of a long batch; return them, and the most rows that the model takes."""
     if signature is None:
         return inputs, None

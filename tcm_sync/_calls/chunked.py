@@ -69,7 +69,7 @@ def run(core: Core, job: Job, *, progress: bool, concurrency: int | None = None)
     threads = check_whole("concurrency", threads, kind=InputError)
     shown = Progress(job.options.model_name, shown=progress, unit="rows", total=job.length)
     core.begin()
-    joined = _Joined(job.length)
+    joined = _JoinedOutputs(job.length)
     try:
         with shown, closing(in_order(_tasks(core, job), core.new_workers(threads), threads)) as outcomes:
             for _, outcome in outcomes:
@@ -184,7 +184,7 @@ def _name_rows(error: TcmError, start: int, stop: int) -> None:
     error.args = (f"rows {start:,} to {stop - 1:,}: {error.message}",)
 
 
-class _Joined:
+class _JoinedOutputs:
     """The outputs of all rows, filled message by message."""
 
     def __init__(self, length: int) -> None:

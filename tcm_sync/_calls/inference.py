@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def infer(core: Core, options: CallOptions, inputs: object) -> InferResult:
     """Run a model on some inputs."""
     deadline = Deadline(options.timeout)
-    if core.listeners.heard:
+    if core.listeners.registered:
         return _watched(core, options, inputs, deadline)
     return send(core, options, encode(core, options, inputs, deadline=deadline), deadline)
 
@@ -47,7 +47,7 @@ def _watched(core: Core, options: CallOptions, inputs: object, deadline: Deadlin
 
 def watch_of(core: Core, options: CallOptions, inputs: object = None) -> Watch | None:
     """Return what measures an inference from now on, None if nobody listens."""
-    if not core.listeners.heard:
+    if not core.listeners.registered:
         return None
     watch = Watch(core.listeners, "infer", (options.route, options.model_name))
     watch.is_shared = type(inputs) is not dict and as_references(inputs) is not None
@@ -177,7 +177,9 @@ def send(
         arrays = decode_outputs(reply.data, options.dtypes, deadline)
     except TcmError as error:
         core.failed(error, call)
-        call.blame(error, sound=lambda: options.dtypes.are_stated and is_readable(reply.data, deadline))
+        call.note_unreadable(
+            error, readable=lambda: options.dtypes.are_stated and is_readable(reply.data, deadline)
+        )
         raise
     return InferResult(
         reply.model_name or options.model_name, arrays, reply.data, attempts, deadline.elapsed()

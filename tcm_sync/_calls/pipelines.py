@@ -115,7 +115,9 @@ def pipeline(
         }
     except TcmError as error:
         core.failed(error, call)
-        call.blame(error, sound=lambda: bool(texts) and all(is_readable(text, deadline) for text in texts))
+        call.note_unreadable(
+            error, readable=lambda: bool(texts) and all(is_readable(text, deadline) for text in texts)
+        )
         raise
     return results
 

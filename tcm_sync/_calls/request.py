@@ -131,12 +131,12 @@ class InferenceCall(Call):
         self._connection, self.reply = connection, reply
         return None
 
-    def blame(self, error: TcmError, *, sound: Callable[[], bool]) -> None:
-        """Note where unreadable outputs came from, and give that socket up unless the manager is sound."""
+    def note_unreadable(self, error: TcmError, *, readable: Callable[[], bool]) -> None:
+        """Note which socket unreadable outputs came from; close it unless other dtypes can read them."""
         error.outcome_unknown = True
         if isinstance(error, ProtocolError):
             error.uuid = self._connection.uuid
-            if self._connection.pool is not None and not sound():
+            if self._connection.pool is not None and not readable():
                 self._connection.pool.expire(self._connection, "it sent outputs that cannot be read")
 
 

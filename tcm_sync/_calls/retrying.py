@@ -58,7 +58,7 @@ def perform(
     TcmError
         The final failure, with those before it as its history.
     """
-    if core.listeners.heard and call.watch is None:
+    if core.listeners.registered and call.watch is None:
         with Watch(core.listeners, call.reported_as, call.target) as call.watch:
             return perform(core, call, policy, once=once, inside=inside)
     first: TcmError | None

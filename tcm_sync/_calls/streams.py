@@ -44,7 +44,7 @@ def stream(
     output_name = check_text("output_name", output_name, InputError)
     idle_timeout = _checked_idle(idle_timeout, on_idle)
     target = (options.route, options.model_name)
-    watch = Watch(core.listeners, "stream", target) if core.listeners.heard else None
+    watch = Watch(core.listeners, "stream", target) if core.listeners.registered else None
     payload = encode_tensors(
         options,
         check_call(inputs, infinities=True),  # which the encoding refuses

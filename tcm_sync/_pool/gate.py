@@ -115,7 +115,7 @@ class Gate:
             self._unlogged.append(
                 (level, f"{self.name} gate shut{self._where}: {cause}; the next try is in {seconds:.3f} s")
             )
-            if self._listeners.heard:
+            if self._listeners.registered:
                 self._listeners.add(
                     GateShut(
                         at=time(),
@@ -159,7 +159,7 @@ class Gate:
 
     def _add_opened(self, lasted: float) -> None:
         listeners = self._listeners
-        if listeners.heard:
+        if listeners.registered:
             listeners.add(GateOpened(at=time(), manager=listeners.manager, gate=self.name, seconds=lasted))
 
     def write_log(self) -> None:

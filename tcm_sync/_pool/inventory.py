@@ -102,7 +102,7 @@ class Inventory:
         self.idle.append(connection)
 
     def take_silent(self, since: float) -> list[Connection]:
-        """Take out the idle connections of which nothing was heard since a moment, to be checked."""
+        """Take out the idle connections on which nothing came since a moment, to be checked."""
         silent = [connection for connection in self.idle if connection.last_received < since]
         for connection in silent:
             self.idle.remove(connection)

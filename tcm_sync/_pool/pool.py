@@ -228,7 +228,7 @@ class Pool:
             log_closed(connection, reason)
 
     def check_silent(self, since: float) -> None:
-        """Lend no idle connection of which nothing was heard since a moment, before it was checked.
+        """Lease no idle connection on which nothing came since a moment, before it was checked.
 
         Another one was found dead, or a call on it timed out without a sign of life: these may be dead too.
         """
@@ -238,7 +238,7 @@ class Pool:
             self.reader.check(silent)
 
     def passed_check(self, connection: Connection) -> None:
-        """Lend a connection again that was checked, and lives."""
+        """Lease a connection again that was checked, and lives."""
         state = self.state
         with state.lock:
             reason = connection.closing_reason
@@ -247,7 +247,7 @@ class Pool:
                     state.serve_waiters()
                 return
             if connection not in state.inventory.being_checked:
-                return  # an earlier check lent it again: it is closed when it is released
+                return  # an earlier check made it available again: it is closed when it is released
             state.remove(connection, reason)
         self._close(connection, reason)
 

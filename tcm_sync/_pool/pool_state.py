@@ -228,7 +228,7 @@ class PoolState:
     def report_opened(self, connection: Connection, seconds: float) -> None:
         """Report that a connection was opened, which took so many seconds."""
         listeners = self.manager_state.listeners
-        if listeners.heard:
+        if listeners.registered:
             listeners.add(
                 ConnectionOpened(
                     at=time(),
@@ -241,7 +241,7 @@ class PoolState:
 
     def _report_closed(self, connection: Connection) -> None:
         listeners = self.manager_state.listeners
-        if listeners.heard:
+        if listeners.registered:
             listeners.add(
                 ConnectionClosed(
                     at=time(),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from tcm_sync._numbers import as_whole, shown
-from tcm_sync._tensors.check import Held
+from tcm_sync._tensors.check import InputsWithSignature
 from tcm_sync._tensors.datatypes import Unfit, datatype_named
 from tcm_sync._tensors.inputs import checked_name, checked_shape
 from tcm_sync._wire.messages import SharedTensor
@@ -52,7 +52,7 @@ def as_references(inputs: object) -> tuple[SharedTensor, ...] | None:
     InputError
         One of them cannot be sent, or there are other inputs beside them.
     """
-    if isinstance(inputs, Held):
+    if isinstance(inputs, InputsWithSignature):
         inputs = inputs.inputs  # references are not checked against a signature
     if isinstance(inputs, SHMReference):
         raise InputError("one SHMReference alone: put it in a list")

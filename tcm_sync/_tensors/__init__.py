@@ -3,7 +3,13 @@
 Messages as a whole do not belong here (`tcm_sync._wire`), nor does shared memory (`tcm_sync._shm`).
 """
 
-from tcm_sync._tensors.check import Held, HeldAll, HeldEach, check_call, fit_inputs
+from tcm_sync._tensors.check import (
+    EachInputsWithSignature,
+    InputsWithSignature,
+    SizedInputsWithSignature,
+    check_call,
+    fit_inputs,
+)
 from tcm_sync._tensors.datatypes import DATATYPES, Datatype
 from tcm_sync._tensors.encode import (
     encode_data,
@@ -20,12 +26,12 @@ from tcm_sync._tensors.signature import ModelSignature, TensorSpec
 __all__ = [
     "DATATYPES",
     "Datatype",
-    "Held",
-    "HeldAll",
-    "HeldEach",
+    "EachInputsWithSignature",
     "InferenceInput",
+    "InputsWithSignature",
     "ModelSignature",
     "OutputDtypes",
+    "SizedInputsWithSignature",
     "Tensor",
     "TensorSpec",
     "check_call",

@@ -20,7 +20,7 @@ from tcm_sync.errors import InputError
 Dims = tuple[int, ...]
 
 
-class Held(Struct, frozen=True, eq=False):
+class InputsWithSignature(Struct, frozen=True, eq=False):
     """Inputs together with the signature that they are checked against.
 
     Attributes
@@ -34,19 +34,19 @@ class Held(Struct, frozen=True, eq=False):
     inputs: object
 
 
-class HeldEach:
+class EachInputsWithSignature:
     """The inputs of many calls, each of which is paired with the signature when it is read."""
 
     def __init__(self, signature: ModelSignature, many_inputs: Iterable[object]) -> None:
         self._signature = signature
         self._many = many_inputs
 
-    def __iter__(self) -> Iterator[Held]:
-        return (Held(self._signature, inputs) for inputs in self._many)
+    def __iter__(self) -> Iterator[InputsWithSignature]:
+        return (InputsWithSignature(self._signature, inputs) for inputs in self._many)
 
 
-class HeldAll(HeldEach):
-    """A `HeldEach` of inputs with a length."""
+class SizedInputsWithSignature(EachInputsWithSignature):
+    """The same of inputs that have a length."""
 
     def __len__(self) -> int:
         return len(self._many)  # type: ignore[arg-type]  # it is only made of inputs with a length
@@ -58,7 +58,7 @@ def check_call(inputs: object, *, sample: bool = False, infinities: bool = False
     Parameters
     ----------
     inputs : object
-        What `check_inputs` takes, or `Held`.
+        What `check_inputs` takes, or `InputsWithSignature`.
     sample : bool
         Whether it is one sample, which gets its batch axis later.
     infinities : bool
@@ -69,7 +69,7 @@ def check_call(inputs: object, *, sample: bool = False, infinities: bool = False
     InputError
         They cannot be sent, or do not fit the signature.
     """
-    if type(inputs) is Held:
+    if type(inputs) is InputsWithSignature:
         return fit_inputs(inputs.signature, inputs.inputs, sample=sample, infinities=infinities)
     return check_inputs(inputs, scalars=sample, infinities=infinities)
 

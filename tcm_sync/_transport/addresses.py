@@ -75,7 +75,7 @@ class Addresses:
         self._failed = failed  # those that the resolver no longer returns are forgotten
         return sorted(in_turn, key=lambda info: (info[4] in failed, info[4] != self._worked))
 
-    def worked(self, address: Any) -> None:
+    def succeeded(self, address: Any) -> None:
         """Try this address first from now on."""
         self._worked, self._failed = address, self._failed - {address}
 
@@ -86,7 +86,7 @@ class Addresses:
             self._worked = None
 
     @contextmanager
-    def judging(self, sock: socket.socket) -> Iterator[None]:
+    def noting_failures(self, sock: socket.socket) -> Iterator[None]:
         """Note that the address of `sock` failed if what is done inside fails: no TLS, no answer in time.
 
         A refusal to authenticate is an answer.
@@ -226,7 +226,7 @@ class _Race:
 
     def _win(self, sock: socket.socket) -> socket.socket:
         sock.settimeout(None)
-        self._addresses.worked(self._attempts.pop(sock)[4])
+        self._addresses.succeeded(self._attempts.pop(sock)[4])
         return sock
 
     def _fail(self, sock: socket.socket, error: OSError) -> None:

@@ -158,7 +158,7 @@ class Opener:
         )
         try:
             self._warn_of_clear_text(sock, token, headers)
-            with self.addresses.judging(sock):
+            with self.addresses.noting_failures(sock):
                 rest = shake_hands(sock, self.endpoint, headers, deadline)
                 uuid = fresh_uuid(self._auth.uuid)
                 exchange = _AuthExchange(self.endpoint, sock, uuid, self._settings.max_reply_bytes, deadline)

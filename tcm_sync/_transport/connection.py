@@ -37,10 +37,10 @@ class ConnectionOwner(Protocol):
         """Close a connection when it is released, or now if it is idle."""
 
     def check_silent(self, since: float) -> None:
-        """Lend no idle connection of which nothing was heard since a moment, before it was checked."""
+        """Lease no idle connection on which nothing came since a moment, before it was checked."""
 
     def passed_check(self, connection: Connection) -> None:
-        """Lend a connection again that was checked, and lives."""
+        """Lease a connection again that was checked, and lives."""
 
 
 class ConnectionReader(Protocol):

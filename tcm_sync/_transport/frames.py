@@ -43,7 +43,7 @@ def encode_frame(opcode: int, payload: bytes) -> bytes:
     """Write one whole frame, masked with four fresh random bytes as a client must (section 5.3)."""
     size = len(payload)
     if size > _SMALL:
-        return bytes(_Scratch(size).frame(opcode | _FINAL, (payload,), size))
+        return bytes(_SendBuffer(size).frame(opcode | _FINAL, (payload,), size))
     if size < _TWO_BYTES:
         header = _PACK_SHORT(opcode | _FINAL, 0x80 | size)
     else:
@@ -63,12 +63,12 @@ def encode_text(pieces: Pieces) -> Iterable[bytes | memoryview]:
     if size <= _SMALL:
         return (encode_frame(TEXT, b"".join(pieces)),)
     if size <= FRAGMENT_BYTES:
-        return (_Scratch(size).frame(TEXT | _FINAL, pieces, size),)
+        return (_SendBuffer(size).frame(TEXT | _FINAL, pieces, size),)
     return _encode_fragments(pieces, size)
 
 
 def _encode_fragments(pieces: Pieces, size: int) -> Iterator[memoryview]:
-    scratch = _Scratch(FRAGMENT_BYTES)
+    scratch = _SendBuffer(FRAGMENT_BYTES)
     opcode = TEXT
     for part in _cut(pieces, FRAGMENT_BYTES):
         length = sum(map(len, part))
@@ -100,7 +100,7 @@ def _header(first: int, size: int) -> bytes:
     return struct.pack("!BBQ", first, 0xFF, size)
 
 
-class _Scratch:
+class _SendBuffer:
     """Memory in which frames are put together and masked, each over the one before it.
 
     Parameters
@@ -154,7 +154,7 @@ def read_close(payload: bytes) -> tuple[int, str]:
         raise ProtocolError("a close frame whose reason is not UTF-8") from None
 
 
-class _Gathered:
+class _MessageBlocks:
     """The bytes of one message, in blocks: other threads run while so many are joined, as CPython does it.
 
     Small ones are put together first, since as an object two bytes take fifty.
@@ -196,7 +196,7 @@ class FrameDecoder:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
         self._needed = 0  # bytes that the buffer must hold before it is parsed
-        self._message: _Gathered | None = None  # what has come of a fragmented or a large message
+        self._message: _MessageBlocks | None = None  # what has come of a fragmented or a large message
         self._missing = 0  # bytes that are still to come of a large frame
         self._is_last = False  # whether that frame is the last of its message
 
@@ -246,7 +246,7 @@ class FrameDecoder:
     def _begin_large(self, payload: memoryview, size: int, *, is_last: bool) -> None:
         """Take the beginning of a large frame, whose payload has so many bytes."""
         if self._message is None:
-            self._message = _Gathered()
+            self._message = _MessageBlocks()
         self._message.add(payload)
         self._missing, self._is_last = size - len(payload), is_last
         self._needed = 0
@@ -325,7 +325,7 @@ class FrameDecoder:
         if self._message is None:
             if final:
                 return TEXT, bytes(payload)
-            self._message = _Gathered()
+            self._message = _MessageBlocks()
         self._message.add(payload)
         if not final:
             return None

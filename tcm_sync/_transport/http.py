@@ -71,7 +71,7 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
         head = [f"GET {endpoint.sibling(name)} HTTP/1.1", f"Host: {endpoint.authority}"]
         head += [f"{key}: {value.reveal()}" for key, value in headers.items()]
         head += ["Accept: application/json", "Connection: close", "", ""]
-        with addresses.judging(sock):
+        with addresses.noting_failures(sock):
             send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
             with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]
                 response.begin()

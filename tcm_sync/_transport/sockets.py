@@ -113,7 +113,7 @@ def open_socket(
     sock = begin(endpoint, addresses, deadline, opening)
     if context is None:
         return sock
-    with addresses.judging(sock):
+    with addresses.noting_failures(sock):
         return _start_tls(sock, context, name_to_verify(server_hostname or endpoint.host), deadline, opening)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tcm_sync._secrets import hide, living_forms
+from tcm_sync._secrets import forms_of_secrets, hide
 
 _LONGEST = 300
 
 
 def quote(text: str | bytes) -> str:
     """Return `text`, which came from the other side, fit for a log line or an error's message."""
-    forms = living_forms()
+    forms = forms_of_secrets()
     longest = len(forms[0]) if forms else 0
     reach = 4 * (_LONGEST + 4 * longest)
     cut = len(text) > reach

@@ -77,10 +77,10 @@ class _Delivery:
         self._running = threading.RLock()  # held while a listener runs
         self._has_dropped = False  # whether that was logged
 
-    def add(self, heard: tuple[Registration, ...], event: Event, context: Context | None) -> None:
+    def add(self, registered: tuple[Registration, ...], event: Event, context: Context | None) -> None:
         """Have an event delivered after the next `wake`. It takes no lock."""
         if len(self._waiting) < _MOST_WAITING:
-            self._waiting.append((heard, event, context))
+            self._waiting.append((registered, event, context))
         elif not self._has_dropped:
             self._has_dropped = True
             log.warning("events are dropped: the listeners are too slow, %d events wait", _MOST_WAITING)
@@ -98,10 +98,10 @@ class _Delivery:
         while True:
             with self._running:  # a fork waits for one listener, and not for all that waits
                 try:
-                    heard, event, context = self._waiting.popleft()
+                    registered, event, context = self._waiting.popleft()
                 except IndexError:
                     return
-                for registration in heard:
+                for registration in registered:
                     registration.deliver(event, context)
 
     def flush(self, timeout: float) -> bool:
@@ -155,29 +155,29 @@ class Listeners:
 
     Attributes
     ----------
-    heard : tuple of Registration
+    registered : tuple of Registration
         All of them; empty if nobody listens, which is tested before anything is made for an event.
     """
 
-    __slots__ = ("__weakref__", "_own", "heard", "manager")
+    __slots__ = ("__weakref__", "_own", "manager", "registered")
 
     def __init__(self, own: Iterable[Listener] = (), manager: str = "") -> None:
         self._own = tuple([Registration(listener) for listener in own])
         self.manager = manager
-        self.heard: tuple[Registration, ...] = ()
+        self.registered: tuple[Registration, ...] = ()
         _every.add(self)
 
     def refresh(self, common: tuple[Registration, ...]) -> None:
         """Take over those who listen to all clients."""
-        self.heard = self._own + common
+        self.registered = self._own + common
 
     def add(self, event: Event, context: Context | None = None) -> None:
         """Have an event delivered after the next `wake`; for those who hold a lock, and finalizers."""
-        _delivery.add(self.heard, event, context)
+        _delivery.add(self.registered, event, context)
 
     def report(self, event: Event, context: Context | None = None) -> None:
         """Have an event delivered."""
-        _delivery.add(self.heard, event, context)
+        _delivery.add(self.registered, event, context)
         _delivery.wake()
 
 

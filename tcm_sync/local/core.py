@@ -265,7 +265,7 @@ class Core:
             return {"type": "inference", "uuid": job.uuid, "payload": answer}
         payload = self._management.answer(job.uuid, job.payload)
         if self._shared_memory is not None:
-            self._shared_memory.drop_gone(self._find)
+            self._shared_memory.drop_deleted(self._find)
         if payload is None:
             return None
         return {

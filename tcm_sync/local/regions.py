@@ -111,7 +111,7 @@ class Regions:
         region.memory = None
         self._regions.pop((region.vm_ip, region.key), None)
 
-    def strand(self, region: Region) -> None:
+    def unmap_unreachable(self, region: Region) -> None:
         """Unmap a region that no request can use any more; its key stays taken.
 
         A real Triton would keep it mapped, which shows only in the memory that it takes.

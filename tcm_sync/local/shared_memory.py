@@ -145,9 +145,9 @@ class SharedMemory:
         if oldest.kept:
             self._regions.unregister(oldest)
         else:  # the connection over which it was registered is closed, so it cannot be unregistered
-            self._regions.strand(oldest)
+            self._regions.unmap_unreachable(oldest)
 
-    def drop_gone(self, find: Find) -> None:
+    def drop_deleted(self, find: Find) -> None:
         """Drop the regions of servers that jobs have deleted."""
         with self._lock:
             for container_id in list(self._known):
@@ -176,7 +176,7 @@ class SharedMemory:
             self._is_closed = True
             for known in self._known.values():
                 for region in known.values():
-                    self._regions.strand(region)
+                    self._regions.unmap_unreachable(region)
             self._known.clear()
             self._dismiss_janitor()
 

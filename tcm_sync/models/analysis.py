@@ -20,7 +20,7 @@ from tcm_sync.models.batch import FirstAxis, guess_first_axis
 from tcm_sync.models.config import config_pbtxt
 from tcm_sync.models.elements import read_value, text
 from tcm_sync.models.skim import FileBytes, skim
-from tcm_sync.models.weights import weigh
+from tcm_sync.models.weights import count_weights
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -235,7 +235,7 @@ def _analysis(model: ModelProto, source: str, file_bytes: int | None, file: str 
         raise ModelFileError(f"it is not an ONNX model: it has no {'IR version' if graph.input else 'graph'}")
     if not opsets and model.ir_version >= _OPSETS_SINCE:
         raise ModelFileError("it names no operator set, which comes last in a model: it may be truncated")
-    weights = weigh(model, file)
+    weights = count_weights(model, file)
     initialisers = [*graph.initializer, *(each.values for each in graph.sparse_initializer)]
     own = {text(each.name) for each in initialisers}
     unsupported: dict[str, str] = {}

@@ -36,7 +36,7 @@ class Weights(NamedTuple):
     external: dict[str, int]
 
 
-def weigh(model: Any, file: str | None) -> Weights:
+def count_weights(model: Any, file: str | None) -> Weights:
     """Add up the tensors of a model.
 
     Parameters

@@ -416,7 +416,7 @@ def test_listeners_do_not_travel_in_a_pickle(manager):
     with TcmClient(manager.uri, route=manager.route, listeners=[_Unpicklable()]) as client:
         text = pickle.dumps(client)
     with pickle.loads(text) as copy:
-        assert copy._core.listeners.heard == ()
+        assert copy._core.listeners.registered == ()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

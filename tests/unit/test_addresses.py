@@ -212,7 +212,7 @@ def test_an_address_that_stopped_answering_is_no_longer_the_first(ports, apart):
     apart(0.01)
     silent, good = ports.silent(), ports.good()
     addresses = Addresses()
-    addresses.worked(("127.0.0.1", silent))
+    addresses.succeeded(("127.0.0.1", silent))
     assert reach(good, silent, addresses=addresses) == good
     apart(NEVER)
     assert reach(silent, good, addresses=addresses) == good
@@ -223,7 +223,7 @@ def test_an_address_that_failed_comes_last_until_it_works_again():
     found = infos(1, 2, 3)
     addresses.failed(("127.0.0.1", 1))
     assert [info[4][1] for info in addresses.order(found)] == [2, 3, 1]
-    addresses.worked(("127.0.0.1", 1))
+    addresses.succeeded(("127.0.0.1", 1))
     assert [info[4][1] for info in addresses.order(found)] == [1, 2, 3]
     addresses.failed(("127.0.0.1", 1))
     assert [info[4][1] for info in addresses.order(found)] == [2, 3, 1]
@@ -232,7 +232,7 @@ def test_an_address_that_failed_comes_last_until_it_works_again():
 def test_what_the_resolver_no_longer_returns_is_not_tried_and_forgotten(ports):
     good, gone = ports.good(), ports.good()
     addresses = Addresses()
-    addresses.worked(("127.0.0.1", gone))
+    addresses.succeeded(("127.0.0.1", gone))
     assert reach(good, addresses=addresses) == good
     addresses.failed(("127.0.0.1", 1))
     addresses.order(infos(2))
@@ -253,7 +253,7 @@ def test_what_fails_after_the_connect_counts_against_the_address(ports):
     port = ports.good()
     addresses = Addresses()
     sock = connect("host:1", infos(port), addresses, Deadline(PATIENCE), OpeningSockets())
-    with pytest.raises(ConnectFailedError), sock, addresses.judging(sock):
+    with pytest.raises(ConnectFailedError), sock, addresses.noting_failures(sock):
         raise ConnectFailedError("no answer to the handshake")
     assert [info[4][1] for info in addresses.order(infos(port, 1))] == [1, port]
 
@@ -261,7 +261,7 @@ def test_what_fails_after_the_connect_counts_against_the_address(ports):
 def test_the_failure_of_one_address_takes_nothing_from_the_one_that_worked():
     addresses = Addresses()
     other, worked, failed = found = infos(1, 2, 3)
-    addresses.worked(worked[4])
+    addresses.succeeded(worked[4])
     addresses.failed(failed[4])
     assert addresses.order(found) == [worked, other, failed]
 
@@ -269,7 +269,7 @@ def test_the_failure_of_one_address_takes_nothing_from_the_one_that_worked():
 def test_an_address_that_worked_and_then_failed_is_no_longer_preferred():
     addresses = Addresses()
     found = infos(1, 2)
-    addresses.worked(found[1][4])
+    addresses.succeeded(found[1][4])
     addresses.failed(found[1][4])
     assert addresses.order(found[:1]) == found[:1]  # the resolver leaves it out, so its failure is forgotten
     assert addresses.order(found) == found
@@ -280,7 +280,7 @@ def test_a_socket_that_was_reset_before_its_address_was_asked_hides_no_failure()
     with (
         socket.socket() as never_connected,
         pytest.raises(ConnectFailedError) as caught,
-        Addresses().judging(never_connected),
+        Addresses().noting_failures(never_connected),
     ):
         raise failure
     assert caught.value is failure

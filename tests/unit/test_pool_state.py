@@ -191,7 +191,7 @@ def test_a_shutdown_is_logged_once_and_closes_what_is_idle(caplog):
 )
 def test_events_of_connections_name_their_pool(setting, kind):
     events = []
-    listeners = SimpleNamespace(heard=(None,), manager="h", add=events.append)
+    listeners = SimpleNamespace(registered=(None,), manager="h", add=events.append)
     pool = bare_pool(sockets=0, setting=setting, manager_state=ManagerState("h", listeners))
     pool.open_first()
     open_one(pool)

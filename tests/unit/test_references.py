@@ -11,7 +11,7 @@ import pytest
 from tcm_sync import InferenceInput, InputError, SHMReference
 from tcm_sync._shm.references import as_references
 from tcm_sync._tensors import DATATYPES
-from tcm_sync._tensors.check import Held
+from tcm_sync._tensors.check import InputsWithSignature
 
 
 def reference(**changes):
@@ -56,7 +56,7 @@ def test_the_shape_may_be_any_sequence_of_sizes(shape):
 
 
 def test_those_that_a_signature_holds_are_found_too():
-    assert as_references(Held(None, [reference()])) is not None
+    assert as_references(InputsWithSignature(None, [reference()])) is not None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tcm_sync import InferenceInput, InputError, ModelSignature, TensorSpec
-from tcm_sync._tensors import DATATYPES, Held, check_call, check_inputs, fit_inputs
+from tcm_sync._tensors import DATATYPES, InputsWithSignature, check_call, check_inputs, fit_inputs
 
 IMAGE = TensorSpec("image", "FP32", (-1, 4), ("batch", None))
 MASK = TensorSpec("mask", "INT64", (-1,), ("batch",))
@@ -257,6 +257,6 @@ def test_only_what_is_held_is_held_to_a_signature() -> None:
     inputs = {"x": np.zeros(3)}
     assert check_call(inputs)[0].array is check_inputs(inputs)[0].array
     with pytest.raises(InputError, match="signature"):
-        check_call(Held(taking(-1), inputs))
-    sample = Held(taking(-1), {"x": np.zeros((), np.float32)})
+        check_call(InputsWithSignature(taking(-1), inputs))
+    sample = InputsWithSignature(taking(-1), {"x": np.zeros((), np.float32)})
     assert check_call(sample, sample=True)[0].shape == ()
