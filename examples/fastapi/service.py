@@ -4,8 +4,8 @@
 
     tcm-sync serve --digits  # in a terminal of its own
     export TCM_WS_URI=ws://localhost:8000/ws TCM_CONTAINER_ID=local
-    uvicorn service:app --workers 2
-    curl localhost:8000/readyz
+    uvicorn service:app --workers 2 --port 8080
+    curl localhost:8080/readyz
 """
 
 import asyncio

@@ -420,23 +420,32 @@ def test_listeners_do_not_travel_in_a_pickle(manager):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_listeners_are_kept_over_a_fork(client, recorder):
-    client.infer("echo", {"x": [1.0]})
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            recorder.all.clear()
-            client.infer("echo", {"x": [1.0]})
-            counts = len(recorder.of(CallFinished)), len(recorder.of(ConnectionOpened))
-            os.write(writing, repr(counts).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        assert pipe.read() == b"(1, 1)"
-    os.waitpid(pid, 0)
-    assert len(recorder.of(CallFinished)) == 1
+def test_listeners_are_kept_over_a_fork(client, manager, recorder):
+    add_listener(of_all := Recorder())
+    try:
+        client.infer("echo", {"x": [1.0]})
+        assert flush(GUARD)
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                recorder.all.clear()
+                of_all.all.clear()
+                client.infer("echo", {"x": [1.0]})
+                with TcmClient(manager.uri, route=manager.route, timeout=GUARD) as other:
+                    other.infer("echo", {"x": [1.0]})
+                kinds = CallFinished, ConnectionOpened
+                counts = [len(each.of(kind)) for each in (recorder, of_all) for kind in kinds]
+                os.write(writing, repr(counts).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            assert pipe.read() == b"[1, 1, 2, 2]"
+        os.waitpid(pid, 0)
+        assert len(recorder.of(CallFinished)) == len(of_all.of(CallFinished)) == 1
+    finally:
+        remove_listener(of_all)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import unittest
+from pathlib import Path
 from typing import ClassVar
 
 import django
@@ -331,6 +333,24 @@ def test_the_example_passes_its_checks(digits_manager):
     given = {"cwd": PROJECT, "env": environment(digits_manager), "capture_output": True, "text": True}
     done = subprocess.run(command, **given, timeout=3 * GUARD, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_service_by_hand_answers_as_the_example_does(digits_manager, expected, project, monkeypatch):
+    """docs/deploying.rst compares their lines; test_prefork has the answers of the example."""
+    monkeypatch.setenv("TCM_WS_URI", digits_manager.uri)
+    monkeypatch.setenv("TCM_CONTAINER_ID", "local")
+    name = "service_by_hand"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "by_hand/django_service.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    project(ROOT_URLCONF=name, MIDDLEWARE=[f"{name}.Middleware"])
+    with module.client:
+        assert Client().get("/digits?number=3").json() == expected[3]
+        assert Client().get("/digits/both?number=3").json() == expected[3:5]
+        digits_manager.fail_next("TRITON_INFERENCE_FAILED")
+        assert Client().get("/digits?number=3").status_code == 502
+        assert [Client().get(probe).status_code for probe in ("/healthz", "/readyz")] == [200, 200]
 
 
 def test_autoreload_leaves_nothing_behind(digits_manager, tmp_path):

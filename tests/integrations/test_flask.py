@@ -6,10 +6,13 @@ import gc
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
+import textwrap
 import threading
 import time
+from pathlib import Path
 from uuid import UUID
 
 import flask
@@ -450,3 +453,26 @@ def test_the_package_says_what_to_install_where_flask_is_missing():
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("pip install 'tcm-sync[flask]'")
+
+
+# --- the page ---
+
+
+@pytest.mark.parametrize("how", ["by hand", "page"])
+def test_the_service_of_the_page_and_the_one_by_hand_answer_alike(digits_manager, monkeypatch, how):
+    """They are what docs/deploying.rst compares by their lines."""
+    monkeypatch.setenv("TCM_WS_URI", digits_manager.uri)
+    monkeypatch.setenv("TCM_CONTAINER_ID", "local")
+    page = (Path(__file__).parents[2] / "docs" / "deploying.rst").read_text()
+    block = re.search(r"^\.\. code-block:: python\n\n((?: {3}.*\n|\n)+)", page, re.M)[1]
+    by_hand = Path(__file__).with_name("by_hand") / "flask_service.py"
+    names = {"__name__": "service"}
+    exec(by_hand.read_text() if how == "by hand" else textwrap.dedent(block), names)
+    client = names["app"].test_client()
+    right = client.post("/digits", json={"image": [[0] * 64]})
+    digits_manager.fail_next("TRITON_INFERENCE_FAILED")
+    wrong = client.post("/digits", json={"image": [[0] * 64]})
+    assert (right.status_code, len(right.json["probabilities"][0])) == (200, 10)
+    assert (wrong.status_code, wrong.json["error"]["code"]) == (502, "TRITON_INFERENCE_FAILED")
+    assert [client.get(probe).status_code for probe in ("/healthz", "/readyz")] == [200, 200]
+    names["client" if how == "by hand" else "tcm"].close()

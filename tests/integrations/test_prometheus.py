@@ -215,6 +215,19 @@ def test_each_alert_is_tested():
     assert set(tested) == names
 
 
+def test_metrics_by_hand_are_counted(serve):
+    """docs/deploying.rst compares their lines with those of `PrometheusListener`."""
+    names = {}
+    exec(Path(__file__).with_name("by_hand").joinpath("metrics.py").read_text(), names)
+    manager = serve()
+    registry = CollectorRegistry()
+    with TcmClient(manager.uri, route=manager.route) as client:
+        names["ClientCollector"](client, registry)
+        client.infer("echo", {"x": [1.0]})
+        found = samples_of(generate_latest(registry).decode())
+    assert (found[("tcm_calls_total",)], found[("tcm_sockets",)]) == (1, 1)
+
+
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.delitem(sys.modules, "tcm_sync.integrations.prometheus")
