@@ -478,6 +478,7 @@ class TcmClient:
         columns: Sequence[Any] | None = None,
         stack: str | Mapping[str, Sequence[Any]] | None = None,
         rows: int | None = None,
+        concurrency: int | None = None,
         progress: bool = False,
         vm_ip: str | None = None,
         container_id: str | None = None,
@@ -504,7 +505,7 @@ class TcmClient:
             The name of an input that takes all used columns as one matrix of shape [rows, columns]; or the
             names of such inputs, each with its columns, while the other used columns are inputs of their own.
             Integers beside floats become floats of the widest of their dtypes, unless a value would change.
-        rows, progress
+        rows, concurrency, progress
             As `infer_chunked` takes them.
         vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry
             As `infer_chunked` takes them.
@@ -530,7 +531,14 @@ class TcmClient:
             self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, "json"
         )
         made: FrameT = frames.infer_frame(
-            self._core, options, frame, columns=columns, stack=stack, rows=rows, progress=progress
+            self._core,
+            options,
+            frame,
+            columns=columns,
+            stack=stack,
+            rows=rows,
+            concurrency=concurrency,
+            progress=progress,
         )
         return made
 

@@ -223,6 +223,7 @@ class Model:
         columns: Sequence[Any] | None = None,
         stack: str | Mapping[str, Sequence[Any]] | None = None,
         rows: int | None = None,
+        concurrency: int | None = None,
         progress: bool = False,
         allow_transient: bool | Unset = UNSET,
         output_dtypes: DTypes | Unset | None = UNSET,
@@ -237,7 +238,7 @@ class Model:
 
         Parameters
         ----------
-        frame, columns, stack, rows, progress, allow_transient, output_dtypes, timeout, retry
+        frame, columns, stack, rows, concurrency, progress, allow_transient, output_dtypes, timeout, retry
             As `TcmClient.infer_frame` takes them.
 
         Returns
@@ -254,6 +255,7 @@ class Model:
             columns=columns,
             stack=stack,
             rows=rows,
+            concurrency=concurrency,
             progress=progress,
         )
         return made

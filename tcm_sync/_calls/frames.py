@@ -29,6 +29,7 @@ def infer_frame(
     stack: Stack,
     rows: int | None,
     progress: bool,
+    concurrency: int | None = None,
 ) -> Any:
     """Run a model on the rows of a data frame, and return its outputs as another.
 
@@ -47,4 +48,4 @@ def infer_frame(
         take(start, min(start + _CHECKED_ROWS, table.length))
     most = None if signature is None else signature.max_batch_size
     job = Job(options, take, table.length, table.row_bytes, rows, most)
-    return table.like(run(core, job, progress=progress))
+    return table.like(run(core, job, progress=progress, concurrency=concurrency))

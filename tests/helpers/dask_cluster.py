@@ -29,8 +29,11 @@ def running_cluster(workers: int) -> Iterator[str]:
 
 
 def main() -> None:
+    import dask
     from distributed import LocalCluster
 
+    # Imported before a worker is ready, so that no test waits for it.
+    dask.config.set({"distributed.worker.preload": ["dask.dataframe", "tcm_sync.integrations.dask"]})
     with LocalCluster(
         n_workers=int(sys.argv[1]),
         threads_per_worker=1,

@@ -10,6 +10,7 @@ import threading
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 from dask.base import tokenize
 
@@ -245,6 +246,7 @@ def test_a_long_batch_has_no_more_messages_in_flight_than_it_may(serve, client_o
     assert most == 2
     most = 0
     client.infer_chunked("m", {"x": np.ones(8)}, rows=1, concurrency=1)
+    client.infer_frame("m", pd.DataFrame({"x": np.ones(8)}), rows=1, concurrency=1)
     assert most == 1
     with pytest.raises(InputError, match="concurrency"):
         client.infer_chunked("m", {"x": np.ones(8)}, concurrency=0)

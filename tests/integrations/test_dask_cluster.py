@@ -7,12 +7,13 @@ import signal
 import threading
 
 import dask.array as da
+import dask.dataframe as dd
 import numpy as np
 import pytest
 from distributed import Client, wait
 
 from tcm_sync.errors import InferenceError
-from tcm_sync.integrations.dask import TcmPlugin, infer_array
+from tcm_sync.integrations.dask import TcmPlugin, infer_array, infer_frame
 
 from ..helpers.dask_cluster import running_cluster
 from ..helpers.waiting import GUARD, wait_until
@@ -127,15 +128,19 @@ def test_a_limit_holds_for_the_whole_cluster(cluster, registered, serve):
 
 
 def test_a_worker_that_is_killed_costs_no_block_and_doubles_no_row(cluster, registered, serve, meeting):
-    client = registered(serve({"meeting": meeting}))
+    """The partitions of a frame run when it dies, and it takes finished blocks of an array with it."""
+    client = registered(serve({"meeting": meeting, "plus": lambda arrays: {"y": arrays["x"] + 1}}))
     x = da.arange(60, chunks=3).astype(float)
-    y = blocks(client, x).persist()
+    ddf = dd.from_dask_array(blocks(client, x, "plus"), columns="x").to_frame()
+    y = infer_frame(ddf, "meeting", client=client, output_dtypes={"y": np.float64}).persist()
     for _ in range(WORKERS):
         assert meeting.arrived.acquire(timeout=GUARD)
     victim = min(cluster.run(os.getpid).values())
     os.kill(victim, signal.SIGKILL)
     meeting.go_on.set()
-    assert y.compute().tolist() == [2 * each for each in range(60)]
+    found = y.compute()
+    assert found["y"].tolist() == [2 * (each + 1) for each in range(60)]
+    assert found.index.tolist() == list(range(60))
     assert len(meeting.rows) > 60  # what ran in the dead worker ran again
     cluster.wait_for_workers(WORKERS, timeout=GUARD)
 

@@ -1,69 +1,34 @@
-"""`infer_array`, a model over the blocks of a Dask array, and `TcmPlugin`, a client for each worker process.
-
-Install it with the extra ``dask``. docs/dask.rst shows how it is used.
-"""
+"""`infer_array`: a model over the blocks of a Dask array."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import numpy as np
+from dask.array.core import unify_chunks
+from dask.base import tokenize
+from dask.layers import ArrayValuesDep
 
-try:
-    import dask.array as da
-    from dask.array.core import unify_chunks
-    from dask.base import normalize_token, tokenize
-    from dask.layers import ArrayValuesDep
-    from distributed import Semaphore, WorkerPlugin, get_worker
-    from distributed.protocol.pickle import dumps, loads  # which also take a lambda as token
-except ImportError as error:
-    raise ImportError("tcm_sync.integrations.dask needs Dask: pip install 'tcm-sync[dask]'") from error
-
-from tcm_sync._arguments import check_whole
-from tcm_sync._numbers import as_whole, shown
+from tcm_sync._calls.chunked import checked_rows
 from tcm_sync._wire.quote import quote
-from tcm_sync.client import TcmClient
 from tcm_sync.errors import InputError, TcmError
+from tcm_sync.integrations.dask.clients import (
+    SERVED_A_TICK,
+    Carried,
+    checked_client,
+    checked_limit,
+    lease,
+)
+from tcm_sync.integrations.dask.outputs import Output, declared_outputs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tcm_sync._tensors import ModelSignature
-
-__all__ = ["TcmPlugin", "infer_array"]
-
-_SERVED_A_TICK = 5  # messages of one tenant (docs/wire.rst, "Timing")
-
-
-class TcmPlugin(WorkerPlugin):
-    """Keep one client in each worker process, and close it with the worker.
-
-    The client connects when the first block needs it. Blocks use it if they were given the same client or a
-    view of it; without the plugin they share one client a process too, but its connections stay open until
-    the process ends.
-
-    Parameters
-    ----------
-    client : TcmClient
-        Its settings are sent to the workers, the token included; a callable token is called there.
-
-    Examples
-    --------
-    >>> cluster.get_client().register_plugin(TcmPlugin(client))  # doctest: +SKIP
-    """
-
-    def __init__(self, client: TcmClient) -> None:
-        self.client = _checked_client(client)
-        self.name = f"tcm-sync-{tokenize(client)}"
-
-    def teardown(self, worker: object) -> None:  # noqa: ARG002 - distributed passes it
-        """Close the client of a worker that ends, or from which the plugin is removed."""
-        self.client.close()
+    from tcm_sync.client import TcmClient
 
 
 def infer_array(
@@ -76,7 +41,7 @@ def infer_array(
     output_shapes: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
     signature: ModelSignature | None = None,
     rows: int | None = None,
-    limit: int | None = _SERVED_A_TICK,
+    limit: int | None = SERVED_A_TICK,
 ) -> Any:
     """Run a model on the rows of a Dask array, block by block, when the result is computed.
 
@@ -132,22 +97,13 @@ def infer_array(
     >>> y = infer_array(x, "digits", client=client, input_name="image",
     ...                 output_dtypes=np.float32, output_shapes=(10,))  # doctest: +SKIP
     """
-    _checked_client(client).model(model_name, signature=signature)  # checks them, and that there is a route
-    if rows is not None:
-        rows = check_whole("rows", rows, kind=InputError)
-    if limit is not None:
-        limit = check_whole("limit", limit, kind=InputError)
+    checked_client(client).model(model_name, signature=signature)  # checks them, and that there is a route
+    rows, limit = checked_rows(rows), checked_limit(limit)
     inputs = _aligned(_inputs(x, input_name, signature))
     row_shape = next(iter(inputs.values())).shape[1:] if len(inputs) == 1 else None
-    outputs = _outputs(output_dtypes, output_shapes, signature, row_shape)
-    run = _RunBlock(_Carried(client), model_name, tuple(inputs), outputs, signature, rows, limit)
+    outputs = declared_outputs(output_dtypes, output_shapes, signature, row_shape)
+    run = _RunBlock(Carried(client), model_name, tuple(inputs), outputs, signature, rows, limit)
     return run.over(list(inputs.values()))
-
-
-def _checked_client(client: object) -> TcmClient:
-    if not isinstance(client, TcmClient):
-        raise InputError(f"client must be a TcmClient, not {shown(client)}")
-    return client
 
 
 # --- what goes in ---
@@ -209,118 +165,17 @@ def _index(place: int, x: da.Array) -> tuple[str, ...]:
     return ("rows", *(f"{place}.{axis}" for axis in range(1, x.ndim)))
 
 
-# --- what comes out ---
-
-
-@dataclass(frozen=True)
-class _Output:
-    """An output as it was declared; the name is None if the only output is meant."""
-
-    name: str | None
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]  # of one row
-
-    def empty(self, rows: int) -> npt.NDArray[Any]:
-        return np.empty((rows, *self.shape), self.dtype)
-
-
-def _outputs(
-    dtypes: Mapping[str, npt.DTypeLike] | npt.DTypeLike | None,
-    shapes: Mapping[str, Sequence[int]] | Sequence[int] | None,
-    signature: ModelSignature | None,
-    row_shape: tuple[int, ...] | None,
-) -> tuple[_Output, ...]:
-    """Return the outputs with their dtypes and the shapes of their rows."""
-    if dtypes is None:
-        if signature is None:
-            raise InputError(
-                "pass output_dtypes or a signature: a Dask array has its dtype before anything is computed"
-            )
-        dtypes = signature.output_dtypes
-    if not isinstance(dtypes, Mapping):
-        only = signature.outputs[0].name if signature is not None and len(signature.outputs) == 1 else None
-        if isinstance(shapes, Mapping):
-            raise InputError("output_shapes is a mapping, so output_dtypes must be one too")
-        return (_Output(None, _dtype(dtypes), _row_shape(only, shapes, signature, row_shape)),)
-    if not dtypes:
-        raise InputError("output_dtypes names no output")
-    if shapes is not None and not isinstance(shapes, Mapping):
-        raise InputError("output_dtypes is a mapping, so output_shapes must be one too")
-    if unknown := sorted(set(shapes or ()) - set(dtypes)):
-        raise InputError(f"output_shapes has {', '.join(unknown)}, which output_dtypes does not name")
-    return tuple(
-        _Output(name, _dtype(dtype), _row_shape(name, (shapes or {}).get(name), signature, row_shape))
-        for name, dtype in dtypes.items()
-    )
-
-
-def _dtype(dtype: Any) -> np.dtype[Any]:
-    try:
-        checked: np.dtype[Any] = np.dtype(dtype)
-    except TypeError as error:
-        raise InputError(f"output_dtypes: {error}") from None
-    return checked
-
-
-def _row_shape(
-    name: str | None,
-    shape: Sequence[int] | None,
-    signature: ModelSignature | None,
-    otherwise: tuple[int, ...] | None,
-) -> tuple[int, ...]:
-    """Return the shape of one row of an output."""
-    what = "the output" if name is None else f'the output "{quote(name)}"'
-    if shape is not None:
-        sizes = [as_whole(size) for size in shape] if isinstance(shape, Sequence) else [None]
-        if any(size is None or size < 0 for size in sizes):
-            raise InputError(f"output_shapes: the shape of one row is a tuple of sizes, not {shown(shape)}")
-        return tuple(size for size in sizes if size is not None)
-    if signature is not None:
-        dims = next((spec.dims for spec in signature.outputs if spec.name == name), None)
-        row = None if dims is None or signature.batch_axis is None else dims[not signature.batch_axis :]
-        if row is None or -1 in row:
-            raise InputError(f"the signature has not the shape of one row of {what}: pass output_shapes")
-        return row
-    if otherwise is None:
-        raise InputError(f"pass output_shapes: several inputs do not say what a row of {what} is like")
-    return otherwise
-
-
 # --- blocks ---
-
-
-class _Carried:
-    """A client on its way to the blocks.
-
-    Where it was pickled, it becomes a client for each block anew, on the connections that the process has for
-    it: a task in the memory of a worker or of the scheduler holds nothing that would have to be closed.
-    """
-
-    def __init__(self, client: TcmClient | bytes) -> None:
-        self._client = client
-
-    def get(self) -> TcmClient:
-        if isinstance(self._client, TcmClient):
-            return self._client
-        copy: TcmClient = loads(self._client)
-        return copy
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        client = self._client
-        return _Carried, (dumps(client) if isinstance(client, TcmClient) else client,)
-
-    def __dask_tokenize__(self) -> object:
-        return normalize_token(self.get())
 
 
 @dataclass(frozen=True)
 class _RunBlock:
     """Runs the model on one block; it is what the tasks of a graph have in common."""
 
-    client: _Carried
+    client: Carried
     model_name: str
     names: tuple[str, ...]
-    outputs: tuple[_Output, ...]
+    outputs: tuple[Output, ...]
     signature: ModelSignature | None
     rows: int | None
     limit: int | None
@@ -372,7 +227,7 @@ class _RunBlock:
         dtypes: Any = {output.name: output.dtype for output in self.outputs}
         client = self.client.get()
         model = client.model(self.model_name, signature=self.signature)
-        with _lease(client, self.limit) as concurrency:
+        with lease(client, self.limit) as concurrency:
             result = model.infer_chunked(
                 dict(zip(self.names, blocks, strict=True)),
                 rows=self.rows,
@@ -392,7 +247,7 @@ class _Take:
         return outputs[self.name]
 
 
-def _blockwise(function: Any, name: str, output: _Output, pairs: Sequence[object]) -> da.Array:
+def _blockwise(function: Any, name: str, output: Output, pairs: Sequence[object]) -> da.Array:
     """Apply a function to blocks of rows, which gives one output."""
     axes = {f"output.{axis}": size for axis, size in enumerate(output.shape)}
     array: da.Array = da.blockwise(
@@ -409,7 +264,7 @@ def _blockwise(function: Any, name: str, output: _Output, pairs: Sequence[object
     return array
 
 
-def _checked(output: _Output, result: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+def _checked(output: Output, result: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Return an output of a block, which is as it was declared."""
     names = ", ".join(f'"{quote(name)}"' for name in result)
     if output.name is None and len(result) != 1:
@@ -424,27 +279,3 @@ def _checked(output: _Output, result: Mapping[str, npt.NDArray[Any]]) -> npt.NDA
             "pass it as output_shapes"
         )
     return array
-
-
-# --- the limit of a cluster ---
-
-_semaphores: weakref.WeakKeyDictionary[object, dict[str, Semaphore]] = weakref.WeakKeyDictionary()
-_semaphores_lock = threading.Lock()  # guards the dictionaries: several threads of a worker run blocks
-
-
-@contextlib.contextmanager
-def _lease(client: TcmClient, limit: int | None) -> Any:
-    """Take one of the leases of the cluster, and give the most messages that may be in flight meanwhile."""
-    try:
-        worker = get_worker()
-    except ValueError:  # another scheduler of Dask's
-        limit = None
-    if limit is None:
-        yield None
-        return
-    name = f"tcm-sync-{limit}-{tokenize(client._core.settings.uri)}"  # noqa: SLF001
-    with _semaphores_lock:
-        of_worker = _semaphores.setdefault(worker, {})
-        semaphore = of_worker.get(name) or of_worker.setdefault(name, Semaphore(limit, name))
-    with semaphore:
-        yield 1
