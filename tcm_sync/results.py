@@ -14,6 +14,7 @@ from tcm_sync._tables import Picture, html_table
 from tcm_sync._tensors.columns import columns_of
 from tcm_sync._tensors.pictures import picture_of
 from tcm_sync._tensors.summary import first_values, range_of
+from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConfigError, InputError, ProtocolError
 
 if TYPE_CHECKING:
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 #: How many jobs, waiting and running ones together, the executors of a manager accept as it is shipped.
 _SHIPPED_SIZES = {"info": 100, "management": 50, "inference": 200}
+
+_MOST_SHOWN = 20  # outputs in a line
+
+
+def _quoted(name: str | None) -> str:
+    """Return a name that the manager chose, as a line shows it."""
+    return "None" if name is None else f"'{quote(name)}'"
 
 
 class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
@@ -135,8 +143,9 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
         try:
             return self._arrays[name]
         except KeyError:
-            there = ", ".join(map(repr, self._arrays)) or "none"
-            raise KeyError(hide(f"no output {name!r}; model {self.model_name!r} returned {there}")) from None
+            there = ", ".join(map(_quoted, list(self._arrays)[:_MOST_SHOWN])) or "none"
+            model = _quoted(self.model_name)
+            raise KeyError(hide(f"no output {name!r}; model {model} returned {there}")) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
@@ -152,12 +161,14 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        outputs = ", ".join(f"{name}: {a.dtype}{list(a.shape)}" for name, a in self._arrays.items())
-        return hide(f"<InferResult {self.model_name!r} {{{outputs}}} {self.elapsed * 1e3:.3g} ms>")
+        first = list(self._arrays.items())[:_MOST_SHOWN]
+        outputs = ", ".join(f"{quote(name)}: {a.dtype}{list(a.shape)}" for name, a in first)
+        more = ", …" if len(first) < len(self._arrays) else ""
+        return f"<InferResult {_quoted(self.model_name)} {{{outputs}{more}}} {self.elapsed * 1e3:.3g} ms>"
 
     def _repr_html_(self) -> str:
         """Show the outputs as a table in a notebook, those that look like images as pictures."""
-        title = f"InferResult {self.model_name!r}, {self.elapsed * 1e3:.3g} ms"
+        title = f"InferResult {_quoted(self.model_name)}, {self.elapsed * 1e3:.3g} ms"
         if self.attempts > 1:
             title += f", {self.attempts} attempts"
         rows = [

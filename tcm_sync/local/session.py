@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from websockets.exceptions import ConnectionClosed
 
+from tcm_sync._wire.quote import quote
 from tcm_sync.local.auth import ANYBODY, AuthRefused, Identity, granted
 from tcm_sync.local.core import DROPPED_BY_SHUTDOWN, EXECUTOR_FULL, QUEUE_FULL, error_message
 from tcm_sync.local.failures import text_of
@@ -115,7 +116,7 @@ class Session:
             self.outbox.close()
             self._outgoing.put_nowait(None)
             await writer
-            logger.debug("%s has disconnected", self._uuid or "a client without a uuid")
+            logger.debug("%s has disconnected", quote(self._uuid or "a client without a uuid"))
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message, after those before it."""
@@ -129,7 +130,7 @@ class Session:
         if self._closing:
             return
         if self._unread > MOST_UNREAD:
-            logger.warning("%s does not read its messages: its connection is dropped", self._uuid)
+            logger.warning("%s does not read its messages: its connection is dropped", quote(self._uuid))
             self._closing = True
             self._connection.transport.abort()
             return
@@ -208,7 +209,7 @@ class Session:
             return
         self._uuid = uuid
         self._core.counters.count_uuid(uuid)
-        logger.debug("%s is connected", uuid)
+        logger.debug("%s is connected", quote(uuid))
         capability = granted(payload.get("capability"), self._core.capabilities)
         reply = {"type": "auth.ok"}
         self.send(reply if capability is None else {**reply, "payload": {"capability": capability}})

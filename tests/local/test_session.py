@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
@@ -327,3 +328,15 @@ def test_a_reply_over_the_bound_is_sent_to_a_client_that_reads(serve, dial, monk
     for _ in range(20):
         raw.send({"uuid": "u", "type": "info", "payload": {"action": "much"}})
         assert len(raw.receive()["payload"]["data"]) == 200_000
+
+
+def test_the_log_shows_a_uuid_as_one_short_line(serve, dial, caplog):
+    caplog.set_level(logging.DEBUG, "tcm_sync.local")
+    manager = serve()
+    raw = dial(manager)
+    raw.auth("a\nWARNING forged \x1b[31m" + "x" * 10_000)
+    raw.close()
+    wait_until(lambda: "has disconnected" in caplog.text)
+    lines = [each.getMessage() for each in caplog.records if each.name == "tcm_sync.local"]
+    assert [line for line in lines if "forged" in line]
+    assert all(line.isprintable() and len(line) < 500 for line in lines)
