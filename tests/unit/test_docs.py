@@ -132,7 +132,7 @@ def test_a_newcomer_reads_three_sentences_then_the_two_commands() -> None:
         assert makes.endswith(" || python3 -m venv --clear .venv")
         assert command.count("&&") == 1, "one block is one command"
     assert demo.endswith(".venv/bin/python -m tcm_sync.local.demo")
-    assert tests.endswith(".venv/bin/python -m pytest")
+    assert tests.endswith(".venv/bin/python -m pytest -n 2 --dist worksteal")
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:
