@@ -19,6 +19,7 @@ from tcm_sync._tensors import (
     encode_described,
     minimum_json_bytes,
 )
+from tcm_sync._waiting import LONGEST, acquire
 from tcm_sync._wire.encode import Pieces, check_size, size_of
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import (
@@ -155,7 +156,7 @@ class Batcher:
     def _wait(self, sample: Sample) -> None:
         """Wait for the outcome, or to be woken to lead."""
         left = sample.deadline.remaining()
-        if sample.wakeup.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
+        if acquire(sample.wakeup, left):
             return
         with self._lock:
             if sample.outcome is not None or sample.batch.leader is sample:
@@ -277,7 +278,7 @@ class Batcher:
                 left = ends - monotonic() if remaining is None else min(ends - monotonic(), remaining)
                 if left <= 0.0:
                     return
-                self._changed.wait(left)
+                self._changed.wait(min(left, LONGEST))
 
     def close(self, batch: Batch) -> tuple[list[Sample], Pieces]:
         """Close a batch to further samples, and write it: its connection is there."""

@@ -18,6 +18,7 @@ from tcm_sync._calls.progress import Progress
 from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
 from tcm_sync._tensors import refuse_frame
+from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.results import InferResult
 
@@ -112,7 +113,7 @@ def as_they_come(
                 waiting[future] = next(counter)
             if not waiting:
                 return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            for future in wait(waiting, LONGEST, FIRST_COMPLETED).done:
                 yield waiting.pop(future), _outcome(future)
     finally:
         _stop(waiting, workers)
@@ -132,6 +133,8 @@ def _failed(error: TcmError) -> Future[Any]:
 
 
 def _outcome(future: Future[Any]) -> Any:
+    while not future.done():
+        wait((future,), LONGEST)
     error = future.exception()  # not raised: its traceback would have this frame, and the future in it
     return error if isinstance(error, TcmError) else future.result()
 

@@ -11,6 +11,7 @@ from time import monotonic, time
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._logs import Log
+from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import TcmError
 from tcm_sync.events._listeners import NOBODY, Listeners, wake
 from tcm_sync.events._records import GateOpened, GateShut
@@ -262,7 +263,7 @@ class Gate:
                     raise copy_for_call(cause)
                 if seconds == inf:
                     seconds = min(self._probe_ends - monotonic(), _AUDIT_INTERVAL)
-                self._condition.wait(_sooner(max(seconds, 0.0), left))
+                self._condition.wait(max(0.0, min(seconds, LONGEST, inf if left is None else left)))
 
 
 def copy_for_call(error: TcmError) -> TcmError:
@@ -272,8 +273,3 @@ def copy_for_call(error: TcmError) -> TcmError:
     copy.history, copy.attempts, copy.outcome_unknown = (), 0, False
     copy.uuid = copy.elapsed = copy.model_name = copy.route = None
     return copy
-
-
-def _sooner(seconds: float, left: float | None) -> float | None:
-    bound = seconds if left is None else min(seconds, left)
-    return None if bound == inf else min(bound, threading.TIMEOUT_MAX)

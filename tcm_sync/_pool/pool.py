@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import PoolCounts
 from tcm_sync._transport.reader import Reader
+from tcm_sync._waiting import LONGEST, acquire
 from tcm_sync.errors import TcmError
 from tcm_sync.events._listeners import wake
 from tcm_sync.settings import Settings
@@ -254,7 +254,7 @@ class Pool:
     def _wait(self, waiter: Waiter) -> None:
         """Wait until a connection or an error is handed over, or until there is no time left."""
         state = self.state
-        while not waiter.handed.acquire(timeout=state.time_left(waiter)):
+        while not acquire(waiter.handed, min(state.time_left(waiter), LONGEST)):
             with state.lock:
                 if waiter in state.waiters and state.time_left(waiter) == 0.0:
                     state.expire_waiter(waiter)
@@ -405,7 +405,7 @@ class Pool:
                 left = deadline.remaining()
                 if not left:
                     return
-                state.lease_ended.wait(min(left, threading.TIMEOUT_MAX))
+                state.lease_ended.wait(min(left, LONGEST))
 
     def close(self, error: TcmError) -> None:
         """End every wait with `error`, and every call to come; the reader closes the sockets."""

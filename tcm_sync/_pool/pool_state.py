@@ -278,7 +278,7 @@ class PoolState:
     # --- waiting ---
 
     def time_left(self, waiter: Waiter) -> float:
-        """Seconds that a caller may still wait; -1 is for ever. It needs no lock."""
+        """Seconds that a caller may still wait, or `math.inf`. It needs no lock."""
         settings = self._settings
         waited = monotonic() - waiter.since
         bounds = [waiter.deadline.remaining()]
@@ -286,8 +286,7 @@ class PoolState:
             bounds.append(settings.pool_timeout - waited)
         if not self.manager_state.reached:
             bounds.append(settings.connect_timeout + _CONNECT_SLACK - waited)
-        left = min((bound for bound in bounds if bound is not None), default=None)
-        return -1 if left is None else min(max(left, 0.0), threading.TIMEOUT_MAX)
+        return max(0.0, min((bound for bound in bounds if bound is not None), default=inf))
 
     def expire_waiter(self, waiter: Waiter) -> None:
         """End the wait of a caller whose time is up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import is_of_handler
@@ -18,6 +19,7 @@ from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.counters import Counts, PoolCounts
 from tcm_sync._transport.reader import Reader
+from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import ClientClosedError, ConnectFailedError
 from tcm_sync.events._listeners import NOBODY, Listeners
 from tcm_sync.settings import SERVED_A_TICK, Settings
@@ -107,7 +109,9 @@ class Runtime:
 
     def sleep(self, seconds: float) -> None:
         """Pause before a repeat, or until the client is closed."""
-        self._closed.wait(min(seconds, threading.TIMEOUT_MAX))
+        end = monotonic() + seconds
+        while (left := end - monotonic()) > 0.0 and not self._closed.wait(min(left, LONGEST)):
+            pass
 
     def shut_gates(self) -> dict[str, str]:
         """Describe each gate that is shut; it takes no lock."""

@@ -133,7 +133,7 @@ class Incoming:
     def _handle_chunk(self, connection: Connection, message: bytes) -> None:
         """Hand over a message of a stream: no call waits for a single reply."""
         stream = self._pending.get(connection.uuid)
-        if not isinstance(stream, StreamReplies):
+        if not isinstance(stream, StreamReplies) or not stream.started:
             self._counts.late += 1
             raise ProtocolError("the manager sent a reply that no call waits for")
         stream.resolve(message)

@@ -6,6 +6,7 @@ import threading
 from time import monotonic
 from typing import NamedTuple
 
+from tcm_sync._waiting import LONGEST, acquire
 from tcm_sync._wire.messages import ErrorReply
 from tcm_sync.errors import TcmError
 
@@ -40,9 +41,11 @@ class ReplyFuture:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the outcome, in seconds; whether there is one."""
-        if timeout is None:
-            return self._answered.acquire()
-        return self._answered.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+        if timeout is not None and timeout <= LONGEST:
+            return self._answered.acquire(timeout=timeout)
+        return self._answered.acquire(timeout=LONGEST) or acquire(
+            self._answered, None if timeout is None else timeout - LONGEST
+        )
 
     def has_reply(self) -> bool:
         """Return whether a whole reply is there."""
@@ -106,8 +109,7 @@ class StreamReplies:
             if self._items:
                 return self._emptied()
             self._waiting = True
-        bound = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
-        if not self._arrived.acquire(timeout=bound):
+        if not acquire(self._arrived, timeout):
             with self._lock:
                 if self._waiting:
                     self._waiting = False
@@ -143,8 +145,13 @@ class PendingReplies(dict[str, Future]):
         return self.pop(uuid, None)
 
     def answer(self, uuid: str, message: bytes) -> bool:
-        """Resolve the future of `uuid`, if a call waits there for one reply; return whether it did."""
-        if type(self.get(uuid)) is not ReplyFuture or (future := self.pop(uuid, None)) is None:
+        """Resolve the future of `uuid`, if a call waits there for one reply; return whether it did.
+
+        One whose request has not begun to be sent does not wait yet: what comes is a second reply to the
+        request before.
+        """
+        future = self.get(uuid)
+        if type(future) is not ReplyFuture or not future.started or self.pop(uuid, None) is None:
             return False
         future.resolve(message)
         return True

@@ -246,7 +246,7 @@ class Model:
 
         patches = [
             *(patch.object(module, "monotonic", self.scheduler.monotonic) for module in _CLOCKED),
-            *(patch.object(module, "threading", fake) for module in (*_LOCKING, pool)),
+            *(patch.object(module, "threading", fake) for module in _LOCKING),
             *(patch.object(module, "log", SilentLog()) for module in (gate, opening, pool)),
             *(patch.object(module, "random", self.dice) for module in (gate, inventory)),
             patch.object(pool, "Waiter", OrderedWaiter),

@@ -20,6 +20,7 @@ from tcm_sync import (
     PoolTimeoutError,
     ProtocolError,
 )
+from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.frames import FrameDecoder
 
 from ..helpers.peer_connection import CONTINUATION, PATIENCE, PING, PONG, TEXT, make_frame
@@ -308,6 +309,34 @@ def test_a_second_reply_to_one_request_reaches_no_other_call():
         wait_for(peer.connections[0].over)
         for value in (2.0, 3.0):
             assert ask(client, value) == value
+
+
+def test_a_second_reply_right_before_the_next_request_is_sent_reaches_no_other_call(monkeypatch):
+    late = threading.Event()
+
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.reply({"y": [[1.0]]})
+        wait_for(late)
+        connection.reply({"y": [[-1.0]]})
+        connection.wait_eof()
+
+    send = Connection.send
+
+    def send_late(connection, *what):
+        """Send once the reader has had the second reply, which a call waits for already."""
+        if connection.uuid == peer.uuids[0] and connection.messages_sent:
+            late.set()
+            wait_until(lambda: connection.closed or not connection.reader.pending, "the reply is read")
+        send(connection, *what)
+
+    monkeypatch.setattr(Connection, "send", send_late)
+    with ScriptedPeer(script, echo) as peer, connect(peer) as client:
+        for value in (1.0, 2.0, 3.0):
+            assert ask(client, value) == value
+        assert client.stats().late == 1
+    assert peer.requests == 3
 
 
 def test_a_reply_that_nobody_waits_for_costs_the_socket_and_no_call():

@@ -444,8 +444,10 @@ def test_only_the_one_reply_that_is_waited_for_is_an_answer():
     pending["u-2"] = stream
     assert not pending.answer("u-2", b"a chunk")
     assert not pending.answer("u-3", b"late")
+    assert not pending.answer("u-1", b"before the request was sent")
     assert pending.get("u-2") is stream
     assert (stream.size, single.outcome) == (0, None)
+    single.started = True
     assert pending.answer("u-1", b"reply")
     assert single.wait(0.0)
     assert single.outcome == b"reply"
@@ -462,6 +464,7 @@ def test_whoever_has_its_reply_may_wait_for_the_next_at_once(monkeypatch):
         pending["u"] = second
 
     pending["u"] = first
+    first.started = True
     monkeypatch.setattr(ReplyFuture, "resolve", and_go_on)
     assert pending.answer("u", b"reply")
     assert pending.get("u") is second

@@ -1,0 +1,22 @@
+"""How long a thread may wait in one step.
+
+Python handles a signal in the main thread, between two steps. A wait for a lock ends early for a signal that
+comes to that thread during the wait, but not for one that comes right before it, or to another thread.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from threading import Lock
+from time import monotonic
+
+LONGEST = 1.0  # seconds of one step
+
+
+def acquire(lock: Lock, seconds: float | None) -> bool:
+    """Acquire a lock within so many seconds, or however long it takes; return whether it was."""
+    end = inf if seconds is None else monotonic() + seconds
+    while not lock.acquire(timeout=max(0.0, min(end - monotonic(), LONGEST))):
+        if monotonic() >= end:
+            return False
+    return True
