@@ -23,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ from tcm_sync import (
 THREADS, ROWS = 4, 16  # of a process: its threads, then those of a child, then those of a grandchild
 CHILD_THREADS, CHILD_CALLS = 2, 10
 PATIENT, LATE = 30.0, 0.25  # seconds: the usual timeout of a call, and how late its end may be
+STARTS = 1.0  # seconds in which `map` starts its threads: the timeout of a call counts from its turn
+ATTEMPT = 5.0  # seconds of an attempt in every other process
 HUNG = 90.0  # seconds after which a child counts as hung
 KINDS = {"infer": 30, "short": 20, "shared": 12, "own": 5, "slow": 3, "map": 6, "sample": 12, "stream": 8}
 KINDS |= {"submit": 4, "probe": 2}
@@ -88,9 +90,11 @@ class Ledger:
         """Note how long after its deadline a call ended."""
         self._cells[row, -1] = max(self._cells[row, -1], int(seconds * 1e6))
 
-    def totals(self, damaged: bool) -> dict[str, int]:
-        """Return all counts."""
-        sums = self._cells.sum(axis=0)[damaged * len(self.COLUMNS) :]
+    def totals(self, damaged: bool, processes: Collection[int] | None = None) -> dict[str, int]:
+        """Return the counts of all processes, or of some."""
+        cells = self._cells.reshape(-1, ROWS, self._cells.shape[1])
+        chosen = cells if processes is None else cells[list(processes)]
+        sums = chosen.sum(axis=(0, 1))[damaged * len(self.COLUMNS) :]
         return dict(zip(self.COLUMNS, map(int, sums), strict=False))
 
     @property
@@ -166,6 +170,7 @@ class Caller:
         timeout = self._draw.uniform(0.03, 1.5) if kind in ("short", "slow", "probe") else PATIENT
         damaged = self._ledger.damaging
         began = time.monotonic()
+        elapsed = 0.0  # of the call that failed, of those of a `map`
         try:
             self.in_call = True
             try:
@@ -180,10 +185,13 @@ class Caller:
             if not (damaged or self._ledger.damaging):
                 self._report(kind, error, began)
         except TcmError as error:
+            elapsed = error.elapsed or 0.0
             outcome = self._kind_of_failure(kind, error, timeout)
             if outcome == "failed" and not (damaged or self._ledger.damaging):
                 self._report(kind, error, began)
         over = time.monotonic() - began - timeout
+        if kind == "map":
+            over = max(over - STARTS, elapsed - timeout)
         damaged = damaged or self._ledger.damaging
         self._ledger.count(self._row, f"{kind} {outcome}", damaged)
         if outcome != "interrupted":
@@ -291,6 +299,11 @@ def call(client: TcmClient, ledger: Ledger, row: int, options: argparse.Namespac
         raise RuntimeError(DEATHS[0])
 
 
+def has_attempt_timeout(number: int) -> bool:
+    """Whether the policy of a process has an ``attempt_timeout``."""
+    return number % 2 == 1
+
+
 def stamp() -> str:
     """Return the time of day, to compare what the processes print."""
     return time.strftime("%H:%M:%S")
@@ -387,7 +400,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     outcome: dict[str, Any] = {"forks": 0, "interrupts": 0, "left": DEATHS}
     before = descriptors()
     first = options.number * ROWS
-    retry = RetryPolicy(attempt_timeout=5.0) if options.number % 2 else RetryPolicy()
+    retry = RetryPolicy(attempt_timeout=ATTEMPT if has_attempt_timeout(options.number) else None)
     route = Route(options.route, options.vm_ip)
     uri = f"ws://127.0.0.1:{options.port}/ws"
     client = TcmClient(uri, route=route, timeout=PATIENT, retry=retry, max_message_bytes=MOST_BYTES)

@@ -24,6 +24,7 @@ CHUNK = 2**14
 ENDS = {"none": 40, "reset": 25, "fin": 20, "silence, then reset": 12, "silence for good": 3}
 FEWEST, MOST = 100, 1_000_000  # bytes after which a connection ends: from within the handshake to late
 LONGEST_SILENCE = 15.0
+FOR_GOOD = 120.0  # seconds of silence, longer than any client keeps a connection
 DAMAGE = 0.01  # of the pieces
 
 
@@ -85,7 +86,7 @@ class Link:
             end.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):  # an end is over
+        try:
             while data := await reader.read(CHUNK):
                 room = self._treatment.after - self._passed
                 self._passed += len(data)
@@ -97,6 +98,8 @@ class Link:
                 return
             if writer.can_write_eof():
                 writer.write_eof()
+        except (OSError, RuntimeError):  # reset, or the other pump has ended what this one writes to
+            self.reset()
 
     async def _end(self) -> None:
         end = self._treatment.end
@@ -114,7 +117,9 @@ class Link:
                 if pump is not asyncio.current_task():
                     pump.cancel()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._over.wait(), self._treatment.silence if "then" in end else None)
+                await asyncio.wait_for(
+                    self._over.wait(), self._treatment.silence if "then" in end else FOR_GOOD
+                )
             self.reset()
 
     async def _write(self, data: bytes, writer: asyncio.StreamWriter) -> None:

@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fault_callers import KINDS, LATE, OUTCOMES, PATIENT, ROWS, Ledger
+from fault_callers import ATTEMPT, KINDS, LATE, OUTCOMES, PATIENT, ROWS, Ledger, has_attempt_timeout
 from fault_manager import Served
 from held import files_of, grown, sample, table
 
@@ -156,6 +156,11 @@ def judged(rig: Rig) -> tuple[list[str], list[str]]:
     failed = sum(clean[f"{kind} failed"] for kind in PATIENT_KINDS)
     share = good / max(1, good + failed)
     lines.append(f"good of those with {PATIENT:.0f} s: {good:,} of {good + failed:,}, {share:.4%}")
+    for policy, with_timeout in ((f"attempt_timeout={ATTEMPT:g}", True), ("the default policy", False)):
+        numbers = [n for n in range(rig.options.processes) if has_attempt_timeout(n) == with_timeout]
+        found = rig.ledger.totals(False, numbers)
+        kinds = {end: sum(found[f"{kind} {end}"] for kind in PATIENT_KINDS) for end in ("good", "failed")}
+        lines.append(f"    with {policy}: {kinds['good']:,} good, {kinds['failed']:,} failed")
     lines.append(f"longest time after a deadline: {rig.ledger.latest:.3f} s")
     wrong += [f"less than {GOOD:.1%} of the calls were good"] * (share < GOOD and failed > FEW)
     number = sum(clean[f"{kind} wrong"] for kind in KINDS)
