@@ -13,7 +13,7 @@ NEAREST = {
         "unit/test_attempt unit/test_client_gates peer/test_leases peer/test_outcomes peer/test_retries "
         "peer/test_overload"
     ),
-    "tcm_sync/_pool/call.py": "peer/test_outcomes peer/test_retries peer/test_replies",
+    "tcm_sync/_pool/call.py": "unit/test_attempt peer/test_outcomes peer/test_retries peer/test_replies",
     "tcm_sync/_pool/client_gates.py": (
         "unit/test_client_gates peer/test_leases peer/test_retries peer/test_overload"
     ),
@@ -72,7 +72,9 @@ NEAREST = {
     "tcm_sync/_transport/tcp_state.py": "unit/test_liveness peer/test_networks",
     "tcm_sync/_transport/tenant.py": "unit/test_turns peer/test_auth",
     "tcm_sync/_transport/tls.py": "unit/test_tls unit/test_sockets peer/test_tls_failures peer/test_tls",
-    "tcm_sync/_transport/unsolicited.py": "unit/test_logs peer/test_stats peer/test_replies",
+    "tcm_sync/_transport/unsolicited.py": (
+        "unit/test_unsolicited unit/test_logs peer/test_stats peer/test_replies"
+    ),
     "tcm_sync/_wire/decode.py": "unit/test_wire_decode peer/test_reply_forms",
     "tcm_sync/_wire/encode.py": "unit/test_wire_encode unit/test_pieces",
     "tcm_sync/_wire/failures.py": "unit/test_wire_failures peer/test_known_faults",

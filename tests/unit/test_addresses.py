@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -284,3 +285,18 @@ def test_a_socket_that_was_reset_before_its_address_was_asked_hides_no_failure()
     ):
         raise failure
     assert caught.value is failure
+
+
+def test_no_address_is_tried_once_the_time_is_up(ports, monkeypatch):
+    silent, good = ports.silent(), ports.good()
+    left = iter([10.0])  # when the first attempt begins, and none later
+    made = sockets_made(monkeypatch)
+    with pytest.raises(ConnectFailedError, match="timed out"):
+        connect(
+            "host:1",
+            infos(silent, good),
+            Addresses(),
+            SimpleNamespace(remaining=lambda: next(left, 0.0)),
+            OpeningSockets(),
+        )
+    assert len(made) == 1

@@ -117,3 +117,16 @@ def test_after_a_call_timed_out_on_a_silent_socket_the_others_are_checked(receiv
     sender = CallSender(SimpleNamespace(pending={}), pool, pool, None, None, None, None)
     sender._doubt_others(SimpleNamespace(sent_at=[1.0, 5.0], last_received=received))
     assert doubts == doubted
+
+
+@pytest.mark.parametrize(
+    ("timeout", "attempt_timeout", "least", "most"),
+    [(None, None, None, None), (None, 2.0, 2.0, 2.0), (1.0, 2.0, 0.5, 1.0), (10.0, 2.0, 2.0, 2.0)],
+)
+def test_a_reply_is_waited_for_until_the_first_of_both_deadlines(timeout, attempt_timeout, least, most):
+    call = Call((), Deadline(timeout), waits_for_manager=True)
+    call.attempt_timeout = attempt_timeout
+    waits = []
+    assert call.wait(SimpleNamespace(wait=lambda seconds: waits.append(seconds) or True))
+    (seconds,) = waits
+    assert seconds is None if most is None else least <= seconds <= most

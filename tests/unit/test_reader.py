@@ -138,3 +138,18 @@ def test_where_one_socket_is_dead_the_others_are_doubted(reader):
     (since,) = doubts
     assert before - 2.0 < since < monotonic()
     assert closed == [(connection, "no sign of life")]
+
+
+def test_a_reader_that_fails_ends_every_call_and_keeps_why(reader, monkeypatch):
+    future = reader.pending["u"] = ReplyFuture()
+    planted = ZeroDivisionError("planted")
+
+    def fail():
+        raise planted
+
+    monkeypatch.setattr(reader, "_poll_once", fail)
+    reader._run()
+    assert reader.failure is planted
+    assert reader.stopping
+    assert "planted" in future.refusal(0.0).error.message
+    assert reader.pending == {}

@@ -27,3 +27,20 @@ def test_streams_run_side_by_side_again_some_time_after_a_refusal(monkeypatch):
     turns.enter("c", second)
     turns.leave("c", first)
     turns.leave("c", second)
+
+
+def test_that_a_stream_was_collected_is_found_within_a_second(monkeypatch):
+    turns, first, second = StreamTurns(), Stream(), Stream()
+    turns.enter("c", first)
+    turns.refused("c", StreamBusyError("one at a time"))
+    second.deadline = Deadline(None)
+    waits = []
+
+    def wait(seconds):
+        nonlocal first
+        waits.append(seconds)
+        first = None  # dropped without being closed
+
+    monkeypatch.setattr(turns._changed, "wait", wait)
+    turns.enter("c", second)
+    assert waits == [1.0]

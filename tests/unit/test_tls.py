@@ -31,9 +31,6 @@ class TlsSocket(ssl.SSLSocket):
         assert not self.blocks
         raise self.waiting
 
-    def fileno(self):
-        return socket.socket.fileno(self)
-
 
 def refused():
     error = ssl.SSLError(1, "alert")

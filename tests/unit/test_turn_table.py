@@ -651,3 +651,12 @@ Tables.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 test_any_sequence_keeps_the_rules = Tables.TestCase
+
+
+def test_a_kernel_without_namespaces_of_time_counts_as_the_first_one(monkeypatch):
+    def no_namespace(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(turn_table.os, "stat", no_namespace)
+    *_, namespace = turn_table._HEADER.unpack(turn_table._header())
+    assert namespace == 0

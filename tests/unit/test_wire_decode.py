@@ -383,3 +383,13 @@ def test_too_little_memory_for_a_reply_is_an_error_of_ours(monkeypatch, size):
 def test_no_message_can_be_changed(kind):
     """One is read by the reader's thread and by that of a call, without a lock."""
     assert kind.__struct_config__.frozen
+
+
+@pytest.mark.parametrize("kind", ["info", "management", "ping"])
+def test_a_large_reply_of_another_type_answers_no_inference(kind):
+    payload = {"status": "COMPLETED", "model_name": "m", "data": {"y": [0.5] * 40_000}}
+    text = message("inference", payload)
+    assert len(text) > outline.LARGE
+    assert isinstance(decode_inference(text, "u-1").data, outline.Outline)
+    with pytest.raises(ProtocolError):
+        decode_inference(message(kind, payload), "u-1")
