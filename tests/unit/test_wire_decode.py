@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tcm_sync import MessageTooLargeError, ProtocolError
 from tcm_sync._secrets import Secret
 from tcm_sync._wire import decode as module
-from tcm_sync._wire import messages, outline
+from tcm_sync._wire import messages, split_json
 from tcm_sync._wire.decode import (
     decode_failure,
     decode_inference,
@@ -375,7 +375,7 @@ def test_too_little_memory_for_a_reply_is_an_error_of_ours(monkeypatch, size):
     "kind",
     [
         kind
-        for each in (messages, outline)
+        for each in (messages, split_json)
         for kind in vars(each).values()
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not msgspec.Struct
     ],
@@ -389,7 +389,7 @@ def test_no_message_can_be_changed(kind):
 def test_a_large_reply_of_another_type_answers_no_inference(kind):
     payload = {"status": "COMPLETED", "model_name": "m", "data": {"y": [0.5] * 40_000}}
     text = message("inference", payload)
-    assert len(text) > outline.LARGE
-    assert isinstance(decode_inference(text, "u-1").data, outline.Outline)
+    assert len(text) > split_json.LARGE
+    assert isinstance(decode_inference(text, "u-1").data, split_json.SplitJson)
     with pytest.raises(ProtocolError):
         decode_inference(message(kind, payload), "u-1")
