@@ -15,6 +15,7 @@ import tempfile
 import threading
 from pathlib import Path
 from time import monotonic_ns
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -657,6 +658,6 @@ def test_a_kernel_without_namespaces_of_time_counts_as_the_first_one(monkeypatch
     def no_namespace(path):
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(turn_table.os, "stat", no_namespace)
+    monkeypatch.setattr(turn_table, "os", SimpleNamespace(stat=no_namespace))
     *_, namespace = turn_table._HEADER.unpack(turn_table._header())
     assert namespace == 0
