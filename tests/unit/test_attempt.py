@@ -113,9 +113,9 @@ def test_a_call_that_can_send_keeps_its_turn(turn, meanwhile):
 @pytest.mark.parametrize(("received", "doubted"), [(4.0, [5.0, 5.0]), (5.5, [])])
 def test_after_a_call_timed_out_on_a_silent_socket_the_others_are_checked(received, doubted):
     doubts = []
-    pool = SimpleNamespace(doubt=doubts.append)
+    pool = SimpleNamespace(check_silent=doubts.append)
     sender = CallSender(SimpleNamespace(pending={}), pool, pool, None, None, None, None)
-    sender._doubt_others(SimpleNamespace(sent_at=[1.0, 5.0], last_received=received))
+    sender._check_others(SimpleNamespace(sent_at=[1.0, 5.0], last_received=received))
     assert doubts == doubted
 
 

@@ -126,9 +126,9 @@ def test_a_tls_socket_that_was_closed_or_paused_is_read_no_further(reader, monke
     assert (len(reads), later) == (1, [])
 
 
-def test_where_one_socket_is_dead_the_others_are_doubted(reader):
+def test_where_one_socket_is_dead_the_others_are_checked(reader):
     doubts, closed = [], []
-    reader.add_pool(SimpleNamespace(doubt=doubts.append, lost=lambda *how: closed.append(how)))
+    reader.add_pool(SimpleNamespace(check_silent=doubts.append, lost=lambda *how: closed.append(how)))
     connection = SimpleNamespace(
         uuid="u", fileno=lambda: 99, paused=True, pool=reader._pools[0], close=lambda *how: None
     )
