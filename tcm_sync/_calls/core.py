@@ -149,11 +149,12 @@ class Core:
         """Do what `begin` does, inside an entrance."""
         notice_fork()
         runtime = self.runtime
-        if runtime is not None and not runtime.reader.stopping and not self._closing:
+        if runtime is not None and runtime.reader.is_reading and not self._closing:
             return runtime
         with self.lock:
             self._check_open()
             if self.runtime is not None and not self.runtime.reader.stopping:
+                self.runtime.start_reader()
                 return self.runtime
             refuse_green_threads()
             if self.runtime is not None:

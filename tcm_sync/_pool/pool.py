@@ -323,7 +323,12 @@ class Pool:
         live = list(self.state.inventory.all.values())
         return len(live), sum(c.leased_at is not None for c in live), len(self.state.waiters)
 
-    # --- what the reader reports ---
+    # --- what the reader asks and reports ---
+
+    def is_at_rest(self) -> bool:
+        """Whether there is nothing to do for the reader. Without the lock: it is asked while no call runs."""
+        state = self.state
+        return not (state.inventory.all or state.waiters or state.opening)
 
     def lost(self, connection: Connection, reason: str) -> None:
         """Remove a connection that was closed, by whichever side."""

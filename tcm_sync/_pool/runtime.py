@@ -78,12 +78,26 @@ class Runtime:
             counts,
         )
         try:
-            self.reader.start()
-        except RuntimeError as error:
+            self.start_reader()
+        except BaseException:
             self.reader.abandon()
+            raise
+
+    def start_reader(self) -> None:
+        """Have the sockets read, where the reader's thread does not run: at first, and after it has rested.
+
+        Raises
+        ------
+        ConnectFailedError
+            There is no thread for it, or no descriptor.
+        """
+        try:
+            self.reader.start()
+        except (RuntimeError, OSError) as error:
             if is_of_handler(error):
                 raise
-            raise ConnectFailedError(f"no thread to read the sockets with: {error}") from error
+            what = "thread" if isinstance(error, RuntimeError) else "descriptors"
+            raise ConnectFailedError(f"no {what} to read the sockets with: {error}") from error
 
     def _new_pool(self, setting: str, size: int, counts: PoolCounts) -> Pool:
         pool = Pool(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LEAST, _MOST = 16, 256  # pixels of a side: what is smaller is a table, what is larger is thinned out
 _LONGEST = 4  # times its other side; longer ones are tables too
-_SHOWN = 96  # pixels of the longer side, up to which small pictures are enlarged
+_SHOWN = 192  # pixels of the longer side, up to which small pictures are enlarged
 _COLOURS = {1: 0, 3: 2, 4: 6}  # PNG's number for grey, RGB and RGBA
 
 

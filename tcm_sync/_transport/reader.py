@@ -32,6 +32,7 @@ log = Log("tcm_sync.reader", queued=True)
 _BUFFER_BYTES = 64 * 1024  # what is read of one socket before the others have their turn
 _TLS_READS = 4  # of 16 KiB at most
 _LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
+_REST = 5.0  # seconds without a socket after which the thread ends until there is work again
 
 # What the system ends a connection with that no packet came back for.
 _UNANSWERED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
@@ -49,12 +50,18 @@ class PoolOfReader(ConnectionOwner, Protocol):
     def close(self, error: TcmError) -> None:
         """End every wait with `error`."""
 
+    def is_at_rest(self) -> bool:
+        """Whether it has no connection, opens none, and nobody waits for one."""
+
 
 class Reader:
     """Waits on all sockets, and has what each one receives handled (`Incoming`).
 
     It runs no user code, never blocks on one socket, and opens none. No other thread closes a socket that
     was registered: its number could be given to another socket while a thread is still inside send.
+
+    While no socket is there and no call is under way, it has neither a thread nor descriptors: who begins a
+    call looks at `is_reading`, and has it started again.
 
     Parameters
     ----------
@@ -70,15 +77,6 @@ class Reader:
         self.callers = callers
         self.pending = PendingReplies()
         self._counts = counts
-        self._poller = make_poller()
-        try:
-            self._wakeup, self._waker = socket.socketpair()
-        except OSError:
-            self._poller.close()
-            raise
-        self._wakeup.setblocking(False)
-        self._waker.setblocking(False)
-        self._poller.register(self._wakeup.fileno(), READ)
         # Work for the reader, from any thread; appending and popping are atomic.
         self._commands: deque[Callable[[], None]] = deque()
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
@@ -90,19 +88,59 @@ class Reader:
         self._liveness = Liveness(ping_interval, self._watch_writing, self._close_dead)
         self._pools_due = inf  # when the pools are called back next
         self._due = inf  # when that is, or the connections are looked at
-        # Guards _ended, and _waker: it is not closed while a thread writes. Re-entrant, for finalizers.
+        # Guards _ended, _resting, _thread, and _waker: it is not closed while a thread writes. Re-entrant,
+        # for finalizers. They may run anywhere, so that no thread is started under it.
         self._waker_lock = threading.RLock()
         self._ended = False
+        self._resting = False  # whether there is no thread, and no descriptor, until there is work again
+        self.is_reading = False  # whether the thread runs; a caller who sees False has it started
         self.stopping = False  # whether it is to end, or has ended
         self.failure: BaseException | None = None
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="tcm-sync-reader", daemon=True)
+        self._thread = self._new_thread()
+        self._open()
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="tcm-sync-reader", daemon=True)
+
+    def _open(self) -> None:
+        """Open what the thread waits on."""
+        self._poller = make_poller()
+        try:
+            self._wakeup, self._waker = socket.socketpair()
+        except OSError:
+            self._poller.close()
+            raise
+        self._wakeup.setblocking(False)
+        self._waker.setblocking(False)
+        self._poller.register(self._wakeup.fileno(), READ)
 
     # --- for any thread ---
 
     def start(self) -> None:
-        """Start the thread."""
-        start_thread(self._thread)
+        """Start the thread if there is none. The client's lock is held, so that one thread does so at a time.
+
+        Raises
+        ------
+        RuntimeError
+            There can be no more threads, or the interpreter is ending.
+        OSError
+            There are no descriptors left.
+        """
+        with self._waker_lock:
+            if self._ended or (self._thread.is_alive() and not self._resting):
+                return
+            if self._resting:
+                self._open()
+                self._resting = False
+            thread = self._thread = self._new_thread()
+        try:
+            start_thread(thread)
+        except RuntimeError:
+            with self._waker_lock:
+                self._rest()
+            raise
+        self._wake()  # for what was left to do meanwhile
 
     def add_pool(self, pool: PoolOfReader) -> None:
         """Call `pool` back when the time that it asks for has come."""
@@ -145,6 +183,7 @@ class Reader:
     def stop(self) -> None:
         """Close every socket and end every call with ClientClosedError. Safe in a finalizer: no wait."""
         self.stopping = True
+        self.is_reading = False
         self._wake()
 
     def join(self, timeout: float) -> bool:
@@ -172,7 +211,9 @@ class Reader:
         if sys.is_finalizing() or self.is_inherited():
             return
         with self._waker_lock:
-            if not self._ended:
+            if self._resting:
+                self._ended = self.stopping  # there is no thread to do it
+            elif not self._ended:
                 with contextlib.suppress(OSError):  # it is full, so the reader will wake anyway
                     self._waker.send(b"\0", NO_SIGNAL)
 
@@ -180,27 +221,38 @@ class Reader:
 
     @is_entrance
     def _run(self) -> None:
+        with self._waker_lock:
+            if self._thread is not threading.current_thread():
+                return  # its start was interrupted, and another one started in its place
+            self.is_reading = not self.stopping
+        rests = False
         try:
             self.callers.add(threading.get_ident())
-            while not self.stopping:
-                self._poll_once()
+            while not (self.stopping or rests):
+                rests = self._poll_once()
         except BaseException as error:  # noqa: BLE001 - it is logged, and ends every call
             self.failure = error
             log.error(
                 "the reader failed; its calls end with an error, the next call starts another", failure=error
             )
         finally:
-            self.stopping = True
             try:
-                self._close_all()
+                if not rests:
+                    self.stopping, self.is_reading = True, False
+                    self._close_all()
             finally:
                 self.callers.discard(threading.get_ident())
 
-    def _poll_once(self) -> None:
+    def _poll_once(self) -> bool:
+        """Wait for something to do, and do it; return whether the thread is to end, as there is nothing."""
         left = self._due - monotonic()
         if not 0.0 <= left < _LONGEST_SLEEP:
-            left = max(0.0, min(left, _LONGEST_SLEEP))  # below zero, epoll would wait for ever
-        for fd, ready in self._poller.poll(left):
+            longest = _LONGEST_SLEEP if self._connections else _REST
+            left = max(0.0, min(left, longest))  # below zero, epoll would wait for ever
+        events = self._poller.poll(left)
+        if not (events or self._commands or self._connections) and self._due == inf:
+            return self._may_rest()
+        for fd, ready in events:
             connection = self._connections.get(fd)
             if connection is None:  # or it was closed a moment ago
                 with contextlib.suppress(BlockingIOError):
@@ -215,6 +267,31 @@ class Reader:
                 self._commands.popleft()()
         if left <= 0.0:  # after what was there to be read: it may be the pong of a process that was stopped
             self._run_timers()
+        return False
+
+    def _may_rest(self) -> bool:
+        """Rest if no call is under way; return whether it does.
+
+        A caller is noted before it looks at `is_reading`. So it is seen here, or it finds that nobody reads,
+        and its `start` waits for the lock.
+        """
+        with self._waker_lock:
+            self.is_reading = False
+            alone = self.callers <= {threading.get_ident()}
+            idle = not self._commands and all(pool.is_at_rest() for pool in self._pools)
+            if alone and idle and not self.stopping:
+                self._rest()
+                return True
+            self.is_reading = not self.stopping
+            return False
+
+    def _rest(self) -> None:
+        """Close the descriptors until the next start."""
+        self._resting = True
+        self._ended = self.stopping
+        self._wakeup.close()
+        self._waker.close()
+        self._poller.close()
 
     def _close_all(self) -> None:
         with self._waker_lock:

@@ -67,10 +67,12 @@ class Kernel:
 
     def run_notebook(self, path):
         """Run the cells of a notebook, and return them with their outputs."""
-        notebook = nbformat.read(path, as_version=4)
-        self.client.nb = notebook
-        for index, cell in enumerate(notebook.cells):
-            self._wait(self.client.async_execute_cell(cell, index))
+        notebook = self.client.nb = nbformat.read(path, as_version=4)
+        try:
+            for index, cell in enumerate(notebook.cells):
+                self._wait(self.client.async_execute_cell(cell, index))
+        finally:
+            self.client.nb = nbformat.v4.new_notebook()
         return notebook
 
 

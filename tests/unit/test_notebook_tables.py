@@ -202,7 +202,7 @@ def test_large_pictures_are_thinned_out_and_small_ones_enlarged():
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 4), np.uint8)
     assert len(InferResult("m", {"y": noise})._repr_html_()) < 360_000
     small = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
-    assert np.array_equal(picture_in(small), small.repeat(3, axis=0).repeat(3, axis=1))
+    assert np.array_equal(picture_in(small), small.repeat(6, axis=0).repeat(6, axis=1))
 
 
 # --- the last minute ---
