@@ -194,8 +194,6 @@ def test_the_example_runs_and_shows_what_is_stored_in_it(kernel):
         assert kinds_of(old) == kinds_of(new), new.source
         fails = any(each.output_type == "error" for each in new.get("outputs", ()))
         assert fails == ("raises-exception" in new.metadata.get("tags", [])), shown(new.outputs)
-    html = "".join(
-        each.get("data", {}).get("text/html", "") for cell in fresh.cells for each in cell.get("outputs", ())
-    )
+    shown_data = [each.get("data", {}) for cell in fresh.cells for each in cell.get("outputs", ())]
+    html = "".join(data.get("text/html", "") for data in shown_data)
     assert html.count("data:image/png;base64,") == 1
-    assert "10/10" in "".join(shown(cell.outputs) for cell in fresh.cells if cell.cell_type == "code")
