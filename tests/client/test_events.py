@@ -449,6 +449,21 @@ def test_listeners_are_kept_over_a_fork(client, manager, recorder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_events_that_wait_at_a_fork_are_delivered_in_the_parent_alone(recorder):
+    of_client = listeners.Listeners([recorder])
+    of_client.add(GateOpened(at=0.0, manager="m", gate="g", seconds=1.0))  # which wakes no thread
+    pid = os.fork()
+    if not pid:
+        code = 99
+        try:
+            code = len(recorder.of(GateOpened))
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(recorder.of(GateOpened)) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_fork_waits_for_the_listener_that_is_running(client):
     lock = threading.Lock()
     entered, go_on = threading.Event(), threading.Event()

@@ -84,6 +84,8 @@ def test_columns_are_chosen_and_stacked_in_the_order_given(client, frame_of):
     frame = frame_of({"id": IDS, "b": [1, 2, 3], "a": [0.5, 1.5, 2.5]})
     made = columns(client.infer_frame("linear", frame, columns=["a", "b"], stack="x"))
     assert made == {"sum": [1.5, 3.5, 5.5], "twice_0": [1.0, 3.0, 5.0], "twice_1": [2.0, 4.0, 6.0]}
+    chosen = client.infer_frame("linear", frame, columns=["b", "a"], stack={"x": ["a", "b"]})
+    assert columns(chosen) == made
 
 
 def test_some_columns_are_stacked_and_the_others_are_inputs(client, frame_of):

@@ -238,7 +238,11 @@ def test_each_timeout_is_kept(client, recorder):
     assert doubled([long]) == [[4.0]]
 
 
-def test_the_time_of_a_sample_begins_with_its_turn(manager, recorder, clock):
+@pytest.mark.parametrize("most", [None, 1])
+def test_the_time_of_a_sample_begins_with_its_turn(serve, recorder, clock, most):
+    """Also where the batch is sent again in parts, each with the time of its own first sample."""
+    limits = {} if most is None else {"max_batch_sizes": {"double": most}}
+    manager = serve({"double": recorder}, workers=8, **limits)
     with TcmClient(manager.uri, route=manager.route, pool_size=1, timeout=None) as client:
         model = client.model("double", batch=AT_ONCE)
         held = started(recorder, model)

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tcm_sync import BatchPolicy, InferenceError, TcmClient
-from tcm_sync.events import Phases, flush
+from tcm_sync.events import CallFinished, Phases, flush
 from tcm_sync.events import _listeners as listeners
 from tcm_sync.integrations.prometheus import PrometheusListener
 
@@ -88,6 +88,34 @@ def test_a_scrape_has_what_the_client_did(scraped):
     shut = [value for (name, *_), value in after.items() if name == "tcm_gate_shut"]
     assert shut == [0.0]
     assert sum(value for (name, *_), value in after.items() if name == "tcm_gate_shuttings_total") == 1
+
+
+def test_a_stream_that_was_closed_early_did_not_fail():
+    registry = CollectorRegistry()
+    PrometheusListener(registry).call_finished(
+        CallFinished(
+            at=0.0,
+            manager="m",
+            call_id=1,
+            kind="stream",
+            model_name="llm",
+            container_id=None,
+            vm_ip=None,
+            vm_id=None,
+            code="closed",
+            error=None,
+            attempts=1,
+            seconds=1.0,
+            phases=Phases(reply=1.0),
+            bytes_sent=1,
+            bytes_received=1,
+            transport="json",
+            batch_size=None,
+        )
+    )
+    scraped = samples_of(generate_latest(registry).decode())
+    assert scraped["tcm_call_seconds_count", "llm", "ok", "stream"] == 1
+    assert not any(name == "tcm_call_failures_total" for name, *_ in scraped)
 
 
 def test_the_seconds_of_the_phases_are_those_of_the_calls(scraped):

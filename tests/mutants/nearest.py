@@ -48,7 +48,8 @@ NEAREST = {
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
     "tcm_sync/_transport/addresses.py": "unit/test_addresses peer/test_networks",
     "tcm_sync/_transport/authentication.py": (
-        "unit/test_opener unit/test_pool peer/test_auth peer/test_closing unit/test_logs"
+        "unit/test_opener unit/test_pool peer/test_auth peer/test_secrets_sent_back peer/test_closing "
+        "unit/test_logs"
     ),
     "tcm_sync/_transport/connection.py": "unit/test_connection peer/test_connection_endings",
     "tcm_sync/_transport/counters.py": "unit/test_counters peer/test_stats",
@@ -58,7 +59,7 @@ NEAREST = {
     "tcm_sync/_transport/heads.py": "unit/test_handshake unit/test_proxies",
     "tcm_sync/_transport/http.py": "unit/test_http",
     "tcm_sync/_transport/incoming.py": (
-        "unit/test_reader peer/test_replies peer/test_garbage peer/test_stream_messages"
+        "unit/test_reader peer/test_replies peer/test_outcomes peer/test_garbage peer/test_stream_messages"
     ),
     "tcm_sync/_transport/liveness.py": "unit/test_liveness peer/test_networks peer/test_replies",
     "tcm_sync/_transport/nested_tls.py": "peer/test_proxies",

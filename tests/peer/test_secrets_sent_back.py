@@ -96,6 +96,22 @@ def test_a_refusal_and_an_outputs_name_that_repeat_the_request(caplog):
     assert_hidden(caplog.text)
 
 
+def test_a_refusal_that_repeats_the_token_of_a_callable():
+    token = "callable-6612-never-shown"
+
+    def script(connection):
+        connection.welcome()
+        connection.recv_request()
+        connection.reply(f"no such token: {token}", status="FAILED")
+        connection.wait_eof()
+
+    auth = AuthContext(token=lambda: token)
+    with ScriptedPeer(script) as peer, connect(peer, auth=auth) as client:
+        with failing(ContractError, "no such token: ***") as caught:
+            ask(client)
+    assert token not in everything(caught.value)
+
+
 @pytest.mark.parametrize("body", [b"%s", b'{"status": "not_ready", "detail": "%s", "%s": ["%s"]}'])
 def test_a_503_of_ready_that_repeats_the_request(body):
     said = " ".join((BEARER, COOKIE, QUERY, TOKEN)).encode()

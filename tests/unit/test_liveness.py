@@ -138,6 +138,26 @@ def test_the_system_says_what_was_acknowledged():
     assert read_tcp_state(ours) is None
 
 
+@pytest.mark.parametrize(
+    ("retransmits", "probes", "sent", "data", "ack", "silent_for", "unanswered"),
+    [
+        (0, 0, 50, 9000, 100, 0.1, False),  # an upload: the other end acknowledges, and sends nothing
+        (0, 0, 9000, 100, 9000, 0.1, False),
+        (1, 0, 50, 9000, 8000, 8.0, True),
+        (1, 0, 9000, 8000, 8000, 8.0, False),  # what was sent again is older than the answer
+        (0, 1, 9000, 9000, 8000, 8.0, True),
+    ],
+)
+def test_silence_is_the_time_since_the_last_data_or_acknowledgement(
+    monkeypatch, retransmits, probes, sent, data, ack, silent_for, unanswered
+):
+    monkeypatch.setattr(tcp_state, "_TCP_INFO", 11)
+    values = [0] * 21
+    values[2:4], values[17], values[19:21] = [retransmits, probes], sent, [data, ack]
+    sock = SimpleNamespace(getsockopt=lambda *_: tcp_state._LAYOUT.pack(*values))
+    assert read_tcp_state(sock) == (True, silent_for, unanswered)
+
+
 def test_what_is_no_tcp_connection_has_no_state(monkeypatch):
     ours, far = socket.socketpair()
     with ours, far:

@@ -431,3 +431,12 @@ def test_a_name_that_only_the_proxy_knows(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     with pytest.raises(ConnectFailedError, match=r"cannot be resolved: .*; with socks5h:// the proxy"):
         connect(1, "socks5")
+
+
+def test_credentials_that_a_socks_proxy_refuses_are_not_sent_again_for_the_next_address(monkeypatch):
+    resolve_to(monkeypatch, "10.1.2.3", "10.1.2.4")
+    with ScriptedPeer(socks((GREETING, b"\x05\x02"), (CREDENTIALS, b"\x01\x01"))) as peer:
+        peer.raw = True
+        with pytest.raises(ConnectFailedError, match="refuses the credentials"):
+            connect(peer.port, "socks5")
+    assert len(peer.connections) == 1

@@ -1,5 +1,6 @@
 """What the reader does with the sockets that it has."""
 
+import errno
 from time import monotonic
 from types import SimpleNamespace
 
@@ -60,6 +61,31 @@ def test_a_socket_that_is_resumed_after_a_long_pause_is_not_taken_for_dead(reade
     assert not connection.paused
     reader._liveness._look_at(connection, monotonic())
     assert dropped == []
+
+
+@pytest.mark.parametrize(
+    ("number", "checked"), [(errno.ETIMEDOUT, True), (errno.EHOSTUNREACH, True), (errno.ECONNRESET, False)]
+)
+def test_the_other_connections_are_checked_before_the_call_of_a_dead_one_is_repeated(reader, number, checked):
+    def fail(_):
+        raise OSError(number, "planned")
+
+    future = reader.pending["u"] = ReplyFuture()
+    outcomes = []
+    reader.add_pool(SimpleNamespace(doubt=lambda since: outcomes.append(future.outcome)))
+    connection = SimpleNamespace(
+        uuid="u",
+        fileno=lambda: 99,
+        paused=True,  # so that the poller is left alone
+        pool=None,
+        secured=False,
+        receive_into=fail,
+        close=lambda *_: None,
+    )
+    reader._connections[99] = connection
+    reader._read(connection)
+    assert outcomes == [None] * checked
+    assert type(future.refusal(0.0).error) is ConnectionLostError
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def test_names_and_values_of_json_are_hidden_and_nothing_else():
         ("proxy-authorization", f"Token {TEXT}", TEXT),
         ("Authorization", "Basic " + base64.b64encode(b"me:hunter-7").decode(), "hunter-7"),
         ("Authorization", "Basic " + base64.b64encode(b"me:hunter-7").decode(), "me:hunter-7"),
+        ("authorization", "basic " + base64.b64encode(b"me:hunter-7").decode(), "hunter-7"),
         ("Cookie", f"theme=dark; session={TEXT}; n=1", TEXT),
         ("Cookie", f'session="{TEXT}"', TEXT),
         ("X-Key", TEXT, TEXT),

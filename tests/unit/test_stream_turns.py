@@ -44,3 +44,15 @@ def test_that_a_stream_was_collected_is_found_within_a_second(monkeypatch):
     monkeypatch.setattr(turns._changed, "wait", wait)
     turns.enter("c", second)
     assert waits == [1.0]
+
+
+def test_a_stream_that_leaves_ends_no_other_streams_turn():
+    turns, first, second, third = StreamTurns(), Stream(), Stream(), Stream()
+    turns.enter("c", first)
+    turns.enter("c", second)
+    turns.refused("c", StreamBusyError("one at a time"))
+    turns.leave("c", second)
+    with pytest.raises(StreamBusyError):
+        turns.enter("c", third)
+    turns.leave("c", first)
+    turns.enter("c", third)

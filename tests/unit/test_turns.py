@@ -176,6 +176,20 @@ def test_an_interrupted_waiter_leaves_the_queue(alone, closed, monkeypatch):
     assert alone.waiting() == 0
 
 
+def test_who_gives_up_leaves_its_place_to_the_next_which_then_looks_for_itself(closed, monkeypatch):
+    now = [10**15]
+    monkeypatch.setattr(turns, "monotonic_ns", lambda: now[0])
+    monkeypatch.setattr(turns, "_OVERDUE_NS", FOREVER)  # so that one behind another sleeps until it is woken
+    these = Turns(1, 1, NoTable())
+    take(these, closed)
+    gone = threading.Event()
+    first, second = Caller(these, gone), Caller(these, closed, timeout=2 * GUARD)
+    gone.set()
+    assert isinstance(first.result(), ClientClosedError)
+    now[0] += LONG_AGE_NS  # the turn ends by its age, which wakes nobody
+    assert second.result() is not None
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGUSR1")
 def test_a_signal_handler_that_calls_while_its_thread_waits_goes_without_a_turn(alone, closed):
     held = [take(alone, closed) for _ in range(2)]
