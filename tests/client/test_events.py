@@ -289,11 +289,8 @@ def test_a_stream_that_is_dropped_is_reported_as_closed(client, manager, recorde
 
 def test_a_batch_is_reported_when_it_goes_out(client, recorder, manager):
     model = client.model("echo", batch=BatchPolicy(max_size=2, max_wait=GUARD))
-    threads = [threading.Thread(target=model.infer_sample, args=({"x": [1.0]},)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(GUARD)
+    for future in [model.submit_sample({"x": [1.0]}) for _ in range(2)]:
+        future.result(GUARD)
     sent = recorder.only(BatchSent)
     assert (sent.model_name, sent.container_id, sent.size) == ("echo", manager.route.container_id, 2)
     assert recorder.only(CallFinished).batch_size == 2

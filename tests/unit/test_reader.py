@@ -72,7 +72,7 @@ def test_the_other_connections_are_checked_before_the_call_of_a_dead_one_is_repe
 
     future = reader.pending["u"] = ReplyFuture()
     outcomes = []
-    reader.add_pool(SimpleNamespace(doubt=lambda since: outcomes.append(future.outcome)))
+    reader.add_pool(SimpleNamespace(check_silent=lambda since: outcomes.append(future.outcome)))
     connection = SimpleNamespace(
         uuid="u",
         fileno=lambda: 99,
