@@ -174,7 +174,8 @@ def test_a_reader_that_fails_ends_every_call_and_keeps_why(reader, monkeypatch):
         raise planted
 
     monkeypatch.setattr(reader, "_poll_once", fail)
-    reader._run()
+    reader.start()
+    assert reader.join(10.0)
     assert reader.failure is planted
     assert reader.stopping
     assert "planted" in future.refusal(0.0).error.message
