@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import sys
@@ -16,7 +17,7 @@ from tcm_sync._calls.worker_threads import Workers
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.runtime import Runtime
-from tcm_sync._process import notice_fork, refuse_green_threads, watch
+from tcm_sync._process import notice_fork, refuse_green_threads, start_thread, watch
 from tcm_sync._reentry import Callers, entrance
 from tcm_sync._shm.policy import ShmPolicy
 from tcm_sync._transport.addresses import Addresses
@@ -272,7 +273,7 @@ class Core:
         if not self.callers.have():
             self._close(seconds)
         elif (runtime := self.runtime) is not None:
-            runtime.reader.run_soon(self._end)  # which waits for the locks that this thread may hold
+            self._end_soon(runtime)
 
     @entrance
     def _close(self, timeout: float) -> None:
@@ -284,6 +285,14 @@ class Core:
         for workers in all_workers:
             workers.join(1.0)
         self.shm.close()
+
+    def _end_soon(self, runtime: Runtime) -> None:
+        """Have everything end on another thread: it waits for the locks that this one may hold."""
+        if not runtime.reader.is_reading:  # it rests, and the call that was interrupted may not start it
+            with contextlib.suppress(RuntimeError):  # there can be no more threads
+                start_thread(threading.Thread(target=self._end, name="tcm-sync-closer", daemon=True))
+                return
+        runtime.reader.run_soon(self._end)
 
     def _end(self) -> None:
         """Have everything end, without waiting for it."""

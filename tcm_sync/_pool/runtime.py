@@ -80,7 +80,7 @@ class Runtime:
         try:
             self.start_reader()
         except BaseException:
-            self.reader.abandon()
+            self.reader.stop()  # an interrupt may have come after its thread was started
             raise
 
     def start_reader(self) -> None:

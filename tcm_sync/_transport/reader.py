@@ -130,15 +130,18 @@ class Reader:
         with self._waker_lock:
             if self._ended or (self._thread.is_alive() and not self._resting):
                 return
+            thread = self._new_thread()
             if self._resting:
                 self._open()
-                self._resting = False
-            thread = self._thread = self._new_thread()
+            self._thread = thread  # before the next line: an interrupt may come
+            self._resting = False
         try:
             start_thread(thread)
-        except RuntimeError:
+        except BaseException:  # an interrupt, too, after which the thread may run
             with self._waker_lock:
-                self._rest()
+                if thread.ident is None:
+                    self._thread = self._new_thread()  # the other one ends at once, should it start later
+                    self._rest()
             raise
         self._wake()  # for what was left to do meanwhile
 

@@ -22,6 +22,7 @@ import pytest
 import tcm_sync
 from tcm_sync import ConnectFailedError, TcmClient
 from tcm_sync._pool import pool_state
+from tcm_sync._transport import reader
 
 from ..helpers.waiting import GUARD, wait_until
 
@@ -135,6 +136,60 @@ def test_a_call_on_an_open_socket(manager):
 
         each_moment(prepare)
         every_socket_is_of_use(client)
+
+
+def rest(client):
+    """Close the sockets of a client, and wait until its reader has ended."""
+    runtime = client._core.runtime
+    for connection in list(runtime.pool.state.inventory.all.values()):
+        runtime.pool.expire(connection, "planned")
+    wait_until(lambda: runtime.reader._resting)
+    return runtime
+
+
+def test_the_first_call_after_a_rest(manager, monkeypatch, caplog):
+    monkeypatch.setattr(reader, "_REST", 0.001)
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.001)
+    with client_of(manager) as client:
+        ask(client)
+
+        @contextlib.contextmanager
+        def prepare():
+            runtime = rest(client)
+            yield partial(ask, client)
+            ask(client)
+            assert client._core.runtime is runtime
+
+        each_moment(prepare)
+    assert "reader failed" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_handler_that_raises_while_the_reader_starts(manager, monkeypatch, caplog, kind, is_first):
+    monkeypatch.setattr(reader, "_REST", 0.001)
+    start_thread = reader.start_thread
+
+    def handler(_number, _frame):
+        raise kind("planned")
+
+    def start(thread):
+        start_thread(thread)
+        handler(2, sys._getframe())
+
+    client = client_of(manager)
+    with contextlib.closing(client):
+        if not is_first:
+            ask(client)
+            rest(client)
+        monkeypatch.setattr(reader, "start_thread", start)
+        with pytest.raises(kind, match="planned"):
+            ask(client)
+        monkeypatch.setattr(reader, "start_thread", start_thread)
+        for _ in range(3):
+            ask(client)
+            rest(client)
+    assert "reader failed" not in caplog.text
 
 
 def talk(arrays):

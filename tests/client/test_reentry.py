@@ -14,8 +14,10 @@ import pytest
 
 import tcm_sync
 from tcm_sync import BatchPolicy, ClientClosedError, ClientStats, ReentrantCallError
+from tcm_sync._pool import pool_state
+from tcm_sync._transport import reader
 
-from ..helpers.waiting import GUARD
+from ..helpers.waiting import GUARD, wait_until
 
 _PACKAGE = str(Path(tcm_sync.__file__).parent)
 SHARED = np.arange(8192.0)
@@ -108,7 +110,7 @@ def test_closing_in_a_handler_ends_the_call_that_it_interrupted_at_every_moment(
     manager = serve(workers=8)
     for moment in itertools.count(1):
         client = connect(manager, pool_size=1, timeout=None)
-        left = iter(range(moment))
+        left = iter(range(moment - 1, -1, -1))
 
         def handler(client=client, left=left):
             if next(left, None) == 0:
@@ -116,11 +118,45 @@ def test_closing_in_a_handler_ends_the_call_that_it_interrupted_at_every_moment(
 
         with AtEveryMoment(handler) as every, contextlib.suppress(ClientClosedError):
             assert client.infer("echo", {"x": [7]})["x"].tolist() == [7]
+        if every.moments < moment:
+            client.close()
         with pytest.raises(ClientClosedError):
             client.infer("echo", {"x": [7]})
         client.close()
         if every.moments < moment:
             break
+    assert moment > 20
+
+
+def test_closing_in_a_handler_before_a_reader_that_rests_is_started_again_ends_everything(
+    serve, connect, monkeypatch
+):
+    monkeypatch.setattr(reader, "_REST", 0.001)
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.01)
+    manager = serve(workers=8)
+    for moment in itertools.count(1):
+        client = connect(manager, pool_size=1, timeout=None)
+        assert client.infer("echo", {"x": SHARED}, transport="shm")["x"].shape == SHARED.shape
+        runtime = client._core.runtime
+        for connection in list(runtime.pool.state.inventory.all.values()):
+            runtime.pool.expire(connection, "planned")
+        wait_until(lambda runtime=runtime: runtime.reader._resting)
+        left = iter(range(moment - 1, -1, -1))
+
+        def handler(client=client, left=left):
+            if next(left, None) == 0:
+                client.close()
+
+        with AtEveryMoment(handler) as every, contextlib.suppress(ClientClosedError):
+            client._core.background()
+        is_over = every.moments < moment
+        if is_over:
+            client.close()
+        wait_until(runtime.turns.closed.is_set)
+        wait_until(lambda client=client: client.stats().shm_segments == 0)
+        if is_over:
+            break
+    assert moment > 5
 
 
 def test_thousands_of_signals_while_calls_are_made(serve, connect):
