@@ -212,7 +212,7 @@ class Recorder(Runtime):
     """What calls run on, as far as sending."""
 
     def __init__(self):
-        self.reader = SimpleNamespace(stopping=False)
+        self.reader = SimpleNamespace(stopping=False, is_reading=True)
         self.manager_state = SimpleNamespace(managers=0)
         self.sender = SimpleNamespace(stream_turns=StreamTurns(), attempt=self.record)
 
