@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
-from tcm_sync import _deadline
+from tcm_sync import _deadline, _waiting
 from tcm_sync._deadline import Deadline
 from tcm_sync._pool import concurrency_limit, gate, inventory, opening, pace, pool, pool_state, waiters
 from tcm_sync._pool.manager_state import ManagerState
@@ -45,7 +45,18 @@ if TYPE_CHECKING:
 
     from tcm_sync._pool.lease import Lease
 
-_CLOCKED = (_deadline, concurrency_limit, gate, inventory, opening, pace, pool, pool_state, waiters)
+_CLOCKED = (
+    _deadline,
+    _waiting,
+    concurrency_limit,
+    gate,
+    inventory,
+    opening,
+    pace,
+    pool,
+    pool_state,
+    waiters,
+)
 _LOCKING = (gate, pace, pool_state, waiters)
 _EXPECTED = (PoolTimeoutError, ConnectFailedError, AuthenticationError, ShuttingDownError)
 
