@@ -97,6 +97,8 @@ class _Reader:
 
     def _take(self, piece: bytes, closed: int, end: int) -> bool:
         """Decode a piece that ends some lists, and count its texts; return whether it is right."""
+        if self._open and piece.lstrip().startswith(b"]"):
+            return False  # there is nothing between this and the comma before it
         try:
             lists: list[Any] = _decoder(self._depth).decode(
                 b"[" * self._open + piece + b"]" * (self._depth - closed)

@@ -80,6 +80,12 @@ def test_what_is_no_json_is_left_to_be_read_whole(broken, before):
     assert decode_texts_in_pieces(memoryview((broken[0] + before + broken[1:]).encode()), 1) is None
 
 
+@pytest.mark.parametrize(("broken", "depth"), [('["%s", ]', 1), ('[["%s"], ]', 2), ('[["%s", ], ["b"]]', 2)])
+def test_a_comma_at_the_end_of_a_list_and_of_a_piece_is_no_json(broken, depth):
+    text = memoryview((broken % ("a" * 200)).encode())
+    assert decode_texts_in_pieces(text, depth) is None
+
+
 def test_ragged_texts_are_refused_and_others_are_of_the_dtype(monkeypatch):
     monkeypatch.setattr("tcm_sync._tensors.outputs.MEDIUM", 1)
     monkeypatch.setattr("tcm_sync._tensors.pieces.LARGE", 1)
