@@ -257,6 +257,8 @@ class Model:
 
         patches = [
             *(patch.object(module, "monotonic", self.scheduler.monotonic) for module in _CLOCKED),
+            # One step, so that a wait for ever is seen: steps are for signals, and there are none.
+            *(patch.object(module, "LONGEST", inf) for module in (_waiting, gate, pool)),
             *(patch.object(module, "threading", fake) for module in _LOCKING),
             *(patch.object(module, "log", SilentLog()) for module in (gate, opening, pool)),
             *(patch.object(module, "random", self.dice) for module in (gate, inventory)),
