@@ -109,8 +109,9 @@ class Counts:
             return {"calls_per_second": 0.0, "seconds_per_call": 0.0}
         _, earlier, earlier_seconds = first
         calls = self.calls - earlier
+        age = max(now - self._began, 0.001)  # a coarse clock may show none
         return {
-            "calls_per_second": calls / min(_MINUTE, now - self._began),
+            "calls_per_second": calls / min(_MINUTE, age),
             "seconds_per_call": (self._call_seconds - earlier_seconds) / calls,
         }
 

@@ -235,6 +235,13 @@ def test_the_last_minute_counts_the_calls_that_ended_in_it(monkeypatch):
     assert seconds == pytest.approx(0.2)
 
 
+def test_a_call_of_a_client_that_is_as_old_as_the_clock_is_fine_has_a_rate(monkeypatch):
+    monkeypatch.setattr(counters, "monotonic", lambda: 1000.0)
+    counts = Counts()
+    counts.called(1000.0)
+    assert counts.read()["calls_per_second"] > 0.0
+
+
 # --- what else calls return ---
 
 
