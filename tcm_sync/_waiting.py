@@ -15,8 +15,12 @@ LONGEST = 1.0  # seconds of one step
 
 def acquire(lock: Lock, seconds: float | None) -> bool:
     """Acquire a lock within so many seconds, or however long it takes; return whether it was."""
-    end = inf if seconds is None else monotonic() + seconds
-    while not lock.acquire(timeout=max(0.0, min(end - monotonic(), LONGEST))):
-        if monotonic() >= end:
+    left = inf if seconds is None else max(0.0, seconds)
+    if left <= LONGEST:
+        return lock.acquire(timeout=left)
+    end = monotonic() + left
+    while not lock.acquire(timeout=min(left, LONGEST)):
+        left = end - monotonic()
+        if left <= 0.0:
             return False
     return True

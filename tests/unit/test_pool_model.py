@@ -15,6 +15,10 @@ def test_an_opening_that_an_audit_gave_up_is_not_counted_twice():
     assert pool_model.run(range(5463, 5464))[0] == 1  # the count of openings fell below zero
 
 
+def test_a_wait_shorter_than_the_resolution_of_the_clock_ends():
+    assert pool_model.run(range(3338, 3339))[0] == 1  # it was repeated, and no time went by
+
+
 def test_no_interleaving_breaks_a_rule():
     done, switches = pool_model.run(range(1, 1501))
     assert done == 1500
