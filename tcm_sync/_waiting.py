@@ -16,11 +16,10 @@ LONGEST = 1.0  # seconds of one step
 def acquire(lock: Lock, seconds: float | None) -> bool:
     """Acquire a lock within so many seconds, or however long it takes; return whether it was."""
     left = inf if seconds is None else max(0.0, seconds)
-    if left <= LONGEST:
-        return lock.acquire(timeout=left)
-    end = monotonic() + left
-    while not lock.acquire(timeout=min(left, LONGEST)):
-        left = end - monotonic()
-        if left <= 0.0:
-            return False
-    return True
+    if lock.acquire(timeout=min(left, LONGEST)):  # most waits are over in one step, and read no clock
+        return True
+    end = monotonic() + left - LONGEST
+    while (left := end - monotonic()) > 0.0:
+        if lock.acquire(timeout=min(left, LONGEST)):
+            return True
+    return False

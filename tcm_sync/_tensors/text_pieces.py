@@ -61,7 +61,7 @@ def decode_texts_in_pieces(
 class _Reader:
     """Reads pieces that end behind a text and the lists that end with it, before a comma.
 
-    A closing quotation mark cannot be told from an opening one by what is around it: ``","`` may be a text.
+    What is around a quotation mark does not say whether it opens or closes: ``","`` may be a text.
     But a piece that begins where a text begins, and ends at an opening one, is not valid JSON.
     """
 

@@ -6,7 +6,7 @@ import threading
 from time import monotonic
 from typing import NamedTuple
 
-from tcm_sync._waiting import LONGEST, acquire
+from tcm_sync._waiting import acquire
 from tcm_sync._wire.messages import ErrorReply
 from tcm_sync.errors import TcmError
 
@@ -41,11 +41,7 @@ class ReplyFuture:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the outcome, in seconds; whether there is one."""
-        if timeout is not None and timeout <= LONGEST:
-            return self._answered.acquire(timeout=timeout)
-        return self._answered.acquire(timeout=LONGEST) or acquire(
-            self._answered, None if timeout is None else timeout - LONGEST
-        )
+        return acquire(self._answered, timeout)
 
     def has_reply(self) -> bool:
         """Return whether a whole reply is there."""
