@@ -8,7 +8,8 @@ import weakref
 from time import monotonic_ns
 
 from tcm_sync._logs import Log
-from tcm_sync._pool.turn_table import Table, TableBusyError, TableDeletedError, TableError
+from tcm_sync._pool.turn_file import TableBusyError, TableDeletedError, TableError
+from tcm_sync._pool.turn_table import Table
 from tcm_sync._process import watch
 
 log = Log("tcm_sync.pool", queued=True)

@@ -20,7 +20,8 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from tcm_sync._pool.process_table import ProcessTable
-from tcm_sync._pool.turn_table import PRESENT_NS, TICK_NS, Claim, Table, TableBusyError, TableError, Taken
+from tcm_sync._pool.turn_file import TableBusyError, TableError, TurnRecord
+from tcm_sync._pool.turn_table import PRESENT_NS, TICK_NS, Claim, Table
 from tcm_sync._process import watch
 from tcm_sync.errors import ClientClosedError, PoolTimeoutError
 
@@ -52,12 +53,12 @@ _MOST_TARGETS = 256  # whose times are remembered
 class Turn:
     """The right to have one message wait at the manager's scheduler."""
 
-    __slots__ = ("_turns", "place", "until", "waited")
+    __slots__ = ("_turns", "slot", "until", "waited")
 
     def __init__(self, turns: Turns, until: int) -> None:
         self._turns = turns
         self.until = until
-        self.place: int | None = None  # in the table, if it is in one
+        self.slot: int | None = None  # in the table, if it is in one
         self.waited = 0.0  # seconds that the caller waited for it
 
     def release(self) -> None:
@@ -236,8 +237,8 @@ class Turns:
         with self._lock:
             if turn in self._held:
                 del self._held[turn]
-                if turn.place is not None:
-                    self._release_in_table(turn, turn.place)
+                if turn.slot is not None:
+                    self._release_in_table(turn, turn.slot)
                 if self._waiters:
                     self._waiters[0].wake()
 
@@ -319,12 +320,12 @@ class Turns:
                 self._pause_ns = max(0, min((turn.until for turn in list(held)), default=now) - now)
                 return None
         claim = self._claim(now, since, age)
-        if claim is not None and claim.place is None:
+        if claim is not None and claim.slot is None:
             self._pause_ns = claim.pause_ns
             return None
         turn = Turn(self, now + age)
         if claim is not None:
-            turn.place, turn.until = claim.place, claim.until
+            turn.slot, turn.until = claim.slot, claim.until
         held[turn] = None
         return turn
 
@@ -363,11 +364,11 @@ class Turns:
             return False
         return table.arrivals() == self._alone_at
 
-    def _release_in_table(self, turn: Turn, place: int) -> None:
+    def _release_in_table(self, turn: Turn, slot: int) -> None:
         table = self._table
         if table is not None:
             try:
-                table.release(place, Taken(self._key, self._owner, turn.until))
+                table.release(slot, TurnRecord(self._key, self._owner, turn.until))
             except TableError as error:
                 self._failed(error)
 

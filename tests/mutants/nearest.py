@@ -43,6 +43,7 @@ NEAREST = {
     "tcm_sync/_pool/stream_turns.py": "unit/test_stream_turns peer/test_known_faults",
     "tcm_sync/_pool/process_table.py": "unit/test_turns client/test_turns unit/test_logs",
     "tcm_sync/_pool/turn_keys.py": "unit/test_turns client/test_turns",
+    "tcm_sync/_pool/turn_file.py": "unit/test_turn_table unit/test_turns",
     "tcm_sync/_pool/turn_table.py": "unit/test_turn_table unit/test_turns",
     "tcm_sync/_pool/turns.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",

@@ -22,23 +22,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tcm_sync._pool import turn_table
-from tcm_sync._pool.turn_table import (
+from tcm_sync._pool import turn_file
+from tcm_sync._pool.turn_file import (
     FILE,
-    GRACE_NS,
     MAGIC,
     MOST_PROCESSES,
     MOST_TURNS,
-    PRESENT_NS,
     SIZE,
-    TICK_NS,
-    Table,
     TableBusyError,
     TableDeletedError,
     TableError,
-    Taken,
-    pause_ns,
+    TurnRecord,
 )
+from tcm_sync._pool.turn_table import GRACE_NS, PRESENT_NS, TICK_NS, Table, pause_ns
 
 from ..helpers.waiting import GUARD
 
@@ -81,7 +77,7 @@ def claim(table, owner, since, turns=2, key=KEY, age=AGE):
 
 
 def release(table, owner, claim, key=KEY):
-    table.release(claim.place, Taken(key, owner, claim.until))
+    table.release(claim.slot, TurnRecord(key, owner, claim.until))
 
 
 # --- what the table promises ---
@@ -89,19 +85,19 @@ def release(table, owner, claim, key=KEY):
 
 def test_there_are_so_many_turns_and_no_more(table, clock):
     claims = [claim(table, owner, clock.now) for owner in (1, 1, 2)]
-    assert [each.place for each in claims] == [0, 1, None]
+    assert [each.slot for each in claims] == [0, 1, None]
     assert claims[0].until == clock.now + AGE
     release(table, 1, claims[1])
-    assert claim(table, 2, clock.now).place == 1
+    assert claim(table, 2, clock.now).slot == 1
 
 
 def test_a_turn_ends_by_its_age(table, clock):
     first = claim(table, 1, clock.now, turns=1)
     clock.now += AGE - 1
-    assert claim(table, 2, clock.now, turns=1).place is None
+    assert claim(table, 2, clock.now, turns=1).slot is None
     clock.now += 1
     second = claim(table, 2, clock.now, turns=1)
-    assert second.place == first.place
+    assert second.slot == first.slot
     release(table, 1, first)  # late: it is another's by now
     assert [turn.owner for turn in table.taken(KEY)] == [2]
 
@@ -110,11 +106,11 @@ def test_the_oldest_ticket_goes_first_whoever_asks_first(table, clock):
     held = claim(table, 1, clock.now, turns=1)
     old, young = clock.now, clock.now + 1
     clock.now += 2
-    assert claim(table, 2, old, turns=1).place is None
-    assert claim(table, 3, young, turns=1).place is None
+    assert claim(table, 2, old, turns=1).slot is None
+    assert claim(table, 3, young, turns=1).slot is None
     release(table, 1, held)
-    assert claim(table, 3, young, turns=1).place is None
-    assert claim(table, 2, old, turns=1).place is not None
+    assert claim(table, 3, young, turns=1).slot is None
+    assert claim(table, 2, old, turns=1).slot is not None
 
 
 def test_a_process_that_does_not_ask_again_in_time_is_passed_over_and_keeps_its_ticket(table, clock):
@@ -123,14 +119,14 @@ def test_a_process_that_does_not_ask_again_in_time_is_passed_over_and_keeps_its_
     pause = claim(table, 2, old, turns=1).pause_ns
     release(table, 1, held)
     clock.now += pause + GRACE_NS - 1
-    assert claim(table, 3, young, turns=1).place is None
+    assert claim(table, 3, young, turns=1).slot is None
     clock.now += 1
     held = claim(table, 3, young, turns=1)
-    assert held.place is not None
-    assert claim(table, 2, old, turns=1).place is None  # it is back, before all that came later
+    assert held.slot is not None
+    assert claim(table, 2, old, turns=1).slot is None  # it is back, before all that came later
     release(table, 3, held)
-    assert claim(table, 3, clock.now, turns=1).place is None
-    assert claim(table, 2, old, turns=1).place is not None
+    assert claim(table, 3, clock.now, turns=1).slot is None
+    assert claim(table, 2, old, turns=1).slot is not None
 
 
 def test_who_gives_up_holds_nobody_up(table, clock):
@@ -138,7 +134,7 @@ def test_who_gives_up_holds_nobody_up(table, clock):
     claim(table, 2, clock.now, turns=1)
     release(table, 1, held)
     table.withdraw(KEY, 2)
-    assert claim(table, 3, clock.now + 1, turns=1).place is not None
+    assert claim(table, 3, clock.now + 1, turns=1).slot is not None
 
 
 def test_who_was_served_holds_nobody_up(table, clock):
@@ -146,14 +142,14 @@ def test_who_was_served_holds_nobody_up(table, clock):
     old = clock.now
     claim(table, 2, old, turns=1)
     release(table, 1, held)
-    assert claim(table, 2, old, turns=2).place is not None
-    assert claim(table, 3, old + 1, turns=2).place is not None
+    assert claim(table, 2, old, turns=2).slot is not None
+    assert claim(table, 3, old + 1, turns=2).slot is not None
 
 
 def test_managers_and_tenants_have_turns_of_their_own(table, clock):
-    assert claim(table, 1, clock.now, turns=1).place is not None
-    assert claim(table, 1, clock.now, turns=1, key=OTHER_KEY).place is not None
-    assert claim(table, 2, clock.now, turns=1).place is None
+    assert claim(table, 1, clock.now, turns=1).slot is not None
+    assert claim(table, 1, clock.now, turns=1, key=OTHER_KEY).slot is not None
+    assert claim(table, 2, clock.now, turns=1).slot is None
 
 
 def test_other_processes_are_counted_while_they_are_present(table, clock):
@@ -197,14 +193,14 @@ def test_a_thousand_processes_fit_and_one_more_goes_without(folder, clock):
         claim(table, MOST_PROCESSES + 1, clock.now, turns=1)
     clock.now += 20 * 10**9  # all of them are gone, and the next one reads no more than there is
     assert claim(table, 1, clock.now).others == 0
-    read = os.pread(table._file, 8, turn_table._USED_AT)
+    read = os.pread(table._file._descriptor, 8, turn_file._USED_AT)
     assert struct.unpack("<II", read) == (1, 1)
     table.close()
 
 
 def test_more_turns_than_there_is_room_for(table, clock):
     for number in range(MOST_TURNS):
-        assert claim(table, 1, clock.now, turns=10**6).place == number
+        assert claim(table, 1, clock.now, turns=10**6).slot == number
     with pytest.raises(TableError, match="full"):
         claim(table, 1, clock.now, turns=10**6)
 
@@ -234,27 +230,27 @@ def test_a_file_that_is_cut_short_is_an_error_and_is_made_anew_when_opened_again
             claim(table, 2, clock.now)
     again = Table(folder, clock)
     assert os.stat(Path(folder, FILE)).st_size == SIZE
-    assert claim(again, 2, clock.now).place == 0
+    assert claim(again, 2, clock.now).slot == 0
     again.close()
 
 
 @pytest.mark.parametrize("used", [(MOST_PROCESSES + 1, 0), (0, MOST_TURNS + 1), (2**32 - 1, 2**32 - 1)])
 def test_counts_beyond_the_room_are_damage(table, folder, clock, used):
-    mangle(folder, turn_table._USED_AT, struct.pack("<II", *used))
+    mangle(folder, turn_file._USED_AT, struct.pack("<II", *used))
     with pytest.raises(TableError, match="damaged"):
         claim(table, 1, clock.now)
 
 
 def test_records_from_the_future_count_as_absent(table, folder, clock):
-    mangle(folder, turn_table._USED_AT, struct.pack("<II", 3, 3))
+    mangle(folder, turn_file._USED_AT, struct.pack("<II", 3, 3))
     far, soon = clock.now + 10**18, clock.now + 10**9
-    for place in range(3):
-        at = turn_table._TURNS_AT + place * turn_table._TURN.size
-        mangle(folder, at, turn_table._TURN.pack(KEY, 9, far))
-        at = turn_table._PROCESSES_AT + place * turn_table._PROCESS.size
-        mangle(folder, at, turn_table._PROCESS.pack(KEY, 90 + place, soon, soon, soon))
+    for slot in range(3):
+        at = turn_file._TURNS_AT + slot * turn_file._TURN.size
+        mangle(folder, at, turn_file._TURN.pack(KEY, 9, far))
+        at = turn_file._PROCESSES_AT + slot * turn_file._PROCESS.size
+        mangle(folder, at, turn_file._PROCESS.pack(KEY, 90 + slot, soon, soon, soon))
     got = claim(table, 1, clock.now, turns=1)
-    assert (got.place, got.others) == (0, 0)
+    assert (got.slot, got.others) == (0, 0)
 
 
 @pytest.mark.parametrize("header", [b"something", b"tcmturn2" + bytes(24)])
@@ -267,7 +263,7 @@ def test_a_file_of_another_kind_is_left_alone(folder, clock, header):
 
 
 def test_a_table_of_an_earlier_boot_is_made_anew(folder, clock, monkeypatch):
-    boot = turn_table._HEADER.pack(MAGIC, b"earlier boot 123", 5)
+    boot = turn_file._HEADER.pack(MAGIC, b"earlier boot 123", 5)
     Path(folder).mkdir(mode=0o700)
     Path(folder, FILE).write_bytes(boot + b"\xff" * (SIZE - len(boot)))
     table = Table(folder, clock)
@@ -276,7 +272,7 @@ def test_a_table_of_an_earlier_boot_is_made_anew(folder, clock, monkeypatch):
 
 
 def test_a_table_whose_times_are_of_another_namespace_is_refused(table, folder, clock):
-    header = turn_table._header()
+    header = turn_file._header()
     mangle(folder, 0, header[:24] + b"\1" * 8)
     with pytest.raises(TableError, match="time namespace"):
         Table(folder, clock)
@@ -374,7 +370,7 @@ def _hold(folder, pipe):
         pipe.recv()
 
 
-def test_a_lock_that_another_process_keeps_is_waited_for_in_vain_and_not_for_long(folder):
+def test_a_lock_that_another_process_keeps_is_not_waited_for_long(folder):
     context = multiprocessing.get_context("spawn")
     ours, its = context.Pipe()
     table = Table(folder)
@@ -386,7 +382,7 @@ def test_a_lock_that_another_process_keeps_is_waited_for_in_vain_and_not_for_lon
             claim(table, 1, 1)
         holder.kill()  # its lock ends with it
         holder.join()
-        assert claim(table, 1, 1).place == 0
+        assert claim(table, 1, 1).slot == 0
     finally:
         holder.kill()
         holder.join()
@@ -401,8 +397,8 @@ def test_a_handler_that_finds_its_own_thread_inside_goes_without(table, clock):
         with pytest.raises(TableBusyError):
             claim(table, 1, clock.now)
 
-    table._alone(handle)
-    assert claim(table, 1, clock.now).place == 0
+    table._file.locked(handle)
+    assert claim(table, 1, clock.now).slot == 0
 
 
 class _Interrupt:
@@ -471,7 +467,7 @@ def test_a_child_closes_the_inherited_table(folder, clock):
                 code = 0
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert claim(table, 1, clock.now).place == 0
+    assert claim(table, 1, clock.now).slot == 0
     table.close()
 
 
@@ -490,9 +486,9 @@ def _hammer(folder, number, rounds, pipe):
     pipe.recv()
     for _ in range(rounds):
         since, got = monotonic_ns(), None
-        while got is None or got.place is None:
+        while got is None or got.slot is None:
             got = patiently(claim, table, number, since, turns=2, age=59 * 10**9)
-        flag = Path(folder, f"held-{got.place}")
+        flag = Path(folder, f"held-{got.slot}")
         try:
             flag.open("x").close()
         except FileExistsError:
@@ -580,12 +576,12 @@ class Tables(RuleBasedStateMachine):
         ]
         free = TURNS - len(self.live())
         got = claim(self.table, owner, ticket, turns=TURNS)
-        assert (got.place is not None) == (len(older) < free)
-        if got.place is None:
+        assert (got.slot is not None) == (len(older) < free)
+        if got.slot is None:
             self.waiting[owner] = (ticket, self.clock.now + got.pause_ns + GRACE_NS)
         else:
             assert got.until == self.clock.now + AGE
-            assert got.place not in [each.place for _, each in self.live()]
+            assert got.slot not in [each.slot for _, each in self.live()]
             self.waiting[owner] = None
             self.held.append((owner, got))
 
@@ -622,7 +618,7 @@ class Tables(RuleBasedStateMachine):
         self.table = Table(self.folder, self.clock)
         self.arrive()
 
-    @rule(at=st.integers(turn_table._TURNS_AT, SIZE - 40), data=st.binary(min_size=1, max_size=40))
+    @rule(at=st.integers(turn_file._TURNS_AT, SIZE - 40), data=st.binary(min_size=1, max_size=40))
     def damage(self, at, data):
         """Write anything over any records: no more than an error comes of it, and time heals it."""
         mangle(self.folder, at, data)
@@ -658,6 +654,6 @@ def test_a_kernel_without_namespaces_of_time_counts_as_the_first_one(monkeypatch
     def no_namespace(path):
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(turn_table, "os", SimpleNamespace(stat=no_namespace))
-    *_, namespace = turn_table._HEADER.unpack(turn_table._header())
+    monkeypatch.setattr(turn_file, "os", SimpleNamespace(stat=no_namespace))
+    *_, namespace = turn_file._HEADER.unpack(turn_file._header())
     assert namespace == 0

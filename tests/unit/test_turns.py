@@ -16,11 +16,12 @@ import pytest
 from tcm_sync import AuthContext, ClientClosedError, PoolTimeoutError
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
-from tcm_sync._pool import process_table, turn_table, turns
+from tcm_sync._pool import process_table, turn_file, turns
 from tcm_sync._pool.client_turns import ClientTurns
 from tcm_sync._pool.process_table import ProcessTable
+from tcm_sync._pool.turn_file import FILE, TableBusyError, TableError, TurnFile
 from tcm_sync._pool.turn_keys import key_of, turns_of
-from tcm_sync._pool.turn_table import FILE, Table, TableBusyError, TableError
+from tcm_sync._pool.turn_table import Table
 from tcm_sync._pool.turns import LONG_AGE_NS, SHORT_AGE_NS, Turns
 from tcm_sync._transport.tenant import tenant_of
 
@@ -548,15 +549,15 @@ def test_a_process_alone_writes_nothing_until_another_arrives(two, folder, close
     before = Path(folder, FILE).read_bytes()
     for _ in range(5):
         turn = take(first, closed)
-        assert turn.place is None
+        assert turn.slot is None
         turn.release()
     assert Path(folder, FILE).read_bytes() == before
     take(second, closed).release()
-    assert take(first, closed).place is not None
+    assert take(first, closed).slot is not None
     assert first.others == 1
     now[0] += 30 * 10**9
     monkeypatch.setattr(first._table, "_clock", lambda: now[0])
-    assert take(first, closed).place is not None  # it says again that it is present
+    assert take(first, closed).slot is not None  # it says again that it is present
     assert first.others == 0
 
 
@@ -566,10 +567,10 @@ def test_a_process_alone_with_its_descriptor_leaves_none(folder, closed):
     these.join(closed)
     take(these, closed).release()
     table = these._table
-    assert os.readlink(f"/proc/self/fd/{table._file}") == str(folder / FILE)
+    assert os.readlink(f"/proc/self/fd/{table._file._descriptor}") == str(folder / FILE)
     del table
     these.leave(closed)  # the fixture of all tests looks for the descriptor
-    assert take(these, closed).place is None
+    assert take(these, closed).slot is None
 
 
 @pytestmark_linux
@@ -582,7 +583,7 @@ def test_a_table_that_fails_costs_no_call_and_is_said_once(two, folder, closed, 
     if harm == "truncated":
         os.truncate(file, 40)
     elif harm == "replaced":
-        file.write_bytes(b"\xff" * turn_table.SIZE)
+        file.write_bytes(b"\xff" * turn_file.SIZE)
     else:
         file.unlink()
     if harm == "folder":
@@ -606,9 +607,9 @@ def test_a_lock_that_is_held_lets_one_call_go_without(two, closed, monkeypatch, 
     first, _ = two
     take(first, closed).release()
     first._alone_until = 0
-    turn = first._table._alone(lambda: take(first, closed))
-    assert turn.place is None
-    assert take(first, closed).place is not None
+    turn = first._table._file.locked(lambda: take(first, closed))
+    assert turn.slot is None
+    assert take(first, closed).slot is not None
     assert not caplog.records
 
 
@@ -628,7 +629,7 @@ def test_a_lock_that_is_held_for_long_is_waited_for_now_and_then(closed, monkeyp
     these = Turns(1, 100, held)
     these.join(closed)
     for tries in (3, 4, 5):
-        assert [take(these, closed).place for _ in range(6)] == [None] * 6
+        assert [take(these, closed).slot for _ in range(6)] == [None] * 6
         assert held.claims == tries
         now[0] += 100_000_000
 
@@ -659,7 +660,7 @@ def test_a_table_that_others_hold_while_it_is_opened_is_opened_by_the_next_call(
         raise TableBusyError("planted")
 
     with monkeypatch.context() as held:
-        held.setattr(Table, "_take_record_lock", busy)
+        held.setattr(TurnFile, "_take_record_lock", busy)
         with pytest.raises(TableBusyError):
             tables.get()
     assert isinstance(tables.get(), Table)
@@ -783,5 +784,5 @@ def test_a_lock_that_was_free_once_is_tried_as_often_as_at_first(folder, closed,
     these = Turns(1, 100, OftenHeld())
     these.join(closed)
     monkeypatch.setattr(these, "_is_alone", lambda now: False)
-    shared = [take(these, closed).place is not None for _ in range(6)]
+    shared = [take(these, closed).slot is not None for _ in range(6)]
     assert shared == [False, False, True, False, False, True]
