@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tcm_sync._transport import frames
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import Counts
-from tcm_sync._transport.replies import PendingReplies, Refusal, StreamReplies
+from tcm_sync._transport.replies import Future, PendingReplies, Refusal, ReplyFuture, StreamReplies
 from tcm_sync._transport.unsolicited import UnsolicitedMessages
 from tcm_sync._wire.decode import decode_message, peek
 from tcm_sync._wire.failures import ADVISORY, failure_of_error
@@ -29,6 +29,8 @@ _SOCKET_STAYS_AFTER = ("Forbidden", "Missing required field", "Invalid type", "I
 class Incoming:
     """Cuts frames, and hands each reply to the future found under its connection's uuid.
 
+    A call gets its answer once everything that was read with the answer has been acted on: what follows an
+    answer (a second reply, a close) is then never taken for a part of the next call on the connection.
     The reader's thread alone uses it.
 
     Parameters
@@ -62,6 +64,7 @@ class Incoming:
         self._unsolicited = UnsolicitedMessages(counts)
         self._close = close
         self._pause = pause
+        self._answer: tuple[ReplyFuture, bytes] | tuple[Future, Refusal] | None = None  # not handed over yet
         self._watch_writing = watch_writing
         self._manager_shuts_down = manager_shuts_down
 
@@ -86,8 +89,8 @@ class Incoming:
                     self._counts.messages_received += 1
                     if not payload.startswith(connection.reply_prefixes):
                         self._handle_message(connection, payload)
-                    elif not self._pending.answer(connection.uuid, payload):
-                        self._handle_chunk(connection, payload)
+                    else:
+                        self._handle_reply(connection, payload)
                 elif opcode == frames.PING:
                     ping = payload
                 elif opcode == frames.CLOSE:
@@ -97,6 +100,10 @@ class Incoming:
         except ProtocolError as error:
             self._close_for(connection, error)
             return False
+        finally:
+            if self._answer is not None:
+                (future, answer), self._answer = self._answer, None
+                future.resolve(answer)
         if ping is not None:  # the latest alone need be answered (RFC 6455, section 5.5.3)
             self._watch_writing(connection, connection.pong(ping))
         return True
@@ -127,8 +134,11 @@ class Incoming:
             self._handle_reply(connection, message)
 
     def _handle_reply(self, connection: Connection, message: bytes) -> None:
-        if not self._pending.answer(connection.uuid, message):
+        future = self._pending.claim_for_reply(connection.uuid)
+        if future is None:
             self._handle_chunk(connection, message)
+        else:
+            self._answer = future, message
 
     def _handle_chunk(self, connection: Connection, message: bytes) -> None:
         """Hand over a message of a stream: no call waits for a single reply."""
@@ -151,7 +161,7 @@ class Incoming:
         future = self._pending.claim(connection.uuid)  # nothing below may fail before it is resolved
         if future is not None:
             stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
-            future.resolve(Refusal(error, reusable=stays, said=payload))
+            self._answer = future, Refusal(error, reusable=stays, said=payload)
         elif not isinstance(error, ShuttingDownError):
             raise ProtocolError(f"the manager refused what was not asked: {error.message}")
         else:

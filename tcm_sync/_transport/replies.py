@@ -140,17 +140,16 @@ class PendingReplies(dict[str, Future]):
         """Take out the future of `uuid`, to resolve or to drop it; None if another thread has done so."""
         return self.pop(uuid, None)
 
-    def answer(self, uuid: str, message: bytes) -> bool:
-        """Resolve the future of `uuid`, if a call waits there for one reply; return whether it did.
+    def claim_for_reply(self, uuid: str) -> ReplyFuture | None:
+        """Take out the future of `uuid`, if a call waits there for one reply.
 
         One whose request has not begun to be sent does not wait yet: what comes is a second reply to the
         request before.
         """
         future = self.get(uuid)
         if type(future) is not ReplyFuture or not future.started or self.pop(uuid, None) is None:
-            return False
-        future.resolve(message)
-        return True
+            return None
+        return future
 
     def claim_all(self) -> list[Future]:
         """Take every future there is."""
