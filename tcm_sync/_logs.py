@@ -17,7 +17,7 @@ from tcm_sync._threads import DaemonThreads
 
 _MOST_WAITING = 1000  # records; where handlers are slower than that, further ones are dropped
 _DROPPED = "%d log lines before this one were dropped: the handlers are too slow, or there was no thread"
-_EXIT_PATIENCE = 1.0  # seconds in which handlers write what is left when the process ends
+_EXIT_TIMEOUT = 1.0  # seconds in which handlers write what is left when the process ends
 
 
 class _Writer:
@@ -72,7 +72,7 @@ class _Writer:
 
     def at_exit(self) -> None:
         """Have written what is left, if the handlers let it."""
-        self.flush(_EXIT_PATIENCE)
+        self.flush(_EXIT_TIMEOUT)
 
 
 _writer = _Writer()

@@ -30,7 +30,7 @@ _watched: dict[int, weakref.ref[Watched]] = {}
 _starts = threading.Condition(threading.RLock())  # guards _starting and _exiting
 _starting: set[threading.Thread] = set()  # those that are being started, by any client
 _exiting = False
-_START_PATIENCE = 1.0  # seconds in which a thread starts; one that cannot start must not delay the exit
+_START_TIMEOUT = 1.0  # seconds in which a thread starts; one that cannot start must not delay the exit
 _pid = os.getpid()  # of the process that the objects of this one belong to
 _noticing = threading.RLock()  # guards _pid: one thread of a child leaves the parent behind, others wait
 
@@ -93,7 +93,7 @@ def _at_exit() -> None:
     notice_fork()
     with _starts:
         _exiting = True
-        _starts.wait_for(lambda: not _starting, _START_PATIENCE)
+        _starts.wait_for(lambda: not _starting, _START_TIMEOUT)
     for what in _all_watched():
         what.at_exit()
 

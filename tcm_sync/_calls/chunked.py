@@ -18,7 +18,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
 from tcm_sync._tensors import Tensor, check_inputs
 from tcm_sync._tensors.casts import cast
-from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._tensors.datatypes import TensorError
 from tcm_sync._wire.encode import size_of
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, MessageTooLargeError, ProtocolError, TcmError
@@ -215,7 +215,7 @@ class _JoinedOutputs:
             if part.dtype != whole.dtype:
                 try:
                     whole, part = _of_one_dtype(whole, start, part)
-                except Unfit as reason:
+                except TensorError as reason:
                     raise ProtocolError(f'output "{quote(name)}": {where}: {reason}') from None
                 self.arrays[name] = whole
             whole[start:stop] = part
@@ -231,12 +231,12 @@ def _of_one_dtype(
 
     Raises
     ------
-    Unfit
+    TensorError
         There is no such dtype.
     """
     kinds = {whole.dtype.kind, part.dtype.kind}
     if not kinds <= set("iuf"):
-        raise Unfit(f"{part.dtype}, and {whole.dtype} in the rows before")
+        raise TensorError(f"{part.dtype}, and {whole.dtype} in the rows before")
     dtype = np.dtype(np.float64 if "f" in kinds else np.uint64)
     wider = np.empty(whole.shape, dtype)
     wider[:filled] = cast(whole[:filled], dtype, dtype)

@@ -11,7 +11,7 @@ from msgspec import Struct
 from tcm_sync._calls.request import InferenceCall
 from tcm_sync._shm.arena import Arena, DeclinedError
 from tcm_sync._tensors import Tensor
-from tcm_sync._tensors.arrays import distinct
+from tcm_sync._tensors.arrays import without_repeats
 from tcm_sync._wire.messages import SharedTensor
 from tcm_sync.errors import (
     BackpressureError,
@@ -205,5 +205,5 @@ def copied(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _copy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Copy an array; one that is repeated stays so, and takes no more memory."""
-    once = distinct(array).copy()
+    once = without_repeats(array).copy()
     return once if once.shape == array.shape else np.broadcast_to(once, array.shape)

@@ -13,7 +13,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._logs import Log
 from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import TcmError
-from tcm_sync.events._listeners import NOBODY, Listeners, wake
+from tcm_sync.events._listeners import NO_LISTENERS, Listeners, wake
 from tcm_sync.events._records import GateOpened, GateShut
 from tcm_sync.events._watch import cause_of
 
@@ -67,7 +67,7 @@ class Gate:
         refused_within: float | None = None,
         of: str = "",
         level: int = logging.INFO,
-        listeners: Listeners = NOBODY,
+        listeners: Listeners = NO_LISTENERS,
     ) -> None:
         self.name = name
         self._listeners = listeners

@@ -6,7 +6,7 @@ import logging
 
 from tcm_sync._pool.gate import Gate
 from tcm_sync._pool.pace import Pace
-from tcm_sync.events._listeners import NOBODY, Listeners
+from tcm_sync.events._listeners import NO_LISTENERS, Listeners
 
 # A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
 # calls wait ask at most 64 times a second, evenly. Without calls no process asks.
@@ -43,7 +43,7 @@ class ManagerState:
         Guarded as `epoch` is.
     """
 
-    def __init__(self, where: str, listeners: Listeners = NOBODY) -> None:
+    def __init__(self, where: str, listeners: Listeners = NO_LISTENERS) -> None:
         self.listeners = listeners
         self.manager_gate = Gate(
             "manager",

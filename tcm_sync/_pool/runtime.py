@@ -21,7 +21,7 @@ from tcm_sync._transport.counters import Counts, PoolCounts
 from tcm_sync._transport.reader import Reader
 from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import ClientClosedError, ConnectFailedError
-from tcm_sync.events._listeners import NOBODY, Listeners
+from tcm_sync.events._listeners import NO_LISTENERS, Listeners
 from tcm_sync.settings import SERVED_A_TICK, Settings
 
 log = Log("tcm_sync.pool", queued=True)
@@ -52,7 +52,7 @@ class Runtime:
         counts: Counts,
         callers: Callers,
         addresses: Addresses,
-        listeners: Listeners = NOBODY,
+        listeners: Listeners = NO_LISTENERS,
     ) -> None:
         self._settings = settings
         self._closed = threading.Event()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync._handlers import is_of_handler
-from tcm_sync._shm.segment import DIRECTORY, Segment, room, segment_of, sweep
+from tcm_sync._shm.segment import DIRECTORY, Segment, directory_space, remove_orphans, segment_of
 from tcm_sync.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Arena:
         self._pinned = 0
         self._live: weakref.WeakSet[Segment] = weakref.WeakSet()
         self._id = object()  # marks the segments of this arena
-        sweep()
+        remove_orphans()
 
     def empty(self, byte_size: int) -> Segment:
         """Make a segment for a caller to fill.
@@ -177,7 +177,7 @@ class Arena:
             pinned = self._pinned
         if pinned + byte_size > self.max_pinned:
             return f"pinned: servers keep {pinned:,} bytes mapped, and may keep {self.max_pinned:,}"
-        free = room()[1]
+        free = directory_space()[1]
         return f"no room: {free:,} bytes are free in {DIRECTORY}" if free < byte_size else None
 
     def read(self) -> dict[str, int]:
@@ -191,7 +191,8 @@ class Arena:
             }
 
     def _make(self, byte_size: int) -> Segment:
-        if byte_size > (free := room()[1]):  # reserving memory until the directory is full takes seconds
+        free = directory_space()[1]
+        if byte_size > free:  # reserving memory until the directory is full takes seconds
             raise _no_room(byte_size, free)
         token = object()
         segment: Segment | None = None
@@ -214,7 +215,7 @@ class Arena:
             if is_of_handler(error):
                 raise
             if error.errno in (errno.ENOSPC, errno.ENOMEM):
-                raise _no_room(byte_size, room()[1]) from None
+                raise _no_room(byte_size, directory_space()[1]) from None
             raise DeclinedError(f"not made: no segment in {DIRECTORY}: {error}") from None
         except BaseException:  # an interrupt, whose kept traceback would keep the segment
             if segment is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._logs import Log
 from tcm_sync._shm.arena import Arena, DeclinedError
-from tcm_sync._shm.segment import room, unsupported
+from tcm_sync._shm.segment import directory_space, why_unsupported
 from tcm_sync._transport.sockets import is_own_address
 from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.errors import ConfigError
@@ -48,7 +48,7 @@ def is_worth_sharing(tensors: Iterable[Tensor]) -> bool:
     return size >= WORTH_SHARING
 
 
-def _elsewhere(address: str) -> str | None:
+def _why_not_local(address: str) -> str | None:
     """Return why a server at an address may be on another machine, or None."""
     own = _own_addresses.get(address)
     if own is None:
@@ -94,7 +94,7 @@ class ShmPolicy:
 
         The kind of the reason is before its colon. The parameters are those of the call.
         """
-        if self._arena is None and (why := self._absent()) is not None:
+        if self._arena is None and (why := self._why_unavailable()) is not None:
             return why
         for tensor in tensors:
             if tensor.datatype == "BYTES":
@@ -109,7 +109,7 @@ class ShmPolicy:
             )
         if route.vm_ip is None:
             return "elsewhere: the route has no vm_ip, so the server may be on another machine"
-        if (why := _elsewhere(route.vm_ip)) is not None:
+        if (why := _why_not_local(route.vm_ip)) is not None:
             return why
         pause = self._pauses.get(route) if self._pauses else None  # nearly always empty: no hash of the route
         if pause is not None and pause.until > monotonic():
@@ -143,15 +143,15 @@ class ShmPolicy:
                 self._arena = self._new_arena()
             return self._arena
 
-    def _absent(self) -> str | None:
+    def _why_unavailable(self) -> str | None:
         """Return why this client has no shared memory, or None."""
         if self._settings.shm == "off":
             return "switched off: the client was made with shm='off'"
-        why = unsupported()
+        why = why_unsupported()
         return None if why is None else f"not supported: {why}"
 
     def _new_arena(self) -> Arena:
-        if (why := self._absent()) is not None:
+        if (why := self._why_unavailable()) is not None:
             raise DeclinedError(why)
         settings = self._settings
         most = settings.shm_max_pinned
@@ -159,7 +159,7 @@ class ShmPolicy:
             group = None if settings.shm_group is None else group_id(settings.shm_group)
         except ConfigError as error:
             raise DeclinedError(error.message) from None
-        return Arena(room()[0] // 4 if most is None else most, group)
+        return Arena(directory_space()[0] // 4 if most is None else most, group)
 
     def record_refusal(self, route: Route, why: str) -> None:
         """Pause shared memory on a route whose server has refused two segments in a row, one of them new."""

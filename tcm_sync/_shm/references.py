@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from tcm_sync._numbers import as_whole, shown
 from tcm_sync._tensors.check import InputsWithSignature
-from tcm_sync._tensors.datatypes import Unfit, datatype_named
+from tcm_sync._tensors.datatypes import TensorError, datatype_named
 from tcm_sync._tensors.inputs import checked_name, checked_shape
 from tcm_sync._wire.messages import SharedTensor
 from tcm_sync._wire.quote import quote
@@ -72,7 +72,7 @@ def as_references(inputs: object) -> tuple[SharedTensor, ...] | None:
         seen.add(name)
         try:
             references.append(_checked(each, name))
-        except Unfit as reason:
+        except TensorError as reason:
             raise InputError(f'input "{quote(name)}": {reason}') from None
     return tuple(references)
 
@@ -80,15 +80,15 @@ def as_references(inputs: object) -> tuple[SharedTensor, ...] | None:
 def _checked(reference: SHMReference, name: str) -> SharedTensor:
     datatype = datatype_named(reference.dtype)
     if datatype.itemsize is None:
-        raise Unfit("BYTES has no fixed size, so it cannot be passed by reference")
+        raise TensorError("BYTES has no fixed size, so it cannot be passed by reference")
     shape = checked_shape(reference.shape)
     wanted = math.prod(shape) * datatype.itemsize
     size = as_whole(reference.byte_size)
     if size != wanted or not wanted:
         needs = f"{datatype.name}{list(shape)} takes {wanted}, at least 1"
-        raise Unfit(f"byte_size is {shown(reference.byte_size)}, and {needs}")
+        raise TensorError(f"byte_size is {shown(reference.byte_size)}, and {needs}")
     key = reference.shm_key
     file = key.removeprefix("/") if isinstance(key, str) else ""
     if not file or "/" in file or "\0" in file or file in (".", "..") or not file.isprintable():
-        raise Unfit(f"shm_key must be the name of a file in /dev/shm, not {shown(key)}")
+        raise TensorError(f"shm_key must be the name of a file in /dev/shm, not {shown(key)}")
     return SharedTensor(name, f"/{file}", 0, wanted, shape, datatype.name)

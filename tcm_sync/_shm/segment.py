@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 DIRECTORY = "/dev/shm"  # noqa: S108 - the protocol requires it
 
 _NAME = re.compile(r"tcm_\d+_[0-9a-f]{24}")
-_YOUNG = 60.0  # seconds after which a file that is still empty is no longer about to be locked
+_NEW = 60.0  # seconds for which an empty file may be one that its process has not locked yet
 
 
 class Segment(mmap.mmap):
@@ -36,7 +36,7 @@ class Segment(mmap.mmap):
 
     The mapping ends with the last array over it, which may be long after the file is unlinked. The file is
     removed by `unlink`, or when this object is collected. It is locked (flock) while a process has it
-    mapped, so that `sweep` leaves it alone.
+    mapped, so that `remove_orphans` leaves it alone.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Segment(mmap.mmap):
     arena_id : object
         The mark of the arena that made it.
     owned : bool
-        Whether it is a caller's, from ``empty_shared``.
+        Whether a caller has it, from ``empty_shared``.
     busy, discarded : bool
         Whether a request uses it now, and whether none may use it again. The arena's lock guards both.
     """
@@ -122,7 +122,7 @@ class Segment(mmap.mmap):
             return False
 
     def is_cut(self) -> bool:
-        """Return whether another process has truncated the file: the system ends who touches the lost part.
+        """Return whether another process has truncated the file: to touch the lost part ends this process.
 
         That signal (SIGBUS) cannot be an error, so the size is checked before each use. A file that is
         truncated between the check and the end of the copy still ends the process.
@@ -151,8 +151,8 @@ def segment_of(array: np.ndarray[Any, Any]) -> Segment | None:
     return base if isinstance(base, Segment) else None
 
 
-def unsupported() -> str | None:
-    """Return why this machine has no shared memory for us, or None."""
+def why_unsupported() -> str | None:
+    """Return why shared memory cannot be used on this machine, or None."""
     if sys.platform != "linux":
         return f"shared memory needs Linux, and this is {sys.platform}"
     if not os.access(DIRECTORY, os.W_OK | os.X_OK):
@@ -160,13 +160,13 @@ def unsupported() -> str | None:
     return None
 
 
-def room() -> tuple[int, int]:
+def directory_space() -> tuple[int, int]:
     """Return the size of the directory's file system and its free space, in bytes."""
     found = os.statvfs(DIRECTORY)
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
-def sweep() -> list[str]:
+def remove_orphans() -> list[str]:
     """Remove the segments of processes that have ended, and return the files' names.
 
     A file is removed if it has our form of name, belongs to this user, and is not locked. The process id in
@@ -177,20 +177,18 @@ def sweep() -> list[str]:
         for entry in os.scandir(DIRECTORY):
             if _NAME.fullmatch(entry.name) is not None:
                 with Suppress(OSError):  # another process may remove it at the same time
-                    if _is_abandoned(entry):
+                    if _is_orphaned(entry):
                         os.unlink(entry.path)
                         removed.append(entry.name)
     return removed
 
 
-def _is_abandoned(entry: os.DirEntry[str]) -> bool:
+def _is_orphaned(entry: os.DirEntry[str]) -> bool:
     import fcntl
 
     found = entry.stat(follow_symlinks=False)
     mine = found.st_uid == os.getuid() and stat.S_ISREG(found.st_mode)
-    new = (
-        not found.st_size and time.time() - found.st_ctime < _YOUNG
-    )  # a new file is locked while it is empty
+    new = not found.st_size and time.time() - found.st_ctime < _NEW
     if not mine or new:
         return False
     flags = os.O_NOFOLLOW | os.O_NONBLOCK

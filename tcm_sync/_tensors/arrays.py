@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync._handlers import is_of_callee
-from tcm_sync._tensors.datatypes import Unfit
-from tcm_sync._tensors.foreign import advice_on, check_kept
+from tcm_sync._tensors.datatypes import TensorError
+from tcm_sync._tensors.foreign import advice_on, check_unchanged
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,7 +52,7 @@ def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
 
     Raises
     ------
-    Unfit
+    TensorError
         It is not array-like, or is ragged, mixed or masked; or no datatype can carry its elements; or its
         library changed numbers when it made the array. What its ``__array__`` raises is not caught.
     """
@@ -67,8 +67,10 @@ def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
     if isinstance(data, (bool, int, float, complex, str, bytes, bytearray, np.generic)):
         if scalars:
             return _from_elements([data], (), {type(data)})
-        raise Unfit(f"a bare {type(data).__name__} is 0-d, which the wire cannot carry; make a list of it")
-    raise Unfit(f"{type(data).__name__} is not array-like; pass a numpy array or nested lists")
+        raise TensorError(
+            f"a bare {type(data).__name__} is 0-d, which the wire cannot carry; make a list of it"
+        )
+    raise TensorError(f"{type(data).__name__} is not array-like; pass a numpy array or nested lists")
 
 
 def _is_array_like(kind: type) -> bool:
@@ -88,19 +90,19 @@ def _through_protocol(data: Any) -> npt.NDArray[Any]:
         array = np.asarray(data) if _is_known_to_numpy(kind) else np.from_dlpack(data)
     except Exception as error:
         if advice := advice_on(data):
-            raise Unfit(advice) from error
+            raise TensorError(advice) from error
         if is_of_callee(error):
             raise  # raised by the user's code or by the library that the array is from
-        raise Unfit(f"{kind.__name__} did not become a numpy array: {error}") from error
+        raise TensorError(f"{kind.__name__} did not become a numpy array: {error}") from error
     if array.dtype == object and array.ndim == 0:
-        raise Unfit(f"{kind.__name__} did not become a numpy array")
+        raise TensorError(f"{kind.__name__} did not become a numpy array")
     made = _plain(array)
     if _is_converted(kind):
-        check_kept(data, made)
+        check_unchanged(data, made)
     return made
 
 
-def distinct(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def without_repeats(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the part of an array that is in memory once: the axes along which it is repeated have length 1.
 
     `np.broadcast_to` makes arrays of any size out of little memory. What examines every element uses this.
@@ -119,7 +121,7 @@ def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return an array as a plain ndarray, with texts of every kind as `str`."""
     if type(array) is not np.ndarray:
         if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
-            raise Unfit("masked elements have no form in JSON; .filled() replaces them with a value")
+            raise TensorError("masked elements have no form in JSON; .filled() replaces them with a value")
         array = np.asarray(array)
     if array.dtype.kind not in "OUST":
         return array
@@ -128,7 +130,7 @@ def _plain(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     try:
         elements = array.ravel().tolist()
     except (SystemError, ValueError) as error:  # numpy itself does not look at the code points in a buffer
-        raise Unfit(f"its bytes are no text: {error}") from error
+        raise TensorError(f"its bytes are no text: {error}") from error
     return _from_elements(elements, array.shape, set(map(type, elements)))
 
 
@@ -141,10 +143,12 @@ def _from_lists(data: Iterable[Any]) -> npt.NDArray[Any]:
         lengths = set(map(len, level))
         if len(lengths) > 1:
             few = ", ".join(map(str, sorted(lengths)[:4]))
-            raise Unfit(f"ragged: dimension {len(shape)} has lists of lengths {few}; pad them to one length")
+            raise TensorError(
+                f"ragged: dimension {len(shape)} has lists of lengths {few}; pad them to one length"
+            )
         shape.append(lengths.pop())
         if len(shape) > MAX_DIMENSIONS:
-            raise Unfit(f"nested more than {MAX_DIMENSIONS} deep")
+            raise TensorError(f"nested more than {MAX_DIMENSIONS} deep")
         level = list(chain.from_iterable(level))
         types = set(map(type, level))
     return _from_elements(level, tuple(shape), types)
@@ -154,7 +158,7 @@ def _from_elements(elements: list[Any], shape: tuple[int, ...], types: set[type]
     kinds = {_KINDS.get(kind) or _kind_of(kind) for kind in types}
     if len(kinds) > 1 and kinds != {"int", "float"}:
         names = " and ".join(sorted(kind.__name__ for kind in types))
-        raise Unfit(f"mixes {names}; all elements must be of one kind")
+        raise TensorError(f"mixes {names}; all elements must be of one kind")
     if kinds == {"array"}:
         return _stack(elements, shape)
     if not kinds:
@@ -177,15 +181,17 @@ def _from_elements(elements: list[Any], shape: tuple[int, ...], types: set[type]
 def _kind_of(kind: type) -> str:
     """Return the kind of an element whose type is not in `_KINDS`."""
     if issubclass(kind, _TIMES):
-        raise Unfit(f"{kind.__name__} has no datatype; send times as integers of a stated unit")
+        raise TensorError(f"{kind.__name__} has no datatype; send times as integers of a stated unit")
     if issubclass(kind, (complex, np.complexfloating)):
-        raise Unfit(f"{kind.__name__} has no datatype; send real and imaginary parts as two tensors")
+        raise TensorError(f"{kind.__name__} has no datatype; send real and imaginary parts as two tensors")
     if issubclass(kind, np.longdouble):
-        raise Unfit("longdouble has no datatype; make the numbers float")
+        raise TensorError("longdouble has no datatype; make the numbers float")
     if kind is type(None):
-        raise Unfit("None is not a value; a missing float is float('nan')")
+        raise TensorError("None is not a value; a missing float is float('nan')")
     if issubclass(kind, (list, tuple)):
-        raise Unfit("ragged: lists beside elements, or in an object array; nest all elements equally deep")
+        raise TensorError(
+            "ragged: lists beside elements, or in an object array; nest all elements equally deep"
+        )
     for bases, name in (
         ((str, bytes), "text"),
         (np.bool_, "bool"),
@@ -196,7 +202,7 @@ def _kind_of(kind: type) -> str:
             return name
     if _is_array_like(kind):
         return "array"
-    raise Unfit(f"{kind.__name__} has no datatype; elements are bool, int, float, str or bytes")
+    raise TensorError(f"{kind.__name__} has no datatype; elements are bool, int, float, str or bytes")
 
 
 def _stack(elements: list[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -205,11 +211,11 @@ def _stack(elements: list[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     first = arrays[0]
     for other in arrays:
         if other.shape != first.shape:
-            raise Unfit(f"ragged: arrays of shapes {first.shape} and {other.shape}; pad them to one")
+            raise TensorError(f"ragged: arrays of shapes {first.shape} and {other.shape}; pad them to one")
         if other.dtype != first.dtype:
-            raise Unfit(f"mixes arrays of {first.dtype} and {other.dtype}; .astype() them to one dtype")
+            raise TensorError(f"mixes arrays of {first.dtype} and {other.dtype}; .astype() them to one dtype")
     if len(shape) + first.ndim > MAX_DIMENSIONS:
-        raise Unfit(f"nested more than {MAX_DIMENSIONS} deep")
+        raise TensorError(f"nested more than {MAX_DIMENSIONS} deep")
     return np.stack(arrays).reshape(shape + first.shape)
 
 
@@ -221,7 +227,7 @@ def _integers(elements: list[Any], types: set[type]) -> npt.NDArray[Any]:
     except OverflowError:
         low, high = min(elements), max(elements)
     if low < 0 or high.bit_length() > 64:
-        raise Unfit("the integers fit neither INT64 nor UINT64; send floats, or split them")
+        raise TensorError("the integers fit neither INT64 nor UINT64; send floats, or split them")
     return np.array(elements, dtype=np.uint64)
 
 
@@ -229,7 +235,9 @@ def _check_exact(elements: list[Any]) -> None:
     """Refuse integers among floats that are too large for float64 to hold every integer."""
     for number in elements:
         if not isinstance(number, (float, np.floating)) and abs(int(number)) > _EXACT_IN_FLOAT:
-            raise Unfit("an integer among the floats may have no exact float64; make it a float yourself")
+            raise TensorError(
+                "an integer among the floats may have no exact float64; make it a float yourself"
+            )
 
 
 def _checked_text(elements: list[Any], types: set[type]) -> list[str]:
@@ -242,12 +250,14 @@ def _checked_text(elements: list[Any], types: set[type]) -> list[str]:
         elements = [_as_str(element) for element in elements]
     joined = "".join(elements)
     if "\0" in joined and any(element.endswith("\0") for element in elements):
-        raise Unfit("text that ends in NUL loses it on the way; strip it, or end it with another character")
+        raise TensorError(
+            "text that ends in NUL loses it on the way; strip it, or end it with another character"
+        )
     if not joined.isascii():
         try:
             joined.encode()
         except UnicodeEncodeError:
-            raise Unfit("text with a lone surrogate is not UTF-8; BYTES carries UTF-8 only") from None
+            raise TensorError("text with a lone surrogate is not UTF-8; BYTES carries UTF-8 only") from None
     return elements
 
 
@@ -257,7 +267,7 @@ def _as_str(element: str | bytes) -> str:
     try:
         return element.decode()
     except UnicodeDecodeError as error:
-        raise Unfit(
+        raise TensorError(
             f"bytes that are not UTF-8 ({error.reason} at byte {error.start}) have no form in JSON; "
             "send them as UINT8, or as text in base64 if the model reads that"
         ) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._tensors.datatypes import TensorError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,7 +34,7 @@ def cast(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> npt.ND
 
     Raises
     ------
-    Unfit
+    TensorError
         bool, numbers and text are not cast to each other; or a value does not fit: out of range, a fraction
         or NaN for an integer, an integer that the float can only approximate. An empty array always fits.
     """
@@ -44,7 +44,7 @@ def cast(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> npt.ND
     if array.size == 0:
         return np.empty(array.shape, dtype)
     if source.kind not in _NUMBERS or dtype.kind not in _NUMBERS:
-        raise Unfit(f"{_WORDS[source.kind]} given for {label}, which takes {_WORDS[dtype.kind]} only")
+        raise TensorError(f"{_WORDS[source.kind]} given for {label}, which takes {_WORDS[dtype.kind]} only")
     if source.kind == "f" and dtype.kind == "f":
         return _round(array, dtype, label)
     if source.kind == "f":
@@ -61,21 +61,21 @@ def _check_range(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -
     limits = np.iinfo(dtype)
     for value in (int(array.min()), int(array.max())):
         if not limits.min <= value <= limits.max:
-            raise Unfit(f"{value} is out of range for {label} ({limits.min} to {limits.max})")
+            raise TensorError(f"{value} is out of range for {label} ({limits.min} to {limits.max})")
 
 
 def _check_exact(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> None:
     """Refuse integers that a float dtype cannot hold exactly."""
-    reach = 2 ** (np.finfo(dtype).nmant + 1)
-    if -reach <= int(array.min()) and int(array.max()) <= reach:
+    largest_exact = 2 ** (np.finfo(dtype).nmant + 1)
+    if -largest_exact <= int(array.min()) and int(array.max()) <= largest_exact:
         return
-    beyond = array > reach
+    beyond = array > largest_exact
     if array.dtype.kind == "i":
-        beyond |= array < -reach
+        beyond |= array < -largest_exact
     with np.errstate(over="ignore"):
         for value in array[beyond].tolist():
             if float(dtype.type(value)) != value:  # Python compares an int with a float exactly
-                raise Unfit(f"{value} has no exact {label}; if rounding is meant, .astype() it first")
+                raise TensorError(f"{value} has no exact {label}; if rounding is meant, .astype() it first")
 
 
 def _check_integral(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> None:
@@ -85,7 +85,9 @@ def _check_integral(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object
     fits = (wide == np.trunc(wide)) & (wide >= float(limits.min)) & (wide < float(limits.max + 1))
     if not fits.all():
         value = array[~fits].flat[0].item()
-        raise Unfit(f"{value} is not an integer of {label} ({limits.min} to {limits.max}); .round() it first")
+        raise TensorError(
+            f"{value} is not an integer of {label} ({limits.min} to {limits.max}); .round() it first"
+        )
 
 
 def _round(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> npt.NDArray[Any]:
@@ -97,4 +99,4 @@ def _round(array: npt.NDArray[Any], dtype: np.dtype[Any], label: object) -> npt.
         pass
     with np.errstate(over="ignore", under="ignore"):
         overflown = array[np.isinf(array.astype(dtype)) & np.isfinite(array)]
-    raise Unfit(f"{overflown[0].item()} is out of range for {label} (up to {np.finfo(dtype).max})")
+    raise TensorError(f"{overflown[0].item()} is out of range for {label} (up to {np.finfo(dtype).max})")

@@ -9,10 +9,10 @@ import numpy as np
 from msgspec import UNSET, Struct
 
 from tcm_sync._tensors.casts import cast
-from tcm_sync._tensors.datatypes import Unfit, datatype_named
+from tcm_sync._tensors.datatypes import TensorError, datatype_named
 from tcm_sync._tensors.foreign import is_frame
-from tcm_sync._tensors.inputs import InferenceInput, Tensor, _stated, check_inputs
-from tcm_sync._tensors.signature import ModelSignature, TensorSpec, forms_of
+from tcm_sync._tensors.inputs import InferenceInput, Tensor, check_inputs, fields_of_inputs
+from tcm_sync._tensors.signature import ModelSignature, TensorSpec, possible_shapes
 from tcm_sync._tensors.tables import Table
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError
@@ -174,7 +174,7 @@ def _fit(
     fitted = None
     try:
         fitted = _converted(tensor, spec, plain=_is_plain(data, datatype))
-    except Unfit as reason:
+    except TensorError as reason:
         faults.insert(0, str(reason))
     if faults:
         faults[0] = f"{tensor.datatype}{list(tensor.shape)}: {faults[0]}"
@@ -183,7 +183,7 @@ def _fit(
 
 def _named(signature: ModelSignature, inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Yield name, shape, datatype and data of each input; one array alone is the model's only input."""
-    for name, shape, datatype, data in _stated(inputs):
+    for name, shape, datatype, data in fields_of_inputs(inputs):
         if data is inputs:
             needed = [spec.name for spec in signature.inputs if not spec.optional]
             if len(needed) != 1:
@@ -210,7 +210,9 @@ def _converted(tensor: Tensor, spec: TensorSpec, *, plain: bool) -> Tensor:
     wanted, found = datatype_named(spec.datatype), tensor.array.dtype
     loses = wanted.dtype.kind in "iu" or _is_narrower(wanted.dtype, found)
     if found.kind == "f" and loses and not plain:
-        raise Unfit(f"{found} would lose digits; call .astype({wanted.dtype.name!r}) if that is intended")
+        raise TensorError(
+            f"{found} would lose digits; call .astype({wanted.dtype.name!r}) if that is intended"
+        )
     array = cast(tensor.array, wanted.dtype, wanted.name)
     return Tensor(tensor.name, wanted.name, tensor.shape, array)
 
@@ -223,7 +225,7 @@ def _shape_faults(signature: ModelSignature, spec: TensorSpec, shape: Dims, *, s
     """Describe how a shape differs from the one declared."""
     if spec.dims is None:
         return []
-    forms = forms_of(signature, spec, sample=sample)
+    forms = possible_shapes(signature, spec, sample=sample)
     if not forms:
         return [f"samples are stacked, and dimension 0 can only be {(spec.dims or (1,))[0]}"]
     ranked = [form for form in forms if len(form) == len(shape)]

@@ -12,8 +12,8 @@ import numpy as np
 from tcm_sync._numbers import shown
 
 
-class Unfit(Exception):
-    """Why data cannot be a tensor. Callers turn it into an error for users, with the tensor's name."""
+class TensorError(Exception):
+    """Data cannot be a tensor, and why. Callers turn it into an error for users, with the tensor's name."""
 
 
 class Datatype(msgspec.Struct, frozen=True):
@@ -74,7 +74,7 @@ def datatype_named(name: object) -> Datatype:
 
     Raises
     ------
-    Unfit
+    TensorError
         There is no such datatype, or the wire cannot carry it.
     """
     if isinstance(name, str):
@@ -82,8 +82,8 @@ def datatype_named(name: object) -> Datatype:
         if plain in DATATYPES:
             return DATATYPES[plain]
         if plain == "BF16":
-            raise Unfit("BF16 has no form in JSON; FP32 holds every value of it")
-    raise Unfit(f"{shown(name)} is not a datatype; the datatypes are {_NAMES}")
+            raise TensorError("BF16 has no form in JSON; FP32 holds every value of it")
+    raise TensorError(f"{shown(name)} is not a datatype; the datatypes are {_NAMES}")
 
 
 def datatype_of(dtype: np.dtype[Any]) -> Datatype:
@@ -91,14 +91,14 @@ def datatype_of(dtype: np.dtype[Any]) -> Datatype:
 
     Raises
     ------
-    Unfit
+    TensorError
         There is none; the message says what to do.
     """
     found = _BY_DTYPE.get(dtype)
     if found is None and not dtype.isnative:
         found = _BY_DTYPE.get(dtype.newbyteorder("="))
     if found is None:
-        raise Unfit(_advice(dtype))
+        raise TensorError(_advice(dtype))
     return found
 
 

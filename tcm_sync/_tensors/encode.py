@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from msgspec import Raw
 
-from tcm_sync._tensors.arrays import distinct
+from tcm_sync._tensors.arrays import without_repeats
 from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._tensors.inputs import Tensor, check_finite, datatype_if_ready
 from tcm_sync._wire.encode import encode_part
@@ -187,6 +187,6 @@ def minimum_json_bytes(tensors: Iterable[Tensor]) -> int:
             continue
         total += tensor.array.size * DATATYPES[tensor.datatype].json_bytes
         if tensor.datatype == "BYTES":
-            once = distinct(tensor.array)
+            once = without_repeats(tensor.array)
             total += sum(map(len, once.ravel().tolist())) * (tensor.array.size // once.size)
     return total

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._tensors.datatypes import TensorError
 from tcm_sync._wire.quote import quote
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 _AS_LIST = ("to_pylist", "to_list", "tolist")
-_SAME = {"double": "float64", "float": "float32", "halffloat": "float16"}  # pyarrow's names
+_PYARROW_NAMES = {"double": "float64", "float": "float32", "halffloat": "float16"}
 
 
 def is_frame(data: object) -> bool:
@@ -49,7 +49,7 @@ def advice_on(data: Any) -> str | None:
     return f"{type(data).__name__} did not become a numpy array, since {why}; send {''.join(calls)}"
 
 
-def check_kept(data: Any, array: npt.NDArray[Any]) -> None:
+def check_unchanged(data: Any, array: npt.NDArray[Any]) -> None:
     """Refuse an array whose numbers differ from the data that it was made from.
 
     Parameters
@@ -61,11 +61,11 @@ def check_kept(data: Any, array: npt.NDArray[Any]) -> None:
 
     Raises
     ------
-    Unfit
+    TensorError
         An integer became a float of another value, or bool became numbers. The message names the column, if
         there are columns.
     """
-    if array.dtype.kind not in "iuf" or _declared(data) == {array.dtype.name}:
+    if array.dtype.kind not in "iuf" or _declared_dtypes(data) == {array.dtype.name}:
         return
     if array.ndim == 2:
         columns = list(_columns(data))
@@ -76,7 +76,7 @@ def check_kept(data: Any, array: npt.NDArray[Any]) -> None:
         _check_elements(data, array)
 
 
-def _declared(data: Any) -> set[str]:
+def _declared_dtypes(data: Any) -> set[str]:
     """Return the dtypes that data declares, by numpy's names where it has them."""
     schema = getattr(data, "schema", None)  # of pyarrow, and of polars
     for found in (getattr(data, "dtype", None), getattr(data, "type", None)):
@@ -90,7 +90,7 @@ def _declared(data: Any) -> set[str]:
 
 def _name_of(dtype: object) -> str:
     name = str(dtype).removeprefix("torch.")
-    return _SAME.get(name, name)
+    return _PYARROW_NAMES.get(name, name)
 
 
 def _columns(data: Any) -> Iterator[tuple[object, Any]]:
@@ -109,19 +109,19 @@ def _check_columns(columns: list[tuple[object, Any]], whole: npt.NDArray[Any]) -
         array = np.asarray(column)
         kinds.setdefault("bool" if array.dtype.kind == "b" else "numbers", name)
         try:
-            check_kept(column, array)
+            check_unchanged(column, array)
             if array.dtype.kind in "iu" and whole.dtype.kind == "f":
                 _compare(array.tolist(), whole[:, place])
-        except Unfit as reason:
-            raise Unfit(f'column "{quote(str(name))}": {reason}') from None
+        except TensorError as reason:
+            raise TensorError(f'column "{quote(str(name))}": {reason}') from None
     if len(kinds) > 1:
         mixed = " and ".join(f'{kind} in column "{quote(str(name))}"' for kind, name in kinds.items())
-        raise Unfit(f"mixes {mixed}; send them as inputs of their own")
+        raise TensorError(f"mixes {mixed}; send them as inputs of their own")
 
 
 def _check_elements(data: Any, array: npt.NDArray[Any]) -> None:
     """Compare the elements one by one, unless all floats are so small that every integer is exact."""
-    if not _beyond(array).any():
+    if not _inexact(array).any():
         return
     elements: Any = data if isinstance(data, (list, tuple)) else None
     for name in _AS_LIST:
@@ -136,17 +136,17 @@ def _check_elements(data: Any, array: npt.NDArray[Any]) -> None:
 def _compare(elements: list[Any] | tuple[Any, ...], array: npt.NDArray[Any]) -> None:
     """Refuse an integer that has another value in the array."""
     flat = array.reshape(-1)
-    for place in np.flatnonzero(_beyond(flat)):
+    for place in np.flatnonzero(_inexact(flat)):
         given, made = elements[place], flat[place].item()
         if isinstance(given, numbers.Integral) and int(given) != made:
-            raise Unfit(
+            raise TensorError(
                 f"{int(given)} became {made!r} in the conversion to {array.dtype}, which cannot hold it; "
                 "send integers without floats or missing values beside them, or make them floats yourself"
             )
 
 
-def _beyond(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _inexact(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return where floats are so large that not every integer is exact, infinities included."""
-    reach = array.dtype.type(2.0 ** (np.finfo(array.dtype).nmant + 1))
-    beyond: npt.NDArray[Any] = (array >= reach) | (array <= -reach)
+    largest_exact = array.dtype.type(2.0 ** (np.finfo(array.dtype).nmant + 1))
+    beyond: npt.NDArray[Any] = (array >= largest_exact) | (array <= -largest_exact)
     return beyond

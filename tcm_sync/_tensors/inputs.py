@@ -11,9 +11,9 @@ import numpy as np
 from msgspec import UNSET, Struct
 
 from tcm_sync._numbers import shown
-from tcm_sync._tensors.arrays import MAX_DIMENSIONS, as_array, distinct
+from tcm_sync._tensors.arrays import MAX_DIMENSIONS, as_array, without_repeats
 from tcm_sync._tensors.casts import cast
-from tcm_sync._tensors.datatypes import NATIVE_NUMBERS, Datatype, Unfit, datatype_named, datatype_of
+from tcm_sync._tensors.datatypes import NATIVE_NUMBERS, Datatype, TensorError, datatype_named, datatype_of
 from tcm_sync._tensors.foreign import is_frame
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError
@@ -105,7 +105,7 @@ def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = Fa
         return ready
     names = set()
     tensors = []
-    for place, (name, shape, datatype, data) in enumerate(_stated(inputs)):
+    for place, (name, shape, datatype, data) in enumerate(fields_of_inputs(inputs)):
         name = checked_name(name, place)
         if name in names:
             raise InputError(f'input "{quote(name)}": given twice')
@@ -115,7 +115,7 @@ def check_inputs(inputs: object, *, scalars: bool = False, infinities: bool = Fa
             if not infinities:
                 _check_finite(tensor.array)
             tensors.append(tensor)
-        except Unfit as reason:
+        except TensorError as reason:
             raise InputError(f'input "{quote(name)}": {reason}') from reason.__cause__
         except RecursionError:
             raise InputError(f'input "{quote(name)}": arrays within arrays, nested too deeply') from None
@@ -168,7 +168,7 @@ def _is_foreign(item: Any) -> bool:
     )
 
 
-def _stated(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
+def fields_of_inputs(inputs: object) -> Iterator[tuple[Any, Any, Any, Any]]:
     """Yield name, shape, datatype and data of each input; UNSET where the user did not state it."""
     if isinstance(inputs, Mapping):
         if isinstance(inputs.get("name"), str):
@@ -227,23 +227,23 @@ def checked_name(name: object, place: int) -> str:
 
 def _tensor(name: str, shape: Any, datatype: Any, data: object, *, scalars: bool) -> Tensor:
     stated = None if datatype is UNSET else datatype_named(datatype)
-    plain = distinct(data) if type(data) is np.ndarray else data
+    plain = without_repeats(data) if type(data) is np.ndarray else data
     array = as_array(plain, scalars=scalars)
     whole = data.shape + array.shape[data.ndim :] if type(data) is np.ndarray else array.shape
-    array = distinct(array)  # arrays of other libraries may repeat memory too
+    array = without_repeats(array)  # arrays of other libraries may repeat memory too
     found = datatype_of(array.dtype)  # before the cast, since its message says what to do
     target = stated or found
-    array = _normal(cast(array, target.dtype, target.name), target)
+    array = _contiguous(cast(array, target.dtype, target.name), target)
     if array.shape != whole:
         array = np.broadcast_to(array, whole)
     if array.ndim == 0 and not scalars:
-        raise Unfit("is 0-d, which the wire cannot carry; .reshape(1) makes it 1-d")
+        raise TensorError("is 0-d, which the wire cannot carry; .reshape(1) makes it 1-d")
     if array.ndim > MAX_DIMENSIONS:
-        raise Unfit(f"has {array.ndim} dimensions, more than {MAX_DIMENSIONS}")
+        raise TensorError(f"has {array.ndim} dimensions, more than {MAX_DIMENSIONS}")
     if shape is not UNSET:
         array = _shaped(array, checked_shape(shape, scalars=scalars))
     if 0 in array.shape[:-1]:
-        raise Unfit(
+        raise TensorError(
             f"is empty with shape {array.shape}, which the manager refuses: only the last dimension may be 0"
         )
     return Tensor(name, target.name, array.shape, array)
@@ -260,16 +260,16 @@ def check_finite(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         try:
             _check_finite(tensor.array)
-        except Unfit as reason:
+        except TensorError as reason:
             raise InputError(f'input "{quote(tensor.name)}": {reason}') from None
 
 
 def _check_finite(array: npt.NDArray[Any]) -> None:
-    if array.dtype.kind == "f" and np.count_nonzero(np.isinf(distinct(array))):
-        raise Unfit("holds an infinity, which has no form in JSON (NaN has); clip it first")
+    if array.dtype.kind == "f" and np.count_nonzero(np.isinf(without_repeats(array))):
+        raise TensorError("holds an infinity, which has no form in JSON (NaN has); clip it first")
 
 
-def _normal(array: npt.NDArray[Any], datatype: Datatype) -> npt.NDArray[Any]:
+def _contiguous(array: npt.NDArray[Any], datatype: Datatype) -> npt.NDArray[Any]:
     """Return the array in C order and aligned, as the encoder needs it. The cast has made it native."""
     flags = array.flags
     if flags.c_contiguous and flags.aligned:
@@ -284,11 +284,11 @@ def checked_shape(shape: Iterable[Any], *, scalars: bool = False) -> tuple[int, 
     except (TypeError, ValueError):  # a memoryview that was released
         sizes = (-1,)
     if min(sizes, default=0) < 0:
-        raise Unfit(f"a shape must be a sequence of sizes, each 0 or more, not {shown(shape)}")
+        raise TensorError(f"a shape must be a sequence of sizes, each 0 or more, not {shown(shape)}")
     if not sizes and not scalars:
-        raise Unfit("the shape [] is 0-d, which the wire cannot carry; [1] is the nearest")
+        raise TensorError("the shape [] is 0-d, which the wire cannot carry; [1] is the nearest")
     if len(sizes) > MAX_DIMENSIONS:
-        raise Unfit(f"the shape has {len(sizes)} dimensions, more than {MAX_DIMENSIONS}")
+        raise TensorError(f"the shape has {len(sizes)} dimensions, more than {MAX_DIMENSIONS}")
     return sizes
 
 
@@ -298,4 +298,4 @@ def _shaped(array: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]
         return array
     if array.ndim == 1 and array.size == math.prod(shape):
         return array.reshape(shape)
-    raise Unfit(f"the data has shape {array.shape} and the stated one is {shape}")
+    raise TensorError(f"the data has shape {array.shape} and the stated one is {shape}")

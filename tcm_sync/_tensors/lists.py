@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from tcm_sync._tensors.casts import cast
-from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._tensors.datatypes import TensorError
 from tcm_sync._wire.unreadable import UNREADABLE, why_unreadable
 
 if TYPE_CHECKING:
@@ -69,17 +69,17 @@ def decode_lists(
 
     Raises
     ------
-    Unfit
+    TensorError
         It is not such a list, is ragged, or a float does not fit the dtype.
     """
     try:
         nested = _decoder(kind, depth).decode(text)
     except UNREADABLE as error:
-        misfit = f"it must be lists nested {depth + outer} deep that hold only {_ELEMENT_WORDS[kind]}"
-        raise Unfit(why_unreadable(error, bytes(text), misfit=misfit)) from None
+        wrong_form = f"it must be lists nested {depth + outer} deep that hold only {_ELEMENT_WORDS[kind]}"
+        raise TensorError(why_unreadable(error, bytes(text), wrong_form=wrong_form)) from None
     array = _floats(nested, dtype) if kind == "f" and dtype is not None else _array_of(nested, text, kind)
     if array.ndim != depth:
-        raise Unfit("ragged lists")
+        raise TensorError("ragged lists")
     return array
 
 
@@ -90,7 +90,7 @@ def _array_of(nested: list[Any], text: Text, kind: str) -> npt.NDArray[Any]:
             return _integers(nested, text)
         return np.array(nested, dtype=_READING[kind])
     except ValueError:
-        raise Unfit("ragged lists") from None
+        raise TensorError("ragged lists") from None
 
 
 def _floats(nested: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -105,7 +105,7 @@ def _floats(nested: list[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
             np.array(nested, dtype=np.float64), dtype, dtype
         )  # raises, with the value that is too large
     except ValueError:
-        raise Unfit("ragged lists") from None
+        raise TensorError("ragged lists") from None
 
 
 def _integers(nested: list[Any], text: Text) -> npt.NDArray[Any]:
@@ -118,4 +118,4 @@ def _integers(nested: list[Any], text: Text) -> npt.NDArray[Any]:
             return np.array(nested, dtype=np.uint64)
         except OverflowError:
             pass
-    raise Unfit("integers that fit neither int64 nor uint64")
+    raise TensorError("integers that fit neither int64 nor uint64")

@@ -17,7 +17,7 @@ from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import shown
 from tcm_sync._tensors.arrays import MAX_DIMENSIONS
 from tcm_sync._tensors.casts import cast
-from tcm_sync._tensors.datatypes import DATATYPES, Unfit, datatype_of
+from tcm_sync._tensors.datatypes import DATATYPES, TensorError, datatype_of
 from tcm_sync._tensors.lists import Text, decode_lists
 from tcm_sync._tensors.pieces import MEDIUM, decode_in_pieces, has_any, is_for_pieces
 from tcm_sync._tensors.text_pieces import decode_texts_in_pieces
@@ -42,18 +42,18 @@ class OutputDtypes(msgspec.Struct, frozen=True, eq=False):
 
     Attributes
     ----------
-    every : numpy.dtype or None
+    default : numpy.dtype or None
         The dtype of the outputs that `named` does not name; None for numpy's reading of the JSON.
     named : mapping of str to numpy.dtype
     """
 
-    every: np.dtype[Any] | None
+    default: np.dtype[Any] | None
     named: Mapping[str, np.dtype[Any]]
 
     @property
     def are_stated(self) -> bool:
         """Whether the caller wants any."""
-        return self.every is not None or bool(self.named)
+        return self.default is not None or bool(self.named)
 
 
 _UNSTATED = OutputDtypes(None, {})
@@ -149,16 +149,17 @@ def decode_outputs(
         There is not enough memory for the arrays.
     """
     try:
-        return _arrays(_cut(data) if isinstance(data, SplitJson) else _object.decode(data), dtypes, deadline)
+        texts = _split_by_output(data) if isinstance(data, SplitJson) else _object.decode(data)
+        return _arrays(texts, dtypes, deadline)
     except MemoryError:
         raise out_of_memory(data.size() if isinstance(data, SplitJson) else len(data)) from None
     except UNREADABLE as error:
         text = data.text if isinstance(data, SplitJson) else bytes(data)
-        reason = why_unreadable(error, text, misfit="it is not a JSON object")
+        reason = why_unreadable(error, text, wrong_form="it is not a JSON object")
         raise ProtocolError(f"the outputs of the inference cannot be read: {reason}") from None
 
 
-def _cut(data: SplitJson) -> Mapping[str, Text]:
+def _split_by_output(data: SplitJson) -> Mapping[str, Text]:
     """Cut large data into the texts of its outputs."""
     texts: dict[str, Text] = {}
     for name, value in _object.decode(data.text).items():
@@ -181,8 +182,8 @@ def _arrays(
     arrays = {}
     for name, text in texts.items():
         try:
-            arrays[name] = _decode(text, dtypes.named.get(name, dtypes.every), deadline)
-        except Unfit as reason:
+            arrays[name] = _decode(text, dtypes.named.get(name, dtypes.default), deadline)
+        except TensorError as reason:
             raise ProtocolError(f'output "{quote(name)}": {reason}') from None
     return arrays
 
@@ -192,24 +193,24 @@ def _decode(text: Text, dtype: np.dtype[Any] | None, deadline: Deadline | None) 
     brackets: bytes = _BRACKETS.match(text).group()  # type: ignore[union-attr]  # maybe empty
     depth = brackets.count(b"[")
     if depth > MAX_DIMENSIONS:
-        raise Unfit(f"nested more than {MAX_DIMENSIONS} deep")
+        raise TensorError(f"nested more than {MAX_DIMENSIONS} deep")
     if depth and len(text) >= MEDIUM and is_for_pieces(view := memoryview(text)):
         kind = dtype.kind if dtype is not None else _kind_in(view, len(brackets))
         if kind in "biuf":
             return decode_in_pieces(view, depth, kind, dtype, deadline)
         texts = decode_texts_in_pieces(view, depth, deadline)
         if texts is not None:
-            return _encoded(texts) if kind == "S" else texts
+            return _as_bytes(texts) if kind == "S" else texts
     else:
         kind = dtype.kind if dtype is not None else _kind_in(bytes(text), len(brackets))
     if depth == 0:
         text = bytes(text)
         if text == b"null":  # among other elements it is NaN; alone the output may be missing
-            raise Unfit("null in place of a tensor")
+            raise TensorError("null in place of a tensor")
         text, depth = b"[%b]" % text, 1
     array = decode_lists(text, depth, kind, dtype)
     if kind == "S":
-        return _encoded(array)
+        return _as_bytes(array)
     return array if dtype is None or kind in "fOU" else cast(array, dtype, dtype)
 
 
@@ -229,7 +230,7 @@ def _kind_in(text: bytes | memoryview, start: int) -> str:
     return "f" if is_float else "i"
 
 
-def _encoded(text: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _as_bytes(text: npt.NDArray[Any]) -> npt.NDArray[Any]:
     encoded = np.empty(text.shape, dtype=object)
     encoded.reshape(-1)[:] = [element.encode() for element in text.ravel()]
     return encoded

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from tcm_sync._tensors.casts import cast
-from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._tensors.datatypes import TensorError
 from tcm_sync._tensors.lists import decode_lists
 from tcm_sync._wire.unreadable import UNREADABLE
 from tcm_sync.errors import CallTimeoutError
@@ -32,11 +32,11 @@ _MANY_LISTS = 10_000
 _PIECE = 64 * 1024  # bytes of text that are decoded at a time, besides the rest of a unit
 _LONGEST = 2 * 2**20  # bytes in which that unit must end
 _SHORT = 32  # elements up to which innermost lists are too many to be made
-_GLUE_BYTES = 4096  # in which the brackets and blanks between two elements must end
+_LONGEST_GAP = 4096  # bytes in which the brackets and blanks between two elements must end
 _SCAN = 2**20  # bytes that are scanned at a time
 
 _SPACE = rb"[ \t\r\n]*"  # of JSON (RFC 8259, section 2)
-_GLUE = re.compile(rb"([\] \t\r\n]*)(?:(,)([\[ \t\r\n]*))?")
+_BETWEEN_ELEMENTS = re.compile(rb"([\] \t\r\n]*)(?:(,)([\[ \t\r\n]*))?")
 _WITHOUT_BRACKETS = bytes.maketrans(b"[]", b"  ")
 _BLANKS = b" \t\r\n"
 _ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
@@ -67,7 +67,7 @@ def decode_in_pieces(
 
     Raises
     ------
-    Unfit
+    TensorError
         It is not such a list, is ragged, or an element does not fit the dtype.
     CallTimeoutError
         The deadline passed meanwhile.
@@ -112,7 +112,7 @@ class _Reader:
         self._position, self._axes, self._unit = self._first_unit(depth)  # axes and shape of a unit
         self._elements = math.prod(self._unit)
         self._is_short = bool(self._unit) and self._unit[-1] < _SHORT
-        self._skeleton = _skeleton(self._unit)
+        self._unit_structure = _structure_of(self._unit)
         # The axes above a unit, the innermost first: the length of each, once its first list has ended, and
         # how much of the present list has been read.
         self._lengths: list[int | None] = [None] * (depth - self._axes)
@@ -125,7 +125,7 @@ class _Reader:
 
     def _first_unit(self, depth: int) -> tuple[int, int, tuple[int, ...]]:
         """Find the largest first list that is not too long: where it begins, its axes and its shape."""
-        opened = [found.end() for found in re.finditer(rb"\[", self._text[: _GLUE_BYTES * 16])][:depth]
+        opened = [found.end() for found in re.finditer(rb"\[", self._text[: _LONGEST_GAP * 16])][:depth]
         for axes in range(depth - 1, 0, -1):
             start = opened[depth - axes - 1]
             found = _ends(axes).search(self._text, start, start + _PIECE)
@@ -146,7 +146,7 @@ class _Reader:
         array = self._array
         shape = (*[length or 0 for length in reversed(self._lengths)], *self._unit)
         if self._filled != len(array) or math.prod(shape) != len(array):
-            raise Unfit("ragged lists")
+            raise TensorError("ragged lists")
         array.resize(shape, refcheck=False)  # in place
         return array
 
@@ -164,14 +164,14 @@ class _Reader:
             self._count(units)
             self._position = end + 1  # behind the comma
             if end == len(self._text):
-                raise Unfit("not valid JSON, since its lists do not end")
+                raise TensorError("not valid JSON, since its lists do not end")
             return False
         cut = self._end_of_list(piece)
         units = self._store(piece[:cut])
         if not units:
             self._refuse(piece[:cut], start)
         self._count(units)
-        return self._pass_glue(start + cut)
+        return self._skip_brackets(start + cut)
 
     def _end_of_piece(self, start: int) -> int:
         """Return where a piece ends: at the comma behind a unit, or at the end of the text."""
@@ -180,7 +180,7 @@ class _Reader:
         if found is not None:
             return found.end() - 1
         if len(self._text) - start > _PIECE + _LONGEST:
-            raise Unfit("ragged lists, or a number of over a million digits")
+            raise TensorError("ragged lists, or a number of over a million digits")
         return len(self._text)
 
     def _end_of_list(self, piece: bytes) -> int:
@@ -193,20 +193,20 @@ class _Reader:
             place = piece.index(b"]", place) + 1
         return place
 
-    def _pass_glue(self, place: int) -> bool:
-        """Go on behind the brackets that end some lists and begin others; return whether the text ends."""
-        found = _GLUE.match(self._text, place, place + _GLUE_BYTES)
+    def _skip_brackets(self, place: int) -> bool:
+        """Continue behind the brackets that end some lists and begin others; return whether the text ends."""
+        found = _BETWEEN_ELEMENTS.match(self._text, place, place + _LONGEST_GAP)
         assert found is not None  # it may be empty
         closed = found[1].count(b"]")
         if not 0 < closed <= len(self._lengths):
-            raise Unfit(f"not valid JSON from byte {place:,}")
+            raise TensorError(f"not valid JSON from byte {place:,}")
         self._close(closed)
         is_last = closed == len(self._lengths)
         if is_last and not found[2] and found.end() == len(self._text):
             return True
         opened = [bracket.end() for bracket in re.finditer(rb"\[", found[3] or b"")]
         if is_last or len(opened) < closed:
-            raise Unfit(f"ragged lists, or not valid JSON from byte {place:,}")
+            raise TensorError(f"ragged lists, or not valid JSON from byte {place:,}")
         self._position = found.start(3) + opened[closed - 1]
         return False
 
@@ -215,7 +215,7 @@ class _Reader:
         self._read[0] += units
         length = self._lengths[0]
         if length is not None and self._read[0] > length:
-            raise Unfit("ragged lists")
+            raise TensorError("ragged lists")
 
     def _close(self, closed: int) -> None:
         """Compare the lengths of lists that end, so many above a unit, with those before them."""
@@ -224,18 +224,18 @@ class _Reader:
             if self._lengths[level] is None:
                 self._lengths[level] = length
             elif self._lengths[level] != length:
-                raise Unfit("ragged lists")
+                raise TensorError("ragged lists")
             if level + 1 < len(self._read):
                 self._read[level + 1] += 1
 
     def _store(self, piece: bytes) -> int:
         """Decode whole units into the array; return how many, 0 if the piece is something else."""
         if len(piece) > 2 * _PIECE and piece.count(b",") > _PIECE + self._elements:
-            raise Unfit("ragged lists")  # one unit has more elements than the first
+            raise TensorError("ragged lists")  # one unit has more elements than the first
         if not self._is_short:
             try:
                 part = decode_lists(b"[%b]" % piece, self._axes + 1, self._kind, self._dtype)
-            except Unfit:
+            except TensorError:
                 return 0
             if part.shape[1:] != self._unit:
                 return 0
@@ -246,7 +246,7 @@ class _Reader:
             text = b"[%b]" % piece.translate(_WITHOUT_BRACKETS)
             try:
                 self._put(decode_lists(text, 1, self._kind, self._dtype))
-            except Unfit:
+            except TensorError:
                 return 0
         return units
 
@@ -259,9 +259,9 @@ class _Reader:
             _syntax.decode(b"[%b]" % piece)
         except UNREADABLE:
             return 0
-        skeleton = piece.translate(None, _ALL_BUT_STRUCTURE if self._elements else _BLANKS)
-        units = (len(skeleton) + 1) // (len(self._skeleton) + 1)
-        return units if skeleton == ((self._skeleton + b",") * units)[:-1] else 0
+        structure = piece.translate(None, _ALL_BUT_STRUCTURE if self._elements else _BLANKS)
+        units = (len(structure) + 1) // (len(self._unit_structure) + 1)
+        return units if structure == ((self._unit_structure + b",") * units)[:-1] else 0
 
     def _put(self, part: npt.NDArray[Any]) -> None:
         """Add elements to the array."""
@@ -269,7 +269,7 @@ class _Reader:
             part = self._fitted(part)
         end = self._filled + len(part)
         if end > len(self._array):
-            raise Unfit("ragged lists")
+            raise TensorError("ragged lists")
         self._array[self._filled : end] = part
         self._filled = end
 
@@ -282,7 +282,7 @@ class _Reader:
         before = self._array[: self._filled]
         signed = before if part.dtype == np.uint64 else part
         if signed.size and signed.min() < 0:
-            raise Unfit("integers that fit neither int64 nor uint64")
+            raise TensorError("integers that fit neither int64 nor uint64")
         if part.dtype == np.uint64:
             self._array = np.empty(len(self._array), np.uint64)
             self._array[: self._filled] = before
@@ -292,7 +292,7 @@ class _Reader:
         """Raise why a piece is no units."""
         outer = len(self._lengths) - 1
         decode_lists(b"[%b]" % piece, self._axes + 1, self._kind, self._dtype, outer=outer)
-        raise Unfit(f"ragged lists, at byte {start:,} or a little later")
+        raise TensorError(f"ragged lists, at byte {start:,} or a little later")
 
 
 def _count(text: memoryview, mark: str) -> int:
@@ -300,7 +300,7 @@ def _count(text: memoryview, mark: str) -> int:
     return sum(int(np.count_nonzero(np.frombuffer(part, np.uint8) == ord(mark))) for part in parts)
 
 
-def _skeleton(shape: tuple[int, ...]) -> bytes:
+def _structure_of(shape: tuple[int, ...]) -> bytes:
     """Write the brackets and commas of an array."""
     text = b""
     for length in reversed(shape):

@@ -236,7 +236,9 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
         return hide(f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>{notes}")
 
 
-def forms_of(signature: ModelSignature, spec: TensorSpec, *, sample: bool = False) -> list[tuple[int, ...]]:
+def possible_shapes(
+    signature: ModelSignature, spec: TensorSpec, *, sample: bool = False
+) -> list[tuple[int, ...]]:
     """Return the shapes that an input may have, -1 for any size; its dims must be known.
 
     Parameters

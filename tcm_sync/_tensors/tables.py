@@ -13,8 +13,8 @@ from tcm_sync._numbers import shown
 from tcm_sync._tensors.arrays import as_array
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.columns import columns_of
-from tcm_sync._tensors.datatypes import Unfit
-from tcm_sync._tensors.signature import forms_of
+from tcm_sync._tensors.datatypes import TensorError
+from tcm_sync._tensors.signature import possible_shapes
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConfigError, InputError
 
@@ -86,7 +86,7 @@ class Table:
         stack: Stack = None,
         signature: ModelSignature | None = None,
     ) -> None:
-        self._frame = _opened(frame)
+        self._frame = _as_narwhals(frame)
         self.names: list[Any] = list(self._frame.columns)
         if columns is not None:
             self.names = _checked_columns(columns, self.names)
@@ -155,7 +155,7 @@ class Table:
         return plan
 
 
-def _opened(frame: object) -> Any:
+def _as_narwhals(frame: object) -> Any:
     try:
         import narwhals.stable.v2 as nw
     except ImportError:
@@ -234,13 +234,15 @@ def _values(column: Any, name: object, dtype: np.dtype[Any]) -> npt.NDArray[Any]
         if dtype != _OBJECT:
             array: npt.NDArray[Any] = column.to_numpy()
             if array.dtype != dtype:
-                raise Unfit(f"became {array.dtype} in the conversion to numpy, not {dtype}")
+                raise TensorError(f"became {array.dtype} in the conversion to numpy, not {dtype}")
             return array
         array = as_array(column.to_list())
         if array.dtype != _OBJECT:
-            raise Unfit(f"is of dtype {column.dtype} and has values that are not text; convert them to text")
+            raise TensorError(
+                f"is of dtype {column.dtype} and has values that are not text; convert them to text"
+            )
         return array
-    except Unfit as reason:
+    except TensorError as reason:
         raise InputError(f"column {_named(name)}: {reason}") from None
 
 
@@ -272,7 +274,7 @@ def _joined(
     for target, place in enumerate(made.places):
         try:
             whole[:, target] = cast(arrays[place], dtype, dtype)
-        except Unfit as reason:
+        except TensorError as reason:
             raise InputError(f"column {_named(names[place])}: {reason}") from None
     return whole
 
@@ -299,7 +301,7 @@ def _takes_all(signature: ModelSignature, spec: TensorSpec, places: Mapping[Any,
         return False
     if spec.dims is None:
         return spec.name not in places
-    widths = {form[1] for form in forms_of(signature, spec) if len(form) == 2 and form[0] != 1}
+    widths = {form[1] for form in possible_shapes(signature, spec) if len(form) == 2 and form[0] != 1}
     if spec.name in places:  # then only if nothing else fits
         return len(places) > 1 and len(places) in widths
     return bool(widths)
@@ -307,7 +309,7 @@ def _takes_all(signature: ModelSignature, spec: TensorSpec, places: Mapping[Any,
 
 def _dims_of(signature: ModelSignature, spec: TensorSpec) -> int:
     """Return whether a column becomes [rows] or [rows, 1]."""
-    forms = [] if spec.dims is None else forms_of(signature, spec)
+    forms = [] if spec.dims is None else possible_shapes(signature, spec)
     if any(len(form) == 2 and form[1] in (-1, 1) for form in forms) and (-1,) not in forms:
         return 2
     return 1

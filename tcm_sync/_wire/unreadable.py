@@ -15,7 +15,7 @@ def why_unreadable(
     error: Exception,
     text: bytes,
     *,
-    misfit: str = "a field is missing or of the wrong type",
+    wrong_form: str = "a field is missing or of the wrong type",
 ) -> str:
     """Describe why JSON could not be decoded; msgspec's own message follows, for the details.
 
@@ -25,13 +25,13 @@ def why_unreadable(
         One of `UNREADABLE`.
     text : bytes
         The JSON.
-    misfit : str
+    wrong_form : str
         The description of JSON that is valid but does not have the expected form.
     """
     if isinstance(error, RecursionError):
         return "nested too deep"
     if isinstance(error, msgspec.ValidationError):
-        return f"{misfit}: {error}"  # it names the field's path, and types but no values
+        return f"{wrong_form}: {error}"  # it names the field's path, and types but no values
     return f"not valid JSON{'' if _is_utf8(text) else ', since it is not UTF-8'}: {quote(str(error))}"
 
 

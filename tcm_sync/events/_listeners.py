@@ -1,4 +1,4 @@
-"""Who listens to which client, and the thread that delivers events."""
+"""The listeners of each client and of all, and the thread that delivers events to them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ log = Log("tcm_sync.events", queued=True)
 _MOST_WAITING = 10_000  # events; where listeners are slower than that, further ones are dropped
 _SLOW = 1.0  # seconds for one event
 _IDLE = 1.0  # seconds after which the thread without work ends
-_EXIT_PATIENCE = 1.0  # seconds in which events that wait are delivered when the process ends
-_FORK_PATIENCE = 1.0  # seconds that a fork waits for the listener that is running
+_EXIT_TIMEOUT = 1.0  # seconds in which events that wait are delivered when the process ends
+_FORK_TIMEOUT = 1.0  # seconds that a fork waits for the listener that is running
 
 
 class Registration:
@@ -37,7 +37,7 @@ class Registration:
         self._was_slow = False
 
     def deliver(self, event: Event, context: Context | None) -> None:
-        """Have the listener receive an event. Whatever it raises, the thread goes on."""
+        """Have the listener receive an event. Whatever it raises, the thread continues."""
         began = monotonic()
         try:
             method = getattr(self.listener, event.method)
@@ -124,7 +124,7 @@ class _Delivery:
 
     def _before_fork(self) -> None:
         """Wait for the listener that is running: a child would inherit the locks that it holds."""
-        if self._running.acquire(timeout=_FORK_PATIENCE):
+        if self._running.acquire(timeout=_FORK_TIMEOUT):
             self._forking.add(threading.get_ident())
 
     def _after_fork_in_parent(self) -> None:
@@ -140,7 +140,7 @@ class _Delivery:
     def at_exit(self) -> None:
         """Deliver what is left, if the listeners let it."""
         if self._waiting:
-            self.flush(_EXIT_PATIENCE)
+            self.flush(_EXIT_TIMEOUT)
 
 
 class Listeners:
@@ -165,7 +165,7 @@ class Listeners:
         self._own = tuple([Registration(listener) for listener in own])
         self.manager = manager
         self.registered: tuple[Registration, ...] = ()
-        _every.add(self)
+        _all_listeners.add(self)
 
     def refresh(self, common: tuple[Registration, ...]) -> None:
         """Take over those who listen to all clients."""
@@ -181,7 +181,7 @@ class Listeners:
         _delivery.wake()
 
 
-class _Every:
+class _AllListeners:
     """All clients' listeners, and those who listen to all."""
 
     def __init__(self) -> None:
@@ -214,9 +214,9 @@ class _Every:
         """Do nothing."""
 
 
-_every = _Every()
+_all_listeners = _AllListeners()
 _delivery = _Delivery()
-NOBODY = Listeners()
+NO_LISTENERS = Listeners()
 wake = _delivery.wake
 
 
@@ -250,7 +250,7 @@ def add_listener(listener: Listener) -> None:
     """
     notice_fork()
     _check(listener)
-    _every.change(add=(listener,))
+    _all_listeners.change(add=(listener,))
 
 
 def remove_listener(listener: Listener) -> None:
@@ -262,7 +262,7 @@ def remove_listener(listener: Listener) -> None:
         One that was never added is ignored.
     """
     notice_fork()
-    _every.change(remove=listener)
+    _all_listeners.change(remove=listener)
 
 
 def flush(timeout: float) -> bool:

@@ -22,7 +22,7 @@ from tcm_sync.local.limits import TokenBucket
 from tcm_sync.local.management import Management
 from tcm_sync.local.outbox import Outbox
 from tcm_sync.local.requests import is_stream
-from tcm_sync.local.scheduler import Job, Lane, Scheduler
+from tcm_sync.local.scheduler import Job, JobLoad, Scheduler
 from tcm_sync.local.streams import Streams
 from tcm_sync.local.triton import Triton
 from tcm_sync.local.workers import Workers
@@ -104,12 +104,12 @@ class Core:
         self.authenticator = Authenticator(settings.tokens, settings.auth_failures_per_minute)
         self.scheduler = Scheduler(
             {
-                "management": Lane(
+                "management": JobLoad(
                     settings.management_queue_size,
                     settings.management_executor_queue_size,
                     settings.management_workers,
                 ),
-                "inference": Lane(settings.queue_size, settings.executor_queue_size, settings.workers),
+                "inference": JobLoad(settings.queue_size, settings.executor_queue_size, settings.workers),
             },
             quantum=settings.quantum,
         )
@@ -157,7 +157,7 @@ class Core:
     def stats(self) -> LocalStats:
         """Return what the manager has counted so far."""
         hung = 0 if self.faults is None else self.faults.hung
-        return self.counters.snapshot(self.scheduler.lanes, connected=self.connected, hung=hung)
+        return self.counters.snapshot(self.scheduler.loads, connected=self.connected, hung=hung)
 
     def join(self, uuid: str, session: Receiver) -> bool:
         """Register a session under its uuid; return False if another session has it."""

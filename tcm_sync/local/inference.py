@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync._tensors.arrays import as_array
-from tcm_sync._tensors.datatypes import Unfit
-from tcm_sync._tensors.foreign import check_kept
+from tcm_sync._tensors.datatypes import TensorError
+from tcm_sync._tensors.foreign import check_unchanged
 from tcm_sync.local.failures import StepFailure, failed_reply
 from tcm_sync.local.requests import has_pipeline, read_pipeline, read_request
 from tcm_sync.local.tensors import to_json
@@ -107,8 +107,8 @@ def _array(value: object) -> NDArray[Any]:
     """Return an output as an array of exactly the numbers that the model returned."""
     array = np.asarray(value)
     try:
-        check_kept(value, array)
-    except Unfit:
+        check_unchanged(value, array)
+    except TensorError:
         if not isinstance(value, (list, tuple)):
             raise
         return as_array(value)  # numpy makes floats of [2**64 - 1, 1], which are uint64

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from tcm_sync.local.injection import Fault
 
-#: The info jobs that a manager's executor can hold; here they never wait.
-_INFO_ROOM = 100
+#: How many info jobs a manager's executor can hold; here they never wait.
+_INFO_EXECUTOR_SIZE = 100
 
 
 @dataclass(eq=False)
@@ -60,14 +60,14 @@ class Round(NamedTuple):
 
 
 @dataclass
-class Lane:
+class JobLoad:
     """The limits and counts of the jobs of one kind.
 
     Attributes
     ----------
     queue_size : int
         The most jobs of one uuid in its queue.
-    room : int
+    executor_size : int
         The most jobs in the executor, running ones included.
     workers : int
         How many jobs run at the same time.
@@ -76,7 +76,7 @@ class Lane:
     """
 
     queue_size: int
-    room: int
+    executor_size: int
     workers: int = 1
     waiting: int = 0
     running: int = 0
@@ -89,7 +89,7 @@ class Lane:
     @property
     def available(self) -> int:
         """How many more jobs the executor can take."""
-        return self.room - self.running
+        return self.executor_size - self.running
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Scheduler:
 
     Parameters
     ----------
-    lanes : mapping of str to Lane
+    loads : mapping of str to JobLoad
         By kind of job.
     quantum : int
         The most jobs of one kind and one tenant that one tick takes.
@@ -118,13 +118,13 @@ class Scheduler:
 
     def __init__(
         self,
-        lanes: Mapping[str, Lane],
+        loads: Mapping[str, JobLoad],
         *,
         quantum: int,
         forget_after: float = 900.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.lanes = lanes
+        self.loads = loads
         self._quantum = quantum
         self._forget_after = forget_after
         self._clock = clock
@@ -134,12 +134,12 @@ class Scheduler:
     @property
     def can_tick(self) -> bool:
         """Whether a tick has something to take."""
-        return any(lane.waiting and lane.available > 0 for lane in self.lanes.values())
+        return any(load.waiting and load.available > 0 for load in self.loads.values())
 
     @property
     def is_busy(self) -> bool:
         """Whether anything waits or runs."""
-        return any(lane.waiting or lane.running for lane in self.lanes.values())
+        return any(load.waiting or load.running for load in self.loads.values())
 
     def note(self, uuid: str, kind: str) -> None:
         """Record that a uuid has sent work of a kind."""
@@ -164,11 +164,11 @@ class Scheduler:
             False if the queue of its kind and uuid is full, so that the job was not queued.
         """
         waiting = self._note(job.uuid, job.kind).waiting
-        lane, queue = self.lanes[job.kind], waiting.get(job.kind, ())
-        if len(queue) >= lane.queue_size:
+        load, queue = self.loads[job.kind], waiting.get(job.kind, ())
+        if len(queue) >= load.queue_size:
             return False
         waiting.setdefault(job.kind, deque()).append(job)
-        lane.waiting += 1
+        load.waiting += 1
         return True
 
     def tick(self) -> Round:
@@ -179,12 +179,12 @@ class Scheduler:
         """
         self._forget()
         taken = Round([], [])
-        for kind, lane in self.lanes.items():
-            if lane.waiting and lane.available > 0:
-                self._take(kind, lane, taken)
+        for kind, load in self.loads.items():
+            if load.waiting and load.available > 0:
+                self._take(kind, load, taken)
         return taken
 
-    def _take(self, kind: str, lane: Lane, taken: Round) -> None:
+    def _take(self, kind: str, load: JobLoad, taken: Round) -> None:
         served: Counter[str] = Counter()
         for user in self._users.values():
             queue = user.waiting.get(kind)
@@ -195,19 +195,19 @@ class Scheduler:
                 queue[0].passed_over += 1
                 continue
             served[tenant] += 1
-            lane.waiting -= 1
+            load.waiting -= 1
             job = queue.popleft()
             if not queue:
                 del user.waiting[kind]
-            if lane.available > 0:
-                lane.running += 1
+            if load.available > 0:
+                load.running += 1
                 taken.run.append(job)
             else:
                 taken.dropped.append(job)
 
     def finish(self, kind: str) -> None:
         """Record that a running job is done."""
-        self.lanes[kind].running -= 1
+        self.loads[kind].running -= 1
 
     def drop_all(self) -> list[Job]:
         """Empty the queues.
@@ -222,14 +222,14 @@ class Scheduler:
             for queue in user.waiting.values():
                 dropped += queue
             user.waiting.clear()
-        for lane in self.lanes.values():
-            lane.waiting = 0
+        for load in self.loads.values():
+            load.waiting = 0
         return dropped
 
     def queue_stats(self) -> dict[str, int]:
         """Count users and jobs for the info action ``queue_stats``."""
         users = Counter(kind for user in self._users.values() for kind in user.kinds)
-        management, inference = self.lanes["management"], self.lanes["inference"]
+        management, inference = self.loads["management"], self.loads["inference"]
         return {
             "info_users": users["info"],
             "management_users": users["management"],
@@ -242,7 +242,7 @@ class Scheduler:
             "executor_info_pending": 0,
             "executor_management_pending": management.pending,
             "executor_inference_pending": inference.pending,
-            "executor_info_available": _INFO_ROOM,
+            "executor_info_available": _INFO_EXECUTOR_SIZE,
             "executor_management_available": management.available,
             "executor_inference_available": inference.available,
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from tcm_sync.local.scheduler import Lane
+from tcm_sync.local.scheduler import JobLoad
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,18 +94,18 @@ class Counters:
             self._nacks[name if known else _OTHERS] += 1
 
     def snapshot(
-        self, lanes: Mapping[str, Lane] = MappingProxyType({}), *, connected: int = 0, hung: int = 0
+        self, loads: Mapping[str, JobLoad] = MappingProxyType({}), *, connected: int = 0, hung: int = 0
     ) -> LocalStats:
         """Return a copy of the counts, beside those of a manager that runs.
 
         Parameters
         ----------
-        lanes : mapping of str to Lane
+        loads : mapping of str to JobLoad
             Its queues, by the kind of job.
         connected, hung : int
             As in `LocalStats`.
         """
-        inference, management = (lanes.get(kind, Lane(0, 0)) for kind in ("inference", "management"))
+        inference, management = (loads.get(kind, JobLoad(0, 0)) for kind in ("inference", "management"))
         with self._lock:
             return LocalStats(
                 connections=self._counts["connections"],

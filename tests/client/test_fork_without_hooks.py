@@ -139,7 +139,7 @@ held, done = threading.Event(), threading.Event()
 
 def hold():
     things = [client, model, stream, results.gi_frame.f_locals, listened]
-    things += [_listeners._every, _listeners._delivery]
+    things += [_listeners._all_listeners, _listeners._delivery]
     locks = [lock for lock in locks_in(things, set()) if lock.acquire(blocking=False)]
     assert len(locks) >= 8, locks  # the client's, the pool's, the gates', the connection's ...
     held.set()

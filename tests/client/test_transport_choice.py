@@ -356,9 +356,9 @@ def test_of_two_inputs_the_first_is_given_back_when_there_is_none_for_the_second
 
 def test_a_quarter_of_the_directory_may_be_pinned_unless_told(client, client_of, manager, monkeypatch):
     way(client)
-    from tcm_sync._shm.segment import room
+    from tcm_sync._shm.segment import directory_space
 
-    assert client._core.shm._arena.max_pinned == room()[0] // 4
+    assert client._core.shm._arena.max_pinned == directory_space()[0] // 4
 
 
 def test_a_full_directory_is_a_reason(client, monkeypatch):
@@ -374,7 +374,7 @@ def test_a_full_directory_is_a_reason(client, monkeypatch):
 
 
 def test_a_directory_that_is_nearly_full_is_told(client, monkeypatch):
-    monkeypatch.setattr("tcm_sync._shm.arena.room", lambda: (2**30, 5))
+    monkeypatch.setattr("tcm_sync._shm.arena.directory_space", lambda: (2**30, 5))
     assert "and no room: 5 bytes are free in /dev/shm" in client.explain({"x": WORTH})
 
 

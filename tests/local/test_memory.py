@@ -9,7 +9,7 @@ import pytest
 from tcm_sync.local import LocalManager, cloud, stats
 from tcm_sync.local.auth import Authenticator, AuthRefused
 from tcm_sync.local.cloud import Cloud
-from tcm_sync.local.scheduler import Lane, Scheduler
+from tcm_sync.local.scheduler import JobLoad, Scheduler
 from tcm_sync.local.stats import Counters
 
 
@@ -41,7 +41,7 @@ def test_records_of_the_last_jobs_are_kept_also_of_those_that_end_later(monkeypa
 def test_uuids_that_only_ask_for_information_are_forgotten():
     now = [0.0]
     scheduler = Scheduler(
-        {"management": Lane(5, 50), "inference": Lane(10, 200)},
+        {"management": JobLoad(5, 50), "inference": JobLoad(10, 200)},
         quantum=5,
         forget_after=900.0,
         clock=lambda: now[0],

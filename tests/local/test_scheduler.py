@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tcm_sync.local.core import Core
-from tcm_sync.local.scheduler import Job, Lane, Scheduler
+from tcm_sync.local.scheduler import Job, JobLoad, Scheduler
 
 
 class Clock:
@@ -30,11 +30,11 @@ def clock():
 @pytest.fixture
 def make(clock):
     def make_scheduler(**settings):
-        lanes = {
-            "management": Lane(5, 50),
-            "inference": Lane(settings.pop("queue_size", 10), settings.pop("executor_queue_size", 200)),
+        loads = {
+            "management": JobLoad(5, 50),
+            "inference": JobLoad(settings.pop("queue_size", 10), settings.pop("executor_queue_size", 200)),
         }
-        return Scheduler(lanes, **{"quantum": 5, **settings}, clock=clock)
+        return Scheduler(loads, **{"quantum": 5, **settings}, clock=clock)
 
     return make_scheduler
 
@@ -44,7 +44,7 @@ def put(scheduler, *uuids, tenant="t", kind="inference"):
 
 
 def counts(scheduler, kind="inference"):
-    return scheduler.lanes[kind].waiting, scheduler.lanes[kind].running
+    return scheduler.loads[kind].waiting, scheduler.loads[kind].running
 
 
 def run(scheduler):

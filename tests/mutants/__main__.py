@@ -20,7 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from . import drawn, planted
-from .copies import KILLED, SURVIVED, UNFINISHED, UNFIT, Copy, Outcome
+from .copies import KILLED, NOT_APPLICABLE, SURVIVED, UNFINISHED, Copy, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +134,7 @@ def _summary(outcomes: dict[Mutant, Outcome], at_random: bool) -> int:
         for mutant, outcome in outcomes.items()
     )
     print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
-    if counts[UNFIT]:
+    if counts[NOT_APPLICABLE]:
         return 1
     if not at_random:
         return 1 if counts[SURVIVED] else 0

@@ -24,7 +24,7 @@ MOST_MEMORY = 6_000_000
 #: Seconds for one test before pytest-timeout fails it: the longest takes a tenth of that.
 ONE_TEST = 20
 
-KILLED, SURVIVED, UNFINISHED, UNFIT = "killed", "SURVIVED", "unfinished", "DOES NOT APPLY"
+KILLED, SURVIVED, UNFINISHED, NOT_APPLICABLE = "killed", "SURVIVED", "unfinished", "DOES NOT APPLY"
 
 
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.M)
@@ -90,7 +90,7 @@ class Copy:
             return Outcome(SURVIVED, printed.rstrip().rpartition("\n")[2], taken)
         failed = _FAILED.search(printed)
         if status == 5 or "file or directory not found" in printed:  # no tests
-            return Outcome(UNFIT, printed.strip().rpartition("\n")[2], taken)
+            return Outcome(NOT_APPLICABLE, printed.strip().rpartition("\n")[2], taken)
         return Outcome(KILLED, failed[1] if failed else f"pytest ended with status {status}", taken)
 
     def confirm(self, outcome: Outcome, seconds: float) -> Outcome:
@@ -104,7 +104,7 @@ class Copy:
             self._passing[known] = status == 0
         if self._passing[known]:
             return outcome
-        return Outcome(UNFIT, f"{file} fails without the mutant too", outcome.seconds)
+        return Outcome(NOT_APPLICABLE, f"{file} fails without the mutant too", outcome.seconds)
 
     def _pytest(self, arguments: Sequence[str], seconds: float) -> tuple[int | None, str]:
         """Run pytest in the copy; its exit status, None if it took too long, and what it printed."""

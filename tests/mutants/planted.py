@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .copies import KILLED, UNFIT, Copy, Outcome
+from .copies import KILLED, NOT_APPLICABLE, Copy, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ class Planted:
     def try_in(self, copy: Copy, time_left: Callable[[], float]) -> Outcome:
         """Apply the patch in a copy, and run its test files one after the other: each must fail."""
         if problem := apply(self.path, copy.folder):
-            return Outcome(UNFIT, problem)
+            return Outcome(NOT_APPLICABLE, problem)
         copy.stamp(self.changed)
         try:
             taken, by = 0.0, []

@@ -17,7 +17,7 @@ import pytest
 from tcm_sync import InputError, Route
 from tcm_sync._shm import arena as module
 from tcm_sync._shm.arena import Arena, DeclinedError
-from tcm_sync._shm.segment import Segment, room
+from tcm_sync._shm.segment import Segment, directory_space
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
 
@@ -270,7 +270,7 @@ def test_a_full_directory_is_told_with_what_is_free(arena, monkeypatch, number):
 def test_more_than_the_directory_has_is_no_room(make):
     arena = make(max_pinned=2**62)
     with pytest.raises(DeclinedError, match=r"^no room"):
-        arena.acquire(A, room()[0] + 2**20, 0)
+        arena.acquire(A, directory_space()[0] + 2**20, 0)
     assert not ours()
 
 
@@ -287,7 +287,7 @@ def test_what_is_in_the_way_is_told_without_making_anything(make):
     arena = make(max_pinned=100)
     assert arena.obstacle(100) is None
     assert arena.obstacle(101).startswith("pinned: servers keep 0 bytes mapped, and may keep 100")
-    assert make(max_pinned=2**62).obstacle(room()[0] + 2**20).startswith("no room: ")
+    assert make(max_pinned=2**62).obstacle(directory_space()[0] + 2**20).startswith("no room: ")
     assert not ours()
 
 
@@ -477,7 +477,7 @@ def test_an_arena_that_nobody_has_any_more_unlinks_what_it_had():
 
 def test_it_sweeps_when_it_is_made(monkeypatch):
     swept = []
-    monkeypatch.setattr(module, "sweep", lambda: swept.append(1))
+    monkeypatch.setattr(module, "remove_orphans", lambda: swept.append(1))
     Arena(1)
     assert swept == [1]
 

@@ -13,7 +13,7 @@ from tcm_sync._pool.call import Call
 from tcm_sync._pool.client_gates import ClientGates
 from tcm_sync._pool.gate import Prober
 from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture
-from tcm_sync.events._listeners import NOBODY
+from tcm_sync.events._listeners import NO_LISTENERS
 
 
 def explain(loss, started):
@@ -68,7 +68,7 @@ class Turn:
 
 def take_turn(turn, *, closed=False, closing_reason=None, shut=False, probes=False):
     """Return whether a call may send once it has its turn, and the call."""
-    gates, prober = ClientGates("h", NOBODY), Prober()
+    gates, prober = ClientGates("h", NO_LISTENERS), Prober()
     if shut:
         gates.backpressure.shut(BackpressureError("the queue is full"))
         if probes:

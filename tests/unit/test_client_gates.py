@@ -13,7 +13,7 @@ from tcm_sync._pool.attempt import CallSender
 from tcm_sync._pool.call import Call
 from tcm_sync._pool.client_gates import ClientGates
 from tcm_sync._pool.gate import Prober
-from tcm_sync.events._listeners import NOBODY
+from tcm_sync.events._listeners import NO_LISTENERS
 
 from ..helpers.bare_pool import bare_pool
 
@@ -24,7 +24,7 @@ BROKEN = CircuitOpenError("the circuit is open")
 
 @pytest.fixture
 def gates():
-    return ClientGates("h", NOBODY)
+    return ClientGates("h", NO_LISTENERS)
 
 
 def try_at(gate, prober):

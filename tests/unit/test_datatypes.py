@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tcm_sync._tensors.datatypes import DATATYPES, Unfit, datatype_named, datatype_of
+from tcm_sync._tensors.datatypes import DATATYPES, TensorError, datatype_named, datatype_of
 
 # Triton's own sizes, written out so that the table is not compared with itself.
 SIZES = {
@@ -61,13 +61,13 @@ def test_model_configurations_call_bytes_string() -> None:
 
 @pytest.mark.parametrize("name", ["fp32", "float32", "STRING", "", "TYPE_", None, 32, ["FP32"]])
 def test_an_unknown_name_is_answered_with_the_names_there_are(name: object) -> None:
-    with pytest.raises(Unfit, match=r"is not a datatype; the datatypes are BOOL, .*FP32.*BYTES"):
+    with pytest.raises(TensorError, match=r"is not a datatype; the datatypes are BOOL, .*FP32.*BYTES"):
         datatype_named(name)
 
 
 @pytest.mark.parametrize("name", ["BF16", "TYPE_BF16"])
 def test_bf16_is_refused_with_what_to_use(name: str) -> None:
-    with pytest.raises(Unfit, match=r"BF16 has no form in JSON.*FP32"):
+    with pytest.raises(TensorError, match=r"BF16 has no form in JSON.*FP32"):
         datatype_named(name)
 
 
@@ -83,19 +83,19 @@ def test_bf16_is_refused_with_what_to_use(name: str) -> None:
     ],
 )
 def test_a_dtype_without_a_datatype_is_refused_with_what_would_be_right(dtype: np.dtype, advice: str) -> None:
-    with pytest.raises(Unfit, match=advice):
+    with pytest.raises(TensorError, match=advice):
         datatype_of(dtype)
 
 
 def test_the_small_floats_of_frameworks_are_refused_with_what_would_be_right() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    with pytest.raises(Unfit, match=r"BF16.*send .astype\('float32'\)"):
+    with pytest.raises(TensorError, match=r"BF16.*send .astype\('float32'\)"):
         datatype_of(np.dtype(ml_dtypes.bfloat16))
-    with pytest.raises(Unfit, match=r"float8_e5m2.*has no datatype"):
+    with pytest.raises(TensorError, match=r"float8_e5m2.*has no datatype"):
         datatype_of(np.dtype(ml_dtypes.float8_e5m2))
 
 
 @pytest.mark.skipif(np.dtype("longdouble").itemsize == 8, reason="longdouble is float64 here")
 def test_longdouble_is_refused() -> None:
-    with pytest.raises(Unfit, match=r"longdouble.*send .astype\('float64'\)"):
+    with pytest.raises(TensorError, match=r"longdouble.*send .astype\('float64'\)"):
         datatype_of(np.dtype("longdouble"))

@@ -17,7 +17,7 @@ from tcm_sync import Route, TcmClient, TlsSettings
 from tcm_sync._calls.progress import Progress
 from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._shm.arena import Arena
-from tcm_sync._shm.segment import Segment, sweep
+from tcm_sync._shm.segment import Segment, remove_orphans
 from tcm_sync._tensors.arrays import as_array
 from tcm_sync._tensors.signature import ModelSignature
 from tcm_sync._transport.connection import Connection
@@ -226,10 +226,10 @@ def looking_for_a_segment(monkeypatch):
         segment.close()
 
 
-def sweeping(monkeypatch):
+def removing_orphans(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("tcm_sync._shm.segment.os.scandir", interrupted)
-        sweep()
+        remove_orphans()
 
 
 def lending(monkeypatch):
@@ -260,7 +260,16 @@ def showing_progress(monkeypatch):
         progress.update()
 
 
-PLACES = [signature_of_text, tls_files, group, modules, unlinking, looking_for_a_segment, sweeping, lending]
+PLACES = [
+    signature_of_text,
+    tls_files,
+    group,
+    modules,
+    unlinking,
+    looking_for_a_segment,
+    removing_orphans,
+    lending,
+]
 PLACES += [ending_a_socket, flushing, showing_progress]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._tensors import check_output_dtypes, decode_outputs, pieces
-from tcm_sync._tensors.datatypes import Unfit
+from tcm_sync._tensors.datatypes import TensorError
 from tcm_sync._wire.split_json import split_off_arrays
 from tcm_sync.errors import CallTimeoutError, ProtocolError
 
@@ -50,7 +50,7 @@ def read(text: str, depth: int, kind: str = "f", dtype: Any = None) -> np.ndarra
         found = pieces.decode_in_pieces(
             memoryview(text.encode()), depth, kind, None if dtype is None else np.dtype(dtype)
         )
-    except Unfit:
+    except TensorError:
         return None
     assert found.flags.owndata
     assert found.flags.writeable

@@ -40,7 +40,7 @@ from tcm_sync import (
 from tcm_sync._calls.retrying import Repeats, perform
 from tcm_sync._deadline import Deadline
 from tcm_sync._reentry import Callers
-from tcm_sync.events._listeners import NOBODY
+from tcm_sync.events._listeners import NO_LISTENERS
 from tcm_sync.retry import Verdict
 
 FATAL, COUNTED, FREE = Verdict.FATAL, Verdict.COUNTED, Verdict.FREE
@@ -459,7 +459,7 @@ def test_what_is_sent_once_is_repeated_only_if_it_did_not_run(clock):
 
 def test_a_call_inside_another_one_of_its_thread_is_refused_and_one_after_it_is_not():
     core = SimpleNamespace(
-        listeners=NOBODY,
+        listeners=NO_LISTENERS,
         callers=Callers(),
         running=lambda: SimpleNamespace(sender=None),
         counts=SimpleNamespace(called=lambda _: None, failed=lambda _: None),

@@ -1,4 +1,4 @@
-"""One file of shared memory: how it is made, what is refused, and which leftovers are swept."""
+"""One file of shared memory: how it is made, what is refused, and which leftovers are removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tcm_sync._shm import segment as module
-from tcm_sync._shm.segment import Segment, room, segment_of, sweep, unsupported
+from tcm_sync._shm.segment import Segment, directory_space, remove_orphans, segment_of, why_unsupported
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
 
@@ -221,24 +221,24 @@ def test_a_copy_and_an_array_of_elsewhere_tell_none(segment):
 
 
 def test_other_systems_have_none(monkeypatch):
-    assert unsupported() is None
+    assert why_unsupported() is None
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert unsupported() == "shared memory needs Linux, and this is darwin"
+    assert why_unsupported() == "shared memory needs Linux, and this is darwin"
 
 
 def test_a_directory_that_cannot_be_written_to_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "DIRECTORY", str(tmp_path / "nowhere"))
-    assert unsupported() == f"{tmp_path}/nowhere cannot be written to"
+    assert why_unsupported() == f"{tmp_path}/nowhere cannot be written to"
 
 
 def test_the_room_is_that_of_the_directory():
-    total, free = room()
+    total, free = directory_space()
     found = os.statvfs(SHM)
     assert total == found.f_blocks * found.f_frsize
     assert 0 <= free <= total
 
 
-# --- swept ---
+# --- files of processes that have ended ---
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def gone():
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
-    """Have a directory in place of /dev/shm, which others sweep too."""
+    """Have a directory in place of /dev/shm, in which others remove files too."""
     monkeypatch.setattr(module, "DIRECTORY", str(tmp_path))
     return tmp_path
 
@@ -270,7 +270,7 @@ def left(directory):
 
 def test_the_file_of_a_process_that_is_gone_is_swept_at_once(gone, left):
     path = left(gone)
-    assert sweep() == [path.name]
+    assert remove_orphans() == [path.name]
     assert not path.exists()
 
 
@@ -278,13 +278,13 @@ def test_the_file_of_a_process_that_is_gone_is_swept_at_once(gone, left):
 def test_the_file_that_nobody_has_locked_is_swept_though_a_process_has_its_number(left, pid):
     """Each container that shares the directory has a process 1, and numbers the others by itself."""
     path = left(pid)
-    assert sweep() == [path.name]
+    assert remove_orphans() == [path.name]
     assert not path.exists()
 
 
 def test_the_segments_of_a_live_process_are_not_swept(directory):
     segment = Segment.make(4096)
-    assert sweep() == []
+    assert remove_orphans() == []
     assert (directory / segment.name).exists()
 
 
@@ -293,7 +293,7 @@ def test_the_file_of_another_user_is_not_swept(gone, left):
         pytest.skip("only root can give files away")
     path = left(gone)
     os.chown(path, NOBODY, NOBODY)
-    sweep()
+    remove_orphans()
     assert path.exists()
 
 
@@ -312,7 +312,7 @@ def test_the_file_of_another_user_is_not_swept(gone, left):
 def test_files_with_other_names_are_not_swept(gone, directory, name):
     path = directory / name.format(gone)
     path.write_bytes(b"x")
-    assert sweep() == []
+    assert remove_orphans() == []
     assert path.exists()
 
 
@@ -321,7 +321,7 @@ def test_what_is_no_file_is_not_swept(gone, directory):
     link.symlink_to("/etc/hostname")
     folder.mkdir()
     os.mkfifo(pipe)
-    assert sweep() == []
+    assert remove_orphans() == []
     assert link.is_symlink()
     assert folder.is_dir()
     assert pipe.is_fifo()
@@ -329,10 +329,10 @@ def test_what_is_no_file_is_not_swept(gone, directory):
 
 def test_an_empty_file_is_not_swept_while_it_is_young_since_it_may_not_be_locked_yet(gone, left, monkeypatch):
     path = left(gone, b"")
-    sweep()
+    remove_orphans()
     assert path.exists()
-    monkeypatch.setattr(module, "_YOUNG", -1.0)
-    sweep()
+    monkeypatch.setattr(module, "_NEW", -1.0)
+    remove_orphans()
     assert not path.exists()
 
 
@@ -343,19 +343,19 @@ def test_a_file_that_somebody_holds_the_lock_of_is_not_swept_for_as_long_as_an_a
     segment = Segment.make(4096)
     path = directory / segment.name.replace(str(os.getpid()), str(gone))
     (directory / segment.name).rename(path)
-    assert sweep() == []
+    assert remove_orphans() == []
     array = segment.array(np.dtype(np.uint8), (4096,))[5:]
     del segment
-    assert sweep() == []
+    assert remove_orphans() == []
     del array  # which unmaps it
-    assert sweep() == [path.name]
+    assert remove_orphans() == [path.name]
     assert not path.exists()
 
 
 def test_two_that_sweep_at_once_are_in_nobodys_way(gone, left):
     paths = [left(gone, tail=f"{number:024x}") for number in range(200)]
     swept = []
-    threads = [threading.Thread(target=lambda: swept.extend(sweep())) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: swept.extend(remove_orphans())) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -87,7 +87,7 @@ def test_what_is_made_while_the_process_ends_does_not_disturb_the_end(monkeypatc
 
 def test_the_end_waits_for_a_thread_that_is_being_started(monkeypatch):
     monkeypatch.setattr(_process, "_exiting", False)
-    monkeypatch.setattr(_process, "_START_PATIENCE", PATIENCE)
+    monkeypatch.setattr(_process, "_START_TIMEOUT", PATIENCE)
     unborn = Unborn()
     starter = threading.Thread(target=start_thread, args=(unborn,))
     starter.start()
