@@ -33,7 +33,7 @@ def _figures(core: Core) -> dict[str, Any]:
         pools = [pool.read(()) for pool in counts.pools]
     else:
         pools = [runtime.pool.read(), runtime.management.read()]
-        limits = runtime.pool.limits()
+        limits = runtime.pool.limits.read()
         names = ("requests_at_once", "messages_per_second", "tenant_messages_per_second")
         figures.update(zip(names, limits, strict=True))
         figures["gates"] = runtime.shut_gates()

@@ -278,11 +278,11 @@ class CallSender:
                 self._gates.passed(call.target, gates, prober, shut)
             pool = self._pool_of(call)
             if isinstance(failure, RateLimitedError):
-                pool.learn_limit(connection)
+                pool.limits.learn_socket_limit(connection)
             elif failure.code == TENANT_LIMIT:
-                pool.learn_tenant_limit(connection, failure)
+                pool.limits.learn_tenant_limit(connection, failure)
             elif isinstance(failure, BackpressureError) and pool is self._pool:
-                pool.lower_concurrency(connection, failure)  # not of jobs, which take minutes
+                pool.limits.lower_concurrency(connection, failure)  # not of jobs, which take minutes
         finally:
             if refusal.reusable:
                 lease.release()

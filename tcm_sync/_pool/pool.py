@@ -14,6 +14,7 @@ from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.lease import Lease
 from tcm_sync._pool.manager_state import ManagerState
 from tcm_sync._pool.opening import SHUTDOWN_PAUSE, PoolOpening, log_closed
+from tcm_sync._pool.pool_limits import PoolLimits
 from tcm_sync._pool.pool_state import LEASE_LOST, PoolState
 from tcm_sync._pool.waiters import Waiter
 from tcm_sync._transport.authentication import Opener
@@ -38,8 +39,8 @@ _EXPIRED = "idle or old"
 class Pool:
     """Up to so many authenticated connections, opened when a caller waits for one.
 
-    What it holds is in its state, under the state's lock; this class acquires and releases, and does what
-    may wait (closing, logging, starting threads) without that lock.
+    What it holds is in its state, under the state's lock. This class acquires and releases connections, and
+    does what may wait (closing, logging, starting threads) without that lock.
 
     Parameters
     ----------
@@ -78,6 +79,7 @@ class Pool:
         self.state = PoolState(
             settings, reader, manager_state, counts, size=size, setting=setting, opener=opener
         )
+        self.limits = PoolLimits(self.state)
         self._connector = connector
         self._opening = PoolOpening(self, self.state, opener, connector, reader)
         self._abandoned = False  # whether this is a forked child, and the connections its parent's
@@ -267,40 +269,6 @@ class Pool:
             if self.state.waiters.leave(waiter):
                 self.state.lease_ended.notify_all()
 
-    # --- limits that the manager's refusals teach ---
-
-    def lower_concurrency(self, connection: Connection, cause: TcmError) -> None:
-        """Send less at a time: the manager had too much to do for the request on `connection`."""
-        state = self.state
-        with state.lock:
-            lowered = state.limit.refused(connection, state.under_way(), cause)
-            width = state.limit.width
-        if lowered:
-            log.info("at most %s requests at a time for now: %s", width, cause)
-
-    def learn_limit(self, connection: Connection) -> None:
-        """Learn from a ``Rate limit exceeded`` how many messages a second a socket may send."""
-        with self.state.lock:
-            learned = self.state.inventory.learn_limit(connection)
-        if learned is not None:
-            log.warning(
-                "the manager limits messages: a socket sends at most %d a second from now on", learned
-            )
-
-    def learn_tenant_limit(self, connection: Connection, cause: TcmError) -> None:
-        """Send fewer messages a second: the one on `connection` was over the tenant's limit."""
-        state = self.state
-        with state.lock:
-            sent_at = connection.sent_at[-1]
-            accepted = state.inventory.sent_since(sent_at - 1.0) - 1
-            rate = state.pace.refused(sent_at, accepted, cause)
-        if rate is not None:
-            log.warning(
-                "the manager limits a tenant's messages: this client sends %.3g a second from now on: %s",
-                rate,
-                cause,
-            )
-
     # --- figures ---
 
     def read(self) -> dict[str, Any]:
@@ -312,11 +280,6 @@ class Pool:
         """Return any open connection, or None."""
         with self.state.lock:
             return next(iter(self.state.inventory.all.values()), None)
-
-    def limits(self) -> tuple[int | None, int | None, float | None]:
-        """Return how many requests may be under way; and messages a second, of a socket and of the client."""
-        state = self.state
-        return state.limit.width, state.inventory.limit, state.pace.rate
 
     def read_unlocked(self) -> tuple[int, int, int]:
         """Count sockets, busy ones and waiting calls without the lock, for a repr: it may be a little off."""

@@ -6,44 +6,35 @@ import asyncio
 import json
 import secrets
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcm_sync import settings
-from tcm_sync._arguments import check_flag
 from tcm_sync._calls.retrying import perform
 from tcm_sync._deadline import Deadline
-from tcm_sync._numbers import shown
-from tcm_sync._pool.call import Call
-from tcm_sync._wire.quote import quote
-from tcm_sync._wire.unreadable import out_of_memory
-from tcm_sync.client import TcmClient as _Engine
-from tcm_sync.compat.messages import InferenceInput, InferenceResponse, check_str
+from tcm_sync.client import TcmClient as SyncClient
+from tcm_sync.compat.calls import InferenceCall, InfoCall, ManagementCall, RawCall
+from tcm_sync.compat.messages import InferenceInput, InferenceResponse
+from tcm_sync.compat.requests import as_list, identity_of, inference_request
 from tcm_sync.errors import (
     AuthenticationError,
     BackpressureError,
     InputError,
     MessageTooLargeError,
     PermissionDeniedError,
-    ProtocolError,
     RateLimitedError,
     ShuttingDownError,
     TcmError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
     import numpy.typing as npt
 
-    from tcm_sync._transport.connection import Connection
-    from tcm_sync._transport.replies import Future, PendingReplies, Refusal
     from tcm_sync.compat.messages import AuthContext
-
-_TENANT = "dev-tenant"  # what tcm-client sends in place of a tenant that is left out
 
 # Refusals of the manager, which tcm-client returns as messages of type "error".
 _REFUSALS = (
@@ -89,15 +80,15 @@ class TcmClient:
         self._auth_ctx = auth_ctx
         self._connect_timeout = connect_timeout_seconds
         self._message_timeout = message_timeout_seconds
-        self._engine = _Engine(
+        self._client = SyncClient(
             uri,
-            _identity(auth_ctx),
+            identity_of(auth_ctx),
             timeout=message_timeout_seconds,
             connect_timeout=connect_timeout_seconds,
             retry=None,
             shm="off",
         )
-        self._engine._core.may_be_dropped = True  # noqa: SLF001 - programs made for tcm-client close nothing
+        self._client._core.may_be_dropped = True  # noqa: SLF001 - programs made for tcm-client close nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(
@@ -116,8 +107,8 @@ class TcmClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections for good."""
-        self._engine.close()
+        """Close the connections. A closed client stays closed."""
+        self._client.close()
 
     def infer(
         self,
@@ -163,9 +154,8 @@ class TcmClient:
             An argument cannot be sent.
         """
         _refuse_event_loop("infer()", "infer_async(...)")
-        message = self._ask(
-            _Inference, _request(vm_id, container_id, model_name, inputs, vm_ip, allow_transient)
-        )
+        request = inference_request(vm_id, container_id, model_name, inputs, vm_ip, allow_transient)
+        message = self._ask(InferenceCall, request)
         return InferenceResponse(message.get("type", ""), message.get("payload", {}))
 
     async def infer_async(
@@ -179,8 +169,8 @@ class TcmClient:
         allow_transient: bool = False,
     ) -> InferenceResponse:
         """Do what `infer` does, in a thread of the event loop's executor."""
-        request = _request(vm_id, container_id, model_name, inputs, vm_ip, allow_transient)
-        message = await asyncio.to_thread(self._ask, _Inference, request)
+        request = inference_request(vm_id, container_id, model_name, inputs, vm_ip, allow_transient)
+        message = await asyncio.to_thread(self._ask, InferenceCall, request)
         return InferenceResponse(message.get("type", ""), message.get("payload", {}))
 
     def run_inference(
@@ -234,7 +224,7 @@ class TcmClient:
             As of `infer`.
         """
         _refuse_event_loop("info_queue_stats()", "asyncio.to_thread(client.info_queue_stats)")
-        message = self._ask(_Info, {"action": "queue_stats", "job_id": secrets.token_hex(8)})
+        message = self._ask(InfoCall, {"action": "queue_stats", "job_id": secrets.token_hex(8)})
         if message.get("type") != "info_response":
             raise RuntimeError(f"Unexpected info response: {message}")
         return message
@@ -252,21 +242,21 @@ class TcmClient:
         Raises
         ------
         RuntimeError, ConnectionError, TimeoutError, MessageTooLargeError, ProtocolError, InputError
-            As of `infer`. A job that takes longer than `message_timeout_seconds` goes on.
+            As of `infer`. A job that takes longer than `message_timeout_seconds` continues.
         """
         _refuse_event_loop("management_creation()", "asyncio.to_thread(client.management_creation, ...)")
-        return self._ask(_Management, {"action": action, **kwargs})
+        return self._ask(ManagementCall, {"action": action, **kwargs})
 
-    def _ask(self, kind: type[_Raw], payload: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, kind: type[RawCall], payload: dict[str, Any]) -> dict[str, Any]:
         """Send a request once, and return the message that answers it."""
         try:
-            text = json.dumps(payload, default=_as_list).encode()
+            text = json.dumps(payload, default=as_list).encode()
         except TypeError as error:
             raise InputError(f"the request has no form in JSON: {error}") from None
         call = kind((text,), Deadline(self._message_timeout), waits_for_manager=False)
         call.job_id = payload.get("job_id")
         try:
-            perform(self._engine._core, call, None, once=True)  # noqa: SLF001
+            perform(self._client._core, call, None, once=True)  # noqa: SLF001
         except AuthenticationError as error:
             raise RuntimeError(f"Auth failed: {error}") from error
         except TcmError as error:
@@ -274,62 +264,6 @@ class TcmClient:
                 raise
             return {"type": "error", "payload": call.refused or _described(error)}
         return call.answer
-
-
-class _Raw(Call):
-    """A request whose answer is returned as it is, whatever it reports."""
-
-    answered_by: ClassVar[str]  # the type of the message
-    answer: dict[str, Any]
-    refused: dict[str, Any] | None = None
-    job_id: object = None
-
-    def read(self, connection: Connection, message: bytes) -> TcmError | None:
-        """Read the answer, which is never a failure."""
-        try:
-            answer = json.loads(message)
-        except (ValueError, RecursionError):  # RecursionError: nested too deep
-            answer = None
-        except MemoryError:
-            raise out_of_memory(len(message)) from None
-        if not isinstance(answer, dict) or not isinstance(answer.get("payload"), dict):
-            raise ProtocolError(f"the reply is no message: {quote(message)}")
-        if answer.get("type") != self.answered_by or not self.is_answered(answer, connection.uuid):
-            raise ProtocolError(f"the message is no reply to this request: {quote(message)}")
-        self.answer = answer
-        return None
-
-    def is_answered(self, answer: dict[str, Any], uuid: str) -> bool:
-        """Whether a message of the right type is the reply to this request."""
-        return bool(answer.get("uuid") == uuid)
-
-    def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:
-        """Wait for the answer, and keep the payload of a refusal."""
-        refusal = super().receive(connection, pending, future)
-        if refusal is not None and refusal.said is not None:
-            said = refusal.said
-            fields = {"code": said.code, "message": said.message, "dropped_type": said.dropped_type}
-            self.refused = {name: value for name, value in fields.items() if value is not None}
-        return refusal
-
-
-class _Inference(_Raw):
-    kind: ClassVar[str] = "inference"
-    answered_by = "inference"
-
-
-class _Info(_Raw):
-    kind: ClassVar[str] = "info"
-    answered_by = "info_response"
-
-    def is_answered(self, answer: dict[str, Any], uuid: str) -> bool:  # noqa: ARG002
-        """Whether the job is that of the request: the message has no uuid."""
-        return bool(answer["payload"].get("job_id") == self.job_id)
-
-
-class _Management(_Raw):
-    kind: ClassVar[str] = "management"
-    answered_by = "management"
 
 
 def _is_refusal(error: TcmError) -> bool:
@@ -344,64 +278,6 @@ def _described(error: TcmError) -> dict[str, Any]:
     return (
         {"message": error.message} if error.code is None else {"code": error.code, "message": error.message}
     )
-
-
-def _identity(auth_ctx: Any) -> settings.AuthContext:
-    """Return who the client is, with what tcm-client sends for fields that are left out."""
-    identity = settings.as_auth_context(auth_ctx)
-    if identity is None:
-        raise InputError("auth_ctx must be an AuthContext, not None")
-    if not (identity.token or identity.sub or identity.tenant_id or identity.roles):
-        return identity
-    return settings.AuthContext(
-        uuid=identity.uuid,
-        token=identity.token,
-        sub=identity.sub or identity.uuid,
-        tenant_id=identity.tenant_id or _TENANT,
-        roles=identity.roles,
-    )
-
-
-def _request(
-    vm_id: str,
-    container_id: str,
-    model_name: str,
-    inputs: Iterable[Any],
-    vm_ip: str | None,
-    allow_transient: bool,
-) -> dict[str, Any]:
-    """Return an inference as tcm-client sends it."""
-    texts = {"vm_id": vm_id, "container_id": container_id, "model_name": model_name}
-    for name, value in texts.items():
-        check_str(value, name)
-    if vm_ip is not None:
-        check_str(vm_ip, "vm_ip")
-    return {
-        "vm_id": vm_id,
-        "vm_ip": vm_ip,
-        "container_id": container_id,
-        "model_name": model_name,
-        "inputs": None,
-        "pipeline": None,
-        "request": {
-            "protocol": "http",
-            "inputs": [_dumped(each) for each in inputs],
-            "allow_transient": check_flag("allow_transient", allow_transient),
-        },
-    }
-
-
-def _dumped(given: Any) -> dict[str, Any]:
-    if not callable(getattr(given, "model_dump", None)):
-        raise InputError(f"each input must be an InferenceInput, not {shown(given)}")
-    dumped: dict[str, Any] = given.model_dump()
-    return dumped
-
-
-def _as_list(value: object) -> object:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    raise TypeError(f"data of type {type(value).__name__}")
 
 
 def _refuse_event_loop(method: str, instead: str) -> None:

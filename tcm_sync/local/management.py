@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tcm_sync.local.cloud import CloudStep
+from tcm_sync.local.cloud_objects import CloudStep
 from tcm_sync.local.failures import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tcm_sync.local.cloud import Cloud, Container, OnStep, VirtualMachine
+    from tcm_sync.local.cloud import Cloud
+    from tcm_sync.local.cloud_objects import Container, OnStep, VirtualMachine
     from tcm_sync.local.loaded_model import LoadedModel, TensorSpec
 
 

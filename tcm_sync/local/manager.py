@@ -6,12 +6,11 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from tcm_sync._arguments import check_text, check_whole
-from tcm_sync._numbers import shown
 from tcm_sync.errors import ConfigError
-from tcm_sync.local.cloud import Cloud, Container
+from tcm_sync.local.cloud import Cloud
+from tcm_sync.local.cloud_objects import Container
 from tcm_sync.local.injection import FaultInjection
-from tcm_sync.local.models import Model, load_model
+from tcm_sync.local.models import Model, load_models
 from tcm_sync.local.regions import Regions
 from tcm_sync.local.settings import Settings, Tokens
 from tcm_sync.local.shared_memory import MappedMemory
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from tcm_sync.local.cloud import CloudStep
+    from tcm_sync.local.cloud_objects import CloudStep
     from tcm_sync.local.server import Server
 
 
@@ -222,9 +221,7 @@ class LocalManager(FaultInjection):
             ssl_context=ssl_context,
         )
         super().__init__()
-        models = _checked_models({} if models is None else models)
-        most = _checked_batch_sizes({} if max_batch_sizes is None else max_batch_sizes, models)
-        self._models = {name: load_model(name, model, most.get(name)) for name, model in models.items()}
+        self._models = load_models(models, max_batch_sizes)
         self._cloud = Cloud(
             [
                 Container(container_id, vm_ip, registered=True),
@@ -395,20 +392,3 @@ class LocalManager(FaultInjection):
         """
         server = self._server
         return self._counters.snapshot() if server is None else server.core.stats()
-
-
-def _checked_models(models: object) -> dict[str, Model]:
-    if not isinstance(models, Mapping):
-        raise ConfigError(f"models must map names to models, not {type(models).__name__}")
-    return {check_text("models: a name", name): model for name, model in models.items()}
-
-
-def _checked_batch_sizes(most: object, models: Mapping[str, Model]) -> dict[str, int]:
-    if not isinstance(most, Mapping):
-        raise ConfigError(f"max_batch_sizes must map names of models to sizes, not {type(most).__name__}")
-    for name in most:
-        if name not in models:
-            raise ConfigError(
-                f"max_batch_sizes names {shown(name)}, which is none of the models {sorted(models)}"
-            )
-    return {name: check_whole(f"max_batch_sizes: that of {name!r}", size, 0) for name, size in most.items()}

@@ -6,9 +6,11 @@ import inspect
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tcm_sync._arguments import check_text, check_whole
 from tcm_sync._numbers import as_number, shown
 from tcm_sync.errors import ERROR_CODES, ConfigError
 from tcm_sync.local.loaded_model import LoadedModel, ModelFunction
@@ -62,6 +64,47 @@ def _checked_pause(seconds: object) -> float:
             f"the retry_after_seconds of a ModelFailure must be a number of at least 0, not {shown(seconds)}"
         )
     return number
+
+
+def load_models(
+    models: Mapping[str, Model] | None, max_batch_sizes: Mapping[str, int] | None
+) -> dict[str, LoadedModel]:
+    """Make the models of a manager ready to run.
+
+    Parameters
+    ----------
+    models : mapping of str to model, optional
+        As `load_model` takes them, by name.
+    max_batch_sizes : mapping of str to int, optional
+        Those of some of the models.
+
+    Raises
+    ------
+    ModelFileError
+        An ONNX model cannot be read.
+    ConfigError
+        One of the two is something else, or there is no model of a name.
+    """
+    checked = _checked_models({} if models is None else models)
+    most = _checked_batch_sizes({} if max_batch_sizes is None else max_batch_sizes, checked)
+    return {name: load_model(name, model, most.get(name)) for name, model in checked.items()}
+
+
+def _checked_models(models: object) -> dict[str, Model]:
+    if not isinstance(models, Mapping):
+        raise ConfigError(f"models must map names to models, not {type(models).__name__}")
+    return {check_text("models: a name", name): model for name, model in models.items()}
+
+
+def _checked_batch_sizes(most: object, models: Mapping[str, Model]) -> dict[str, int]:
+    if not isinstance(most, Mapping):
+        raise ConfigError(f"max_batch_sizes must map names of models to sizes, not {type(most).__name__}")
+    for name in most:
+        if name not in models:
+            raise ConfigError(
+                f"max_batch_sizes names {shown(name)}, which is none of the models {sorted(models)}"
+            )
+    return {name: check_whole(f"max_batch_sizes: that of {name!r}", size, 0) for name, size in most.items()}
 
 
 def load_model(name: str, model: Model, max_batch_size: int | None = None) -> LoadedModel:

@@ -11,7 +11,7 @@ from tcm_sync.local.tensors import Tensor, is_datatype
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tcm_sync.local.cloud import Container
+    from tcm_sync.local.cloud_objects import Container
 
     Find = Callable[[object], Container | None]
 

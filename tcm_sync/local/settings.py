@@ -13,7 +13,7 @@ from tcm_sync._numbers import as_number, shown
 from tcm_sync.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tcm_sync.local.cloud import OnStep
+    from tcm_sync.local.cloud_objects import OnStep
 
 Claims = Mapping[str, object]
 Tokens = Mapping[str, Collection[str] | Claims] | Collection[str] | Callable[[str], Claims] | None

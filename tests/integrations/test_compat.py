@@ -338,7 +338,7 @@ def test_a_client_that_nobody_closes_is_closed_without_a_warning(manager):
 def test_a_client_is_collected_without_waiting_for_a_lock(manager):
     client = compat.TcmClient(manager.uri, compat.AuthContext("c-1"))
     client.info_queue_stats()
-    lock, held = client._engine._core.lock, [client]
+    lock, held = client._client._core.lock, [client]
     del client
     assert collected_while_held(held, lock)
     wait_until(lambda: manager.stats().connected == 0, "its connection is closed")

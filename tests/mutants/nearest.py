@@ -35,6 +35,7 @@ NEAREST = {
         "unit/test_lease unit/test_pool_state unit/test_inventory unit/test_pool_model peer/test_leases "
         "peer/test_shared_memory_requests unit/test_logs"
     ),
+    "tcm_sync/_pool/pool_limits.py": "unit/test_inventory unit/test_pool_state",
     "tcm_sync/_pool/pool_state.py": (
         "unit/test_pool_state unit/test_pool_model unit/test_pool peer/test_leases peer/test_connecting "
         "peer/test_stats"

@@ -44,7 +44,7 @@ def test_a_reply_for_which_memory_is_short_is_an_error_of_its_own(infer, monkeyp
     def loads(_text):
         raise MemoryError
 
-    monkeypatch.setattr(compat.client, "json", SimpleNamespace(loads=loads, dumps=json.dumps))
+    monkeypatch.setattr(compat.calls, "json", SimpleNamespace(loads=loads, dumps=json.dumps))
     with pytest.raises(MessageTooLargeError, match="not enough memory"):
         infer("[[1]]")
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from tcm_sync._pool.inventory import Inventory
-from tcm_sync._pool.pool import Pool
+from tcm_sync._pool.pool_limits import PoolLimits
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.frames import FrameDecoder
 from tcm_sync.settings import Settings
@@ -144,7 +144,7 @@ def test_what_was_sent_in_the_second_before_a_refusal_counts_against_the_limit_o
         inventory=inventory,
         pace=SimpleNamespace(refused=lambda *refusal: refusals.append(refusal)),
     )
-    Pool.learn_tenant_limit(SimpleNamespace(state=state), one, "the refusal")
+    PoolLimits(state).learn_tenant_limit(one, "the refusal")
     assert refusals == [(now, 2, "the refusal")]
 
 

@@ -234,7 +234,7 @@ def test_the_limit_of_a_tenant_is_logged_once_it_is_lower(caplog):
     for connection in burst:
         connection.sent_at.append(monotonic())
     for connection in burst:
-        pool.learn_tenant_limit(connection, BackpressureError("too many"))
+        pool.limits.learn_tenant_limit(connection, BackpressureError("too many"))
     assert flush(PATIENCE)
     (record,) = caplog.records
     assert record.getMessage().endswith("this client sends 0.8 a second from now on: too many")
