@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tcm_sync.errors import TcmError
 from tcm_sync.local.digits import model_file
-from tcm_sync.local.injection import PLAN_HELP, plan_text
+from tcm_sync.local.fault_texts import PLAN_HELP, plan_text
 from tcm_sync.local.manager import LocalManager
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def _named_file(text: str) -> tuple[str, str]:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tcm_sync.local",
-        description="Serve ONNX models as a Triton Client Manager does, and do management jobs in a cloud "
-        "that is not there. For laptops and tests only.",
+        description="Serve ONNX models as a Triton Client Manager does, and do management jobs in a "
+        "simulated cloud. For laptops and tests only.",
         epilog="SIGINT or SIGTERM ends it as the manager ends: running requests are finished and answered.",
     )
     parser.add_argument(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tcm_sync.local.settings import Claims, Tokens
 
 #: The tenant of clients that state none, which is every client in the open mode.
-ANYBODY = "unknown"
+UNKNOWN_TENANT = "unknown"
 _PERIOD = 60.0  # seconds within which failures count together
 _MOST_FAILED = 10_000  # uuids
 
@@ -51,7 +51,7 @@ class Identity:
         """The claims that the manager repeats in its reply to a management job."""
         return {"sub": self.sub, "tenant_id": self.tenant_id, "roles": list(self.roles)}
 
-    def may(self, role: str) -> bool:
+    def has_role(self, role: str) -> bool:
         """Return whether the client has the role, or is an admin."""
         return self.unrestricted or role in self.roles or "admin" in self.roles
 
@@ -111,7 +111,7 @@ class Authenticator:
         block = client if isinstance(client, dict) else {}
         roles = _roles(block.get("roles")) if isinstance(block.get("roles"), list) else ()
         stated = None if self._tokens is None else block.get("tenant_id")
-        return Identity(stated if isinstance(stated, str) else ANYBODY, roles, unrestricted=not roles)
+        return Identity(stated if isinstance(stated, str) else UNKNOWN_TENANT, roles, unrestricted=not roles)
 
 
 def _verified(verify: Callable[[str], Claims], token: Any) -> Claims:
@@ -125,7 +125,7 @@ def _strict(claims: Claims) -> Identity:
     """Read the claims of a token; of several names for one claim, the first that is not empty counts."""
     tenant = claims.get("tenant_id") or claims.get("tenant")
     roles = _roles(claims.get("roles") or claims.get("role") or claims.get("permissions"))
-    return Identity(str(tenant or ANYBODY), roles, sub=claims.get("sub"), tenant_id=tenant)
+    return Identity(str(tenant or UNKNOWN_TENANT), roles, sub=claims.get("sub"), tenant_id=tenant)
 
 
 def _roles(stated: object) -> tuple[str, ...]:
@@ -135,7 +135,7 @@ def _roles(stated: object) -> tuple[str, ...]:
     return tuple(role for role in stated if isinstance(role, str)) if isinstance(stated, Collection) else ()
 
 
-def granted(asked: object, known: Collection[str]) -> list[str] | None:
+def granted_capabilities(asked: object, known: Collection[str]) -> list[str] | None:
     """Return those of the requested capabilities that this manager has, in the order of the request.
 
     Returns

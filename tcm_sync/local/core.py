@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from tcm_sync.local.shared_memory import SharedMemory
     from tcm_sync.local.stats import Counters, LocalStats
 
-#: How long the scheduler of a draining manager still takes what is sent to it (docs/wire.rst, "Draining").
-SCHEDULER_STAYS = 0.5
+#: For how long a draining manager still queues what is sent to it (docs/wire.rst, "Draining").
+SCHEDULER_DRAIN_SECONDS = 0.5
 _DRAIN_POLL = 0.005
 _MOST_TENANTS = 10_000
-_EXACTLY = 0.020  # seconds of a tick for which a thread sleeps
+_IN_THREAD = 0.020  # seconds before a tick, in which a thread sleeps and not the loop
 
 DROPPED_BY_SHUTDOWN = ("SYSTEM_SHUTDOWN", "Request dropped: system is shutting down.")
 QUEUE_FULL = ("BACKPRESSURE_QUEUE_FULL", "Request dropped due to backpressure (per-user queue full).")
@@ -100,7 +100,7 @@ class Core:
         self.planned = planned
         self.capabilities = ("json",) if shared_memory is None else ("json", "shm")
         self.draining = False
-        self.taking = True  # whether new work is accepted, for a while also while draining
+        self.accepts_work = True  # whether new work is accepted, for a while also while draining
         self.authenticator = Authenticator(settings.tokens, settings.auth_failures_per_minute)
         self.scheduler = Scheduler(
             {
@@ -133,15 +133,14 @@ class Core:
             triton,
             cloud.find,
             timeout=settings.stream_timeout,
-            is_abandoned=lambda: self._workers["inference"].is_discarding,
+            is_discarding=lambda: self._workers["inference"].is_discarding,
         )
         self._management = Management(
             cloud, models, settings.on_cloud_step, known_faults=settings.known_faults
         )
-        self._nowhere = Outbox(
-            loop, lambda _: None, in_a_hurry=lambda: True
-        )  # for streams of clients that have disconnected
-        self._nowhere.close()
+        # for streams of clients that have disconnected
+        self._closed_outbox = Outbox(loop, lambda _: None, is_draining=lambda: True)
+        self._closed_outbox.close()
         self._loop = loop
         self._sessions: dict[str, Receiver] = {}  # by uuid, in the order in which they connected
         # a bucket that was not used for a second is full, as a new one is
@@ -164,7 +163,7 @@ class Core:
         return self._sessions.setdefault(uuid, session) is session
 
     def leave(self, uuid: str) -> None:
-        """Free a uuid. The requests that were sent under it go on."""
+        """Free a uuid. The requests that were sent under it continue."""
         self._sessions.pop(uuid, None)
 
     def admit_tenant(self, tenant: str) -> bool:
@@ -190,7 +189,7 @@ class Core:
 
     def enqueue(self, job: Job) -> None:
         """Queue a job, or refuse it."""
-        if not self.taking:
+        if not self.accepts_work:
             return  # while the manager drains, the session refuses every message itself
         if self.scheduler.put(job):
             self._work.set()
@@ -198,7 +197,7 @@ class Core:
             self._refuse(job, QUEUE_FULL)
 
     async def schedule(self) -> None:
-        """Wake at every tick at which something waits, and give the workers what its turn is; for ever."""
+        """At each tick at which jobs wait, give those whose turn it is to the workers; never return."""
         tick = self.settings.tick
         due = self._loop.time()
         while True:
@@ -209,30 +208,30 @@ class Core:
                 await self._sleep_until(due)
             else:
                 await asyncio.sleep(0)
-            self._take_turns()
+            self._run_tick()
             due = self._loop.time()  # the next tick is a whole one after this round
 
     async def _sleep_until(self, due: float) -> None:
         """Sleep, in the end in a thread: the timers of a loop with busy sockets are up to 2 ms late."""
-        rest = due - self._loop.time() - _EXACTLY
+        rest = due - self._loop.time() - _IN_THREAD
         if rest > 0.0:
             await asyncio.sleep(rest)
         woken = asyncio.Event()
 
         def sleep() -> None:
             time.sleep(max(0.0, due - self._loop.time()))
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
                 self._loop.call_soon_threadsafe(woken.set)
 
         self._workers["clock"].submit(sleep)
         await woken.wait()
 
-    def _take_turns(self) -> None:
-        turns = self.scheduler.tick()
-        for job in turns.dropped:
+    def _run_tick(self) -> None:
+        taken = self.scheduler.tick()
+        for job in taken.dropped:
             self._refuse(job, EXECUTOR_FULL)
         advise_after = self.settings.advise_after
-        for job in turns.run:
+        for job in taken.run:
             if advise_after is not None and job.passed_over >= advise_after:
                 code, message = DELAYED
                 self.send(job.uuid, error_message(message, code, job_type=job.kind, tenant_id=job.tenant))
@@ -248,7 +247,7 @@ class Core:
         with contextlib.nullcontext() if faults is None else faults.worker():
             if job.kind == "inference" and is_stream(job.payload):
                 session = self._sessions.get(job.uuid)
-                outbox = self._nowhere if session is None else session.outbox
+                outbox = self._closed_outbox if session is None else session.outbox
                 self._streams.answer(job.uuid, job.payload, outbox, job.fault)
                 texts: tuple[str, ...] = ()
             else:
@@ -256,7 +255,7 @@ class Core:
                 texts = () if reply is None else job.fault.texts(json.dumps(reply))
         try:
             self._loop.call_soon_threadsafe(self._finish, job, texts)
-        except RuntimeError:  # the loop was closed: the manager has been killed meanwhile
+        except RuntimeError:  # the loop was closed, since the manager was killed
             return
 
     def _reply(self, job: Job) -> dict[str, Any] | None:
@@ -299,10 +298,10 @@ class Core:
         self.draining = True
         for job in self.scheduler.drop_all():
             self._refuse(job, DROPPED_BY_SHUTDOWN)
-        self._loop.call_later(SCHEDULER_STAYS, self._stop_taking)
+        self._loop.call_later(SCHEDULER_DRAIN_SECONDS, self._stop_accepting)
 
-    def _stop_taking(self) -> None:
-        self.taking = False
+    def _stop_accepting(self) -> None:
+        self.accepts_work = False
         self.scheduler.drop_all()  # they were refused when they were sent
 
     async def drain(self, linger: float) -> None:
@@ -318,7 +317,7 @@ class Core:
         while self.scheduler.is_busy or self._loop.time() < end:
             await asyncio.sleep(_DRAIN_POLL)
 
-    def abandon_work(self) -> None:
+    def discard_work(self) -> None:
         """Start no more work, and end streams at their next chunk. Any thread may call this."""
         self._no_delays.set()
         for workers in self._workers.values():
@@ -326,7 +325,7 @@ class Core:
         if self.faults is not None:
             self.faults.release()
 
-    def dismiss_workers(self) -> None:
+    def finish_workers(self) -> None:
         """Let the workers end after the jobs that they were given. Any thread may call this."""
         for workers in self._workers.values():
             workers.finish()
@@ -337,6 +336,6 @@ class Core:
         return any(workers.is_working for workers in self._workers.values())
 
     def join_workers(self) -> None:
-        """Wait until the workers have ended, after `dismiss_workers`. Any thread may call this."""
+        """Wait until the workers have ended, after `finish_workers`. Any thread may call this."""
         for workers in self._workers.values():
             workers.join()

@@ -85,11 +85,11 @@ def pick_shades(out: TextIO) -> str:
 
 def lay_out(answers: Sequence[Answer], shades: str, columns: int) -> Iterator[str]:
     """Yield the lines of all drawings and captions, as many side by side as `columns` can hold."""
-    abreast = max(1, (columns + GAP) // (WIDTH + GAP))
-    for start in range(0, len(answers), abreast):
+    per_line = max(1, (columns + GAP) // (WIDTH + GAP))
+    for start in range(0, len(answers), per_line):
         blocks = [
             [*draw(answer.digit.image, shades), answer.caption.center(WIDTH)]
-            for answer in answers[start : start + abreast]
+            for answer in answers[start : start + per_line]
         ]
         for lines in zip(*blocks, strict=True):
             yield (" " * GAP).join(lines).rstrip()

@@ -1,7 +1,7 @@
 """Imitate known faults of the manager's HTTP connections to registered servers (docs/wire.rst, "Inference").
 
 The manager's HTTP client of a server fails when another worker uses it than before, and requests that
-overlap hang for good, each with its worker. Here the faults are regular, so that tests can rely on them:
+overlap hang until it ends, each with its worker. Here the faults are regular, so that tests can rely on them:
 after two inferences of any kind have overlapped, every other request fails; of requests that overlap on one
 server, the first two hang.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _GREENLET = "<greenlet.greenlet object at {} (otid={}) {} active started main>"
-_SWITCHED = (
+_OTHER_THREAD = (
     "Cannot switch to a different thread\n"
     f"\tCurrent:  {_GREENLET.format('0x7f0000000100', '0x7f0000000200', 'current')}\n"
     f"\tExpected: {_GREENLET.format('0x7f0000000300', '0x7f0000000400', 'suspended')}"
@@ -88,7 +88,7 @@ class Faults:
                 client.use.hangs = use.hangs = True
                 client.use = None
             elif self._overlapped and next(client.fails):
-                raise ValueError(_SWITCHED)
+                raise ValueError(_OTHER_THREAD)
             else:
                 client.use = use
         if use.hangs:

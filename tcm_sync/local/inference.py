@@ -67,7 +67,7 @@ class Inference:
             if injected is not None:
                 raise injected()
             data = self._run_pipeline(payload) if is_pipeline else self._run_one(payload)
-        except BaseException as exc:  # noqa: BLE001 - a model may raise anything, and its worker goes on
+        except BaseException as exc:  # noqa: BLE001 - a model may raise anything, and its worker continues
             return failed_reply(exc, "pipeline" if is_pipeline else str(model_name))
         return {"data": data, "status": "COMPLETED", "model_name": model_name}
 

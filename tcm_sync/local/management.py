@@ -119,7 +119,7 @@ class _Job:
 
     def create_server(self) -> Any:
         model, container_id = self._model(), self._field("docker", "container_id")
-        self._refuse_at_fault(model)
+        self._imitate_readiness_fault(model)
         if container_id is None:
             raise ValueError("Missing key 'container_id'")
         if self._cloud.find(container_id) is None:
@@ -172,7 +172,7 @@ class _Job:
 
     def _deploy(self, container_id: str, vm_id: str | None, model: LoadedModel) -> dict[str, Any]:
         self._step("create_server", container_id)
-        self._refuse_at_fault(model)
+        self._imitate_readiness_fault(model)
         self._cloud.create_server(container_id, model.name, vm_id=vm_id, grpc=model.decoupled)
         return {
             "model_name": model.name,
@@ -180,7 +180,7 @@ class _Job:
             "outputs": [_declared(spec) for spec in model.outputs],
         }
 
-    def _refuse_at_fault(self, model: LoadedModel) -> None:
+    def _imitate_readiness_fault(self, model: LoadedModel) -> None:
         """Fail as manager 2.0.0 does when it asks an HTTP server whether it is ready."""
         if self._known_faults and not model.decoupled:
             raise TypeError(
@@ -215,7 +215,7 @@ class _Job:
         if self._on_step is not None:
             self._on_step(CloudStep(name, subject, self._action, self._uuid))
 
-    # What the request says
+    # The fields of the request
 
     def _block(self, name: str) -> dict[str, Any]:
         block = self._payload.get(name)
@@ -226,19 +226,19 @@ class _Job:
         value = self._block(block).get(field)
         return self._payload.get(field) if value is None else value
 
-    def _argument(self, name: str, said_by: str) -> Any:
-        """Look for a field beside the blocks, and there alone."""
+    def _argument(self, name: str, prefix: str) -> Any:
+        """Look for a field beside the blocks only."""
         value = self._payload.get(name)
         if value is None:
-            raise ValueError(f"{said_by}Missing required argument: '{name}'")
+            raise ValueError(f"{prefix}Missing required argument: '{name}'")
         return value
 
     def _vm_id_to_delete(self) -> Any:
         """Look for the id, or for the one machine that has the address."""
         vm_id, vm_ip = self._field("openstack", "vm_id"), self._field("openstack", "vm_ip")
         if vm_id is None and vm_ip is not None:
-            there = [vm.vm_id for vm in self._cloud.vms if vm.vm_ip == vm_ip]
-            return there[0] if len(there) == 1 else None
+            found = [vm.vm_id for vm in self._cloud.vms if vm.vm_ip == vm_ip]
+            return found[0] if len(found) == 1 else None
         return vm_id
 
     def _named_vm(self) -> str:

@@ -129,7 +129,7 @@ class LocalManager(FaultInjection):
         Whether faults of manager 2.0.0 are imitated that make many calls impossible. With registered HTTP
         servers: after inferences have overlapped, every other request on `route` fails with
         ``Cannot switch to a different thread``, and of those that overlap the first two hang, with their
-        workers, until `kill`; `stop` waits for them for ever. In management jobs: ``creation`` and
+        workers, until `kill`; `stop` waits for them without a limit. In management jobs: ``creation`` and
         ``create_server`` fail for models that do not stream, and a ``create_container`` that succeeds is
         never answered. All other rules and failures of a manager's jobs are always imitated.
     on_cloud_step : callable, optional
@@ -229,7 +229,7 @@ class LocalManager(FaultInjection):
             ],
             forget_after=forget_after,
         )
-        self._regions = Regions(blind=not triton_shm)
+        self._regions = Regions(other_directory=not triton_shm)
         self._counters = Counters()
         self._port = self._settings.port
         self._lock = threading.Lock()  # guards _server; held during a start, so that two do not overlap
@@ -349,7 +349,8 @@ class LocalManager(FaultInjection):
 
         Running requests are finished and answered, waiting ones are dropped. From then on every message is
         handled and still refused with ``SYSTEM_SHUTDOWN``, on new connections too, and the connection is
-        closed, until `stop` ends it; `start` begins anew then. If the manager is stopped, this does nothing.
+        closed, until `stop` ends it; `start` starts it again then. If the manager is stopped, this does
+        nothing.
         """
         server = self._server
         if server is not None:
@@ -358,7 +359,7 @@ class LocalManager(FaultInjection):
     def kill(self) -> None:
         """Close every connection at once, as SIGKILL does; also while `stop` drains.
 
-        Running models and jobs go on in their threads, streams until their next chunk; their results are
+        Running models and jobs continue in their threads, streams until their next chunk; their results are
         dropped, and `stop` waits for them. The manager can be started again at once.
         """
         with self._lock:

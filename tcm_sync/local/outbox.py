@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: The most characters that wait for the socket, so that a client that does not read costs little memory.
-ROOM = 2**18
+CAPACITY = 2**18
 #: Seconds that a draining manager waits for a client that does not read.
 DRAIN_WAIT = 1.0
 
@@ -24,8 +24,9 @@ class Outbox:
         The loop that `take` is called in.
     announce : callable
         Called in that loop with the outbox when there are messages to take.
-    in_a_hurry : callable
-        Returns whether to stop waiting for a client that does not read; called in any thread.
+    is_draining : callable
+        Returns whether the manager drains, and waits no longer for a client that does not read; called in any
+        thread.
     """
 
     def __init__(
@@ -33,26 +34,26 @@ class Outbox:
         loop: asyncio.AbstractEventLoop,
         announce: Callable[[Outbox], None],
         *,
-        in_a_hurry: Callable[[], bool],
+        is_draining: Callable[[], bool],
     ) -> None:
         self._loop = loop
         self._announce = announce
-        self._in_a_hurry = in_a_hurry
+        self._is_draining = is_draining
         self._changed = threading.Condition()
         self._texts: list[str] = []
-        self._held = 0  # characters
+        self._characters = 0  # characters
         self._closed = threading.Event()
 
     def put(self, text: str) -> None:
         """Queue a message, waiting while the queue is full; a closed outbox drops it."""
         with self._changed:
             while not self._changed.wait_for(self._has_room, DRAIN_WAIT):
-                if self._in_a_hurry():
+                if self._is_draining():
                     self._closed.set()
             if self._closed.is_set():
                 return
             self._texts.append(text)
-            self._held += len(text)
+            self._characters += len(text)
             if len(self._texts) > 1:
                 return  # the first message has been announced
         try:
@@ -64,7 +65,7 @@ class Outbox:
         """Remove and return all messages."""
         with self._changed:
             texts, self._texts = self._texts, []
-            self._held = 0
+            self._characters = 0
             self._changed.notify_all()
         return texts
 
@@ -79,4 +80,4 @@ class Outbox:
         self._closed.wait(timeout)
 
     def _has_room(self) -> bool:
-        return self._held < ROOM or self._closed.is_set()
+        return self._characters < CAPACITY or self._closed.is_set()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: The most unreachable regions whose keys stay taken. A real Triton keeps all of them, and grows.
-MOST_STRANDED = 4096
+MOST_UNREACHABLE = 4096
 
 
 @dataclass(eq=False, slots=True)
@@ -59,7 +59,7 @@ class Regions:
 
     Parameters
     ----------
-    blind : bool
+    other_directory : bool
         Whether the servers have another /dev/shm than the manager, as in a container of their own.
 
     Attributes
@@ -68,11 +68,11 @@ class Regions:
         Guards all regions; callers hold it while they call a method.
     """
 
-    def __init__(self, *, blind: bool = False) -> None:
+    def __init__(self, *, other_directory: bool = False) -> None:
         self.lock = threading.Lock()
-        self._blind = blind
+        self._other_directory = other_directory
         self._regions: dict[tuple[str, str], Region] = {}  # by vm_ip and key
-        self._stranded: deque[Region] = deque()
+        self._unreachable: deque[Region] = deque()
 
     def register(self, vm_ip: str, key: str, byte_size: int, *, kept: bool) -> Region:
         """Register a file under a key that is new to the server, and map its first bytes.
@@ -90,7 +90,7 @@ class Regions:
             raise refused_arguments(name)
         if other is not None:
             raise _refused(f"[500] Invalid shared memory region: '{key}'")
-        if self._blind:  # not recorded: the message is from Triton's source
+        if self._other_directory:  # not recorded: the message is from Triton's source
             raise _refused(f"[500] Unable to open shared memory region: '{key}'")
         # Triton opens it for writing too. O_NONBLOCK: opening a named pipe would wait.
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -117,9 +117,9 @@ class Regions:
         A real Triton would keep it mapped, which shows only in the memory that it takes.
         """
         region.memory = None
-        self._stranded.append(region)
-        if len(self._stranded) > MOST_STRANDED:
-            self.unregister(self._stranded.popleft())
+        self._unreachable.append(region)
+        if len(self._unreachable) > MOST_UNREACHABLE:
+            self.unregister(self._unreachable.popleft())
 
 
 def refused_arguments(name: str) -> ModelFailure:

@@ -42,14 +42,14 @@ _POLL = 0.1  # seconds between two looks whether the thread has ended
 _ROUNDS = 5  # of the loop, in which it registers a connection that it has accepted
 
 
-def _is_no_transcript(record: logging.LogRecord) -> bool:
+def _is_above_debug(record: logging.LogRecord) -> bool:
     """Leave out the WebSocket library's lines for debugging: requests, headers and frames show secrets."""
     return record.levelno > logging.DEBUG
 
 
 def _library_logger() -> logging.Logger:
     library = logging.getLogger("tcm_sync.local.websockets")
-    library.addFilter(_is_no_transcript)  # the same one is added once
+    library.addFilter(_is_above_debug)  # the same one is added once
     return library
 
 
@@ -129,7 +129,7 @@ class Server:
 
     def kill(self) -> None:
         """Drop every connection at once, without waiting for running models."""
-        self.core.abandon_work()
+        self.core.discard_work()
         self._post(lambda: self._kill.set())
         self._thread.join()
         self._close_shared_memory()
@@ -195,7 +195,7 @@ class Server:
             await self._stop_listening(server)
             await self._drop_connections()
             await server.wait_closed()
-            self.core.dismiss_workers()
+            self.core.finish_workers()
 
     async def _listen(self) -> WebSocketServer:
         transports = self._transports
@@ -213,7 +213,7 @@ class Server:
 
         try:
             return await serve(
-                self._talk,
+                self._serve_connection,
                 self._settings.host,
                 self._wanted_port,
                 ssl=self._settings.ssl_context,
@@ -248,7 +248,7 @@ class Server:
         _set_content_type(response, "text/plain; version=1.0.0; charset=utf-8")
         return response
 
-    async def _talk(self, connection: ServerConnection) -> None:
+    async def _serve_connection(self, connection: ServerConnection) -> None:
         self._counters.count("connections")
         session = Session(connection, self.core)
         task = asyncio.current_task()

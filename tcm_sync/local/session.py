@@ -12,7 +12,7 @@ import orjson
 from websockets.exceptions import ConnectionClosed
 
 from tcm_sync._wire.quote import quote
-from tcm_sync.local.auth import ANYBODY, AuthRefused, Identity, granted
+from tcm_sync.local.auth import UNKNOWN_TENANT, AuthRefused, Identity, granted_capabilities
 from tcm_sync.local.core import DROPPED_BY_SHUTDOWN, EXECUTOR_FULL, QUEUE_FULL, error_message
 from tcm_sync.local.failures import text_of
 from tcm_sync.local.injection import SHUTDOWN, TENANT_LIMIT_REACHED
@@ -48,7 +48,7 @@ class _Envelope(NamedTuple):
     payload: dict[str, Any]
 
 
-class _Malformed(Exception):
+class _MalformedMessage(Exception):
     """A message that is not a valid envelope; the text is sent to the client."""
 
 
@@ -56,19 +56,19 @@ def _read_envelope(text: str) -> _Envelope:
     try:
         message = orjson.loads(text)  # it refuses NaN, Infinity and 1e400
     except orjson.JSONDecodeError:
-        raise _Malformed("Invalid JSON format") from None
+        raise _MalformedMessage("Invalid JSON format") from None
     if not isinstance(message, dict):
-        raise _Malformed("Message must be a dictionary")
+        raise _MalformedMessage("Message must be a dictionary")
     for field in ("uuid", "type", "payload"):
         if field not in message:
-            raise _Malformed(f"Missing required field: '{field}'")
+            raise _MalformedMessage(f"Missing required field: '{field}'")
     uuid, kind, payload = message["uuid"], message["type"], message["payload"]
     if not isinstance(uuid, str) or not uuid:
-        raise _Malformed("Field 'uuid' must be a non-empty string")
+        raise _MalformedMessage("Field 'uuid' must be a non-empty string")
     if kind not in TYPES:
-        raise _Malformed(f"Invalid type {kind!r}. Must be one of: {list(TYPES)}")
+        raise _MalformedMessage(f"Invalid type {kind!r}. Must be one of: {list(TYPES)}")
     if not isinstance(payload, dict):
-        raise _Malformed("Field 'payload' must be a dictionary")
+        raise _MalformedMessage("Field 'payload' must be a dictionary")
     return _Envelope(uuid, kind, payload)
 
 
@@ -77,7 +77,7 @@ def _bytes_of(texts: tuple[str, ...]) -> int:
     return sum(map(len, texts)) + _MESSAGE_BYTES * len(texts)
 
 
-def _asked(payload: Mapping[str, Any]) -> Any:
+def _info_action(payload: Mapping[str, Any]) -> Any:
     """Return the action of an info request, for which there are two keys."""
     return payload["action"] if "action" in payload else payload.get("request_type", "unknown")
 
@@ -95,12 +95,12 @@ class Session:
         self._connection = connection
         self._core = core
         self._uuid = ""
-        self._identity = Identity(ANYBODY, ())
+        self._identity = Identity(UNKNOWN_TENANT, ())
         self._messages = SlidingWindow(core.settings.messages_per_second, 1.0)
         # texts that are sent in one piece, or outboxes that have some; then a close code or None
         self._outgoing: asyncio.Queue[tuple[str, ...] | Outbox | int | None] = asyncio.Queue()
         self.outbox = Outbox(
-            asyncio.get_running_loop(), self._outgoing.put_nowait, in_a_hurry=lambda: core.draining
+            asyncio.get_running_loop(), self._outgoing.put_nowait, is_draining=lambda: core.draining
         )
         self._closing = False
         self._unread = 0  # bytes of the texts in _outgoing
@@ -199,9 +199,9 @@ class Session:
         try:
             uuid, kind, payload = _read_envelope(text)
             if kind != "auth":
-                raise _Malformed("First message must be type 'auth'")
+                raise _MalformedMessage("First message must be type 'auth'")
             self._identity = self._core.authenticator.identify(uuid, payload)
-        except (_Malformed, AuthRefused) as exc:
+        except (_MalformedMessage, AuthRefused) as exc:
             self._refuse(str(exc), POLICY)
             return
         if not self._core.join(uuid, self):
@@ -210,7 +210,7 @@ class Session:
         self._uuid = uuid
         self._core.counters.count_uuid(uuid)
         logger.debug("%s is connected", quote(uuid))
-        capability = granted(payload.get("capability"), self._core.capabilities)
+        capability = granted_capabilities(payload.get("capability"), self._core.capabilities)
         reply = {"type": "auth.ok"}
         self.send(reply if capability is None else {**reply, "payload": {"capability": capability}})
         if self._core.draining:
@@ -226,19 +226,19 @@ class Session:
                 self._refuse(f"UUID mismatch. Expected '{self._uuid}', got '{uuid}'", POLICY)
                 return
             if kind == "auth":
-                raise _Malformed("Already authenticated")
-        except _Malformed as exc:
+                raise _MalformedMessage("Already authenticated")
+        except _MalformedMessage as exc:
             self.send(error_message(str(exc)))
             return
-        if kind == "info" and _asked(payload) in ("queue_stats", "queue"):
-            self._inform(payload, data=self._core.scheduler.queue_stats())
+        if kind == "info" and _info_action(payload) in ("queue_stats", "queue"):
+            self._send_info(payload, data=self._core.scheduler.queue_stats())
         elif not self._core.admit_tenant(self._identity.tenant):
             code, message = _TENANT_LIMIT
             self._refuse(message, POLICY, code)
         elif kind == "info":
             self._core.scheduler.note(uuid, "info")
             self._answer_info(payload)
-        elif not self._identity.may(kind):
+        elif not self._identity.has_role(kind):
             self.send(error_message(f"Forbidden: missing '{kind}' role"))
         else:
             identity, fault = self._identity, self._core.planned.take(kind, payload)
@@ -260,16 +260,16 @@ class Session:
             self.send(error_message(message, code, dropped_type=job.kind))
 
     def _answer_info(self, payload: Mapping[str, Any]) -> None:
-        action = _asked(payload)
+        action = _info_action(payload)
         known = self._core.settings.info
         if not isinstance(action, str) or action not in known:
-            self._inform(payload, data={"message": f"Info type '{action}' not implemented yet"})
+            self._send_info(payload, data={"message": f"Info type '{action}' not implemented yet"})
             return
         try:
-            self._inform(payload, data=known[action]())
+            self._send_info(payload, data=known[action]())
         except BaseException as exc:  # noqa: BLE001 - the user's function may raise anything
-            self._inform(payload, "error", error=text_of(exc))
+            self._send_info(payload, "error", error=text_of(exc))
 
-    def _inform(self, payload: Mapping[str, Any], status: str = "success", **more: object) -> None:
-        answer = {"job_id": payload.get("job_id"), "request_type": _asked(payload), "status": status}
+    def _send_info(self, payload: Mapping[str, Any], status: str = "success", **more: object) -> None:
+        answer = {"job_id": payload.get("job_id"), "request_type": _info_action(payload), "status": status}
         self.send({"type": "info_response", "payload": {**answer, **more}})

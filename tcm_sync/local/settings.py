@@ -89,14 +89,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
-            self._keep(name, check_text(name, getattr(self, name)))
+            self._set(name, check_text(name, getattr(self, name)))
         for name in _FLAGS:
-            self._keep(name, check_flag(name, getattr(self, name), ConfigError))
+            self._set(name, check_flag(name, getattr(self, name), ConfigError))
         for name, (least, most) in _WHOLE.items():
             if getattr(self, name) is not None or name not in _MAY_BE_NONE:
-                self._keep(name, _whole(name, getattr(self, name), least, most))
+                self._set(name, _whole(name, getattr(self, name), least, most))
         for name in _SECONDS:
-            self._keep(name, _seconds(name, getattr(self, name)))
+            self._set(name, _seconds(name, getattr(self, name)))
         for name in ("readiness", "on_cloud_step"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigError(f"{name} must be callable, not {shown(getattr(self, name))}")
@@ -110,7 +110,7 @@ class Settings:
                 f"container_id and transient_container_id must differ; both are {self.container_id!r}"
             )
 
-    def _keep(self, name: str, value: object) -> None:
+    def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # it is frozen
 
 

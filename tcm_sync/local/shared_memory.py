@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync import _process as process
-from tcm_sync.local import janitor
+from tcm_sync.local import cleanup_process
 from tcm_sync.local.mapping import DIRECTORY, look_up
 from tcm_sync.local.models import ModelFailure
 from tcm_sync.local.regions import refused_arguments
@@ -90,7 +90,7 @@ class SharedMemory:
     def __init__(self, regions: Regions) -> None:
         self._regions = regions
         self._known: dict[str, OrderedDict[str, Region]] = {}  # by container id, then by key
-        self._janitor: subprocess.Popen[bytes] | None = None
+        self._cleanup: subprocess.Popen[bytes] | None = None
         self._is_closed = False
         process.watch(self)
 
@@ -129,18 +129,18 @@ class SharedMemory:
         known = self._known.setdefault(target.container.container_id, OrderedDict())
         region = (known if kept else own).get(key)
         if region is None or region.byte_size != byte_size:
-            self._record_for_janitor(key)
+            self._unlink_at_the_end(key)
             region = self._regions.register(target.vm_ip, key, byte_size, kept=kept)
             known[key] = own[key] = region
             if len(known) > MOST_REGIONS:
-                self._push_out(known)
+                self._drop_least_used(known)
         elif status.st_ino == region.inode and status.st_size < byte_size:
             raise refused_arguments(region.name)  # the file was truncated: reading it would end this process
         if kept:
             known.move_to_end(key)
         return region
 
-    def _push_out(self, known: OrderedDict[str, Region]) -> None:
+    def _drop_least_used(self, known: OrderedDict[str, Region]) -> None:
         _, oldest = known.popitem(last=False)
         if oldest.kept:
             self._regions.unregister(oldest)
@@ -178,47 +178,47 @@ class SharedMemory:
                 for region in known.values():
                     self._regions.unmap_unreachable(region)
             self._known.clear()
-            self._dismiss_janitor()
+            self._end_cleanup_process()
 
     at_exit = close
 
     def after_fork(self) -> None:
-        """Give up the parent's regions in a forked child, and leave its janitor to the parent."""
+        """Drop the parent's regions in a forked child, and leave its cleanup process to the parent."""
         self._regions.lock = threading.Lock()
         self._is_closed = True
         self._known = {}
-        if self._janitor is not None:
-            assert self._janitor.stdin is not None
-            self._janitor.stdin.close()
-            self._janitor.returncode = 0  # it is not a child of this process
-            self._janitor = None
+        if self._cleanup is not None:
+            assert self._cleanup.stdin is not None
+            self._cleanup.stdin.close()
+            self._cleanup.returncode = 0  # it is not a child of this process
+            self._cleanup = None
 
-    def _record_for_janitor(self, key: str) -> None:
-        """Send the file's name to the janitor, which unlinks it when this process ends."""
+    def _unlink_at_the_end(self, key: str) -> None:
+        """Send the file's name to the cleanup process, which unlinks it when this process ends."""
         line = os.fsencode(key[1:]).hex().encode() + b"\n"
         try:
-            self._janitor = self._janitor or _start_janitor()
-            _write(self._janitor, line)
+            self._cleanup = self._cleanup or _start_cleanup_process()
+            _write(self._cleanup, line)
         except BrokenPipeError:
             logger.warning(
                 "the process that unlinks shared memory at the end was killed; it is started again"
             )
-            self._dismiss_janitor()
-            self._janitor = _start_janitor()
-            _write(self._janitor, line)
+            self._end_cleanup_process()
+            self._cleanup = _start_cleanup_process()
+            _write(self._cleanup, line)
 
-    def _dismiss_janitor(self) -> None:
-        """Let the janitor unlink the files, and wait for it."""
-        if self._janitor is not None:
-            assert self._janitor.stdin is not None
-            self._janitor.stdin.close()
-            self._janitor.wait()
-            self._janitor = None
+    def _end_cleanup_process(self) -> None:
+        """Let the cleanup process unlink the files, and wait for it."""
+        if self._cleanup is not None:
+            assert self._cleanup.stdin is not None
+            self._cleanup.stdin.close()
+            self._cleanup.wait()
+            self._cleanup = None
 
 
-def _start_janitor() -> subprocess.Popen[bytes]:
+def _start_cleanup_process() -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - our own file
-        [sys.executable, "-I", "-S", janitor.__file__, DIRECTORY],
+        [sys.executable, "-I", "-S", cleanup_process.__file__, DIRECTORY],
         bufsize=0,  # names are sent at once, and there is no buffer whose lock a fork could copy
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -38,7 +38,7 @@ class LocalStats:
     management_waiting, management_running : int
         Management jobs in the queues and in the executor now.
     hung : int
-        Inferences that hang in their workers for good (`known_faults`).
+        Inferences that hang in their workers until `LocalManager.kill` (`known_faults`).
     lost_replies : int
         Replies whose uuid was not connected when they were ready; streams do not count.
     """

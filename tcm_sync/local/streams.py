@@ -39,17 +39,17 @@ class Streams:
         Returns the container with an id, or None.
     timeout : float
         Seconds that a stream may take.
-    is_abandoned : callable
+    is_discarding : callable
         Returns whether to stop reading from models that are in the middle of a stream.
     """
 
     def __init__(
-        self, triton: Triton, find: Find, *, timeout: float, is_abandoned: Callable[[], bool]
+        self, triton: Triton, find: Find, *, timeout: float, is_discarding: Callable[[], bool]
     ) -> None:
         self._triton = triton
         self._find = find
         self._timeout = timeout
-        self._is_abandoned = is_abandoned
+        self._is_discarding = is_discarding
 
     def answer(self, uuid: str, payload: Mapping[str, Any], outbox: Outbox, fault: Fault = NO_FAULT) -> None:
         """Run one request and send all its replies, in the worker's thread."""
@@ -71,7 +71,7 @@ class Streams:
             with self._triton.streaming(request.target):
                 responses = self._responses(self._triton.run(request))
                 self._relay(responses, request.output_name, end, lambda text: send("ONGOING", text), outbox)
-        except BaseException as exc:  # noqa: BLE001 - a model may raise anything, and its worker goes on
+        except BaseException as exc:  # noqa: BLE001 - a model may raise anything, and its worker continues
             send(**failed_reply(_as_over_grpc(exc), model_name))
         else:
             send("COMPLETED", model_name=model_name)
@@ -87,7 +87,7 @@ class Streams:
                 "not an iterator of chunks or a mapping of tensors by name"
             )
         for response in returned:
-            if self._is_abandoned():
+            if self._is_discarding():
                 return
             yield response
 
@@ -96,7 +96,7 @@ class Streams:
         responses: Iterator[object],
         output_name: str,
         end: float,
-        say: Callable[[str], None],
+        send_chunk: Callable[[str], None],
         outbox: Outbox,
     ) -> None:
         """Send each chunk, and return when the stream is complete.
@@ -104,17 +104,17 @@ class Streams:
         The manager takes a response that is not text as the end, unless it is the first one; chunks after it
         are still sent. Without such a response it waits until the time limit.
         """
-        said = complete = False
+        has_chunk = complete = False
         failure: Exception | None = None
         for response in responses:
             try:
                 text = _decode(response, output_name)
             except (TypeError, IndexError, ValueError) as exc:
                 if not complete and time.monotonic() < end:
-                    complete, failure = True, None if said else exc
+                    complete, failure = True, None if has_chunk else exc
                 continue
-            say(text)
-            said = True
+            send_chunk(text)
+            has_chunk = True
         if not complete:
             outbox.wait_closed(end - time.monotonic())
             raise TimeoutError(f"Stream timed out after {self._timeout:g}s")

@@ -156,7 +156,7 @@ def check(manager, outcomes):
 def test_a_job_that_is_told_to_a_draining_manager_runs_and_says_that_it_may_have(
     serve, client_of, monkeypatch
 ):
-    monkeypatch.setattr(core, "SCHEDULER_STAYS", 60.0)
+    monkeypatch.setattr(core, "SCHEDULER_DRAIN_SECONDS", 60.0)
     manager = serve(linger=60)
     client = client_of(manager)
     create(client, "before")  # the socket is open

@@ -97,8 +97,8 @@ def test_a_key_that_triton_still_has_is_replaced(connect, manager, ours):
     for connection in list(client._core.runtime.pool.state.inventory.all.values()):
         client._core.runtime.pool.expire(connection, "as if idle for long")
     memory = manager._server.shared_memory
-    os.kill(memory._janitor.pid, signal.SIGKILL)
-    memory._janitor.wait()
+    os.kill(memory._cleanup.pid, signal.SIGKILL)
+    memory._cleanup.wait()
     restart(manager, "kill", client)
     assert ours() == before
     ask(client, 2.0)

@@ -268,8 +268,8 @@ class Player:
         self.stopping = threading.Thread(target=self.manager.stop)
         self.stopping.start()
         wait_until(lambda: self.manager._server.core.draining, "it drains")
-        if not core.SCHEDULER_STAYS:
-            wait_until(lambda: not self.manager._server.core.taking, "its scheduler has ended")
+        if not core.SCHEDULER_DRAIN_SECONDS:
+            wait_until(lambda: not self.manager._server.core.accepts_work, "its scheduler has ended")
         self.talker.go_on()
 
     def repeat(self, where, how) -> None:

@@ -42,7 +42,7 @@ def get(manager, path):
 @pytest.fixture
 def drain(gated, steps, monkeypatch):
     """Begin to stop a manager that a request or job keeps up; ended by letting them go."""
-    monkeypatch.setattr(core, "SCHEDULER_STAYS", 60.0)
+    monkeypatch.setattr(core, "SCHEDULER_DRAIN_SECONDS", 60.0)
     threads = []
 
     def begin(manager):
@@ -118,9 +118,9 @@ def test_an_inference_sent_meanwhile_runs_and_is_refused_all_the_same(busy, dial
 def test_an_inference_sent_when_the_scheduler_has_ended_does_not_run(busy, dial, gated, drain, monkeypatch):
     manager, first = busy
     late = dial(manager, "late")
-    monkeypatch.setattr(core, "SCHEDULER_STAYS", 0.0)
+    monkeypatch.setattr(core, "SCHEDULER_DRAIN_SECONDS", 0.0)
     thread = drain(manager)
-    wait_until(lambda: not manager._server.core.taking, "the scheduler has ended")
+    wait_until(lambda: not manager._server.core.accepts_work, "the scheduler has ended")
     late.ask("echo", tensor([2.0]))
     assert late.receive() == REJECTED
     gated.open(1)

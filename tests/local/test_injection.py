@@ -19,7 +19,8 @@ from tcm_sync import (
     ShuttingDownError,
 )
 from tcm_sync.local import LocalManager
-from tcm_sync.local.injection import FAILURES, REFUSALS, plan_text
+from tcm_sync.local.fault_texts import plan_text
+from tcm_sync.local.injection import FAILURES, REFUSALS
 
 from ..helpers.raw_connection import tensor
 from ..helpers.waiting import GUARD, wait_until

@@ -271,7 +271,7 @@ def test_a_late_round_is_not_made_up_for_by_an_early_one():
             if len(rounds) == 5:
                 raise EOFError
 
-        core._take_turns = take_turns
+        core._run_tick = take_turns
         with pytest.raises(EOFError):
             await Core.schedule(core)
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tcm_sync.local import shared_memory
-from tcm_sync.local.janitor import clean_up
+from tcm_sync.local.cleanup_process import clean_up
 from tcm_sync.local.mapping import is_usable
 
 from ..helpers.raw_connection import Raw, tensor
@@ -109,14 +109,14 @@ def test_no_process_is_started_before_something_is_attached(raw, segments):
     assert len(children() - before) == 1
 
 
-def test_a_janitor_that_somebody_killed_is_replaced(raw, manager, segments, caplog):
+def test_a_cleanup_process_that_somebody_killed_is_replaced(raw, manager, segments, caplog):
     for label in "ab":
         segments.write(label, [1.0])
     before = children()
     use(raw, segments.reference("a", 1))
-    [janitor] = children() - before
-    os.kill(janitor, signal.SIGKILL)
-    os.waitid(os.P_PID, janitor, os.WEXITED | os.WNOWAIT)
+    [cleanup] = children() - before
+    os.kill(cleanup, signal.SIGKILL)
+    os.waitid(os.P_PID, cleanup, os.WEXITED | os.WNOWAIT)
     assert use(raw, segments.reference("b", 1))["data"] == {"sum": [1.0]}
     assert "the process that unlinks" in caplog.text
     manager.stop()
@@ -124,8 +124,8 @@ def test_a_janitor_that_somebody_killed_is_replaced(raw, manager, segments, capl
     assert not segments.path("b").exists()
 
 
-def test_a_janitor_forgets_what_others_have_unlinked(tmp_path, monkeypatch):
-    monkeypatch.setattr("tcm_sync.local.janitor._SPARE", 10)
+def test_a_cleanup_process_forgets_what_others_have_unlinked(tmp_path, monkeypatch):
+    monkeypatch.setattr("tcm_sync.local.cleanup_process._SPARE", 10)
     looked_for = []
     monkeypatch.setattr(
         os.path, "lexists", lambda path, there=os.path.lexists: (looked_for.append(path), there(path))[1]

@@ -272,7 +272,7 @@ def test_a_transient_registration_stays_mapped_until_too_many_have_come_and_its_
 
 
 def test_the_keys_that_stay_taken_are_not_without_number(raw, manager, segments, monkeypatch):
-    monkeypatch.setattr(regions, "MOST_STRANDED", 2)
+    monkeypatch.setattr(regions, "MOST_UNREACHABLE", 2)
     monkeypatch.setattr(shared_memory, "MOST_REGIONS", 1)
     for label in "abcd":
         segments.write(label, [1.0])

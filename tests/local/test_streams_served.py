@@ -300,7 +300,7 @@ def wait_until_held_up(manager):
 
     def is_held_up(session):
         unsent = session._connection.transport.get_write_buffer_size()
-        return unsent and session.outbox._held >= outbox.ROOM
+        return unsent and session.outbox._characters >= outbox.CAPACITY
 
     wait_until(lambda: any(map(is_held_up, list(manager._server._sessions))), "the model is held up")
 

@@ -64,7 +64,7 @@ class Setup:
     key_server: KeyServer | None = None
     one_worker: bool = False  # which A's request holds, so that B's waits
     stays: float = (
-        60.0  # SCHEDULER_STAYS: a slow machine must not be too slow for what is sent while draining
+        60.0  # SCHEDULER_DRAIN_SECONDS: a slow machine must not be too slow for what is sent while draining
     )
 
 
@@ -372,7 +372,7 @@ def player(serve, dial, gated, talker, steps, segments, onnx_models, one_second,
 
         def play(name):
             setup = PLAYED[name]
-            monkeypatch.setattr(core, "SCHEDULER_STAYS", setup.stays)
+            monkeypatch.setattr(core, "SCHEDULER_DRAIN_SECONDS", setup.stays)
             if setup.address is not None:
                 monkeypatch.setattr(cloud, "_address", lambda number: setup.address)
             talker.hold_before = setup.words
