@@ -1,4 +1,4 @@
-"""The command ``tcm-sync``. What it needs beyond the library comes with the extra ``cli``."""
+"""The command ``tcm-sync``. The packages that only it needs come with the extra ``cli``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        What stands behind the command's name; left out, what the process was started with.
+        Those after the command's name; by default those of the process.
 
     Returns
     -------

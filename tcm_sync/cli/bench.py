@@ -175,7 +175,7 @@ def _measure(
         watch = _Watch(client, since)
         try:
             with working(f"{duration:g} s, after {plan.warm_up:g} s of warming up"):
-                load.run(watch.look)
+                load.run(watch.check)
         except KeyboardInterrupt:
             watch.code = INTERRUPTED
         seconds = max(0.0, time.monotonic() - since)
@@ -206,14 +206,14 @@ class _Watch:
     def __init__(self, client: TcmClient, since: float) -> None:
         self._client = client
         self._since = since
-        self._warm = time.monotonic() >= since
+        self._is_counting = time.monotonic() >= since
         self.before = client.stats()
         self.code = 0
 
-    def look(self, silence: float) -> bool:
+    def check(self, silence: float) -> bool:
         """Return whether to end the run, after so many seconds without an answer."""
-        if not self._warm and time.monotonic() >= self._since:
-            self._warm, self.before = True, self._client.stats()
+        if not self._is_counting and time.monotonic() >= self._since:
+            self._is_counting, self.before = True, self._client.stats()
         if silence > _SILENCE and not self._client.health(timeout=1.0):
             self.code = UNREACHABLE
         return self.code != 0

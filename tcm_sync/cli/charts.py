@@ -101,7 +101,7 @@ def _draw_latency(axes: Axes, timeline: Timeline) -> None:
     axes.set_ylabel("latency (ms)")
     slots = sorted((number, slot) for number, slot in timeline.slots.items() if _count(slot.latencies))
     if not slots:
-        _say(axes, "no request was answered")
+        _write_note(axes, "no request was answered")
         return
     numbers = range(slots[0][0], slots[-1][0] + 1)
     found = dict(slots)
@@ -131,7 +131,7 @@ def _draw_rate(axes: Axes, timeline: Timeline, seconds: float) -> None:
     axes.set_ylabel("requests a second")
     numbers = [each for each in sorted(timeline.slots) if _length(timeline, each, seconds) > 0.0]
     if not numbers:
-        _say(axes, "no request was answered")
+        _write_note(axes, "no request was answered")
         return
     places = [each * timeline.width for each in numbers]
     lengths = np.array([_length(timeline, each, seconds) for each in numbers])
@@ -166,7 +166,7 @@ def _draw_queue(axes: Axes, samples: Sequence[Sample], since: float, seconds: fl
     axes.set_ylabel("requests")
     times = [each.at - since for each in samples]
     if not any(0.0 <= at <= seconds for at in times):
-        _say(axes, otherwise)
+        _write_note(axes, otherwise)
         return
     room = max(each.room for each in samples)
     for label, color, values in (
@@ -188,7 +188,7 @@ def _draw_histogram(axes: Axes, latencies: Any) -> None:
     axes.set_xlabel("latency (ms)")
     axes.set_ylabel("requests")
     if not _count(latencies):
-        _say(axes, "no request was answered")
+        _write_note(axes, "no request was answered")
         return
     steps = [  # the iterator gives the same object each time
         (each.value_iterated_to / 1e3, each.count_added_in_this_iter_step)
@@ -218,7 +218,7 @@ def _draw_percentiles(axes: Axes, latencies: Any) -> None:
     axes.set_ylabel("latency (ms)")
     count = _count(latencies)
     if not count:
-        _say(axes, "no request was answered")
+        _write_note(axes, "no request was answered")
         return
     last = max(1.0 - 1.0 / count, 0.5)  # of fewer requests no percentile has a meaning
     ranks = 100.0 * (1.0 - np.geomspace(1.0, 1.0 - last, 200))
@@ -263,7 +263,7 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
 
 
-def _say(axes: Axes, text: str) -> None:
+def _write_note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, _shown(text), ha="center", va="center", transform=axes.transAxes, wrap=True)
     axes.set_yticks([])
 

@@ -1,4 +1,4 @@
-"""The steps of ``doctor``, from the settings to a round trip. A step may need earlier ones to succeed."""
+"""The checks of ``doctor``, from the settings to a round trip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import ssl
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -26,9 +25,9 @@ from tcm_sync._transport.proxies import Proxy, make_proxy
 from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket, wrap_socket
 from tcm_sync._transport.tls import failure_of_tls, name_to_verify
 from tcm_sync._wire.quote import quote
-from tcm_sync.cli.answerers import Answer, describe_answerer, speaks_http_2
-from tcm_sync.cli.dialogue import ask_capability
+from tcm_sync.cli.capability import ask_capability
 from tcm_sync.cli.failures import DENIED, UNREACHABLE, USAGE, code_of
+from tcm_sync.cli.other_servers import Answer, describe_server, is_http_2
 from tcm_sync.cli.versions import versions
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 SHM_FOLDER = "/dev/shm"  # noqa: S108 - the folder that the protocol uses
 _ROUND_TRIPS = 5
-_SOON = 14  # days: a certificate that expires earlier is a warning
+_EXPIRES_SOON = 14  # days: a certificate that expires earlier is a warning
 _SKEW = 5.0  # seconds that two clocks may differ without a warning; the Date header has whole seconds
 
 _WRONG_TIME, _WRONG_NAME = (
@@ -192,7 +191,7 @@ class Checks:
         names = [str(value) for _, value in certificate.get("subjectAltName", ())]
         days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86_400
         detail = f"{secured.version()}, certificate of {', '.join(names)}, {days:.0f} days left"
-        if days < _SOON:
+        if days < _EXPIRES_SOON:
             return Finding(detail, "warning", "renew the manager's certificate")
         return Finding(detail)
 
@@ -202,7 +201,7 @@ class Checks:
         try:
             answer = self._get(self._endpoint.sibling("health"))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            if speaks_http_2(error):
+            if is_http_2(error):
                 raise StepFailedError(
                     "the answer is HTTP/2",
                     "this is how Triton's gRPC port answers: --uri must be the manager's address",
@@ -217,7 +216,7 @@ class Checks:
         return Finding(
             f"{answer.status}: {quote(answer.body.strip())}",
             "warning",
-            describe_answerer(self._get)
+            describe_server(self._get)
             or "the path of --uri is wrong, or a proxy forwards only the WebSocket",
         )
 
@@ -270,7 +269,7 @@ class Checks:
             advice = (
                 "a proxy before the manager requires credentials"
                 if denied
-                else describe_answerer(self._get) or "is the path right? usually /ws"
+                else describe_server(self._get) or "is the path right? usually /ws"
             )
             raise StepFailedError(error.message, advice, code_of(error)) from error
         return Finding(self._endpoint.shown)
@@ -355,32 +354,6 @@ class Checks:
         return Finding(
             ", ".join(versions()) + (f"; the manager: {quote(self._server)}" if self._server else "")
         )
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step, and the names of the steps that must have succeeded before it."""
-
-    name: str
-    check: Callable[[Checks], Finding]
-    needs: tuple[str, ...] = ()
-
-
-STEPS = (
-    Step("settings", Checks.settings),
-    Step("name resolution", Checks.name_resolution, ("settings",)),
-    Step("TCP", Checks.tcp, ("name resolution",)),
-    Step("TLS", Checks.tls, ("TCP",)),
-    Step("health", Checks.health, ("TCP", "TLS")),
-    Step("ready", Checks.ready, ("health",)),
-    Step("WebSocket", Checks.websocket, ("TCP", "TLS", "health")),
-    Step("authentication", Checks.authentication, ("WebSocket",)),
-    Step("capability", Checks.capability, ("authentication",)),
-    Step("shared memory", Checks.shared_memory),
-    Step("round trip", Checks.round_trip, ("authentication",)),
-    Step("clock", Checks.clock, ("health",)),
-    Step("versions", Checks.versions),
-)
 
 
 def _advice_on(error: ssl.SSLCertVerificationError) -> str:

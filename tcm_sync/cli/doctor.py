@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import click
 
 from tcm_sync._secrets import hide
-from tcm_sync.cli.checks import STEPS, Checks, Skipped, Step, StepFailedError
+from tcm_sync.cli.checks import Checks, Finding, Skipped, StepFailedError
 from tcm_sync.cli.options import Command, Session
 from tcm_sync.cli.output import Output
 
 _STEP_TIMEOUT = 5.0  # seconds
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step, and the names of the steps that must have succeeded before it."""
+
+    name: str
+    check: Callable[[Checks], Finding]
+    needs: tuple[str, ...] = ()
+
+
+STEPS = (
+    Step("settings", Checks.settings),
+    Step("name resolution", Checks.name_resolution, ("settings",)),
+    Step("TCP", Checks.tcp, ("name resolution",)),
+    Step("TLS", Checks.tls, ("TCP",)),
+    Step("health", Checks.health, ("TCP", "TLS")),
+    Step("ready", Checks.ready, ("health",)),
+    Step("WebSocket", Checks.websocket, ("TCP", "TLS", "health")),
+    Step("authentication", Checks.authentication, ("WebSocket",)),
+    Step("capability", Checks.capability, ("authentication",)),
+    Step("shared memory", Checks.shared_memory),
+    Step("round trip", Checks.round_trip, ("authentication",)),
+    Step("clock", Checks.clock, ("health",)),
+    Step("versions", Checks.versions),
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +65,10 @@ class Outcome:
 @click.pass_obj
 def doctor(session: Session) -> int:
     """Check the connection to the manager step by step, and print what to do."""
-    return examine(session)
+    return run_checks(session)
 
 
-def examine(session: Session) -> int:
+def run_checks(session: Session) -> int:
     """Run the steps, print what they found, and return the exit status."""
     output = session.output
     checks = Checks(session, session.timeout or _STEP_TIMEOUT)
@@ -59,10 +86,10 @@ def examine(session: Session) -> int:
         steps = [{k: v for k, v in asdict(each).items() if k != "code"} for each in outcomes.values()]
         output.json({"ok": code == 0, "steps": steps, "todo": todo})
         return code
-    output.say()
-    output.say("To do:" if todo else "Nothing to do.", "bold")
+    output.line()
+    output.line("To do:" if todo else "Nothing to do.", "bold")
     for line in todo:
-        output.say(f"- {line}")
+        output.line(f"- {line}")
     return code
 
 
@@ -84,4 +111,4 @@ def _run(step: Step, checks: Checks, outcomes: dict[str, Outcome]) -> Outcome:
 def _print(output: Output, outcome: Outcome) -> None:
     took = f"{outcome.seconds * 1e3:.1f} ms" if outcome.status not in ("skipped", "blocked") else ""
     line = f"{outcome.status:<8} {outcome.name:<16} {took:>10}  {outcome.detail}"
-    output.say(line, _STYLES.get(outcome.status, "dim"))
+    output.line(line, _STYLES.get(outcome.status, "dim"))

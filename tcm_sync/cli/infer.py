@@ -197,5 +197,5 @@ def pipeline(session: Session, file: str) -> None:
         return
     output = session.output
     for name, result in results.items():
-        output.say(f"step {name}", "bold")
+        output.line(f"step {name}", "bold")
         output.outputs(result)

@@ -97,7 +97,7 @@ def health(session: Session) -> int:
     if session.as_json:
         session.output.json({"ok": ok})
     elif ok:
-        session.output.say(f"ok: {uri}", "green")
+        session.output.line(f"ok: {uri}", "green")
     else:
         raise CommandError(
             f"{uri} is unhealthy or unreachable; 'tcm-sync doctor' looks for the reason", UNREACHABLE
@@ -131,7 +131,7 @@ def ready(session: Session, wait: float | None) -> int:
     if session.as_json:
         session.output.json({name: value for name, value in asdict(answer).items() if name != "raw"})
     elif answer.ok:
-        session.output.say(answer.explanation, "green")
+        session.output.line(answer.explanation, "green")
     else:
         raise CommandError(f"{answer.explanation}; --wait 60 waits for it", UNREACHABLE)
     return 0 if answer.ok else UNREACHABLE

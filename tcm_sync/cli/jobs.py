@@ -31,40 +31,40 @@ _SET = click.option(
 )
 
 
-def _actions(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+def _actions(_context: click.Context, _parameter: click.Parameter, beginning: str) -> list[CompletionItem]:
     from typing import get_args
 
     from click.shell_completion import CompletionItem
 
     from tcm_sync._calls.management import Action
 
-    return [CompletionItem(action) for action in get_args(Action) if action.startswith(begun)]
+    return [CompletionItem(action) for action in get_args(Action) if action.startswith(beginning)]
 
 
 @click.command("management", cls=Command)
 @click.argument("action", required=False, shell_complete=_actions)
 @_BODY
 @_SET
-@click.option("--action", "peer_action", hidden=True)
-@click.option("--payload", "peer_file", hidden=True)
+@click.option("--action", "older_action", hidden=True)
+@click.option("--payload", "older_file", hidden=True)
 @click.pass_obj
 def management(
     session: Session,
     action: str | None,
     file: str | None,
     fields: tuple[str, ...],
-    peer_action: str | None,
-    peer_file: str | None,
+    older_action: str | None,
+    older_file: str | None,
 ) -> None:
     """Run a management job, such as create_vm, and wait until it is done."""
-    action = action or peer_action or ("creation" if peer_file is not None else None)
+    action = action or older_action or ("creation" if older_file is not None else None)
     if action is None:
         from typing import get_args
 
         from tcm_sync._calls.management import Action
 
         raise click.UsageError(f"no ACTION: it is one of {', '.join(get_args(Action))}")
-    body = read_body(session, file or peer_file, fields, reserved=_RESERVED)
+    body = read_body(session, file or older_file, fields, reserved=_RESERVED)
     _show(session, _job(session, "management", action, action, **body))
 
 
@@ -156,4 +156,4 @@ def _show(session: Session, result: ManagementResult) -> None:
     elif isinstance(result.data, dict):
         session.output.pairs(result.data)
     else:
-        session.output.say(str(result.data))
+        session.output.line(str(result.data))

@@ -65,7 +65,7 @@ def analyze_file(session: Session, file: str, name: str | None = None) -> None:
             "batch": f"{'yes' if axis.is_batch else 'no'}, {axis.certainty}: {axis.reason}",
         }
     )
-    output.say()
+    output.line()
     output.table(("", "name", "datatype", "shape", "note"), _rows(found))
 
 

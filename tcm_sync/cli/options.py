@@ -225,7 +225,7 @@ GENERAL = (
 )
 
 
-class _Sharing(click.Command):
+class _WithSharedOptions(click.Command):
     """A command with the shared options beside its own, in a section of their own in its help."""
 
     shared: tuple[click.Option, ...] = (*CONNECTING, *GENERAL)
@@ -252,17 +252,17 @@ class _Sharing(click.Command):
             self.format_commands(ctx, formatter)
 
 
-class Command(_Sharing):
+class Command(_WithSharedOptions):
     """A command that connects to a manager."""
 
 
-class LocalCommand(_Sharing):
+class LocalCommand(_WithSharedOptions):
     """A command that needs no manager."""
 
     shared = GENERAL
 
 
-class Group(_Sharing, click.Group):
+class Group(_WithSharedOptions, click.Group):
     """Several commands under one name."""
 
     command_class = Command

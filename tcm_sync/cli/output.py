@@ -69,7 +69,7 @@ class Output:
             binary.write(text.encode(errors="backslashreplace"))
         sys.stdout.flush()
 
-    def say(self, text: str = "", style: str = "") -> None:
+    def line(self, text: str = "", style: str = "") -> None:
         """Write a line, without secrets."""
         self._console.print(Text(printable(hide(text)), style=style), soft_wrap=True)
 
@@ -94,9 +94,9 @@ class Output:
     def outputs(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Write arrays by name."""
         for name, array in arrays.items():
-            self.say(f"{name}: {array.dtype}{list(array.shape)}", "bold")
+            self.line(f"{name}: {array.dtype}{list(array.shape)}", "bold")
             for line in np.array2string(array, max_line_width=min(self.width, 100)).splitlines():
-                self.say(line)
+                self.line(line)
 
 
 def ascii_json(value: object) -> str:

@@ -16,7 +16,7 @@ def missing_package() -> str | None:
     return f"{missing[0]} is not installed: pip install 'tcm-sync[cli]'" if missing else None
 
 
-def examine(client: TcmClient, *, as_json: bool, timeout: float | None) -> int:
+def run_checks(client: TcmClient, *, as_json: bool, timeout: float | None) -> int:
     """Check the connection of a client step by step, print the findings, and return the exit status.
 
     Parameters
@@ -28,7 +28,7 @@ def examine(client: TcmClient, *, as_json: bool, timeout: float | None) -> int:
     timeout : float, optional
         Seconds for each step.
     """
-    from tcm_sync.cli.doctor import examine as run
+    from tcm_sync.cli.doctor import run_checks as run
     from tcm_sync.cli.options import Session
 
     settings = client._core.settings  # noqa: SLF001 - of this package

@@ -22,7 +22,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import ConfigError, TcmError
 from tcm_sync.integrations._deadline import bounded
-from tcm_sync.integrations._doctor import examine, missing_package
+from tcm_sync.integrations._doctor import missing_package, run_checks
 from tcm_sync.integrations._http import Response, readiness_of, response_to
 from tcm_sync.integrations._json import to_json
 from tcm_sync.integrations._settings import (
@@ -252,4 +252,4 @@ def _doctor(context: click.Context, name: str, as_json: bool, timeout: float | N
         client = _client(flask.current_app, name)
     except (ConfigError, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
-    context.exit(examine(client, as_json=as_json, timeout=timeout))
+    context.exit(run_checks(client, as_json=as_json, timeout=timeout))

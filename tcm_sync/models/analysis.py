@@ -19,7 +19,7 @@ from tcm_sync.errors import ModelFileError
 from tcm_sync.models.batch import FirstAxis, guess_first_axis
 from tcm_sync.models.config import config_pbtxt
 from tcm_sync.models.elements import read_value, text
-from tcm_sync.models.skim import FileBytes, skim
+from tcm_sync.models.strip_weights import FileBytes, strip_weights
 from tcm_sync.models.weights import count_weights
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class ModelAnalysis(Struct, frozen=True, kw_only=True):
         return html_table(title, (), self._facts()) + self.signature._repr_html_()
 
     def _facts(self) -> list[tuple[str, str]]:
-        """Name what there is besides the signature."""
+        """Return the facts besides the signature, by name."""
         axis = self.first_axis
         batch = "a batch" if axis.is_batch else "no batch"
         opsets = ", ".join(f"{domain} {version}" for domain, version in self.opsets.items())
@@ -162,21 +162,21 @@ def analyze(model: str | os.PathLike[str] | bytes | ModelProto) -> ModelAnalysis
     """
     if isinstance(model, (str, os.PathLike)):
         source = os.fsdecode(model)
-        return _naming(source, lambda: _of_file(source))
+        return _naming_source(source, lambda: _of_file(source))
     if isinstance(model, (bytes, bytearray, memoryview)):
         try:
             data = bytes(model)
         except ValueError as error:
             raise ModelFileError(f"the memory given cannot be read: {error}") from error
-        return _naming("the bytes given", lambda: _analysis(_of_bytes(data), "bytes", len(data), None))
+        return _naming_source("the bytes given", lambda: _analysis(_of_bytes(data), "bytes", len(data), None))
     if getattr(getattr(model, "DESCRIPTOR", None), "name", None) == "ModelProto":
-        return _naming("the ModelProto given", lambda: _analysis(model, "ModelProto", None, None))
+        return _naming_source("the ModelProto given", lambda: _analysis(model, "ModelProto", None, None))
     raise ModelFileError(
         f"a model must be the path of an ONNX file, its bytes or a ModelProto, not {type(model).__name__}"
     )
 
 
-def _naming(source: str, analysis: Callable[[], ModelAnalysis]) -> ModelAnalysis:
+def _naming_source(source: str, analysis: Callable[[], ModelAnalysis]) -> ModelAnalysis:
     """Run an analysis, and name its source in the message of a failure."""
     try:
         return analysis()
@@ -185,17 +185,17 @@ def _naming(source: str, analysis: Callable[[], ModelAnalysis]) -> ModelAnalysis
 
 
 def _of_file(path: str) -> ModelAnalysis:
-    slim, size = _skimmed_file(path)
-    return _analysis(_parsed(slim), path, size, path)
+    rest, size = _file_without_weights(path)
+    return _analysis(_parsed(rest), path, size, path)
 
 
 def _of_bytes(data: bytes) -> ModelProto:
     if not data:
         raise ModelFileError("they are empty")
-    return _parsed(skim(data))
+    return _parsed(strip_weights(data))
 
 
-def _skimmed_file(path: str) -> tuple[bytes, int]:
+def _file_without_weights(path: str) -> tuple[bytes, int]:
     """Return a file without its weights, and its size."""
     try:
         # O_NONBLOCK: opening a named pipe would wait for a writer.
@@ -206,7 +206,7 @@ def _skimmed_file(path: str) -> tuple[bytes, int]:
                 raise ModelFileError("it is not a file")
             if not found.st_size:
                 raise ModelFileError("it is empty")
-            return skim(FileBytes(descriptor, found.st_size)), found.st_size
+            return strip_weights(FileBytes(descriptor, found.st_size)), found.st_size
         finally:
             os.close(descriptor)
     except ModelFileError:
@@ -217,11 +217,11 @@ def _skimmed_file(path: str) -> tuple[bytes, int]:
         raise ModelFileError(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _parsed(slim: bytes) -> ModelProto:
+def _parsed(data: bytes) -> ModelProto:
     from onnx import ModelProto
 
     try:
-        return cast("ModelProto", ModelProto.FromString(slim))
+        return cast("ModelProto", ModelProto.FromString(data))
     except Exception as error:  # protobuf's class, whose name depends on the version
         if is_of_handler(error):
             raise
@@ -241,13 +241,15 @@ def _analysis(model: ModelProto, source: str, file_bytes: int | None, file: str 
     unsupported: dict[str, str] = {}
     inputs = _specs((each for each in graph.input if each.name not in own), "input", unsupported)
     outputs = _specs(graph.output, "output", unsupported)
-    again = [each for each in graph.input if each.name in own and model.ir_version >= _OVERRIDABLE_SINCE]
+    overridable = [
+        each for each in graph.input if each.name in own and model.ir_version >= _OVERRIDABLE_SINCE
+    ]
     return ModelAnalysis(
         source=source,
         graph=text(graph.name),
         inputs=inputs,
         outputs=outputs,
-        overridable=tuple(read_value(each, optional=True)[0] for each in again),
+        overridable=tuple(read_value(each, optional=True)[0] for each in overridable),
         unsupported=unsupported,
         first_axis=guess_first_axis(inputs, outputs),
         ir_version=model.ir_version,

@@ -154,13 +154,13 @@ def _tensor(spec: TensorSpec, *, batched: bool) -> dict[str, Any]:
         dims = dims[1:]
     written: dict[str, Any] = {
         "name": spec.name,
-        "data_type": _Word(f"TYPE_{'STRING' if spec.datatype == 'BYTES' else spec.datatype}"),
+        "data_type": _Unquoted(f"TYPE_{'STRING' if spec.datatype == 'BYTES' else spec.datatype}"),
         "dims": list(dims) or [1],
     }
     if not dims:
         written["reshape"] = {"shape": []}
     if spec.optional:
-        written["optional"] = _Word("true")
+        written["optional"] = _Unquoted("true")
     return written
 
 
@@ -170,7 +170,7 @@ def _instance_group(instances: int | None, kind: str, gpus: Sequence[int]) -> di
     group: dict[str, Any] = {}
     if instances is not None:
         group["count"] = _check_count("instances", instances)
-    group["kind"] = _Word(f"KIND_{kind.upper()}")
+    group["kind"] = _Unquoted(f"KIND_{kind.upper()}")
     if gpus:
         group["gpus"] = [_check_count("gpus", gpu, least=0) for gpu in gpus]
     return group
@@ -196,7 +196,7 @@ def _batching(most: int, preferred: Sequence[int], delay: float | None) -> dict[
     return batching
 
 
-class _Word(str):
+class _Unquoted(str):
     """A value that is written without quotes: a name of an enumeration, true or false."""
 
     __slots__ = ()
@@ -219,6 +219,6 @@ def _lines(message: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return f"[ {', '.join(map(str, value))} ]" if value else "[ ]"
-    if isinstance(value, str) and not isinstance(value, _Word):
+    if isinstance(value, str) and not isinstance(value, _Unquoted):
         return '"' + _UNSAFE.sub(lambda match: f"\\{ord(match[0]):03o}", value) + '"'
     return str(value)

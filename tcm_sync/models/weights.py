@@ -89,9 +89,9 @@ def _tensors(model: Any) -> Iterator[Any]:
 
 def _elements(tensor: Any) -> int:
     if len(tensor.dims) > MOST_DIMS:
-        raise ModelFileError(f"{_called(tensor)} has {len(tensor.dims):,} dimensions, more than {MOST_DIMS}")
+        raise ModelFileError(f"{_named(tensor)} has {len(tensor.dims):,} dimensions, more than {MOST_DIMS}")
     if any(size < 0 for size in tensor.dims):
-        raise ModelFileError(f"{_called(tensor)} has the shape {list(tensor.dims)}")
+        raise ModelFileError(f"{_named(tensor)} has the shape {list(tensor.dims)}")
     return math.prod(tensor.dims)
 
 
@@ -99,7 +99,7 @@ def _external(tensor: Any, size: int) -> tuple[str, int]:
     """Return the external file of a tensor, and the least size that the file must have."""
     if any(text(each.key) == "location" and len(each.value) > MOST_PATH for each in tensor.external_data):
         raise ModelFileError(
-            f"{_called(tensor)} is external, and names a file by over {MOST_PATH:,} characters"
+            f"{_named(tensor)} is external, and names a file by over {MOST_PATH:,} characters"
         )
     entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
@@ -108,13 +108,13 @@ def _external(tensor: Any, size: int) -> tuple[str, int]:
     except ValueError:
         offset = length = -1
     if offset < 0 or length < 0:
-        raise ModelFileError(f"{_called(tensor)} has an invalid place in its file: {quote(str(entries))}")
+        raise ModelFileError(f"{_named(tensor)} has an invalid place in its file: {quote(str(entries))}")
     parts = PurePosixPath(location.replace("\\", "/")).parts
     if not location or "\0" in location or not parts:
-        raise ModelFileError(f"{_called(tensor)} is external, and the name of its file is {location!r}")
+        raise ModelFileError(f"{_named(tensor)} is external, and the name of its file is {location!r}")
     if location.startswith(("/", "\\")) or PureWindowsPath(location).is_absolute() or ".." in parts:
         raise ModelFileError(
-            f"{_called(tensor)} is in {quote(location)!r}, outside the model's folder, which is not allowed"
+            f"{_named(tensor)} is in {quote(location)!r}, outside the model's folder, which is not allowed"
         )
     return location, offset + max(length, size)
 
@@ -152,5 +152,5 @@ def _size_of(file: str, location: str, needed: int) -> int:
     return found.st_size
 
 
-def _called(tensor: Any) -> str:
+def _named(tensor: Any) -> str:
     return f"the tensor {quote(text(tensor.name))!r}"

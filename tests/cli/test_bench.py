@@ -179,7 +179,7 @@ def test_without_a_warm_up_everything_counts_from_the_start():
             return self.asked
 
     watch = bench._Watch(Client(), time.monotonic())
-    watch.look(0.0)
+    watch.check(0.0)
     assert watch.before == 1
 
 

@@ -19,12 +19,12 @@ import pytest
 import trustme
 
 from tcm_sync._pool.call import Call
-from tcm_sync.cli import checks, dialogue
+from tcm_sync.cli import capability, checks, doctor
 from tcm_sync.local import LocalManager
 
 from ..helpers.scripted_peer import ScriptedPeer
 
-STEPS = [step.name for step in checks.STEPS]
+STEPS = [step.name for step in doctor.STEPS]
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +339,7 @@ def test_a_manager_that_lets_in_and_says_no_more(examine):
 
 def test_a_manager_that_never_answers_the_authentication(examine, monkeypatch):
     def ask(sock, rest, settings, deadline):
-        return dialogue.ask_capability(sock, rest, settings, deadline.at_most(0.1))
+        return capability.ask_capability(sock, rest, settings, deadline.at_most(0.1))
 
     def deaf(connection):
         connection.accept()

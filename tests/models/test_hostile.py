@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from tcm_sync import ModelFileError
 from tcm_sync._tensors import TensorSpec
-from tcm_sync.models import analysis, analyze, skim
+from tcm_sync.models import analysis, analyze, strip_weights
 from tcm_sync.models.batch import guess_first_axis
 
 from ..helpers.onnx_build import FLOAT, double, model, outside, value, weight
@@ -142,12 +142,12 @@ def test_a_small_file_that_would_become_a_million_objects_does_not(tmp_path: Pat
 
 
 def test_more_parts_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skim, "MOST_PARTS", 1000)
+    monkeypatch.setattr(strip_weights, "MOST_PARTS", 1000)
     refused(tmp_path, bytes([8, 10]) + field(7, b"\x0a\x00" * 1001), "more than 1,000 parts")
 
 
 def test_more_names_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(skim, "MOST_BYTES", 1000)
+    monkeypatch.setattr(strip_weights, "MOST_BYTES", 1000)
     inputs = [value(f"x{number}") for number in range(100)]
     refused(tmp_path, model(inputs).SerializeToString(), "over 1,000 bytes")
 
@@ -173,7 +173,7 @@ def test_a_file_that_is_truncated_while_it_is_read_is_refused(
 def test_more_small_tensors_than_any_model_has_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(skim, "MOST_KEPT", 1000)
+    monkeypatch.setattr(strip_weights, "MOST_KEPT", 1000)
     refused(tmp_path, bytes([8, 10]) + field(7, field(5, b"\x08\x01") * 600), "over 1,000 tensors")
 
 
@@ -216,7 +216,7 @@ def test_the_names_of_many_inputs_and_outputs_are_not_compared_one_by_one() -> N
 
 def test_a_list_of_numbers_in_a_node_is_not_walked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     forest = helper.make_node("TreeEnsembleRegressor", ["x"], ["y"], nodes_values=[0.5] * 100_000)
-    monkeypatch.setattr(skim, "MOST_PARTS", 100)
+    monkeypatch.setattr(strip_weights, "MOST_PARTS", 100)
     assert analyze(model(nodes=[forest]).SerializeToString()).parameters == 0
 
 

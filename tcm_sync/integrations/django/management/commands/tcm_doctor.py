@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from tcm_sync.errors import ConfigError
-from tcm_sync.integrations._doctor import examine, missing_package
+from tcm_sync.integrations._doctor import missing_package, run_checks
 from tcm_sync.integrations.django.clients import DEFAULT, tcms
 
 
@@ -51,6 +51,6 @@ class Command(BaseCommand):
             client = tcms.whole(options["client"])
         except ConfigError as error:
             raise CommandError(error.message) from None
-        status = examine(client, as_json=options["json"], timeout=options["timeout"])
+        status = run_checks(client, as_json=options["json"], timeout=options["timeout"])
         if status:
             raise CommandError(f"client {options['client']!r} cannot use its manager", returncode=status)

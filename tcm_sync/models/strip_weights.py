@@ -97,7 +97,7 @@ class FileBytes:
         return b"".join(parts)
 
 
-def skim(data: bytes | FileBytes) -> bytes:
+def strip_weights(data: bytes | FileBytes) -> bytes:
     """Return an ONNX model without weights, nodes' plain attributes, and documentation.
 
     Parameters
@@ -112,7 +112,7 @@ def skim(data: bytes | FileBytes) -> bytes:
     OSError
         The file cannot be read.
     """
-    return _Skimmer(data).message(0, len(data), _table()["ModelProto"], 0)
+    return _WeightStripper(data).message(0, len(data), _table()["ModelProto"], 0)
 
 
 @functools.cache
@@ -142,7 +142,7 @@ def _table() -> Mapping[str, dict[int, Any]]:
     return table
 
 
-class _Skimmer:
+class _WeightStripper:
     def __init__(self, data: bytes | FileBytes) -> None:
         self._file = None if isinstance(data, bytes) else data
         self._window = data if isinstance(data, bytes) else b""  # a part of the file
@@ -160,14 +160,14 @@ class _Skimmer:
             self._count()
             tag, place = self._varint(start, end)
             stop = self._stop(tag, place, end)
-            then = fields.get(tag >> 3)
-            if then is _END:
+            handling = fields.get(tag >> 3)
+            if handling is _END:
                 break
-            if then is _WHOLE or (then is not None and tag & 7 != _LENGTH):
+            if handling is _WHOLE or (handling is not None and tag & 7 != _LENGTH):
                 kept.append(self._keep(start, stop))
-            elif then is not None:
+            elif handling is not None:
                 _, inside = self._varint(place, end)
-                inner = self.message(inside, stop, then, depth + 1)
+                inner = self.message(inside, stop, handling, depth + 1)
                 if inner:
                     kept += (self._keep(start, place), _as_varint(len(inner)), inner)
             start = stop

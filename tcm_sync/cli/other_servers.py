@@ -1,4 +1,4 @@
-"""Who answers at an address where no manager does: another path's manager, Triton itself, or a web server."""
+"""Find out what answers at an address in place of a manager: Triton itself, or a web server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Answer:
     date: str | None = None
 
 
-def describe_answerer(get: Callable[[str], Answer]) -> str | None:
-    """Say who answers, and what to change, or None if there is nothing to be seen.
+def describe_server(get: Callable[[str], Answer]) -> str | None:
+    """Describe the server that answers, and what to change; None if nothing shows it.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def describe_answerer(get: Callable[[str], Answer]) -> str | None:
         which = f" {quote(version)}" if isinstance(version, str) else ""
         return f"Triton{which} itself answers: --uri must be the manager's address"
     ready = _ask(get, "/v2/health/ready")
-    if ready.status == 200 and not ready.body:  # a page that is there for every path has a body
+    if ready.status == 200 and not ready.body:  # a page that a server has for every path has a body
         return "Triton itself seems to answer: --uri must be the manager's address"
     if health.server is not None:
         return (
@@ -50,7 +50,7 @@ def describe_answerer(get: Callable[[str], Answer]) -> str | None:
     return None
 
 
-def speaks_http_2(error: Exception) -> bool:
+def is_http_2(error: Exception) -> bool:
     """Whether the answer began with a frame of HTTP/2, as Triton's gRPC port answers."""
     return isinstance(error, http.client.BadStatusLine) and "\\x00\\x00" in repr(error)
 
