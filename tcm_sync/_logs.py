@@ -53,7 +53,7 @@ class _Writer:
             dropped, self._dropped = self._dropped, 0
         if dropped:
             _handle(logger, _record(logger, logging.WARNING, _DROPPED, (dropped,)), BaseException)
-        _handle(logger, record, BaseException)  # whatever it raises, this thread goes on
+        _handle(logger, record, BaseException)  # whatever it raises, this thread continues
 
     def flush(self, timeout: float) -> bool:
         """Wait until what was put so far is written, in seconds; whether it is."""

@@ -16,34 +16,34 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from tcm_sync.errors import ReentrantCallError
 
-_ENTRANCES: set[CodeType] = set()  # of the functions that note their thread
+_ENTRY_POINTS: set[CodeType] = set()  # of the functions that note their thread
 
 
 class Callers(set[int]):
     """The threads that are inside a client, by their idents. Adding and discarding are atomic."""
 
-    def have(self, depth: int = 1) -> bool:
+    def has_this_thread(self, depth: int = 1) -> bool:
         """Whether this thread is inside, by the stack from so many frames up."""
         ident = get_ident()
         if ident not in self:
             return False
         frame: FrameType | None = sys._getframe(depth)  # noqa: SLF001 - documented, with a warning
         while frame is not None:
-            if frame.f_code in _ENTRANCES:
+            if frame.f_code in _ENTRY_POINTS:
                 return True
             frame = frame.f_back
         self.discard(ident)  # an interrupt kept it from being discarded
         return False
 
     def refuse(self) -> None:
-        """Refuse the call of an entrance whose thread is inside already.
+        """Refuse the call of an entry point whose thread is inside already.
 
         Raises
         ------
         ReentrantCallError
             It is.
         """
-        if self.have(depth=3):
+        if self.has_this_thread(depth=3):
             raise ReentrantCallError(
                 "this thread is inside another call of the same client: a signal handler, a finalizer or a "
                 "log handler cannot make calls there. Nothing was sent. Set a flag or raise an exception in "
@@ -62,18 +62,18 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def is_entrance(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def is_entry_point(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Note that a function adds its thread to the callers, and discards it."""
-    _ENTRANCES.add(function.__code__)
+    _ENTRY_POINTS.add(function.__code__)
     return function
 
 
-def entrance(
+def entry_point(
     method: Callable[Concatenate[Self, Arguments], Result],
 ) -> Callable[Concatenate[Self, Arguments], Result]:
     """Have a method refuse threads that are inside already, and note those that are in it."""
 
-    @is_entrance
+    @is_entry_point
     @wraps(method)
     def enter(self: Self, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         callers, ident = self._callers, get_ident()

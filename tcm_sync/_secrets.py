@@ -1,7 +1,7 @@
 """Secrets that are sent, and the one function that keeps them out of every text.
 
 Whatever leaves the package as text (an error's message, a log line, a repr, what a command prints) goes
-through `hide`. It replaces every `Secret` of the process that is alive: no caller passes secrets to it.
+through `hide`. It replaces every `Secret` of the process that is in use: no caller passes secrets to it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Secret:
         hidden = (each for each in (text, *parts) if len(each) >= shortest)
         self.forms = frozenset(form for each in hidden for form in _forms(each))
         if self.forms:
-            _living[id(self)] = weakref.ref(self, _Forgotten(id(self)))
+            _in_use[id(self)] = weakref.ref(self, _Remover(id(self)))
 
     def reveal(self) -> str:
         """Return the text, to send it."""
@@ -93,8 +93,8 @@ class HoldsSecret:
         self._hold()
 
 
-class _Forgotten:
-    """Takes a secret that was collected out of those that live."""
+class _Remover:
+    """Removes a secret that was collected from those in use."""
 
     __slots__ = ("_key",)
 
@@ -102,16 +102,16 @@ class _Forgotten:
         self._key = key
 
     def __call__(self, reference: weakref.ref[Secret]) -> None:
-        if _living.get(self._key) is reference:  # not one that was made at the same address since
-            _living.pop(self._key, None)
+        if _in_use.get(self._key) is reference:  # not one that was made at the same address since
+            _in_use.pop(self._key, None)
 
 
 # No lock guards it, since a text may be hidden inside any: each step is one atomic operation of a dict.
-_living: dict[int, weakref.ref[Secret]] = {}
+_in_use: dict[int, weakref.ref[Secret]] = {}
 
 
 def hide(text: str) -> str:
-    """Return a text with ``***`` in place of every secret that is alive.
+    """Return a text with ``***`` in place of every secret that is in use.
 
     A secret is found as it is, and as JSON, URLs, HTML and Python write it. One of 16 characters or more is
     hidden anywhere, a shorter one as a whole word, and one of 3 or fewer not at all: it would be found in
@@ -140,7 +140,7 @@ def hide_in(value: Any) -> Any:
 def forms_of_secrets() -> list[str]:
     """Return every form of every secret, the longest first, since one may contain another."""
     forms: set[str] = set()
-    for reference in list(_living.values()):
+    for reference in list(_in_use.values()):
         if (secret := reference()) is not None:
             forms |= secret.forms
     return sorted(forms, key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""What was learned and may have changed since: kept for a while, and then found out anew."""
+"""Values that are kept for a while, since they may change, and are then found out again."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class TcmClient:
 
     It opens by itself on the first call; making one connects to nothing. One background thread reads all of
     its sockets. After a fork the child makes its own; a pickled client carries its settings, the token
-    included, and opens anew where it is unpickled.
+    included, and opens again where it is unpickled.
 
     Parameters
     ----------
@@ -317,13 +317,13 @@ class TcmClient:
         return self
 
     def close(self, timeout: float = 0.0) -> None:
-        """Close for good. Calls under way end with `ClientClosedError`.
+        """Close the client, which stays closed. Calls under way end with `ClientClosedError`.
 
         It may be called from any thread, again, after an interruption, and anywhere: where this thread is
         inside a call, as in a signal handler, that call is ended too, and the closing is not waited for.
 
         Where there are copies of the client in this process, by unpickling or the module `copy`, it closes
-        this one: calls under way go on, and the last copy that is closed closes the sockets.
+        this one: calls under way continue, and the last copy that is closed closes the sockets.
 
         Parameters
         ----------
@@ -966,7 +966,7 @@ class TcmClient:
         allow_transient: bool = False,
         transport: Transport | Unset = UNSET,
     ) -> str:
-        """Describe in words how a call with these inputs would travel, and why. Nothing is sent.
+        """Describe how a call with these inputs would travel, and why. Nothing is sent.
 
         Parameters
         ----------
@@ -1025,7 +1025,7 @@ class TcmClient:
         Parameters
         ----------
         timeout : float
-            Seconds to go on for.
+            Seconds to ask for, again and again.
 
         Returns
         -------

@@ -123,7 +123,7 @@ class Model:
     ) -> Future[InferResult]:
         """Run the model on one sample in the background, in a batch with others, and return the future.
 
-        For callers that go on meanwhile, such as an event loop: a batch takes one thread, however many
+        For callers that continue meanwhile, such as an event loop: a batch takes one thread, however many
         samples it has. Samples that have the same names, datatypes, shapes and timeout go out together. A
         batch leaves when a socket is free and it is full or its ``max_wait`` has passed; samples that
         `infer_sample` waits for go in other batches. At most ``pool_size`` batches and calls of `submit` run

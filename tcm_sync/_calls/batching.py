@@ -11,7 +11,7 @@ from tcm_sync._calls.request import InferenceCall, encode_request, is_readable
 from tcm_sync._calls.retrying import perform
 from tcm_sync._calls.samples import Batch, Sample
 from tcm_sync._process import watch
-from tcm_sync._reentry import entrance
+from tcm_sync._reentry import entry_point
 from tcm_sync._tensors import (
     Tensor,
     check_call,
@@ -69,7 +69,7 @@ class Batcher:
         watch(self)
 
     def after_fork(self) -> None:
-        """Begin anew: the samples of a parent process are its own."""
+        """Start empty: the samples of a parent process are its own."""
         self._lock = threading.RLock()  # guards what is below, and all batches and samples
         self._changed = threading.Condition(self._lock)  # notified when a batch may leave
         self._open: dict[Hashable, Batch] = {}
@@ -89,7 +89,7 @@ class Batcher:
         check_size(minimum_json_bytes(tensors), self._core.message_limit(), at_least=True)
         return tensors
 
-    @entrance
+    @entry_point
     def _run(self, sample: Sample, room: int) -> InferResult:
         try:
             self._join(sample, room)
@@ -214,7 +214,7 @@ class Batcher:
                 self._divide(batch, leader, fewer)
                 return  # to lead its part of them
             if leader.deadline.expired():
-                leader.outcome = error  # the others may have time: one of them goes on
+                leader.outcome = error  # the others may have time: one of them continues
                 return
             with self._lock:
                 self._shut(batch)

@@ -18,7 +18,7 @@ from tcm_sync._handlers import is_of_handler
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.runtime import Runtime
 from tcm_sync._process import notice_fork, refuse_green_threads, start_thread, watch
-from tcm_sync._reentry import Callers, entrance
+from tcm_sync._reentry import Callers, entry_point
 from tcm_sync._shm.policy import ShmPolicy
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.counters import Counts
@@ -49,7 +49,7 @@ class State(enum.Enum):
 
     UNOPENED = "not open"  # nothing has been called yet in this process
     OPEN = "open"
-    CLOSED = "closed"  # for good
+    CLOSED = "closed"  # it stays closed
 
 
 class Core:
@@ -102,7 +102,7 @@ class Core:
         self.counts = Counts()
         self.listeners = Listeners(listeners, urlsplit(settings.uri).netloc)
         self.shm = ShmPolicy(settings)
-        self.callers = self._callers = Callers()  # under the name that `entrance` takes, too
+        self.callers = self._callers = Callers()  # under the name that `entry_point` takes, too
         self.prober = Connector(self.callers)
         self.addresses = Addresses()
         self.row_limits = RowLimits()
@@ -115,7 +115,7 @@ class Core:
         # The ids of the clients and views that are open; each step is one atomic operation of a set.
         self._clients: set[int] = set()
         self._views: set[int] = set()
-        self.may_be_dropped = False  # whether nobody need close it, so that it ends without a warning
+        self.may_be_dropped = False  # whether it may end without close(), and without a warning
         self._closing = False  # set without the lock: a signal handler may close while this thread holds it
         watch(self)
 
@@ -141,13 +141,13 @@ class Core:
 
     # --- opening ---
 
-    @entrance
+    @entry_point
     def begin(self) -> Runtime:
         """Return what calls run on, started if need be."""
         return self.running()
 
     def running(self) -> Runtime:
-        """Do what `begin` does, inside an entrance."""
+        """Do what `begin` does, inside an entry point."""
         notice_fork()
         runtime = self.runtime
         if runtime is not None and runtime.reader.is_reading and not self._closing:
@@ -174,7 +174,7 @@ class Core:
         if self._closing:
             raise ClientClosedError("the client is closed, and a closed client stays closed: make another")
 
-    @entrance
+    @entry_point
     def open(self, deadline: Deadline, *, wait: bool) -> None:
         """Open a first socket, and wait until it is authenticated if that is wanted."""
         runtime = self.running()
@@ -188,7 +188,7 @@ class Core:
             lease.discard("open() was interrupted")
             raise
 
-    @entrance
+    @entry_point
     def new_workers(self, most: int) -> Workers:
         """Return threads for calls, which end when the client is closed."""
         return self._new_workers(most)
@@ -202,7 +202,7 @@ class Core:
             self._all_workers.add(workers)
         return workers
 
-    @entrance
+    @entry_point
     def background(self) -> Workers:
         """Return the threads of `submit`."""
         self.running()
@@ -213,7 +213,7 @@ class Core:
                 workers = self.workers = self.workers or workers
         return workers
 
-    @entrance
+    @entry_point
     def new_segment(self, byte_size: int) -> Segment:
         """Return a segment of shared memory that is the caller's."""
         self.running()
@@ -221,7 +221,7 @@ class Core:
 
     # --- what calls ask ---
 
-    @entrance
+    @entry_point
     def any_connection(self) -> Connection | None:
         """Return one of the connections that are open, if there is any."""
         return None if self.runtime is None else self.runtime.pool.any_open()
@@ -270,12 +270,12 @@ class Core:
 
     def close(self, seconds: float) -> None:
         """End all calls, after waiting so many seconds for those under way."""
-        if not self.callers.have():
+        if not self.callers.has_this_thread():
             self._close(seconds)
         elif (runtime := self.runtime) is not None:
             self._end_soon(runtime)
 
-    @entrance
+    @entry_point
     def _close(self, timeout: float) -> None:
         runtime, all_workers = self._parts()
         for workers in all_workers:
@@ -288,7 +288,7 @@ class Core:
 
     def _end_soon(self, runtime: Runtime) -> None:
         """Have everything end on another thread: it waits for the locks that this one may hold."""
-        if not runtime.reader.is_reading:  # it rests, and the call that was interrupted may not start it
+        if not runtime.reader.is_reading:  # it is suspended, and the interrupted call may not start it
             with contextlib.suppress(RuntimeError):  # there can be no more threads
                 start_thread(threading.Thread(target=self._end, name="tcm-sync-closer", daemon=True))
                 return
@@ -312,7 +312,7 @@ class Core:
         if runtime is None or self._closing:
             return
         if runtime.reader.is_inherited():
-            runtime.abandon()
+            runtime.close_inherited()
             return
         runtime.reader.stop()  # it waits for nothing: this may run inside any lock
         if not self.may_be_dropped and not sys.is_finalizing():
@@ -325,15 +325,15 @@ class Core:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""
         self.lock = threading.RLock()
         self.callers.clear()
-        self.counts.lock = threading.RLock()  # the parent's streams go on counting with them
-        self.prober.opening.abandon()
+        self.counts.lock = threading.RLock()  # the parent's streams continue to count with them
+        self.prober.opening.close_inherited()
         self.prober = Connector(self.callers)
         self.counts, self.counted_from = Counts(), None
         self.shm = ShmPolicy(self.settings)  # the segments are the parent's
         self.workers, self._all_workers = None, weakref.WeakSet()
         runtime, self.runtime = self.runtime, None
         if runtime is not None:
-            runtime.abandon()
+            runtime.close_inherited()
 
     def at_exit(self) -> None:
         """Refuse calls from now on: the reader is about to be stopped with the interpreter."""

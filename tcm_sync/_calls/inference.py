@@ -46,7 +46,7 @@ def _watched(core: Core, options: CallOptions, inputs: object, deadline: Deadlin
 
 
 def watch_of(core: Core, options: CallOptions, inputs: object = None) -> Watch | None:
-    """Return what measures an inference from now on, None if nobody listens."""
+    """Return what measures an inference from now on; None if there are no listeners."""
     if not core.listeners.registered:
         return None
     watch = Watch(core.listeners, "infer", (options.route, options.model_name))
@@ -67,7 +67,7 @@ def encode(
     Parameters
     ----------
     later : bool
-        Whether the caller goes on, and may change his arrays, before they are sent.
+        Whether the caller continues before the arrays are sent, and may change them.
     deadline : Deadline, optional
         The call's, if its time has begun.
     """
@@ -169,7 +169,7 @@ def send(
         try:
             attempts = perform(core, call, options.policy)
         finally:
-            shared.over()
+            shared.finish()
     if watch is not None:
         watch.enter("decoding")
     reply = call.reply

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 log = Log("tcm_sync.pool", queued=True)
 
 #: Bytes of a message. A request of one small tensor has some 300, and an authentication with a token up to
-#: 1,000: a manager with a lower limit could answer nobody, so the number must be wrong, and keeping it would
-#: have every call fail here.
+#: 1,000: a manager with a lower limit could serve no client, so the number must be wrong, and every call
+#: would fail by it.
 LOWEST_LIMIT = 1_024
 
 _MOST_TARGETS = 256  # routes and models that limits are kept of

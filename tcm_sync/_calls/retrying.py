@@ -11,7 +11,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING, TypeVar
 
 from tcm_sync._logs import Log
-from tcm_sync._reentry import is_entrance
+from tcm_sync._reentry import is_entry_point
 from tcm_sync.errors import ConnectionLostError, KnownFaultError, TcmError
 from tcm_sync.events._watch import Watch
 from tcm_sync.retry import RetryPolicy, Verdict
@@ -32,7 +32,7 @@ _LONGEST_HISTORY = 50  # failures that an error keeps
 Result = TypeVar("Result")
 
 
-@is_entrance
+@is_entry_point
 def perform(
     core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = False, inside: bool = False
 ) -> int:
@@ -49,7 +49,7 @@ def perform(
     once : bool
         Whether it is never repeated when it may have run.
     inside : bool
-        Whether this thread is inside an entrance already, which then is the caller.
+        Whether this thread is inside an entry point already, which then is the caller.
 
     Raises
     ------

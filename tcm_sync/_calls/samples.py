@@ -112,7 +112,7 @@ class SubmittedSample(Sample):
             self.future.set_exception(self.outcome)
 
     def restart(self) -> None:
-        """Begin its time anew, since its batch waited for a thread until now."""
+        """Restart its deadline, since its batch waited for a thread until now."""
         self.deadline = Deadline(self.deadline.timeout)
 
 

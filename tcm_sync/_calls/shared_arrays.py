@@ -59,7 +59,7 @@ def empty_shared(core: Core, shape: int | Sequence[int], dtype: npt.DTypeLike) -
 
 
 def explain(core: Core, options: CallOptions, inputs: object) -> str:
-    """Return in words how a call with these inputs would travel, and why."""
+    """Describe how a call with these inputs would travel, and why."""
     notice_fork()
     if as_references(inputs) is not None:
         return "by reference, as the inputs themselves say"

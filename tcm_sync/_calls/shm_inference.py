@@ -45,10 +45,10 @@ class Shareable(Struct, frozen=True, eq=False):
 
 
 class SharedCall(InferenceCall):
-    """One inference on its way, whose segments are lent anew for each attempt.
+    """One inference on its way, for each attempt of which segments are acquired.
 
     A segment goes back to the arena after a good reply alone, and after a refusal that says that the request
-    was never run. After anything else it may still be read, so it is quarantined.
+    was never run. After anything else it may still be read, so it is discarded.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class SharedCall(InferenceCall):
     deadline : Deadline
         The call's.
     sharing : ShmPolicy
-        Lends segments, and remembers what works.
+        Has the segments, and keeps which routes accept them.
     counts : Counts
         Where it counts.
     by_reference : callable
@@ -92,20 +92,20 @@ class SharedCall(InferenceCall):
         self._by_reference = by_reference
         self._by_value = by_value
         self._arena: Arena  # once there is one
-        self._lent: list[Segment] = []  # what the attempt under way names
+        self._acquired: list[Segment] = []  # those that the attempt under way names
         self._shared = False  # whether the last attempt named any
         self._never_used = options.allow_transient  # whether segments must be new to the server
         self._obstacle: str | None = None  # why the tensors go as JSON from now on
 
     def attempt(self, sender: Sender) -> None:
-        """Make one attempt; a segment that cannot be registered is replaced once, then it is JSON's turn."""
+        """Make one attempt; a segment that cannot be registered is replaced once, then JSON is used."""
         while True:
             try:
                 sender.attempt(self)
             except _REGISTRATION as error:
                 if not self._shared or error.uuid is None:
                     raise
-                self._let_go()
+                self._discard()
                 if not self._never_used:
                     self._never_used = True
                     continue
@@ -120,8 +120,8 @@ class SharedCall(InferenceCall):
 
     def write(self, connection: Connection) -> Pieces:
         """Copy the tensors to segments and name them, or write them as JSON if that cannot be."""
-        if self._lent:  # by an attempt before
-            self._let_go()
+        if self._acquired:  # by an attempt before
+            self._discard()
         self._shared = False
         why = self._obstacle or self._sharing.obstacle_on(connection, self._options.transport)
         if why is None:
@@ -133,7 +133,7 @@ class SharedCall(InferenceCall):
                 self._shared = True
                 if self.watch is not None:
                     self.watch.is_shared = True
-                self._counts.shared(sum([segment.byte_size for segment in self._lent]))
+                self._counts.shared(sum([segment.byte_size for segment in self._acquired]))
                 return payload
         if self._options.transport == "shm":
             raise SharedMemoryUnavailableError(f"the tensors cannot go through shared memory: {why}")
@@ -153,20 +153,20 @@ class SharedCall(InferenceCall):
         refusal = super().receive(connection, pending, future)
         never_ran = refusal is not None and isinstance(refusal.error, (BackpressureError, RateLimitedError))
         if (refusal is None or never_ran) and not self._options.allow_transient:
-            self._give_back()
+            self._release()
         return refusal
 
-    def over(self) -> None:
-        """Let go of what is still lent, whatever became of the call."""
-        if self._lent:
-            self._let_go()
+    def finish(self) -> None:
+        """Discard the segments that are still acquired, however the call ended."""
+        if self._acquired:
+            self._discard()
 
     def _share(self, connection: Connection) -> tuple[SharedTensor, ...]:
         self._arena = arena = self._sharing.arena()
         try:
             return tuple([self._reference(arena, tensor, connection.epoch) for tensor in self._tensors])
         except DeclinedError:
-            self._give_back()  # those before it: the manager has not seen them
+            self._release()  # those before it: the manager has not seen them
             raise
 
     def _reference(self, arena: Arena, tensor: Tensor, epoch: int) -> SharedTensor:
@@ -174,26 +174,26 @@ class SharedCall(InferenceCall):
         array = tensor.array
         segment = None if self._never_used else arena.acquire_array(array, self._route, epoch)
         if segment is not None:
-            self._lent.append(segment)
+            self._acquired.append(segment)
         else:
             segment = arena.acquire(self._route, array.nbytes, epoch, never_used=self._never_used)
-            self._lent.append(segment)
+            self._acquired.append(segment)
             np.copyto(segment.array(array.dtype, array.shape), array)
         return SharedTensor(
             tensor.name, f"/{segment.name}", 0, segment.byte_size, tensor.shape, tensor.datatype
         )
 
-    def _give_back(self) -> None:
-        while self._lent:
-            self._arena.release(self._lent.pop())
+    def _release(self) -> None:
+        while self._acquired:
+            self._arena.release(self._acquired.pop())
 
-    def _let_go(self) -> None:
-        while self._lent:
-            self._arena.discard(self._lent.pop())
+    def _discard(self) -> None:
+        while self._acquired:
+            self._arena.discard(self._acquired.pop())
 
 
 def also(error: TcmError, why: str) -> TcmError:
-    """Say in an error why shared memory was not the way either."""
+    """Add to an error why shared memory could not be used either."""
     error.args = (f"{error.message}; and shared memory is no way either, {why}",)
     return error
 

@@ -86,7 +86,7 @@ class StreamCall(Call):
             raise
 
     def future(self) -> Future:
-        """Make what the reader fills, anew for each attempt."""
+        """Make what the reader fills; each attempt has its own."""
         self._replies = StreamReplies(_BUFFER_BYTES)
         self._items: deque[bytes | Refusal] = deque()
         self._started = False
@@ -190,7 +190,7 @@ class StreamCall(Call):
         return max(0.0, silent_since + self._idle_timeout - monotonic())
 
     def finish(self, *, reusable: bool = False) -> None:
-        """Give the connection back, for others to use if nothing more can come on it."""
+        """Release the connection, for others to use if nothing more can come on it."""
         notice_fork()
         if self.connection.inherited or sys.is_finalizing():  # a thread that is no more may hold any lock
             return
@@ -204,7 +204,7 @@ class StreamCall(Call):
             self._replies.resolve(Refusal(ConnectionLostError("the stream was closed")))
 
     def give_up(self) -> None:
-        """Give back the connection of an interrupted caller, if there is one."""
+        """Release the connection of an interrupted caller, if there is one."""
         if hasattr(self, "_lease"):
             self._leave()
             self._lease.discard_soon("its stream was left early")

@@ -12,7 +12,7 @@ from tcm_sync._calls.retrying import perform
 from tcm_sync._calls.stream_call import StreamCall
 from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
-from tcm_sync._reentry import entrance
+from tcm_sync._reentry import entry_point
 from tcm_sync._tensors import check_call
 from tcm_sync._transport.replies import Refusal
 from tcm_sync.errors import ConfigError, ContractError, InferenceError, InputError, TcmError
@@ -65,7 +65,7 @@ def stream(
         call.watch = watch.__enter__()
     try:
         attempts = perform(core, call, options.policy)
-        core.counts.begun_stream()
+        core.counts.started_stream()
         return InferStream(call, attempts, core.counts, core.callers)
     except BaseException as error:
         if watch is not None:
@@ -86,7 +86,7 @@ class InferStream(Iterator[str]):
         The model.
     ended_by : {"completed", "idle", "failed", "closed"} or None
         How it ended: the model reported the end; ``idle_timeout`` seconds of silence were taken for it; an
-        error was raised; it was closed early. None while it goes on.
+        error was raised; it was closed early. None while it runs.
     """
 
     def __init__(self, call: StreamCall, attempts: int, counts: Counts, callers: Callers) -> None:
@@ -98,8 +98,8 @@ class InferStream(Iterator[str]):
         self._next = call.first
         self.model_name = call.target[1]
         self.ended_by: EndedBy | None = call.ended
-        self._going_on = [True] if call.ended is None else []
-        if not self._going_on:
+        self._running = [True] if call.ended is None else []
+        if not self._running:
             self._report(None)
 
     @property
@@ -119,7 +119,7 @@ class InferStream(Iterator[str]):
         self._chunks.append(chunk)
         return chunk
 
-    @entrance
+    @entry_point
     def _advance(self) -> str | None:
         call = self._call
         try:
@@ -156,7 +156,7 @@ class InferStream(Iterator[str]):
 
     def _end(self, ended_by: EndedBy, error: BaseException | None = None, *, reusable: bool = False) -> None:
         try:
-            self._going_on.pop()  # one of those who end it does
+            self._running.pop()  # one of those who end it does
             self.ended_by = ended_by
             self._report("closed" if ended_by == "closed" and error is None else error)
             self._call.finish(reusable=reusable)
@@ -169,15 +169,15 @@ class InferStream(Iterator[str]):
     def close(self) -> None:
         """Leave it. The model is not stopped by that."""
         self._next = None
-        if not self._callers.have():
+        if not self._callers.has_this_thread():
             self._close()
-        elif self._going_on:  # inside a call, as in a signal handler: this waits for no lock
-            self._going_on.clear()
+        elif self._running:  # inside a call, as in a signal handler: this waits for no lock
+            self._running.clear()
             self.ended_by = "closed"
             self._report("closed", later=True)
             self._call.discard_soon()
 
-    @entrance
+    @entry_point
     def _close(self) -> None:
         self._end("closed")
 
@@ -190,7 +190,7 @@ class InferStream(Iterator[str]):
         self.close()
 
     def __repr__(self) -> str:
-        state = f"ended by {self.ended_by!r}" if self.ended_by else "going on"
+        state = f"ended by {self.ended_by!r}" if self.ended_by else "running"
         return f"<InferStream {self.model_name!r} {len(self._chunks)} chunks taken, {state}>"
 
 

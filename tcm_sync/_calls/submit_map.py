@@ -1,4 +1,4 @@
-"""Many inferences at once: futures, and maps over inputs without end."""
+"""Many inferences at once: futures, and maps over inputs, which may be endless."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def map_inputs(
     shown = Progress(options.model_name, shown=progress, unit="inputs", total=total)
     core.begin()
     tasks = (_task_or_failure(core, options, inputs) for inputs in many_inputs)
-    how = in_order if ordered else as_they_come
+    how = in_order if ordered else as_completed
     outcomes = how(tasks, core.new_workers(most), most)
     return _yielded(outcomes, shown, ordered=ordered, raising=on_error == "raise")
 
@@ -100,7 +100,7 @@ def in_order(tasks: Iterator[Task], workers: Workers, most: int) -> Generator[tu
         _stop(waiting, workers)
 
 
-def as_they_come(
+def as_completed(
     tasks: Iterator[Task], workers: Workers, most: int
 ) -> Generator[tuple[int, Any], None, None]:
     """Do the same, and yield each outcome once it is there."""

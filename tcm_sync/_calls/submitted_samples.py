@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tcm_sync._calls.batching import Batcher, copy_of
 from tcm_sync._calls.samples import Batch, SubmittedSample
-from tcm_sync._reentry import entrance
+from tcm_sync._reentry import entry_point
 from tcm_sync.errors import TcmError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class BackgroundBatcher(Batcher):
     """
 
     def after_fork(self) -> None:
-        """Begin anew: the samples of a parent process are its own."""
+        """Start empty: the samples of a parent process are its own."""
         super().after_fork()
         self._woken: deque[SubmittedSample] = deque()  # those that have an outcome, or are to lead
 
@@ -38,32 +38,32 @@ class BackgroundBatcher(Batcher):
                 self._start(sample)
         except BaseException:
             if hasattr(sample, "batch"):
-                self._abandon(sample)
+                self._drop(sample)
                 self._settle()
             raise
         return sample.future
 
-    @entrance
+    @entry_point
     def _enter(self, sample: SubmittedSample, room: int) -> bool:
         return self._join(sample, room)
 
-    @entrance
-    def _abandon(self, sample: SubmittedSample) -> None:
+    @entry_point
+    def _drop(self, sample: SubmittedSample) -> None:
         self._leave(sample)
 
     def _start(self, leader: SubmittedSample) -> None:
         """Have a thread lead the batch."""
-        job = self._core.background().submit(partial(self._attend, leader))
-        job.add_done_callback(partial(self._check_led, leader))
+        job = self._core.background().submit(partial(self._lead_batch, leader))
+        job.add_done_callback(partial(self._fail_if_not_led, leader))
 
-    def _check_led(self, leader: SubmittedSample, job: Future[None]) -> None:
-        """Fail the batch whose turn never came, since the client was closed."""
+    def _fail_if_not_led(self, leader: SubmittedSample, job: Future[None]) -> None:
+        """Fail the batch that no thread led, since the client was closed."""
         error = job.exception()
         if isinstance(error, TcmError):
             self._fail(leader.batch, error)
             self._settle()
 
-    def _attend(self, leader: SubmittedSample) -> None:
+    def _lead_batch(self, leader: SubmittedSample) -> None:
         """Lead a batch until its leader has an outcome."""
         try:
             while self._begin(leader):
@@ -75,7 +75,7 @@ class BackgroundBatcher(Batcher):
             self._finish(leader)
             self._settle()
 
-    @entrance
+    @entry_point
     def _begin(self, leader: SubmittedSample) -> bool:
         """Whether there is a batch to lead. Its time begins with its turn."""
         with self._lock:
@@ -89,11 +89,11 @@ class BackgroundBatcher(Batcher):
                         sample.restart()
             return True
 
-    @entrance
+    @entry_point
     def _step(self, leader: SubmittedSample) -> None:
         self._lead(leader.batch, leader)
 
-    @entrance
+    @entry_point
     def _finish(self, leader: SubmittedSample) -> None:
         self._leave(leader)
         if leader.outcome is not None:

@@ -1,4 +1,4 @@
-"""Threads that make calls for others, so that a caller can go on: what `submit` and `map` run on."""
+"""Threads that make calls for others, so that a caller can continue: what `submit` and `map` run on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from tcm_sync._handlers import is_of_handler
-from tcm_sync._reentry import Callers, entrance
+from tcm_sync._reentry import Callers, entry_point
 from tcm_sync._threads import DaemonThreads
 from tcm_sync.errors import ClientClosedError, ConnectFailedError, ConnectionLostError
 
@@ -42,11 +42,11 @@ class Workers:
         """Refuse to wait for threads that are a parent's."""
         if self.is_inherited():
             raise ConnectionLostError(
-                "these calls were begun before a fork: they go on in the parent process alone",
+                "these calls were begun before a fork: they continue in the parent process alone",
                 outcome_unknown=True,
             )
 
-    @entrance
+    @entry_point
     def submit(self, task: Callable[[], Result]) -> Future[Result]:
         """Have a task done, and return the future of what it returns or raises.
 

@@ -9,7 +9,7 @@ Order of locks; each is taken only while locks above it, or none, are held:
 2. that of a pool's state: guards which connections there are and who waits for one; or that of the turns of
    one manager, then that of the process's table, then the table's own, which is held for a few
    microseconds of reading and writing a file, and waited for 5 ms at most in another process;
-3. one of: a gate's, the pace's, a connection's (guards its closing and each call on its socket), the
+3. one of: a gate's, a tenant rate's, a connection's (guards its closing and each call on its socket), the
    connector's, that of the counters.
 
 Under the lock of a pool's state nothing is called that could wait: no network socket, no user callback, no

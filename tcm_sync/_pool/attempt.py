@@ -31,7 +31,7 @@ from tcm_sync.errors import (
 )
 
 _EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
-# Why a lease is discarded that nothing else has released: a kept traceback would hold it for good.
+# Why a lease is discarded that nothing else has released: a kept traceback would keep it.
 _INTERRUPTED = "the call was interrupted"
 
 

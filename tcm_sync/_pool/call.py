@@ -84,7 +84,7 @@ class Call:
         return self.payload
 
     def future(self) -> Future:
-        """Make what the reader resolves, anew for each attempt."""
+        """Make what the reader resolves; each attempt has its own."""
         return ReplyFuture()
 
     def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:

@@ -69,7 +69,7 @@ class ClientGates:
         prober: Prober | None,
         shut: Gate | None = None,
     ) -> None:
-        """Open the gates that `prober` has passed: the manager answered. It may have `shut` one anew."""
+        """Open the gates that `prober` has passed: the manager answered. It may have `shut` one again."""
         for gate in gates:
             if gate.cause is None or prober is None or not gate.is_probed_by(prober):
                 continue

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from threading import get_ident
 
-from tcm_sync._reentry import Callers, is_entrance
+from tcm_sync._reentry import Callers, is_entry_point
 from tcm_sync._threads import DaemonThreads
 from tcm_sync._transport.sockets import OpeningSockets
 
@@ -58,7 +58,7 @@ class Connector:
         """Wait for the threads to end, in seconds; one that resolves a name may not."""
         self._threads.join(timeout)
 
-    @is_entrance
+    @is_entry_point
     def _run(self, job: Callable[[], None]) -> None:
         try:
             self._callers.add(get_ident())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from tcm_sync._pool.gate import Gate
-from tcm_sync._pool.pace import Pace
+from tcm_sync._pool.tenant_rate import TenantRate
 from tcm_sync.events._listeners import NO_LISTENERS, Listeners
 
 # A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
@@ -31,13 +31,13 @@ class ManagerState:
         Shut while the manager cannot be reached, or drains.
     auth_gate : Gate
         Shut while it refuses the token.
-    pace : Pace
+    tenant_rate : TenantRate
         How many messages a second it accepts of this tenant. Its own lock guards it.
     reached : bool
         Whether it ever authenticated a socket. It is only ever set, so it needs no lock.
     epoch : int
         How often all inference sockets were lost, or the manager said that it ends: an earlier manager's
-        registrations of shared memory are void. Guarded by the lock of the inference pool's state.
+        registrations of shared memory are lost. Guarded by the lock of the inference pool's state.
     managers : int
         How often the manager could not be reached, or said that it ends: the next one may have other limits.
         Guarded as `epoch` is.
@@ -57,7 +57,7 @@ class ManagerState:
         self.auth_gate = Gate(
             "authentication", 1.0, 60.0, of=where, level=logging.WARNING, listeners=listeners
         )
-        self.pace = Pace()
+        self.tenant_rate = TenantRate()
         self.reached = False
         self.epoch = 0
         self.managers = 0

@@ -82,8 +82,8 @@ class PoolOpening:
         shutdowns = state.shutdowns
         began = monotonic()
         try:
-            ask_ready = state.cautious and monotonic() < state.ready_asked_until
-            connection = self._opener.open(cautious=state.cautious, ask_ready=ask_ready)
+            ask_ready = state.manager_was_draining and monotonic() < state.ready_asked_until
+            connection = self._opener.open(was_draining=state.manager_was_draining, ask_ready=ask_ready)
         except TcmError as error:
             self._failed(error)
         except BaseException as error:  # noqa: BLE001 - those who wait get it
@@ -123,7 +123,7 @@ class PoolOpening:
         with state.lock:
             state.opening_ended()
             state.manager_state.reached = True
-            state.cautious = state.cautious and shutdowns != state.shutdowns
+            state.manager_was_draining = state.manager_was_draining and shutdowns != state.shutdowns
             ended = state.ended is not None
             if not ended and not connection.closing:
                 connection.epoch = state.manager_state.epoch

@@ -82,7 +82,7 @@ class Pool:
         self.limits = PoolLimits(self.state)
         self._connector = connector
         self._opening = PoolOpening(self, self.state, opener, connector, reader)
-        self._abandoned = False  # whether this is a forked child, and the connections its parent's
+        self._inherited = False  # whether this is a forked child, and the connections its parent's
 
     # --- callers ---
 
@@ -190,7 +190,7 @@ class Pool:
     def discard(self, connection: Connection, lease: Lease, reason: str) -> None:
         """Close a leased connection that must not be used again. Calling it twice does no harm."""
         last = connection.lease
-        if self._abandoned or (last is not None and last() is not lease):
+        if self._inherited or (last is not None and last() is not lease):
             return
         state = self.state
         with state.lock:
@@ -288,7 +288,7 @@ class Pool:
 
     # --- what the reader asks and reports ---
 
-    def is_at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether there is nothing to do for the reader. Without the lock: it is asked while no call runs."""
         state = self.state
         return not (state.inventory.all or state.waiters or state.opening)
@@ -314,7 +314,7 @@ class Pool:
         with state.lock:
             state.shutdowns += 1
             state.manager_state.epoch += 1
-            state.cautious = True
+            state.manager_was_draining = True
             state.ready_asked_until = monotonic() + READY_ASKED_FOR
             shut = state.manager_gate.shut(error, SHUTDOWN_PAUSE, log_now=False)
             state.note_next_manager()
@@ -387,8 +387,8 @@ class Pool:
         wake()
         self._connector.stop()
 
-    def abandon(self) -> None:
+    def close_inherited(self) -> None:
         """Close what a forked child inherited, without a lock, which another thread may have held."""
-        self._abandoned = True
+        self._inherited = True
         for connection in self.state.inventory.all.values():
-            connection.abandon()
+            connection.close_inherited()

@@ -29,7 +29,7 @@ class PoolLimits:
     def read(self) -> tuple[int | None, int | None, float | None]:
         """Return how many requests may be under way; and messages a second, of a socket and of the client."""
         state = self._state
-        return state.limit.width, state.inventory.limit, state.pace.rate
+        return state.limit.width, state.inventory.limit, state.tenant_rate.rate
 
     def lower_concurrency(self, connection: Connection, cause: TcmError) -> None:
         """Send less at a time: the manager had too much to do for the request on `connection`."""
@@ -55,7 +55,7 @@ class PoolLimits:
         with state.lock:
             sent_at = connection.sent_at[-1]
             accepted = state.inventory.sent_since(sent_at - 1.0) - 1
-            rate = state.pace.refused(sent_at, accepted, cause)
+            rate = state.tenant_rate.refused(sent_at, accepted, cause)
         if rate is not None:
             log.warning(
                 "the manager limits a tenant's messages: this client sends %.3g a second from now on: %s",

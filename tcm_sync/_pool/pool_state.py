@@ -67,7 +67,7 @@ class PoolState:
         self.most_streams = max(1, size - 1)  # so that other calls always have a socket
         self.manager_state = manager_state
         self.manager_gate, self.auth_gate = manager_state.manager_gate, manager_state.auth_gate
-        self.pace = manager_state.pace
+        self.tenant_rate = manager_state.tenant_rate
         self.prober = Prober()  # of both gates: the socket that is being opened
         self._settings = settings
         self._reader = reader
@@ -82,7 +82,7 @@ class PoolState:
         self.counts = counts
         self.opening = 0  # how many connections are being opened
         self.shutdowns = 0  # how often the manager said that it is shutting down
-        self.cautious = False  # whether the manager was draining when last seen
+        self.manager_was_draining = False  # whether the manager was draining when last seen
         self.ready_asked_until = 0.0  # until when /ready is asked before a socket is opened
         self.draining = False  # whether new calls are refused
         self.ended: TcmError | None = None  # why no call is served any more
@@ -103,7 +103,7 @@ class PoolState:
         if self.limit.exact is not None and self.limit.left(self.under_way()) <= 0:
             return None
         connection = self.inventory.choose()
-        if self.pace.active and (connection is None or self.pace.admit() > 0.0):
+        if self.tenant_rate.active and (connection is None or self.tenant_rate.admit() > 0.0):
             return None
         return connection
 
@@ -114,7 +114,7 @@ class PoolState:
             connection = inventory.choose()
             if connection is None:
                 break
-            if self.pace.active and (seconds := self.pace.admit()) > 0.0:
+            if self.tenant_rate.active and (seconds := self.tenant_rate.admit()) > 0.0:
                 self._reader.wake_at(monotonic() + seconds)
                 break
             waiters.leave(waiter)
@@ -144,7 +144,7 @@ class PoolState:
         if room <= 0 or self.ended is not None:
             return 0
         wanted = min(self.waiters.servable(*self._left()) - self.opening, room)
-        if self.pace.active:  # more sockets would send no more
+        if self.tenant_rate.active:  # more sockets would send no more
             wanted = 0 if self.inventory.idle or self.opening else min(wanted, 1)
         if wanted <= 0:
             return 0
@@ -204,7 +204,7 @@ class PoolState:
         return worn
 
     def note_next_manager(self) -> None:
-        """Void what was learned of a manager that has ended: the next one may have other limits."""
+        """Forget what was learned of a manager that has ended: the next one may have other limits."""
         self.inventory.limit = self.inventory.stated_limit()
         self.manager_state.managers += 1
 
@@ -312,7 +312,7 @@ class PoolState:
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
                 f"{self._opener.credentials.running()}"
             )
-        if len(inventory.busy()) < self.size and (refusal := self.pace.cause):
+        if len(inventory.busy()) < self.size and (refusal := self.tenant_rate.cause):
             return refusal  # it did not wait for a socket
         if not waiter.streaming and len(inventory.busy()) < self.size and (refusal := self.limit.cause):
             return refusal  # it did not wait for a socket

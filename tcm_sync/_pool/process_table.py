@@ -56,7 +56,7 @@ class ProcessTable:
             return table
 
     def failed(self, error: TableError) -> None:
-        """Go on without the table for a while, and log why, once."""
+        """Continue without the table for a while, and log why, once."""
         with self._lock:
             self._table = None
             if isinstance(error, TableDeletedError):

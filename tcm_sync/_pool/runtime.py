@@ -158,9 +158,9 @@ class Runtime:
         self._connector.stop()
         self.reader.stop()
 
-    def abandon(self) -> None:
+    def close_inherited(self) -> None:
         """Close the descriptors that a forked child inherited, without a lock, and nothing else."""
-        self.pool.abandon()
-        self.management.abandon()
-        self._connector.opening.abandon()
-        self.reader.abandon()
+        self.pool.close_inherited()
+        self.management.close_inherited()
+        self._connector.opening.close_inherited()
+        self.reader.close_inherited()

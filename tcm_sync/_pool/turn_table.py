@@ -65,6 +65,8 @@ class Table:
     def __init__(self, folder: str, clock: Callable[[], int] = monotonic_ns) -> None:
         self._clock = clock
         self._file = TurnFile(folder, clock)
+        #: Returns how many processes have arrived so far. No method of its own: every request calls it.
+        self.arrivals = self._file.arrivals
         watch(self)
 
     def close(self) -> None:
@@ -77,10 +79,6 @@ class Table:
 
     def at_exit(self) -> None:
         """Do nothing: every record of this process ends by its time."""
-
-    def arrivals(self) -> int:
-        """Return how many processes have arrived so far, without the lock."""
-        return self._file.arrivals()
 
     def claim(self, key: int, owner: int, since: int, *, turns: int, age_ns: int) -> Claim:
         """Take a turn if there is one that no process with an older ticket waits for.

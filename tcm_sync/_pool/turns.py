@@ -128,7 +128,7 @@ class Turns:
         self._busy_until = 0  # until when none is made, since a process that was stopped may hold that lock
 
     def after_fork(self) -> None:
-        """Begin anew: turns and waiters are the parent's."""
+        """Start empty: turns and waiters are the parent's."""
         self._begin()
 
     def join(self, user: object) -> None:
@@ -191,7 +191,7 @@ class Turns:
                 waiter = _Waiter(now)
                 # Each loop here is over a copy, since a signal handler may change the queue meanwhile.
                 if any(each.thread == waiter.thread for each in list(self._waiters)):
-                    return None  # a signal handler interrupted a waiter, which cannot go on before this call
+                    return None  # a signal handler interrupted a waiter, which waits for this call
                 self._waiters.append(waiter)
             if watch is not None:
                 watch.waits("turn")
@@ -381,7 +381,7 @@ class Turns:
                 self._failed(error)
 
     def _failed(self, error: TableError) -> None:
-        """Go on without the table: until the next claim if it was only busy, since records end by time."""
+        """Continue without the table: until the next claim if it was only busy, since records end by time."""
         if not isinstance(error, TableBusyError):
             self._process_table.failed(error)
             self._table = None

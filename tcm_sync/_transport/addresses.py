@@ -19,7 +19,7 @@ from tcm_sync.errors import AuthenticationError, ConnectFailedError
 #: The longest wait, in seconds: the system's own types hold little more.
 LONGEST_WAIT = 86_400.0
 
-_APART = 0.25  # seconds between the beginnings of two attempts (RFC 8305, section 5)
+_ATTEMPT_DELAY = 0.25  # seconds between the beginnings of two attempts (RFC 8305, section 5)
 
 # What `socket.getaddrinfo` returns: family, kind, protocol, canonical name, address.
 AddressInfo = tuple[Any, Any, int, str, Any]
@@ -62,7 +62,7 @@ class Addresses:
     """
 
     def __init__(self) -> None:
-        self._worked: Any = None  # the address of the last socket that was opened
+        self._last_good: Any = None  # the address of the last socket that was opened
         self._failed: frozenset[Any] = frozenset()  # those whose last attempt failed
 
     def order(self, found: list[AddressInfo]) -> list[AddressInfo]:
@@ -73,17 +73,17 @@ class Addresses:
         in_turn = [info for info in chain(*zip_longest(*families.values())) if info is not None]
         failed = self._failed.intersection(info[4] for info in found)
         self._failed = failed  # those that the resolver no longer returns are forgotten
-        return sorted(in_turn, key=lambda info: (info[4] in failed, info[4] != self._worked))
+        return sorted(in_turn, key=lambda info: (info[4] in failed, info[4] != self._last_good))
 
     def succeeded(self, address: Any) -> None:
         """Try this address first from now on."""
-        self._worked, self._failed = address, self._failed - {address}
+        self._last_good, self._failed = address, self._failed - {address}
 
     def failed(self, address: Any) -> None:
         """Try this address last from now on."""
         self._failed |= {address}
-        if self._worked == address:
-            self._worked = None
+        if self._last_good == address:
+            self._last_good = None
 
     @contextmanager
     def noting_failures(self, sock: socket.socket) -> Iterator[None]:
@@ -128,14 +128,14 @@ def connect(
     ConnectFailedError
         None answered; the message names the failure of each.
     """
-    race = _Race(addresses, deadline, opening)
+    attempts = _ConnectAttempts(addresses, deadline, opening)
     try:
-        sock = race.run(addresses.order(found))
+        sock = attempts.run(addresses.order(found))
     finally:
-        race.end()
+        attempts.end()
     if sock is not None:
         return sock
-    failures = list(race.failures.items())
+    failures = list(attempts.failures.items())
     texts = [_describe(failure) for _, failure in failures]
     if len(set(texts)) > 1:
         texts = [f"{address[0]}: {text}" for (address, _), text in zip(failures, texts, strict=True)]
@@ -147,7 +147,7 @@ def _describe(failure: OSError) -> str:
     return "timed out" if isinstance(failure, TimeoutError) else str(failure)
 
 
-class _Race:
+class _ConnectAttempts:
     """Attempts to connect to several addresses, in one thread."""
 
     def __init__(self, addresses: Addresses, deadline: Deadline, opening: Opening) -> None:
@@ -162,11 +162,11 @@ class _Race:
     def run(self, waiting: list[AddressInfo]) -> socket.socket | None:
         """Begin an attempt every 250 ms, or at once after a failure; return the first socket connected."""
         left, to_begin = self._deadline.remaining(), deque(waiting)
-        apart = _APART if left is None else min(_APART, left / max(1, len(waiting)))
+        delay = _ATTEMPT_DELAY if left is None else min(_ATTEMPT_DELAY, left / max(1, len(waiting)))
         next_at = monotonic()
         while to_begin or self._attempts:
             if to_begin and (not self._attempts or monotonic() >= next_at):
-                next_at = monotonic() + apart
+                next_at = monotonic() + delay
                 if (sock := self._begin(to_begin.popleft())) is not None:
                     return sock
                 continue
@@ -207,7 +207,7 @@ class _Race:
                 raise
             self._fail(sock, error)
         else:
-            return self._win(sock)
+            return self._connected(sock)
         return None
 
     def _finish(self, sock: socket.socket) -> socket.socket | None:
@@ -222,9 +222,9 @@ class _Race:
                 raise
             self._fail(sock, error)
             return None
-        return self._win(sock)
+        return self._connected(sock)
 
-    def _win(self, sock: socket.socket) -> socket.socket:
+    def _connected(self, sock: socket.socket) -> socket.socket:
         sock.settimeout(None)
         self._addresses.succeeded(self._attempts.pop(sock)[4])
         return sock

@@ -82,14 +82,14 @@ class Opener:
         self.credentials = Credentials(settings)
         self._warned = False  # of credentials in clear text; two threads may both warn
 
-    def open(self, *, cautious: bool, ask_ready: bool) -> Connection:
+    def open(self, *, was_draining: bool, ask_ready: bool) -> Connection:
         """Open a socket, authenticate it, and return it.
 
         It counts as being opened until `opened` is called: a child that is forked meanwhile closes its copy.
 
         Parameters
         ----------
-        cautious : bool
+        was_draining : bool
             Whether the manager was draining when last seen. Then the socket is watched for a moment: a
             draining manager authenticates sockets and refuses them right after.
         ask_ready : bool
@@ -106,7 +106,7 @@ class Opener:
         fresh_asked = False
         for attempt in range(1, _FRESH_UUIDS + 1):
             try:
-                return self._open_once(deadline, cautious)
+                return self._open_once(deadline, was_draining)
             except _UuidTakenError:
                 if attempt == _FRESH_UUIDS:
                     raise
@@ -122,7 +122,7 @@ class Opener:
         self.opening.remove(connection.sock)
 
     def _ask_ready(self, deadline: Deadline) -> None:
-        """Refuse to go on if the manager itself says that it is not ready.
+        """Refuse to continue if the manager reports that it is not ready.
 
         Any other answer, or none, proves nothing: an ingress may pass nothing but /ws. Nor does a 503 with
         a ``triton`` block: registered servers do not answer, while the manager serves all the rest.
@@ -145,7 +145,7 @@ class Opener:
                 error_id=readiness.error_id,
             )
 
-    def _open_once(self, deadline: Deadline, cautious: bool) -> Connection:
+    def _open_once(self, deadline: Deadline, was_draining: bool) -> Connection:
         token, headers = self.credentials.token(), self.credentials.headers()
         sock = open_socket(
             self.endpoint,
@@ -165,7 +165,7 @@ class Opener:
                 self._counts.used_uuid()
                 exchange.feed(rest)
                 capability = exchange.run(_auth_request(self._auth, token, self._capability))
-                if cautious:
+                if was_draining:
                     exchange.watch(Deadline(_GRACE))
             sock.setblocking(False)
             sent = (*headers.values(), *filter(None, (token,)))

@@ -77,10 +77,10 @@ class Connection:
 
     # There are too many for a dict that shares its keys: each access would take twice as long.
     __slots__ = (
-        "_amid_frame",
         "_control_begun",
         "_controls",
         "_flags",
+        "_mid_frame",
         "bytes_sent",
         "capability",
         "closed",
@@ -145,7 +145,7 @@ class Connection:
         self._flags = send_flags(sock)
         self.is_local = is_local(sock)  # whether the other end is this machine
         self.sock = sock
-        # Guards closed, loss, _controls, _control_begun, _amid_frame, and each single call on the socket,
+        # Guards closed, loss, _controls, _control_begun, _mid_frame, and each single call on the socket,
         # which never blocks.
         self.lock = threading.RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
@@ -157,7 +157,7 @@ class Connection:
         self.loss: TcmError | None = None  # why it was closed
         self._controls: deque[memoryview] = deque()  # frames that go out before the next data frame
         self._control_begun = False  # whether the first of them is partly written
-        self._amid_frame = False  # whether a data frame is partly written
+        self._mid_frame = False  # whether a data frame is partly written
         self.messages_sent = self.bytes_sent = 0  # frames and all; only the caller changes them
         self.sending = False  # whether a caller's message is under way; only that caller changes it
         # Only the reader changes these.
@@ -257,9 +257,9 @@ class Connection:
                 raise ConnectionLostError("the connection was lost", outcome_unknown=future.started)
             begun = future.started or self.secured  # a TLS object may have sent part of what it refuses
             try:
-                if self._controls and not self._amid_frame:
+                if self._controls and not self._mid_frame:
                     self._write_controls()
-                future.started = self._amid_frame = True
+                future.started = self._mid_frame = True
                 taken = self.sock.send(view, self._flags)
             except ssl.SSLWantReadError:
                 return 0, False
@@ -273,7 +273,7 @@ class Connection:
                 raise ConnectionLostError(
                     f"the connection was lost while sending: {error}", outcome_unknown=begun
                 ) from error
-            self._amid_frame = taken < len(view)
+            self._mid_frame = taken < len(view)
             return taken, True
 
     def shut_down(self) -> None:
@@ -295,7 +295,7 @@ class Connection:
     def flush(self) -> bool:
         """Write queued control frames, unless a message is half out; whether any wait for the socket."""
         with self.lock:
-            if self.closed or self._amid_frame or not self._controls:
+            if self.closed or self._mid_frame or not self._controls:
                 return False  # the sender writes them before its next frame
             try:
                 self._write_controls()
@@ -335,13 +335,13 @@ class Connection:
             if self.closed:
                 return
             self.closed, self.loss = True, loss
-            if close_frame is not None and not self._amid_frame and not self._control_begun:
+            if close_frame is not None and not self._mid_frame and not self._control_begun:
                 with Suppress(OSError):  # the socket is closed anyway
                     self.sock.send(close_frame, self._flags)
             shut_down(self.sock)
             self.sock.close()
 
-    def abandon(self) -> None:
+    def close_inherited(self) -> None:
         """Close the descriptor of a child process, which shares the connection with its parent."""
         self.closed = self.inherited = True
         self.sock.close()

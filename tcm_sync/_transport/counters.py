@@ -125,7 +125,7 @@ class Counts:
         with self.lock:
             self.repeats[cause_of(error)] += 1
 
-    def begun_stream(self) -> None:
+    def started_stream(self) -> None:
         """Count a stream that has begun."""
         with self.lock:
             self.streams += 1

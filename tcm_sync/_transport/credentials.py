@@ -12,7 +12,7 @@ from tcm_sync.settings import Header, Settings, Token
 
 
 class Credentials:
-    """What a client shows to the manager, and to whatever stands before it.
+    """What a client authenticates with, at the manager and at a proxy before it.
 
     Callables take no deadline. They are called on the threads that open sockets and send probes, so that a
     slow one delays no call past its deadline; `running` names the one that is being called.
@@ -70,7 +70,7 @@ class Credentials:
         }
 
     def running(self) -> str:
-        """Say which callable has not returned, as the end of a sentence, or nothing."""
+        """Return which callable has not returned, as the end of a sentence; empty if none runs."""
         return "".join(f"; {name} has not returned" for name in sorted(set(self._running.values())))
 
     def _ask(self, ask: Callable[[], str], name: str) -> str:

@@ -68,12 +68,12 @@ def encode_text(pieces: Pieces) -> Iterable[bytes | memoryview]:
 
 
 def _encode_fragments(pieces: Pieces, size: int) -> Iterator[memoryview]:
-    scratch = _SendBuffer(FRAGMENT_BYTES)
+    buffer = _SendBuffer(FRAGMENT_BYTES)
     opcode = TEXT
     for part in _cut(pieces, FRAGMENT_BYTES):
         length = sum(map(len, part))
         size -= length
-        yield scratch.frame(opcode if size else opcode | _FINAL, part, length)
+        yield buffer.frame(opcode if size else opcode | _FINAL, part, length)
         opcode = _CONTINUATION
 
 

@@ -30,7 +30,7 @@ from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
 # refusal is not waited for.
 _DROPPED = re.compile(rb"^(?:set-cookie2?|content-length|transfer-encoding)[ \t]*:", re.IGNORECASE)
 
-_UNASKED = re.compile(rb"^sec-websocket-(?:extensions|protocol)[ \t]*:", re.IGNORECASE)
+_UNREQUESTED = re.compile(rb"^sec-websocket-(?:extensions|protocol)[ \t]*:", re.IGNORECASE)
 
 
 def shake_hands(
@@ -91,9 +91,9 @@ def shake_hands(
         raise ConnectFailedError(f"{where} does not speak WebSocket: {problem}")
     if stand_in.status != 101:  # older versions of websocket-client take a redirect for success
         raise _refused(endpoint, stand_in.status or 0, stand_in)
-    if stand_in.unasked is not None:
+    if stand_in.unrequested is not None:
         raise ConnectFailedError(
-            f"{where} answered the handshake with {quote(stand_in.unasked)}, which was not asked for "
+            f"{where} answered the handshake with {quote(stand_in.unrequested)}, which was not asked for "
             "(RFC 6455, section 4.1)",
             retriable=False,
         )
@@ -106,14 +106,14 @@ def _refused(endpoint: Endpoint, status: int, answer: _HandshakeSocket) -> TcmEr
     if status in (401, 403):
         return AuthenticationError(f"{where} refused the handshake with HTTP {status}{said}")
     if 300 <= status < 400:
-        said = _redirected(endpoint, answer.said.get(b"location", b""))
+        said = _redirected(endpoint, answer.fields.get(b"location", b""))
     elif status == 404:
         said = _not_found(endpoint)
     permanent = 300 <= status < 500 and status not in (408, 425, 429)
     return ConnectFailedError(
         f"{where} answered the handshake with HTTP {status}{said}",
         retriable=not permanent,
-        retry_after=None if permanent else pause_asked_for(answer.said),
+        retry_after=None if permanent else pause_asked_for(answer.fields),
         error_id=Readiness.read(status, body).error_id,
     )
 
@@ -151,8 +151,8 @@ class _HandshakeSocket:
         self._head: io.BytesIO | None = None
         self.status: int | None = None
         self.rest = b""
-        self.said: dict[bytes, bytes] = {}  # by the name in lower case
-        self.unasked: bytes | None = None  # an extension or a subprotocol
+        self.fields: dict[bytes, bytes] = {}  # by the name in lower case
+        self.unrequested: bytes | None = None  # an extension or a subprotocol
 
     def gettimeout(self) -> float:
         return 0.0  # so that websocket-client does not wait by itself
@@ -183,8 +183,8 @@ class _HandshakeSocket:
         lines = head.split(b"\r\n")
         if found := re.match(rb"HTTP/1\.\d ([1-5]\d\d)\b", lines[0]):
             self.status = int(found[1])
-        self.unasked = next(filter(_UNASKED.match, lines), None)
-        self.said = read_fields(lines)
+        self.unrequested = next(filter(_UNREQUESTED.match, lines), None)
+        self.fields = read_fields(lines)
         return b"\r\n".join(line for line in lines if not _DROPPED.match(line)) + b"\r\n\r\n"
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
             send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
             with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]
                 response.begin()
-                return response.status, response.read(_MOST_BYTES)  # no announced length is believed
+                return response.status, response.read(_MOST_BYTES)  # whatever length was announced
     except OSError as error:
         if is_of_handler(error):
             raise

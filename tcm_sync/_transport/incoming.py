@@ -161,7 +161,7 @@ class Incoming:
         future = self._pending.claim(connection.uuid)  # nothing below may fail before it is resolved
         if future is not None:
             stays = payload.code in _SOCKET_STAYS or payload.message.startswith(_SOCKET_STAYS_AFTER)
-            self._answer = future, Refusal(error, reusable=stays, said=payload)
+            self._answer = future, Refusal(error, reusable=stays, error_reply=payload)
         elif not isinstance(error, ShuttingDownError):
             raise ProtocolError(f"the manager refused what was not asked: {error.message}")
         else:

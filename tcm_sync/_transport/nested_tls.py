@@ -38,7 +38,7 @@ class NestedTls(socket.socket):
         super().detach()  # the descriptor is the outer socket's, which closes it
         self.outer = outer
         self._unsent = bytearray()  # what the inner connection has written, and the outer one has not taken
-        self._owed = 0  # bytes of the caller's that are in there, and are not reported as sent yet
+        self._unreported = 0  # bytes of the caller's that are in there, and are not reported as sent yet
 
     def do_handshake(self) -> None:
         """Do the inner handshake, within the timeout."""
@@ -78,11 +78,11 @@ class NestedTls(socket.socket):
 
     def send(self, data: Any, _flags: int = 0) -> int:
         """Write up to a record of the data: how many bytes."""
-        if not self._owed:
-            self._owed = self._tls.write(memoryview(data)[:_RECORD])
+        if not self._unreported:
+            self._unreported = self._tls.write(memoryview(data)[:_RECORD])
         self._flush()
-        owed, self._owed = self._owed, 0
-        return owed
+        sent, self._unreported = self._unreported, 0
+        return sent
 
     def sendall(self, data: Any, _flags: int = 0) -> None:
         """Write all of the data, within the timeout."""

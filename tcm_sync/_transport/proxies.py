@@ -24,7 +24,7 @@ from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, TcmError
 from tcm_sync.settings import Settings
 
-_MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})  # other refusals are repeated for the same request
+_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})  # others are permanent
 
 _CREDENTIALS = "a user name and a password: they belong in its URL, as in http://USER:PASSWORD@HOST:PORT"
 
@@ -152,13 +152,13 @@ class Proxy:
             )
         status = int(found[1])
         if status >= 300:
-            may_pass = status in _MAY_PASS
+            is_temporary = status in _TEMPORARY
             raise ConnectFailedError(
                 f"the proxy {self.url} refused a connection to {endpoint.authority} with HTTP "
                 f"{quote(b'%d %b' % (status, (found[2] or b'').strip())).strip()}: "
                 f"{self._advice(status, head)}",
-                retriable=may_pass,
-                retry_after=pause_asked_for(read_fields(head.split(b"\r\n"))) if may_pass else None,
+                retriable=is_temporary,
+                retry_after=pause_asked_for(read_fields(head.split(b"\r\n"))) if is_temporary else None,
             )
         if rest:  # a manager is spoken to first
             raise ConnectFailedError(
@@ -178,7 +178,7 @@ class Proxy:
             return "its rules forbid this host or port to CONNECT, which its administrator can change"
         if status in (502, 503, 504):
             return "it cannot reach the manager, or has too much work"
-        if status in _MAY_PASS:
+        if status in _TEMPORARY:
             return "it may succeed later"
         return "it is a web server, or no proxy for CONNECT"
 
@@ -197,7 +197,7 @@ class Proxy:
             url.username or None,
             url.password if url.username else None,
             rdns=True,
-            forward=_Forward(stand_in),  # type: ignore[arg-type]
+            forward=_OpenedSocket(stand_in),  # type: ignore[arg-type]
         )
         timed_out: BaseException | None = None
         try:
@@ -207,9 +207,9 @@ class Proxy:
         except (ProxyError, ValueError) as error:  # ValueError: an address of a wrong length
             if is_of_handler(error):
                 raise
-            why, may_pass = self._socks_refusal(getattr(error, "error_code", None), stand_in)
+            why, is_temporary = self._socks_refusal(getattr(error, "error_code", None), stand_in)
             raise ConnectFailedError(
-                f"the proxy {url} made no connection to {endpoint.authority}: {why}", retriable=may_pass
+                f"the proxy {url} made no connection to {endpoint.authority}: {why}", retriable=is_temporary
             ) from error
         if timed_out is not None:
             raise timed_out  # as the socket has raised it, or a signal handler
@@ -220,13 +220,13 @@ class Proxy:
             return _SOCKS_REFUSALS[code]
         if answer.ended:
             return "it closed the connection", True
-        if answer.heard in (b"\x05\xff", b"\x05\x02"):  # RFC 1928, section 3
+        if answer.received in (b"\x05\xff", b"\x05\x02"):  # RFC 1928, section 3
             if self.url.username:
                 return "it accepts no user name and password", False
             return f"it requires {_CREDENTIALS}", False
-        if answer.asked[:1] == answer.heard[:1] == b"\x01":  # RFC 1929, section 2
+        if answer.sent[:1] == answer.received[:1] == b"\x01":  # RFC 1929, section 2
             return "it refuses the credentials in its URL", False
-        return f"it answered with what is not SOCKS5: {quote(answer.heard)}", False
+        return f"it answered with what is not SOCKS5: {quote(answer.received)}", False
 
 
 class _DeadlineSocket:
@@ -235,16 +235,16 @@ class _DeadlineSocket:
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self._sock = sock
         self._deadline = deadline
-        self.asked = self.heard = b""
+        self.sent = self.received = b""
         self.ended = False  # whether the other side closed the connection
 
     def sendall(self, data: bytes) -> None:
-        self.asked, self.heard = data, b""
+        self.sent, self.received = data, b""
         send_all(self._sock, data, self._deadline)
 
     def recv(self, size: int) -> bytes:
         data = receive(self._sock, size, self._deadline)
-        self.heard += data
+        self.received += data
         self.ended = not data
         return data
 
@@ -252,7 +252,7 @@ class _DeadlineSocket:
         """Leave the closing to the opener of the socket."""
 
 
-class _Forward:
+class _OpenedSocket:
     """What python-socks takes for a proxy before the proxy: it has opened the socket."""
 
     def __init__(self, sock: _DeadlineSocket) -> None:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from tcm_sync._logs import Log
 from tcm_sync._process import start_thread
-from tcm_sync._reentry import Callers, is_entrance
+from tcm_sync._reentry import Callers, is_entry_point
 from tcm_sync._transport import frames
 from tcm_sync._transport.connection import Connection, ConnectionOwner
 from tcm_sync._transport.counters import Counts
@@ -32,7 +32,7 @@ log = Log("tcm_sync.reader", queued=True)
 _BUFFER_BYTES = 64 * 1024  # what is read of one socket before the others have their turn
 _TLS_READS = 4  # of 16 KiB at most
 _LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
-_REST = 5.0  # seconds without a socket after which the thread ends until there is work again
+_IDLE_SECONDS = 5.0  # seconds without a socket after which the thread ends until there is work again
 
 # What the system ends a connection with that no packet came back for.
 _UNANSWERED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH})
@@ -50,7 +50,7 @@ class PoolOfReader(ConnectionOwner, Protocol):
     def close(self, error: TcmError) -> None:
         """End every wait with `error`."""
 
-    def is_at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether it has no connection, opens none, and nobody waits for one."""
 
 
@@ -88,11 +88,11 @@ class Reader:
         self._liveness = Liveness(ping_interval, self._watch_writing, self._close_dead)
         self._pools_due = inf  # when the pools are called back next
         self._due = inf  # when that is, or the connections are looked at
-        # Guards _ended, _resting, _thread, and _waker: it is not closed while a thread writes. Re-entrant,
+        # Guards _ended, _suspended, _thread, and _waker: it is not closed while a thread writes. Re-entrant,
         # for finalizers. They may run anywhere, so that no thread is started under it.
         self._waker_lock = threading.RLock()
         self._ended = False
-        self._resting = False  # whether there is no thread, and no descriptor, until there is work again
+        self._suspended = False  # whether there is no thread, and no descriptor, until there is work again
         self.is_reading = False  # whether the thread runs; a caller who sees False has it started
         self.stopping = False  # whether it is to end, or has ended
         self.failure: BaseException | None = None
@@ -128,20 +128,20 @@ class Reader:
             There are no descriptors left.
         """
         with self._waker_lock:
-            if self._ended or (self._thread.is_alive() and not self._resting):
+            if self._ended or (self._thread.is_alive() and not self._suspended):
                 return
             thread = self._new_thread()
-            if self._resting:
+            if self._suspended:
                 self._open()
             self._thread = thread  # before the next line: an interrupt may come
-            self._resting = False
+            self._suspended = False
         try:
             start_thread(thread)
         except BaseException:  # an interrupt, too, after which the thread may run
             with self._waker_lock:
                 if thread.ident is None:
                     self._thread = self._new_thread()  # the other one ends at once, should it start later
-                    self._rest()
+                    self._suspend()
             raise
         self._wake()  # for what was left to do meanwhile
 
@@ -199,12 +199,12 @@ class Reader:
         """Whether this is a child process, and the thread its parent's."""
         return self._pid != os.getpid()
 
-    def abandon(self) -> None:
+    def close_inherited(self) -> None:
         """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
         self._waker_lock = threading.RLock()  # another thread may have held it
         self._ended = True
         for connection in self._connections.values():
-            connection.abandon()
+            connection.close_inherited()
         self._poller.close()
         self._wakeup.close()
         self._waker.close()
@@ -214,7 +214,7 @@ class Reader:
         if sys.is_finalizing() or self.is_inherited():
             return
         with self._waker_lock:
-            if self._resting:
+            if self._suspended:
                 self._ended = self.stopping  # there is no thread to do it
             elif not self._ended:
                 with contextlib.suppress(OSError):  # it is full, so the reader will wake anyway
@@ -222,17 +222,17 @@ class Reader:
 
     # --- the thread ---
 
-    @is_entrance
+    @is_entry_point
     def _run(self) -> None:
         with self._waker_lock:
             if self._thread is not threading.current_thread():
                 return  # its start was interrupted, and another one started in its place
             self.is_reading = not self.stopping
-        rests = False
+        is_suspended = False
         try:
             self.callers.add(threading.get_ident())
-            while not (self.stopping or rests):
-                rests = self._poll_once()
+            while not (self.stopping or is_suspended):
+                is_suspended = self._poll_once()
         except BaseException as error:  # noqa: BLE001 - it is logged, and ends every call
             self.failure = error
             log.error(
@@ -240,7 +240,7 @@ class Reader:
             )
         finally:
             try:
-                if not rests:
+                if not is_suspended:
                     self.stopping, self.is_reading = True, False
                     self._close_all()
             finally:
@@ -250,11 +250,11 @@ class Reader:
         """Wait for something to do, and do it; return whether the thread is to end, as there is nothing."""
         left = self._due - monotonic()
         if not 0.0 <= left < _LONGEST_SLEEP:
-            longest = _LONGEST_SLEEP if self._connections else _REST
-            left = max(0.0, min(left, longest))  # below zero, epoll would wait for ever
+            longest = _LONGEST_SLEEP if self._connections else _IDLE_SECONDS
+            left = max(0.0, min(left, longest))  # below zero, epoll would wait without a limit
         events = self._poller.poll(left)
         if not (events or self._commands or self._connections) and self._due == inf:
-            return self._may_rest()
+            return self._suspend_if_idle()
         for fd, ready in events:
             connection = self._connections.get(fd)
             if connection is None:  # or it was closed a moment ago
@@ -272,8 +272,8 @@ class Reader:
             self._run_timers()
         return False
 
-    def _may_rest(self) -> bool:
-        """Rest if no call is under way; return whether it does.
+    def _suspend_if_idle(self) -> bool:
+        """Suspend the reader if no call is under way; return whether it is.
 
         A caller is noted before it looks at `is_reading`. So it is seen here, or it finds that nobody reads,
         and its `start` waits for the lock.
@@ -281,16 +281,16 @@ class Reader:
         with self._waker_lock:
             self.is_reading = False
             alone = self.callers <= {threading.get_ident()}
-            idle = not self._commands and all(pool.is_at_rest() for pool in self._pools)
+            idle = not self._commands and all(pool.is_idle() for pool in self._pools)
             if alone and idle and not self.stopping:
-                self._rest()
+                self._suspend()
                 return True
             self.is_reading = not self.stopping
             return False
 
-    def _rest(self) -> None:
+    def _suspend(self) -> None:
         """Close the descriptors until the next start."""
-        self._resting = True
+        self._suspended = True
         self._ended = self.stopping
         self._wakeup.close()
         self._waker.close()

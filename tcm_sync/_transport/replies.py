@@ -12,11 +12,11 @@ from tcm_sync.errors import TcmError
 
 
 class Refusal(NamedTuple):
-    """A failure in place of a reply, whether its socket may be used again, and the manager's own words."""
+    """A failure in place of a reply, whether its socket may be used again, and the manager's message."""
 
     error: TcmError
     reusable: bool = False
-    said: ErrorReply | None = None
+    error_reply: ErrorReply | None = None
 
 
 class ReplyFuture:
@@ -56,7 +56,7 @@ class StreamReplies:
     """The replies of one stream, handed from the reader to the caller as they come.
 
     It stays pending until the caller claims it. The reader never waits for room: past `bound` bytes it
-    stops reading the socket, until the caller has taken what is there.
+    stops reading the socket, until the caller has taken what came.
 
     Parameters
     ----------
@@ -103,16 +103,16 @@ class StreamReplies:
         """Take all that is there, waiting for something, in seconds; nothing if nothing came."""
         with self._lock:
             if self._items:
-                return self._emptied()
+                return self._take_all()
             self._waiting = True
         if not acquire(self._arrived, timeout):
             with self._lock:
                 if self._waiting:
                     self._waiting = False
                     return []
-            self._arrived.acquire()  # it comes this very moment
+            self._arrived.acquire()  # it is being handed over now
         with self._lock:
-            return self._emptied()
+            return self._take_all()
 
     def has_reply(self) -> bool:
         """Return whether whole replies are there that nobody has taken."""
@@ -122,7 +122,7 @@ class StreamReplies:
         """Wait for what came in place of a reply, in seconds; None if nothing did."""
         return next((item for item in self.take(timeout) if isinstance(item, Refusal)), None)
 
-    def _emptied(self) -> list[bytes | Refusal]:
+    def _take_all(self) -> list[bytes | Refusal]:
         items, self._items, self.size = self._items, [], 0
         return items
 

@@ -61,7 +61,7 @@ class OpeningSockets:
             for sock in self._sockets:
                 shut_down(sock)
 
-    def abandon(self) -> None:
+    def close_inherited(self) -> None:
         """Close the descriptors that a forked child inherited, without the lock."""
         for sock in self._sockets:
             sock.close()

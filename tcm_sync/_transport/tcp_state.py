@@ -1,7 +1,7 @@
-"""Whether the other end of a TCP connection still answers: its kernel, which no busy program holds up.
+"""Whether the other end of a TCP connection still answers: its kernel, which no busy program delays.
 
-A connection may die without a word: a NAT forgets it, a host loses its power, a cable is pulled. Then nothing
-is acknowledged any more. If a manager is merely slow, or blocked, its kernel still acknowledges.
+A connection may break without a notice: a NAT drops it, a host loses its power, a cable is pulled. Then
+nothing is acknowledged any more. If a manager is merely slow, or blocked, its kernel still acknowledges.
 
 The system's own keepalive finds out whether a quiet connection is dead. It sends no probe while bytes wait to
 be acknowledged, and sends those again for a quarter of an hour. TCP_USER_TIMEOUT would end that sooner, but

@@ -43,7 +43,7 @@ _NO_TLS = "the port does not speak TLS: then the address begins with ws://"
 
 #: Parts of OpenSSL's names of failures that waiting does not change, and what to do. All others, such as the
 #: alert "internal error" and an end without an alert, may pass.
-LASTING = {
+PERMANENT = {
     "CERTIFICATE_REQUIRED": f"the server requires a client certificate: {_CERT_FILE}",
     "ALERT_UNKNOWN_CA": f"{_REFUSED}: it is of an authority that the server does not trust",
     "ALERT_CERTIFICATE_EXPIRED": f"{_REFUSED}: it has expired, or a clock is wrong",
@@ -84,19 +84,19 @@ def failure_of_tls(error: OSError | ValueError, name: str) -> ConnectFailedError
         text = CERTIFICATES.get(error.verify_code, "the certificate of {name} is not accepted")
         said = f" ({error.verify_message})" if error.verify_message else ""
         return ConnectFailedError(f"TLS: {text.format(name=name)}{said}", retriable=False)
-    if (advice := _lasting(error)) is not None:
+    if (advice := _permanent(error)) is not None:
         return ConnectFailedError(f"TLS with {name} failed: {advice} ({_reason(error)})", retriable=False)
     why = "timed out" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
     return ConnectFailedError(f"TLS with {name} failed: {why}", retriable=not isinstance(error, ValueError))
 
 
 def failure_after_tls(sock: socket.socket, error: OSError, name: str) -> ConnectFailedError | None:
-    """Return the failure that a server reported by an alert after the handshake, if it is a lasting one.
+    """Return the failure that a server reported by an alert after the handshake, if it is a permanent one.
 
     With TLS 1.3 a server checks the client's certificate after the client is done with the handshake: its
     refusal arrives in place of the first answer, or waits to be read when sending fails.
     """
-    if isinstance(sock, ssl.SSLSocket) and not isinstance(error, TimeoutError) and _lasting(error) is None:
+    if isinstance(sock, ssl.SSLSocket) and not isinstance(error, TimeoutError) and _permanent(error) is None:
         try:
             sock.settimeout(0.0)
             sock.recv(1)
@@ -104,14 +104,14 @@ def failure_after_tls(sock: socket.socket, error: OSError, name: str) -> Connect
             if is_of_handler(waiting):
                 raise
             error = waiting
-    return failure_of_tls(error, name) if _lasting(error) is not None else None
+    return failure_of_tls(error, name) if _permanent(error) is not None else None
 
 
-def _lasting(error: BaseException) -> str | None:
+def _permanent(error: BaseException) -> str | None:
     if not isinstance(error, ssl.SSLError):
         return None
     reason = _reason(error)
-    return next((advice for part, advice in LASTING.items() if part in reason), None)
+    return next((advice for part, advice in PERMANENT.items() if part in reason), None)
 
 
 def _reason(error: BaseException) -> str:

@@ -45,8 +45,8 @@ class RawCall(Call):
     def receive(self, connection: Connection, pending: PendingReplies, future: Future) -> Refusal | None:
         """Wait for the answer, and keep the payload of a refusal."""
         refusal = super().receive(connection, pending, future)
-        if refusal is not None and refusal.said is not None:
-            said = refusal.said
+        if refusal is not None and refusal.error_reply is not None:
+            said = refusal.error_reply
             fields = {"code": said.code, "message": said.message, "dropped_type": said.dropped_type}
             self.refused = {name: value for name, value in fields.items() if value is not None}
         return refusal

@@ -129,7 +129,7 @@ class CallFinished(_CallEvent, frozen=True, kw_only=True, eq=False):
 
 
 class WaitStarted(_CallEvent, frozen=True, kw_only=True, eq=False):
-    """A call has to wait before it can be sent. One that goes on at once is not reported.
+    """A call has to wait before it can be sent. One that continues at once is not reported.
 
     Attributes
     ----------

@@ -111,7 +111,7 @@ class Watch:
         self._phase, self._since = phase, now
 
     def waits(self, wait: Wait) -> None:
-        """Report that the call cannot go on at once; the next phase ends the wait, as another wait does."""
+        """Report that the call cannot continue at once; the next phase or another wait ends this one."""
         now = monotonic()
         if self._wait is not None:
             self._end_wait(now)

@@ -143,12 +143,12 @@ def rest(client):
     runtime = client._core.runtime
     for connection in list(runtime.pool.state.inventory.all.values()):
         runtime.pool.expire(connection, "planned")
-    wait_until(lambda: runtime.reader._resting)
+    wait_until(lambda: runtime.reader._suspended)
     return runtime
 
 
 def test_the_first_call_after_a_rest(manager, monkeypatch, caplog):
-    monkeypatch.setattr(reader, "_REST", 0.001)
+    monkeypatch.setattr(reader, "_IDLE_SECONDS", 0.001)
     monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.001)
     with client_of(manager) as client:
         ask(client)
@@ -167,7 +167,7 @@ def test_the_first_call_after_a_rest(manager, monkeypatch, caplog):
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_handler_that_raises_while_the_reader_starts(manager, monkeypatch, caplog, kind, is_first):
-    monkeypatch.setattr(reader, "_REST", 0.001)
+    monkeypatch.setattr(reader, "_IDLE_SECONDS", 0.001)
     start_thread = reader.start_thread
 
     def handler(_number, _frame):

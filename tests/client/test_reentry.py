@@ -131,7 +131,7 @@ def test_closing_in_a_handler_ends_the_call_that_it_interrupted_at_every_moment(
 def test_closing_in_a_handler_before_a_reader_that_rests_is_started_again_ends_everything(
     serve, connect, monkeypatch
 ):
-    monkeypatch.setattr(reader, "_REST", 0.001)
+    monkeypatch.setattr(reader, "_IDLE_SECONDS", 0.001)
     monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.01)
     manager = serve(workers=8)
     for moment in itertools.count(1):
@@ -140,7 +140,7 @@ def test_closing_in_a_handler_before_a_reader_that_rests_is_started_again_ends_e
         runtime = client._core.runtime
         for connection in list(runtime.pool.state.inventory.all.values()):
             runtime.pool.expire(connection, "planned")
-        wait_until(lambda runtime=runtime: runtime.reader._resting)
+        wait_until(lambda runtime=runtime: runtime.reader._suspended)
         left = iter(range(moment - 1, -1, -1))
 
         def handler(client=client, left=left):

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 from tcm_sync import _deadline, _waiting
 from tcm_sync._deadline import Deadline
-from tcm_sync._pool import concurrency_limit, gate, inventory, opening, pace, pool, pool_state, waiters
+from tcm_sync._pool import concurrency_limit, gate, inventory, opening, pool, pool_state, tenant_rate, waiters
 from tcm_sync._pool.manager_state import ManagerState
 from tcm_sync._pool.pool import Pool
 from tcm_sync._pool.waiters import Waiter
@@ -52,12 +52,12 @@ _CLOCKED = (
     gate,
     inventory,
     opening,
-    pace,
+    tenant_rate,
     pool,
     pool_state,
     waiters,
 )
-_LOCKING = (gate, pace, pool_state, waiters)
+_LOCKING = (gate, tenant_rate, pool_state, waiters)
 _EXPECTED = (PoolTimeoutError, ConnectFailedError, AuthenticationError, ShuttingDownError)
 
 
@@ -84,7 +84,7 @@ class Socket:
     def close(self) -> None:
         self.closed = True
 
-    def abandon(self) -> None:
+    def close_inherited(self) -> None:
         self.abandoned = True
 
 
@@ -179,7 +179,7 @@ class FakeManager:
         self.endpoint = SimpleNamespace(authority="fake")
         self.credentials = SimpleNamespace(running=str)
 
-    def open(self, *, cautious: bool, ask_ready: bool) -> Socket:
+    def open(self, *, was_draining: bool, ask_ready: bool) -> Socket:
         scheduler, dice = self._scheduler, self._scheduler.dice
         scheduler.sleep(dice.choice(self.delays))
         if dice.random() < self.failures:
@@ -381,7 +381,7 @@ class Model:
         self.scheduler.sleep(self.dice.choice((0.0, 0.3, 1.5)))
         switches = self.scheduler.switches
         live = list(self.state.inventory.all.values())
-        self.pool.abandon()
+        self.pool.close_inherited()
         for socket in cast("Any", live):
             lease = socket.lease and socket.lease()
             if lease is not None:

@@ -30,7 +30,7 @@ NEAREST = {
         "unit/test_pool_state peer/test_stats unit/test_pool_model unit/test_pool peer/test_connecting "
         "unit/test_logs"
     ),
-    "tcm_sync/_pool/pace.py": "unit/test_pace",
+    "tcm_sync/_pool/tenant_rate.py": "unit/test_tenant_rate",
     "tcm_sync/_pool/pool.py": (
         "unit/test_lease unit/test_pool_state unit/test_inventory unit/test_pool_model peer/test_leases "
         "peer/test_shared_memory_requests unit/test_logs"

@@ -55,9 +55,9 @@ def test_the_address_that_answered_is_the_first_one_for_sockets_and_probes(monke
     with ScriptedPeer(echo) as peer:
         resolve_to(monkeypatch, listener.getsockname()[1], peer.port)
         with TcmClient("ws://manager.example/ws", route=ROUTE, connect_timeout=NEVER) as client:
-            monkeypatch.setattr(addresses, "_APART", 0.01)
+            monkeypatch.setattr(addresses, "_ATTEMPT_DELAY", 0.01)
             assert getattr(client, first)()
-            monkeypatch.setattr(addresses, "_APART", NEVER)
+            monkeypatch.setattr(addresses, "_ATTEMPT_DELAY", NEVER)
             assert client.health(timeout=PATIENCE)
             assert client.ready(timeout=PATIENCE).ok
             assert ask(client) == 1.0

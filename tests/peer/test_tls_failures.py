@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from tcm_sync import ConfigError, ConnectFailedError, TcmClient, TlsSettings
-from tcm_sync._transport.tls import CERTIFICATES, LASTING, failure_of_tls, name_to_verify
+from tcm_sync._transport.tls import CERTIFICATES, PERMANENT, failure_of_tls, name_to_verify
 
 from ..helpers.fixtures import server_context
 from ..helpers.peer_connection import PATIENCE
@@ -230,9 +230,9 @@ def test_a_client_certificate_that_is_accepted(mutual, authority, ca_file, tmp_p
             assert client.ready().ok
 
 
-@pytest.mark.parametrize("part", LASTING)
+@pytest.mark.parametrize("part", PERMANENT)
 def test_the_page_about_tls_has_the_message_for_each_lasting_alert(part):
-    assert LASTING[part] in PAGE
+    assert PERMANENT[part] in PAGE
 
 
 def an_error(reason):
@@ -241,12 +241,12 @@ def an_error(reason):
     return error
 
 
-@pytest.mark.parametrize("part", LASTING)
+@pytest.mark.parametrize("part", PERMANENT)
 def test_what_lasts_is_not_retriable_whether_python_knows_its_name_or_not(part):
     unnamed = ssl.SSLError(1, f"[SSL] {part.lower().replace('_', ' ')} (_ssl.c:1000)")
     for error in (an_error(f"SSLV3_{part}"), unnamed):
         raised = failure_of_tls(error, "h")
-        assert LASTING[part] in raised.message
+        assert PERMANENT[part] in raised.message
         assert not raised.retriable
 
 

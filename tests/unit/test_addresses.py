@@ -47,7 +47,7 @@ def ports():
 @pytest.fixture
 def apart(monkeypatch):
     """Set the time between two attempts."""
-    return lambda seconds: monkeypatch.setattr(module, "_APART", seconds)
+    return lambda seconds: monkeypatch.setattr(module, "_ATTEMPT_DELAY", seconds)
 
 
 def infos(*ports):

@@ -403,7 +403,7 @@ def test_a_goodbye_that_cannot_be_said_is_left(wire):
 def test_a_child_closes_its_descriptor_and_says_nothing():
     wire = Wire()
     copy = socket.socket(fileno=socket.dup(wire.connection.fileno()))  # as the parent has it
-    wire.connection.abandon()
+    wire.connection.close_inherited()
     assert wire.connection.closed
     assert wire.connection.fileno() == -1
     assert wire.read() == []

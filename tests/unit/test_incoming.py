@@ -52,7 +52,7 @@ class Exchange:
         if not self.future.wait(0.0):
             return None
         outcome = self.future.outcome
-        return outcome.said.message if isinstance(outcome, Refusal) else outcome
+        return outcome.error_reply.message if isinstance(outcome, Refusal) else outcome
 
     def _close(self, connection, close_frame, error, reason):
         if self.failure is not None:

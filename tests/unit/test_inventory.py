@@ -142,7 +142,7 @@ def test_what_was_sent_in_the_second_before_a_refusal_counts_against_the_limit_o
     state = SimpleNamespace(
         lock=contextlib.nullcontext(),
         inventory=inventory,
-        pace=SimpleNamespace(refused=lambda *refusal: refusals.append(refusal)),
+        tenant_rate=SimpleNamespace(refused=lambda *refusal: refusals.append(refusal)),
     )
     PoolLimits(state).learn_tenant_limit(one, "the refusal")
     assert refusals == [(now, 2, "the refusal")]

@@ -91,7 +91,7 @@ def test_what_a_lease_discards_soon_is_closed_by_the_reader(pool):
 
 def test_a_forked_child_discards_nothing(pool):
     lease = pool.acquire(Deadline(0.0))
-    pool.abandon()
+    pool.close_inherited()
     lease.discard("a child has no use for it")
     assert lease.connection.abandoned
     assert pool.reader.closed == []

@@ -54,7 +54,7 @@ def test_half_the_time_to_connect_is_left_after_asking_for_readiness(timeout, mo
 def test_a_manager_that_is_not_ready_is_not_connected_to(monkeypatch):
     monkeypatch.setattr(authentication, "probe", lambda *_: (503, NOT_READY))
     with pytest.raises(ShuttingDownError, match="is not ready yet"):
-        opener().open(cautious=True, ask_ready=True)
+        opener().open(was_draining=True, ask_ready=True)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def failures(waiters):
 def test_a_call_that_waited_for_the_pace_alone_gets_the_refusal_that_slowed_it():
     pool = bare_pool(size=2, sockets=2)
     lease = pool.acquire(Deadline(0.0))
-    pool.state.pace.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
+    pool.state.tenant_rate.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
     error = pool.state._timeout_error(waiter(pool))
     assert (type(error), error.message) == (BackpressureError, "too many of this tenant")
     lease.release()
@@ -56,7 +56,7 @@ def test_a_call_that_waited_for_the_pace_alone_gets_the_refusal_that_slowed_it()
 def test_a_call_that_found_all_sockets_busy_is_told_so_whatever_the_pace():
     pool = bare_pool()
     lease = pool.acquire(Deadline(0.0))
-    pool.state.pace.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
+    pool.state.tenant_rate.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
     error = pool.state._timeout_error(waiter(pool))
     assert type(error) is PoolTimeoutError
     assert "1 of 1 sockets open, 1 busy, the oldest" in error.message  # and no streams
@@ -124,16 +124,16 @@ def test_an_opened_connection_is_counted():
 
 
 @pytest.mark.parametrize(
-    ("cautious", "left", "asked"),
+    ("was_draining", "left", "asked"),
     [(False, -inf, False), (False, 60.0, False), (True, 60.0, True), (True, -1.0, False)],
 )
-def test_readiness_is_asked_for_a_while_after_a_shutdown(cautious, left, asked):
+def test_readiness_is_asked_for_a_while_after_a_shutdown(was_draining, left, asked):
     pool = bare_pool(sockets=0)
-    pool.state.cautious = cautious
+    pool.state.manager_was_draining = was_draining
     pool.state.ready_asked_until = monotonic() + left
     pool.open_first()
     open_one(pool)
-    assert pool._opening._opener.asked == [{"cautious": cautious, "ask_ready": asked}]
+    assert pool._opening._opener.asked == [{"was_draining": was_draining, "ask_ready": asked}]
 
 
 def test_a_manager_that_is_back_is_trusted_from_the_next_socket_on():
@@ -143,7 +143,7 @@ def test_a_manager_that_is_back_is_trusted_from_the_next_socket_on():
     for _ in range(2):
         pool._opening.start(1)
         open_one(pool)
-    assert [how["cautious"] for how in pool._opening._opener.asked] == [True, False]
+    assert [how["was_draining"] for how in pool._opening._opener.asked] == [True, False]
 
 
 # --- what is lost ---

@@ -21,7 +21,7 @@ MOST = 300
 
 @pytest.fixture(autouse=True)
 def _no_other_secret(monkeypatch):
-    monkeypatch.setattr(_secrets, "_living", {})
+    monkeypatch.setattr(_secrets, "_in_use", {})
 
 
 def quote_for(text, token):

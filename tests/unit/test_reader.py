@@ -18,7 +18,7 @@ from tcm_sync.errors import ConnectionLostError, MessageTooLargeError, ProtocolE
 def reader():
     reader = Reader(10.0, Counts(), Callers())
     yield reader
-    reader.abandon()
+    reader.close_inherited()
 
 
 def test_a_call_that_begins_while_its_socket_is_being_closed_is_ended(reader):

@@ -24,7 +24,7 @@ ODD = "s3\"cret\\with/é<&>' and + spaces"
 
 @pytest.fixture(autouse=True)
 def _no_other_secret(monkeypatch):
-    monkeypatch.setattr(_secrets, "_living", {})
+    monkeypatch.setattr(_secrets, "_in_use", {})
 
 
 def test_a_secret_is_hidden_as_long_as_it_lives():
@@ -37,7 +37,7 @@ def test_a_secret_is_hidden_as_long_as_it_lives():
     del again
     gc.collect()
     assert hide(f"a {TEXT} b") == f"a {TEXT} b"
-    assert _secrets._living == {}
+    assert _secrets._in_use == {}
 
 
 def test_a_secret_shows_in_no_form_of_itself():

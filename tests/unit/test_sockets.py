@@ -232,7 +232,7 @@ def test_a_child_closes_the_descriptors_and_shuts_nothing_down():
     ours, far = socket.socketpair()
     parents = ours.dup()
     opening.add(ours)
-    opening.abandon()
+    opening.close_inherited()
     assert ours.fileno() == -1
     parents.sendall(b"x")
     assert far.recv(10) == b"x"

@@ -56,24 +56,24 @@ class SwitchingReader(Reader):
 
 
 class IgnoringCallers(SwitchingReader):
-    """Has the mistake that it rests while somebody is inside."""
+    """Has the mistake that it is suspended while somebody is inside."""
 
-    def _may_rest(self):
+    def _suspend_if_idle(self):
         with self._waker_lock:
             self.is_reading = False
-            self._rest()
+            self._suspend()
             return True
 
 
 class SayingSoLate(SwitchingReader):
     """Has the mistake that it looks for callers before it says that it does not read."""
 
-    def _may_rest(self):
+    def _suspend_if_idle(self):
         with self._waker_lock:
             if self._commands or not self.callers <= {module.threading.get_ident()}:
                 return False
             self.is_reading = False
-            self._rest()
+            self._suspend()
             return True
 
 
@@ -198,11 +198,11 @@ def interleavings(kind):
 def test_a_call_that_meets_the_end_of_the_thread_is_served():
     threads = 0
     for model in interleavings(SwitchingReader):
-        assert all(pipe.closed for pipe in model.pipes)  # at last it rests
+        assert all(pipe.closed for pipe in model.pipes)  # at last it is suspended
         assert not model.reader.reads
         assert len(model.pipes) == len(model.threads)
         threads += len(model.threads)
-    assert threads > 1.5 * INTERLEAVINGS  # it did rest in between
+    assert threads > 1.5 * INTERLEAVINGS  # it was suspended in between
 
 
 @pytest.mark.parametrize("mistaken", [IgnoringCallers, SayingSoLate])

@@ -15,7 +15,7 @@ _LEAST_GROWTH = 0.03  # and at least, in messages a second, so that a process th
 _LEAST = 0.1  # messages a second, however many refusals
 
 
-class Pace:
+class TenantRate:
     """One message after another, never faster than a rate that each refusal lowers.
 
     The limit is one for all sockets of a tenant, in this process and in others, and each refusal costs a
