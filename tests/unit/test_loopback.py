@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
-import os
 import shutil
 import socket
 import subprocess
@@ -87,23 +86,33 @@ def test_a_program_that_a_test_starts_is_refused_too(refused):
     assert FOREIGN in refused()
 
 
-def exit_code_of_a_bind() -> None:
+STARTS_A_PROCESS = f"""
+import multiprocessing, os, socket, sys
+
+def bind():
     try:
         with socket.socket() as sock:
-            sock.bind((FOREIGN, 0))
+            sock.bind(({FOREIGN!r}, 0))
     except PermissionError as error:
         os._exit(7 if "loopback addresses only" in str(error) else 8)
 
-
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_a_process_of_multiprocessing_is_refused_too(refused, method):
-    if method == "forkserver":
-        pytest.skip("its server lives as long as this process, and has the report of another test")
-    process = multiprocessing.get_context(method).Process(target=exit_code_of_a_bind)
+if __name__ == "__main__":
+    process = multiprocessing.get_context(sys.argv[1]).Process(target=bind)
     process.start()
     process.join()
-    assert process.exitcode == 7
-    process.close()
+    sys.exit(process.exitcode)
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_process_of_multiprocessing_is_refused_too(refused, tmp_path, method):
+    """In a program of its own, with which the server of "forkserver" ends."""
+    program = tmp_path / "program.py"
+    program.write_text(STARTS_A_PROCESS)
+    run = subprocess.run(
+        [sys.executable, program, method], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 7, run.stderr
     assert FOREIGN in refused()
 
 
