@@ -252,12 +252,12 @@ class Batcher:
                 if part is None or len(part.samples) >= most or sample.size > part.room:
                     part = Batch(sample, room)
                     part.open, part.begun, part.sendings = False, batch.begun, batch.sendings
-                    if sample is not leader:
-                        sample.wake()
                 else:
                     part.samples.append(sample)
                     part.room -= sample.size
                 sample.batch = part
+                if sample is part.leader and sample is not leader:
+                    sample.wake()  # last: its caller looks without the lock whether it leads
 
     def _check_repeat(self, batch: Batch) -> None:
         """Refuse to send a batch again that may have run, unless the policy lets a lost reply be repeated."""

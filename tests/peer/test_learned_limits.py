@@ -22,6 +22,7 @@ from tcm_sync import (
 from tcm_sync import _logs as logs
 from tcm_sync import _ttl_cache as ttl_cache
 from tcm_sync._calls.learned_limits import RowLimits
+from tcm_sync._calls.samples import Sample
 from tcm_sync._tensors import ModelSignature, TensorSpec
 
 from ..helpers.peer_connection import PATIENCE
@@ -186,7 +187,7 @@ class Babbling(Refusing):
 @pytest.mark.parametrize("limit", [0, 1, 1_023, None])
 def test_a_limit_that_hardly_any_request_fits_is_not_kept(limit, caplog):
     manager = Babbling(1, limit)
-    with ScriptedPeer(manager) as peer, connect(peer) as client:
+    with ScriptedPeer(manager) as peer, connect(peer, pool_size=1) as client:  # one message at a time
         for _ in range(2):
             with pytest.raises(MessageTooLargeError) as caught:
                 client.infer("m", {"x": X[:2]})
@@ -194,9 +195,8 @@ def test_a_limit_that_hardly_any_request_fits_is_not_kept(limit, caplog):
             assert np.array_equal(client.infer("m", {"x": X[:1]})["y"], [X[0].tolist()])
         assert manager.refused == [2, 2]
         assert client._core.message_limit() == client._core.settings.max_message_bytes
-        refused = len(manager.refused)
         assert np.array_equal(client.infer_chunked("m", {"x": X})["y"], X)
-        assert len(manager.refused) - refused <= 2 * len(X).bit_length()
+        assert manager.refused[2:] == [64, 32, 16, 8, 4, 2], "half as many rows after each refusal"
     assert logs.flush(PATIENCE)
     lines = [record for record in caplog.records if "hardly any request fits" in record.getMessage()]
     assert [record.levelname for record in lines] == ["WARNING"] * (limit is not None)
@@ -259,6 +259,25 @@ def test_samples_that_are_too_many_together_go_out_in_smaller_batches(limit, ret
             model._batcher._inside.clear()
         assert len(manager.refused) == refused > 0
         assert sum(manager.served) == 200
+
+
+def test_who_is_woken_to_lead_a_part_of_a_batch_finds_that_it_leads(monkeypatch):
+    """It looks without the lock: what it is woken for must have been set before."""
+    woken, wake = [], Sample.wake
+
+    def note(sample):
+        woken.append(sample.outcome is not None or sample.batch.leader is sample)
+        wake(sample)
+
+    monkeypatch.setattr(Sample, "wake", note)
+    with ScriptedPeer(Refusing(rows=3)) as peer, connect(peer) as client:
+        model = client.model("m", batch=BatchPolicy(max_size=9, max_wait=PATIENCE))
+        model._batcher._inside.add(None)  # somebody else is in a call: the batch waits until it is full
+        with ThreadPoolExecutor(9) as threads:
+            found = list(threads.map(lambda row: model.infer_sample({"x": row})["y"], X[:9]))
+    assert np.array_equal(found, X[:9])
+    assert woken
+    assert all(woken)
 
 
 def test_a_sample_that_is_too_large_fails_alone_and_the_others_of_its_batch_are_served():
