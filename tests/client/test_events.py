@@ -134,7 +134,7 @@ def test_the_bytes_of_a_call_are_those_of_its_messages(client, recorder):
 def test_waiting_for_a_socket_and_for_the_reply_are_told_apart(manager, recorder, gated):
     with TcmClient(manager.uri, route=manager.route, pool_size=1, listeners=[recorder]) as client:
         first = client.submit("gated", {"x": [1.0]})
-        wait_until(lambda: client.stats().busy)
+        wait_until(lambda: client.stats().messages_sent, "it waits for its reply")
         with pytest.raises(PoolTimeoutError):
             client.infer("echo", {"x": [1.0]}, timeout=0.1)
         gated.open_all()

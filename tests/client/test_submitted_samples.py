@@ -230,6 +230,7 @@ def test_samples_cancelled_at_random_are_cancelled_or_answered(client, recorder)
 
 
 def test_each_timeout_is_kept(client, recorder):
+    client.open()
     model = client.model("double", batch=AT_ONCE)
     recorder.open.clear()
     short, long = model.submit_sample({"x": [1.0]}, timeout=0.3), model.submit_sample({"x": [2.0]})

@@ -80,6 +80,8 @@ def test_two_clients_of_one_process_share_their_turns(client, held, gated, threa
 def test_a_call_that_gets_no_turn_in_time_was_not_sent(serve, client_of, gated, threads, monkeypatch, how):
     monkeypatch.setattr(turns, "LONG_AGE_NS", 10**15)
     client = client_of(serve(), turns=1, **{k: v for k, v in how.items() if k == "pool_timeout"})
+    client.open(wait=False)
+    wait_until(lambda: client.stats().sockets == 1)
     first = threads.submit(client.infer, "gated", ONE, timeout=GUARD)
     wait_until(lambda: client.stats().messages_sent == 1)
     with pytest.raises(PoolTimeoutError, match="the callers of this process share 1 messages") as caught:

@@ -193,7 +193,7 @@ def test_a_client_that_is_unpickled_a_thousand_times_opens_no_more_sockets_or_th
         if number % 100 == 0:
             ask(copy)
     assert client.stats().sockets_opened == 1
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # the one that opened the socket may have ended since
 
 
 def test_a_task_that_drops_its_copy_leaves_the_sockets_to_the_next_one(serve):

@@ -178,6 +178,7 @@ def test_an_asynchronous_view_makes_calls_at_the_same_time(serve, project):
 @pytest.mark.parametrize("server", ["wsgi", "asgi"])
 def test_calls_end_with_their_request(serve, project, gated, view, server):
     project(serve(), TCM_REQUEST_TIMEOUT=0.3)
+    tcms["default"].open()
     answer = Client().get(view) if server == "wsgi" else asyncio.run(AsyncClient().get(view))
     assert answer.status_code == 504
     assert json.loads(answer.content)["error"]["type"] == "CallTimeoutError"

@@ -332,6 +332,7 @@ def test_calls_end_with_their_request(serve, make_app, gated):
     def view():
         return current_tcm.infer("gated", {"x": [1]}).tolist()
 
+    app.tcm.client.open()
     answer = app.test_client().get("/")
     assert (answer.status_code, answer.json["error"]["type"]) == (504, "CallTimeoutError")
 

@@ -126,6 +126,7 @@ def test_a_call_that_fails_has_the_code_as_its_error(client, manager, collected)
 
 
 def test_an_error_of_the_client_has_no_status_of_a_response(client, collected, gated):
+    client.open()
     with pytest.raises(TimeoutError):
         client.infer("gated", {"x": [1.5]}, timeout=0.05)
     span = collected.span()

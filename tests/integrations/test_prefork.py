@@ -130,7 +130,7 @@ def slow_service(serve_web, manager, folder, *options, **variables):
 
 
 def test_a_request_that_ends_before_the_worker_timeout_is_answered(serve, serve_web, tmp_path):
-    web = slow_service(serve_web, serve(), tmp_path, REQUEST_TIMEOUT="0.3")
+    web = slow_service(serve_web, serve(), tmp_path, REQUEST_TIMEOUT="1.0")
     (pid,) = get(web.port, "/pid")
     status, _, body = ask(web.port, "/wait")
     assert (status, json.loads(body)["error"]["type"]) == (504, "CallTimeoutError")
@@ -139,7 +139,8 @@ def test_a_request_that_ends_before_the_worker_timeout_is_answered(serve, serve_
 
 def test_a_worker_that_was_killed_by_its_timeout_leaves_a_service_that_works(serve, serve_web, tmp_path):
     manager = serve()
-    web = slow_service(serve_web, manager, tmp_path, "--timeout", "1")
+    # The application is imported before the fork: its import alone may take a second.
+    web = slow_service(serve_web, manager, tmp_path, "--preload", "--timeout", "1")
     (pid,) = get(web.port, "/pid")
     with contextlib.suppress(OSError):
         status, _, body = ask(web.port, "/wait")
