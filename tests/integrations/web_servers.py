@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import time
@@ -20,9 +22,14 @@ EXAMPLES = ROOT / "examples"
 
 
 def free_port():
-    """Return a port that nothing listens on at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """Return a port that nothing listens on, below those that the system gives to sockets without one.
+
+    The server that is to listen there starts later: until then a test that runs beside could be given it.
+    """
+    while True:
+        port = secrets.choice(range(20_000, 32_000))
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def environment(manager, **more):
