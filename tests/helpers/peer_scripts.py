@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,12 +56,15 @@ def background(call: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
 
 
 @contextmanager
-def timing_out(ready: Callable[[], Any]) -> Iterator[None]:
-    """Have the next call that is sent run out of time, though not before something is true."""
+def timing_out(ready: Callable[[], Any], attempt: int = 1) -> Iterator[None]:
+    """Have the next call run out of time in one of its attempts, though not before something is true."""
     receive = Call.receive
+    attempts = itertools.count(1)
     with pytest.MonkeyPatch.context() as patch:
 
         def hurry(call: Call, *how: Any) -> Any:
+            if next(attempts) < attempt:
+                return receive(call, *how)
             patch.undo()
             wait_until(ready)
             call.deadline = Deadline(0.01)

@@ -110,8 +110,9 @@ async def _main(log: Path, certificate: str | None) -> None:
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            with log.open("a", encoding="utf-8") as file:
-                file.write(f"socks {record.getMessage()}\n")
+            if record.levelno == logging.INFO:  # what was asked for, and not how a connection ended
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(f"socks {record.getMessage()}\n")
 
     logging.getLogger("tiny_proxy").addHandler(Lines())
     logging.getLogger("tiny_proxy").setLevel(logging.INFO)

@@ -27,10 +27,12 @@ from tcm_sync import (
     StreamBusyError,
     TcmError,
 )
+from tcm_sync._deadline import Deadline
 from tcm_sync._pool.attempt import CallSender
+from tcm_sync._pool.stream_turns import StreamTurns
 
 from ..helpers.peer_connection import PATIENCE
-from ..helpers.peer_scripts import BRISK, ask, connect, echo, echo_once, failing
+from ..helpers.peer_scripts import BRISK, ask, connect, echo, echo_once, failing, timing_out
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_until
 
@@ -92,8 +94,8 @@ def test_an_attempt_that_hangs_is_sent_once_more_on_another_socket():
 def test_an_attempt_is_given_up_once_a_call():
     with ScriptedPeer(silent) as peer:
         with connect(peer, retry=replace(BRISK, attempt_timeout=0.05)) as client:
-            with failing(CallTimeoutError) as caught:
-                ask(client, timeout=0.5)
+            with timing_out(lambda: peer.requests == 2, attempt=2), failing(CallTimeoutError) as caught:
+                ask(client)
         assert peer.requests == 2
     assert caught.value.outcome_unknown
     assert [type(error) for error in caught.value.history] == [CallTimeoutError]
@@ -157,12 +159,19 @@ def test_streams_of_a_server_that_runs_one_wait_for_one_another_without_a_socket
         assert not turns._queues
 
 
-def test_a_stream_waits_for_its_turn_within_its_deadline():
-    manager = OneAtATime()
+def test_a_stream_waits_for_its_turn_within_its_deadline(monkeypatch):
+    manager, wait = OneAtATime(), StreamTurns._wait
+
+    def hurry(turns, container_id, stream, cause):
+        monkeypatch.undo()
+        stream.deadline = Deadline(0.05)
+        wait(turns, container_id, stream, cause)
+
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         with client.stream("m", {"x": [1.0]}) as first:
+            monkeypatch.setattr(StreamTurns, "_wait", hurry)
             with failing(StreamBusyError, "already running"):
-                client.stream("m", {"x": [1.0]}, timeout=0.2)
+                client.stream("m", {"x": [1.0]})
             assert manager.refused == 1
             manager.end.release()
             assert list(first) == ["a"]

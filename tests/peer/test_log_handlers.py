@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import partial
 
 import pytest
 
@@ -52,11 +53,14 @@ def with_handler():
         logger.setLevel(level)
 
 
-def chatty(connection):
-    """Send what is logged before each reply, and together with it."""
+def chatty(connection, meeting=None):
+    """Send what is logged before each reply, and together with it; all connections that meet are used."""
     connection.welcome()
     while True:
         payload = connection.recv_request()
+        if meeting is not None:
+            meeting.wait(PATIENCE)
+            meeting = None
         with connection.together():
             connection.alert()
             connection.advise()
@@ -65,7 +69,8 @@ def chatty(connection):
 
 @pytest.mark.parametrize("what", ["raises", "blocks"])
 def test_a_handler_does_not_stop_the_reader(with_handler, what):
-    with ScriptedPeer(chatty) as peer:
+    both = partial(chatty, meeting=threading.Barrier(2))
+    with ScriptedPeer(both, both, chatty) as peer:
         handler = with_handler(what, _QUEUED)
         with connect(peer, pool_size=2) as client, connect(peer) as other:
             values = [float(value) for value in range(20)]

@@ -18,11 +18,24 @@ import numpy as np
 import pytest
 
 from tcm_sync import CallTimeoutError, ConnectFailedError, PoolTimeoutError, RetryPolicy, TcmClient
+from tcm_sync._pool import pool_state
+from tcm_sync._pool.pool import Pool
 from tcm_sync._transport import addresses, liveness, tcp_state
 
 from ..helpers.deaf import deafen
+from ..helpers.fixtures import Clock
 from ..helpers.peer_connection import PATIENCE, PING, PONG
-from ..helpers.peer_scripts import ROUTE, ask, ask_many, background, connect, echo, echo_once, failing
+from ..helpers.peer_scripts import (
+    ROUTE,
+    ask,
+    ask_many,
+    background,
+    connect,
+    echo,
+    echo_once,
+    failing,
+    timing_out,
+)
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
 
@@ -174,29 +187,33 @@ def test_after_a_call_without_a_sign_of_life_idle_connections_are_checked(monkey
         wait_until(lambda: client.stats().sockets == 1)  # the dead ones are gone
 
 
-def test_idle_connections_that_live_are_used_again_after_a_check():
+def test_idle_connections_that_live_are_used_again_after_a_check(monkeypatch):
     """Their manager answers no ping, but its host confirms it."""
-    go_on = threading.Event()
+    together, go_on = threading.Barrier(2), threading.Event()
+    checked, passed = [], Pool.passed_check
 
     def busy_meanwhile(connection):
         connection.welcome()
+        payload = connection.recv_request()
+        together.wait(PATIENCE)
+        connection.reply({"y": payload["request"]["inputs"][0]["data"]})
         wait_for(go_on)
         while True:
             echo_once(connection)
 
-    with ScriptedPeer(takes_and_answers_nothing, busy_meanwhile) as peer, connect(peer) as client:
-        with background(lambda: ask(client, timeout=0.5)) as first:
-            wait_until(lambda: peer.requests)
-            with background(lambda: ask(client)) as second:
-                wait_until(lambda: len(peer.connections) == 2)
-                go_on.set()
-                assert second() == 1.0
-                go_on.clear()
-                with pytest.raises(CallTimeoutError):
-                    first()
-        pool = client._core.running().pool
-        wait_until(lambda: pool.state.inventory.idle)
-        assert not pool.state.inventory.being_checked
+    def pass_check(pool, connection):
+        passed(pool, connection)
+        checked.append(connection)
+
+    monkeypatch.setattr(Pool, "passed_check", pass_check)
+    with ScriptedPeer(busy_meanwhile) as peer, connect(peer) as client:
+        assert ask_many(client, [1.0, 2.0], threads=2) == [1.0, 2.0]
+        with timing_out(lambda: True), failing(CallTimeoutError):
+            ask(client)
+        wait_until(lambda: checked, "the other connection is checked")
+        inventory = client._core.running().pool.state.inventory
+        assert (checked, inventory.being_checked) == (list(inventory.idle), set())
+        go_on.set()
         assert ask(client, 3.0) == 3.0
     assert len(peer.connections) == 2
 
@@ -321,17 +338,30 @@ def test_an_upload_is_not_given_up_while_the_manager_takes_no_more(monkeypatch):
     assert len(peer.connections) == 1
 
 
-def test_a_call_that_waited_for_sockets_that_died_is_not_said_to_be_connecting():
+def test_a_call_that_waited_for_sockets_that_died_is_not_said_to_be_connecting(monkeypatch):
+    """It waited for a minute by the pool's clock, and the last socket was closed a moment ago."""
+    clock, time_left = Clock(), pool_state.PoolState.time_left
+    monkeypatch.setattr(pool_state, "monotonic", clock)
+
+    def second_has_waited():
+        clock.ahead = 60.0
+        return client.stats().waiting
+
+    def until_another_is_being_opened(state, waiter):
+        wait_until(lambda: len(peer.connections) == 2)
+        return time_left(state, waiter)
+
     def never_handshakes(connection):
         connection.wait_eof()
 
     once = RetryPolicy(attempts=1)
     with ScriptedPeer(takes_and_answers_nothing, never_handshakes) as peer:
-        with connect(peer, pool_size=1, connect_timeout=PATIENCE, retry=once) as client:
-            with background(lambda: ask(client, timeout=0.8)) as first:
+        with connect(peer, pool_size=1, connect_timeout=2 * NEVER, retry=once) as client:
+            with timing_out(second_has_waited), background(lambda: ask(client)) as first:
                 wait_until(lambda: peer.requests)
+                monkeypatch.setattr(pool_state.PoolState, "time_left", until_another_is_being_opened)
                 with failing(PoolTimeoutError, "busy", "CallTimeoutError", "another is being opened"):
-                    ask(client, timeout=1.0)
+                    ask(client, timeout=0.2)
                 with pytest.raises(CallTimeoutError):
                     first()
 

@@ -18,7 +18,7 @@ from ..helpers.fixtures import server_context
 from ..helpers.peer_scripts import ROUTE, ask, ask_many, background, connect, echo, failing
 from ..helpers.proxy_process import PASSWORD, QUOTED, running_proxies
 from ..helpers.scripted_peer import ScriptedPeer
-from ..helpers.waiting import wait_for
+from ..helpers.waiting import wait_for, wait_until
 
 #: The listener, the scheme and the credentials of each kind of proxy.
 KINDS = {
@@ -57,6 +57,7 @@ def test_calls_and_probes_go_through_the_proxy(proxies, ca_file, server_tls, kin
             assert ask_many(client, values, threads=4) == values
             assert client.health() is True
             assert client.ready().ok is True
+            wait_until(client._core.runtime.pool._connector.is_idle, "nothing is being opened")
             opened = len(peer.connections) + len(peer.probes)
             client.with_options(timeout=20.0).infer("m", {"x": [[1.0]]})
     asked = proxies.asked()
