@@ -421,6 +421,7 @@ class TcmClient:
         vm_id: str | None = None,
         allow_transient: bool = False,
         output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
         timeout: float | Unset | None = UNSET,
         retry: RetryPolicy | Unset | None = UNSET,
     ) -> InferResult:
@@ -431,14 +432,15 @@ class TcmClient:
         model_name, inputs
             As `infer` takes them. All inputs have as many rows, and so must all outputs have.
         rows : int, optional
-            How many a message carries; left out, as many as fit ``max_message_bytes``. They are fewer where
-            the manager or the model has refused so many: what was refused is cut again, and the limit is
-            remembered for this route and model.
+            How many a message carries; left out, as many as fit ``max_message_bytes``: as JSON, or as bytes
+            in memory where they go through shared memory. They are fewer where the manager or the model has
+            refused so many: what was refused is cut again, and the limit is remembered for this route and
+            model.
         concurrency : int, optional
             How many messages are in flight at a time; left out, ``pool_size``.
         progress : bool
             Whether to show how many rows are done (with tqdm: the extra ``progress``).
-        vm_ip, container_id, vm_id, allow_transient, output_dtypes
+        vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport
             As `infer` takes them.
         timeout : float or None, optional
             Seconds for each message once its turn has come; None is no limit. Left out, the client's.
@@ -456,7 +458,9 @@ class TcmClient:
         InputError
             The arguments cannot be sent; nothing was.
         MessageTooLargeError
-            A single row, or ``rows`` of them, are over ``max_message_bytes``.
+            A single row, or ``rows`` of them, are over ``max_message_bytes``, and shared memory is no way.
+        SharedMemoryUnavailableError, SharedMemoryRegistrationError
+            As `infer` raises them.
         ProtocolError
             An output has not as many rows as the input.
         TcmError
@@ -464,7 +468,7 @@ class TcmClient:
         """
         where = (vm_ip, container_id, vm_id)
         options = call_options(
-            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, "json"
+            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, transport
         )
         return chunked.infer_chunked(
             self._core, options, inputs, rows=rows, concurrency=concurrency, progress=progress
@@ -485,6 +489,7 @@ class TcmClient:
         vm_id: str | None = None,
         allow_transient: bool = False,
         output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
         timeout: float | Unset | None = UNSET,
         retry: RetryPolicy | Unset | None = UNSET,
     ) -> FrameT:
@@ -507,7 +512,7 @@ class TcmClient:
             Integers beside floats become floats of the widest of their dtypes, unless a value would change.
         rows, concurrency, progress
             As `infer_chunked` takes them.
-        vm_ip, container_id, vm_id, allow_transient, output_dtypes, timeout, retry
+        vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport, timeout, retry
             As `infer_chunked` takes them.
 
         Returns
@@ -528,7 +533,7 @@ class TcmClient:
         """
         where = (vm_ip, container_id, vm_id)
         options = call_options(
-            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, "json"
+            self._defaults, model_name, where, allow_transient, output_dtypes, timeout, retry, transport
         )
         made: FrameT = frames.infer_frame(
             self._core,

@@ -193,6 +193,7 @@ class Model:
         progress: bool = False,
         allow_transient: bool | Unset = UNSET,
         output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
         timeout: float | Unset | None = UNSET,
         retry: RetryPolicy | Unset | None = UNSET,
     ) -> InferResult:
@@ -202,7 +203,7 @@ class Model:
 
         Parameters
         ----------
-        inputs, rows, concurrency, progress, allow_transient, output_dtypes, timeout, retry
+        inputs, rows, concurrency, progress, allow_transient, output_dtypes, transport, timeout, retry
             As `TcmClient.infer_chunked` takes them.
 
         Returns
@@ -210,7 +211,7 @@ class Model:
         InferResult
             The outputs of all rows, in order.
         """
-        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, "json")
+        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
         tensors, most = bound_model.checked_batch(self.signature, inputs)
         return chunked.infer_chunked(
             self._core, options, tensors, rows=rows, concurrency=concurrency, progress=progress, most=most
@@ -227,6 +228,7 @@ class Model:
         progress: bool = False,
         allow_transient: bool | Unset = UNSET,
         output_dtypes: DTypes | Unset | None = UNSET,
+        transport: Transport | Unset = UNSET,
         timeout: float | Unset | None = UNSET,
         retry: RetryPolicy | Unset | None = UNSET,
     ) -> FrameT:
@@ -238,7 +240,9 @@ class Model:
 
         Parameters
         ----------
-        frame, columns, stack, rows, concurrency, progress, allow_transient, output_dtypes, timeout, retry
+        frame, columns, stack, rows, concurrency, progress
+            As `TcmClient.infer_frame` takes them.
+        allow_transient, output_dtypes, transport, timeout, retry
             As `TcmClient.infer_frame` takes them.
 
         Returns
@@ -246,7 +250,7 @@ class Model:
         data frame
             Of the same library, with one row for each of `frame`.
         """
-        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, "json")
+        options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
         made: FrameT = frames.infer_frame(
             self._core,
             options,

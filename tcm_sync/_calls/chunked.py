@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync._arguments import check_whole
-from tcm_sync._calls.inference import encode_as_json, send_watched, watch_of
+from tcm_sync._calls.cutting import Job, cuts, name_rows, still_fits
+from tcm_sync._calls.inference import send_watched, watch_of
 from tcm_sync._calls.progress import Progress
 from tcm_sync._calls.submit_map import in_order
 from tcm_sync._deadline import Deadline
@@ -19,7 +20,6 @@ from tcm_sync._process import notice_fork
 from tcm_sync._tensors import Tensor, check_inputs
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import TensorError
-from tcm_sync._wire.encode import size_of
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, MessageTooLargeError, ProtocolError, TcmError
 from tcm_sync.results import InferResult
@@ -29,12 +29,10 @@ if TYPE_CHECKING:
 
     from tcm_sync._calls.core import Core
     from tcm_sync._calls.options import CallOptions
+    from tcm_sync._calls.shm_inference import Shareable
     from tcm_sync._wire.encode import Pieces
 
 Part = tuple[int, int, InferResult]  # from which row, to which, and their outputs
-
-_FIRST_ROWS = 64  # the first attempt, where it is not known how many rows fit a message
-_FULL = 0.9  # how full a message is meant to be: rows differ in their text
 
 
 def infer_chunked(
@@ -88,75 +86,31 @@ def run(core: Core, job: Job, *, progress: bool, concurrency: int | None = None)
 
 
 def _tasks(core: Core, job: Job) -> Iterator[Callable[[], list[Part]] | TcmError]:
-    """Yield the work of each message, encoded when the caller takes it."""
+    """Yield the work of each message, prepared when the caller takes it."""
     try:
-        for start, stop, payload in _cuts(core, job, 0, job.length, None):
-            yield partial(copy_context().run, _send_rows, core, job, start, stop, payload)
+        for start, stop, prepared in cuts(core, job, 0, job.length, None):
+            yield partial(copy_context().run, _send_rows, core, job, start, stop, prepared)
     except MessageTooLargeError as error:
         yield error
 
 
-def _cuts(core: Core, job: Job, start: int, stop: int, most: int | None) -> Iterator[tuple[int, int, Pieces]]:
-    """Cut some rows into messages that are not too large, of at most so many rows each."""
-    wanted = job.rows or _FIRST_ROWS
-    while start < stop:
-        bounds = (wanted, stop - start, most, job.most, core.row_limits.rows(job.target, job.row_bytes))
-        end = start + min(bound for bound in bounds if bound is not None)
-        limit = core.message_limit() - core.messages.envelope_bytes("inference")
-        try:
-            payload = encode_as_json(core, job.options, job.take(start, end))
-        except MessageTooLargeError as error:
-            if job.rows is None and end - start > 1:
-                wanted = max(1, int((end - start) * min(0.5, limit / (error.size or limit))))
-                continue
-            _name_rows(error, start, end)
-            raise
-        yield start, end, payload
-        if job.rows is None:
-            wanted = max(1, int((end - start) * limit * _FULL / size_of(payload)))
-        start = end
-
-
-def _send_rows(core: Core, job: Job, start: int, stop: int, payload: Pieces) -> list[Part]:
+def _send_rows(core: Core, job: Job, start: int, stop: int, prepared: Pieces | Shareable) -> list[Part]:
     """Have some rows inferred, in smaller messages if they are more than manager or model take."""
     most = core.row_limits.rows(job.target, job.row_bytes)
-    room = core.message_limit() - core.messages.envelope_bytes("inference")
-    if (most is None or stop - start <= most) and size_of(payload) <= room:
+    if (most is None or stop - start <= most) and still_fits(core, job, prepared):
         job.running.append(start)
         try:
             watch = watch_of(core, job.options)
             deadline = Deadline(job.options.timeout)
-            return [(start, stop, send_watched(core, job.options, payload, deadline, watch))]
+            return [(start, stop, send_watched(core, job.options, prepared, deadline, watch))]
         except TcmError as error:
             job.running.pop()
             most = core.row_limits.learn(job.target, error, stop - start, job.row_bytes)
-            if most is None:
-                _name_rows(error, start, stop)
+            if most is None and not (stop - start > 1 and job.gives_up_sharing(prepared, error)):
+                name_rows(error, start, stop)
                 raise
-    cuts = _cuts(core, job, start, stop, most)
-    return [part for begin, end, piece in cuts for part in _send_rows(core, job, begin, end, piece)]
-
-
-class Job:
-    """A batch that is cut: its rows, what every message of it has, and which of them may have run."""
-
-    def __init__(
-        self,
-        options: CallOptions,
-        take: Callable[[int, int], tuple[Tensor, ...]],
-        length: int,
-        row_bytes: int,
-        rows: int | None,
-        most: int | None,
-    ) -> None:
-        self.options = options
-        self.take = take  # the rows from one number up to another, from any thread
-        self.length = length
-        self.rows = rows  # as the caller wants it
-        self.most = most  # as the model does
-        self.target = (options.route, options.model_name)
-        self.row_bytes = row_bytes
-        self.running: list[int] = []  # an entry for each message that runs, or has run
+    smaller = cuts(core, job, start, stop, most)
+    return [part for begin, end, piece in smaller for part in _send_rows(core, job, begin, end, piece)]
 
 
 def _common_rows(tensors: tuple[Tensor, ...]) -> int:
@@ -178,10 +132,6 @@ def _rows_of(tensors: tuple[Tensor, ...], start: int, stop: int) -> tuple[Tensor
             for each in tensors
         ]
     )
-
-
-def _name_rows(error: TcmError, start: int, stop: int) -> None:
-    error.args = (f"rows {start:,} to {stop - 1:,}: {error.message}",)
 
 
 class _JoinedOutputs:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._arguments import check_flag
-from tcm_sync._calls.chunked import Job, checked_rows, run
+from tcm_sync._calls.chunked import checked_rows, run
+from tcm_sync._calls.cutting import Job
 from tcm_sync._process import notice_fork
 from tcm_sync._tensors import ModelSignature, Tensor, check_inputs, fit_inputs
 from tcm_sync._tensors.tables import Table

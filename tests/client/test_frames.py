@@ -98,11 +98,11 @@ def test_some_columns_are_stacked_and_the_others_are_inputs(client, frame_of):
 
 @pytest.mark.parametrize("rows", [None, 7])
 def test_a_long_frame_is_cut_and_joined_in_order(client, frame_of, rows):
-    count = 9000 if rows is None else 100
+    count = 40_000 if rows is None else 100
     values = np.arange(count, dtype=np.int32)
     made = columns(client.infer_frame("echo", frame_of({"a": values}), rows=rows))
     assert made == {"a": list(range(count))}
-    assert client.stats().messages_sent > count // (rows or 9000)
+    assert client.stats().messages_sent > count // (rows or 40_000)
 
 
 def test_pandas_keeps_its_index(client):

@@ -346,7 +346,8 @@ def test_memory_is_flat_over_many_inputs(client):
 # --- batches that are cut ---
 
 
-def test_a_batch_of_any_length_is_cut_and_joined(serve):
+@pytest.mark.parametrize(("transport", "least", "most"), [("json", 200, 80), ("auto", 1_600, 14)])
+def test_a_batch_of_any_length_is_cut_and_joined(serve, transport, least, most):
     seen = []
 
     def double(arrays):
@@ -357,11 +358,14 @@ def test_a_batch_of_any_length_is_cut_and_joined(serve):
     x = np.random.default_rng(7).random((20_000, 8), np.float32)
     n = np.arange(20_000)
     with TcmClient(manager.uri, route=manager.route) as client:
-        result = client.infer_chunked("double", {"x": x, "n": n}, output_dtypes={"y": np.float32})
+        result = client.infer_chunked(
+            "double", {"x": x, "n": n}, output_dtypes={"y": np.float32}, transport=transport
+        )
     assert np.array_equal(result["y"], x * 2)
     assert np.array_equal(result["n"], n)
     assert sum(seen) == 20_000
-    assert len(seen) < 80, "the messages are far from full"
+    assert len(seen) < most, "the messages are far from full"
+    assert min(sorted(seen)[1:]) > least, "a message but the last one is far from full"
     assert (result.attempts, result.raw, result.model_name) == (1, b"", "double")
 
 
@@ -398,7 +402,7 @@ def test_a_row_that_fits_no_message_is_named(client, rows):
 
 def test_rows_that_fit_no_message_together_are_named(client):
     with pytest.raises(MessageTooLargeError, match="rows 0 to 19,999"):
-        client.infer_chunked("echo", {"x": np.zeros((20_000, 8))}, rows=20_000)
+        client.infer_chunked("echo", {"x": np.zeros((20_000, 8))}, rows=20_000, transport="json")
 
 
 def test_a_failure_names_its_rows_and_ends_the_rest(manager, client):

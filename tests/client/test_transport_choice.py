@@ -576,12 +576,92 @@ def test_a_pipeline_has_its_inputs_in_the_message(client):
     assert client.stats().shm_sends == 0
 
 
-def test_chunks_of_a_batch_have_their_inputs_in_the_message(serve, client_of):
-    client = client_of(serve({"echo": lambda arrays: arrays}, max_message_bytes=LIMIT))
-    rows = np.ones((4, FLOATS), np.float32)
-    found = client.infer_chunked("echo", {"x": rows}, rows=2)
-    assert found["x"].shape == rows.shape
+@pytest.fixture
+def chunks(serve, client_of):
+    """Send a batch to a model that returns it, and return the rows and the way of each message."""
+
+    def run(x, *, shm=True, **how):
+        seen = []
+
+        def echo(arrays):
+            seen.append(len(arrays["x"]))
+            return {"y": arrays["x"]}
+
+        client = client_of(serve({"echo": echo}, shm=shm), max_message_bytes=65_536)
+        for _ in range(2):  # the second time it is known what the manager grants
+            seen.clear()
+            before = client.stats()
+            found = client.infer_chunked("echo", {"x": x}, output_dtypes=x.dtype, **how)["y"]
+            assert np.array_equal(found, x)
+        after = client.stats().since(before)
+        assert not after.failures
+        return sorted(seen, reverse=True), after.shm_sends
+
+    return run
+
+
+BATCH = np.random.default_rng(5).random((10, FLOATS), np.float32)  # of which a message carries a row as JSON
+
+
+@pytest.mark.parametrize(
+    ("how", "rows", "shared"),
+    [
+        ({}, [4, 4, 2], 3),  # as many as are max_message_bytes in memory
+        ({"rows": 7}, [7, 3], 2),
+        ({"rows": 1}, [1] * 10, 10),
+        ({"transport": "shm"}, [4, 4, 2], 3),
+        ({"transport": "json"}, [1] * 10, 0),
+    ],
+    ids=str,
+)
+def test_chunks_of_a_batch_are_shared_where_that_is_worth_it(chunks, how, rows, shared):
+    assert chunks(BATCH, **how) == (rows, shared)
+
+
+def test_chunks_that_are_too_few_to_be_worth_sharing_are_not(chunks):
+    assert chunks(BATCH[:, : FLOATS // 10 - 1]) == ([10], 0)
+    assert chunks(BATCH[:, :100], rows=2, transport="shm") == ([2] * 5, 5)
+    rows, shared = chunks(np.ones((2**16 + 50, 1), np.uint8))
+    assert (rows, shared) == ([2**16, 50], 1)
+
+
+def test_rows_that_fit_no_message_are_shared(chunks):
+    assert chunks(np.arange(4 * 20_000.0).reshape(4, 20_000)) == ([1] * 4, 4)
+
+
+def test_chunks_go_as_json_where_the_manager_grants_no_shared_memory(chunks):
+    assert chunks(BATCH, shm=False) == ([1] * 10, 0)
+
+
+def test_chunks_that_must_be_shared_and_cannot_be_are_refused(client, manager):
+    words = np.array([["word"]] * 5000, object)
+    with pytest.raises(InputError, match=r"^transport='shm' cannot be: no fixed size: "):
+        client.infer_chunked("sum", {"x": words}, transport="shm")
+    assert "sum" not in manager.stats().executions
+
+
+def test_chunks_for_which_no_file_can_be_made_are_cut_again(serve, client_of):
+    client = client_of(
+        serve({"echo": lambda arrays: arrays}), max_message_bytes=65_536, shm_max_pinned=100_000
+    )
+    found = client.infer_chunked("echo", {"x": np.tile(BATCH, (3, 1))}, output_dtypes=np.float32)["x"]
+    assert np.array_equal(found, np.tile(BATCH, (3, 1)))
+    stats = client.stats()
+    assert stats.shm_pinned <= 100_000
+    assert set(stats.shm_declined) == {"pinned"}
+    with pytest.raises(MessageTooLargeError, match=r"^rows 0 to 9: .*shared memory is no way either, pinned"):
+        client.infer_chunked("echo", {"x": BATCH}, rows=10)
+
+
+def test_a_batch_of_many_inputs_has_them_in_the_message(serve, client_of):
+    client = client_of(serve({"echo": lambda arrays: arrays}))
+    many = {f"x{number}": BATCH[:, number].repeat(100) for number in range(17)}
+    found = client.infer_chunked("echo", many, output_dtypes=np.float32)
+    assert all(np.array_equal(found[name], many[name]) for name in many)
     assert client.stats().shm_sends == 0
+    del many["x0"]
+    client.infer_chunked("echo", many)
+    assert client.stats().shm_sends == 1
 
 
 def test_a_users_own_file_is_referred_to_as_he_says(client, manager, segments, ours):

@@ -94,7 +94,7 @@ def manager() -> Iterator[LocalManager]:
             models={"digits": path, "bard": bard, "poet": poet},
             container_id="ctr-9",
             transient_container_id="ctr-10",
-            vm_ip="10.0.0.7",
+            vm_ip="192.0.2.7",
             tick=0,
         ) as manager,
     ):

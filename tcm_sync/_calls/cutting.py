@@ -1,0 +1,163 @@
+"""Where a long batch is cut: which rows go in a message together, through shared memory or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from tcm_sync._calls.inference import encode_as_json, obstacle
+from tcm_sync._calls.shm_inference import Shareable, also
+from tcm_sync._shm.policy import is_worth_sharing
+from tcm_sync._wire.encode import size_of
+from tcm_sync.errors import InputError, MessageTooLargeError
+
+if TYPE_CHECKING:
+    from tcm_sync._calls.core import Core
+    from tcm_sync._calls.options import CallOptions
+    from tcm_sync._tensors import Tensor
+    from tcm_sync._wire.encode import Pieces
+    from tcm_sync.errors import TcmError
+
+Cut = tuple[int, int, "Pieces | Shareable"]  # from which row, to which, and what is sent of them
+
+_SAMPLE = 64  # rows whose text shows how many fit a message
+_FULL = 0.9  # how full a message is meant to be: rows differ in their text
+# Each input of a message has its own segment. So many of four messages at a time are all kept for later ones;
+# with 64 inputs shared memory is slower than JSON.
+_MOST_SHARED_INPUTS = 16
+
+
+class Job:
+    """A batch that is cut: its rows, what every message of it has, and which of them may have run."""
+
+    def __init__(
+        self,
+        options: CallOptions,
+        take: Callable[[int, int], tuple[Tensor, ...]],
+        length: int,
+        row_bytes: int,
+        rows: int | None,
+        most: int | None,
+    ) -> None:
+        self.options = options
+        self.take = take  # the rows from one number up to another, from any thread
+        self.length = length
+        self.rows = rows  # as the caller wants it
+        self.most = most  # as the model does
+        self.target = (options.route, options.model_name)
+        self.row_bytes = max(1, row_bytes)
+        self.obstacle: str | None = None  # why the rows go as JSON from now on
+        self.running: list[int] = []  # an entry for each message that runs, or has run
+
+    def gives_up_sharing(self, prepared: Pieces | Shareable, error: TcmError) -> bool:
+        """Whether `error` says that rows went as JSON in the end, and are too many; the rest goes so too."""
+        gives_up = (
+            isinstance(prepared, Shareable)
+            and isinstance(error, MessageTooLargeError)
+            and self.options.transport == "auto"
+            and self.rows is None
+        )
+        if gives_up:
+            self.obstacle = self.obstacle or "a message before was declined"
+        return gives_up
+
+
+def cuts(core: Core, job: Job, start: int, stop: int, most: int | None) -> Iterator[Cut]:
+    """Cut some rows into messages that are not too large, of at most so many rows each.
+
+    Raises
+    ------
+    InputError
+        They cannot go through shared memory, as the call demands.
+    MessageTooLargeError
+        A single row is too large, or so many as the caller wants in a message.
+    """
+    fitting: int | None = None  # how many rows fit a message as JSON, once that is known
+    while start < stop:
+        bounds = (stop - start, most, job.rows, job.most, core.row_limits.rows(job.target, job.row_bytes))
+        end = start + min(bound for bound in bounds if bound is not None)
+        shared = _shared_cut(core, job, start, end)
+        if shared is not None:
+            yield shared
+            start = shared[1]
+            continue
+        if fitting is None and job.rows is None and end - start > _SAMPLE:
+            fitting = _fitting(core, job, start, start + _SAMPLE)
+        start, end, payload = _json_cut(core, job, start, end, fitting)
+        yield start, end, payload
+        fitting = _likely_rows(core, end - start, payload)
+        start = end
+
+
+def still_fits(core: Core, job: Job, prepared: Pieces | Shareable) -> bool:
+    """Whether a message can be sent as it was prepared, after what was learned meanwhile."""
+    if isinstance(prepared, Shareable):
+        return job.obstacle is None
+    return size_of(prepared) <= _room(core)
+
+
+def name_rows(error: TcmError, start: int, stop: int) -> None:
+    """Begin the message of an error with the rows that it is about."""
+    error.args = (f"rows {start:,} to {stop - 1:,}: {error.message}",)
+
+
+def _shared_cut(core: Core, job: Job, start: int, stop: int) -> tuple[int, int, Shareable] | None:
+    """Return the first rows, as many as go through shared memory together; None if they go as JSON."""
+    options = job.options
+    if options.transport == "json" or job.obstacle is not None:
+        return None
+    if job.rows is None:
+        stop = min(stop, start + max(1, core.message_limit() // job.row_bytes))
+    tensors = job.take(start, stop)
+    if options.transport == "auto" and not (
+        len(tensors) <= _MOST_SHARED_INPUTS and is_worth_sharing(tensors)
+    ):
+        return None
+    why = obstacle(core, options, tensors)
+    if why is None and options.transport == "auto" and (connection := core.any_connection()) is not None:
+        why = core.shm.obstacle_on(connection, options.transport)
+    if why is None:
+        return start, stop, Shareable(tensors)
+    if options.transport == "shm":
+        raise InputError(f"transport='shm' cannot be: {why}")
+    core.counts.declined(why)
+    job.obstacle = why
+    return None
+
+
+def _json_cut(core: Core, job: Job, start: int, stop: int, fitting: int | None) -> tuple[int, int, Pieces]:
+    """Return the first rows as JSON, as many as fit a message."""
+    end = stop if fitting is None else min(stop, start + fitting)
+    while True:
+        try:
+            return start, end, encode_as_json(core, job.options, job.take(start, end))
+        except MessageTooLargeError as error:
+            if job.rows is None and end - start > 1:
+                end = start + _fewer(core, end - start, error)
+                continue
+            if job.obstacle is not None:
+                also(error, job.obstacle)
+            name_rows(error, start, end)
+            raise
+
+
+def _fitting(core: Core, job: Job, start: int, stop: int) -> int:
+    """Return how many rows are likely to fit a message, judged by a few of them."""
+    try:
+        return _likely_rows(core, stop - start, encode_as_json(core, job.options, job.take(start, stop)))
+    except MessageTooLargeError as error:
+        return _fewer(core, stop - start, error)
+
+
+def _likely_rows(core: Core, rows: int, payload: Pieces) -> int:
+    return max(1, int(rows * _room(core) * _FULL / size_of(payload)))
+
+
+def _fewer(core: Core, rows: int, error: MessageTooLargeError) -> int:
+    room = _room(core)
+    return max(1, int(rows * min(0.5, room / (error.size or room))))
+
+
+def _room(core: Core) -> int:
+    """Return how many bytes of payload a message may have."""
+    return core.message_limit() - core.messages.envelope_bytes("inference")
