@@ -25,7 +25,7 @@ from tcm_sync._transport import authentication as opening
 
 from ..helpers.peer_scripts import ask, background, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
-from ..helpers.waiting import GUARD, wait_until
+from ..helpers.waiting import GUARD, wait_until, wait_until_all_go_on
 
 THREADS, RESTARTS, SOCKETS = 16, 10, 4
 NOT_READY = {
@@ -57,19 +57,15 @@ def test_rolling_restarts_cost_no_call_and_few_questions(serve, monkeypatch, how
             assert client.infer("echo", {"x": x})["x"].tolist() == x.tolist()
             answered[thread] += 1
 
-    def everybody_is_answered():
-        before = list(answered)
-        wait_until(lambda: all(now > then for now, then in zip(answered, before, strict=True)), "all are")
-
     with client, ThreadPoolExecutor(THREADS) as threads:
         loads = [threads.submit(load, thread) for thread in range(THREADS)]
         try:
             for _ in range(RESTARTS):
-                everybody_is_answered()
+                wait_until_all_go_on(answered, loads)
                 getattr(manager, how)()
                 opened += len(manager.stats().uuids)
                 manager.start()
-            everybody_is_answered()
+            wait_until_all_go_on(answered, loads)
         finally:
             over.set()
         for each in loads:

@@ -16,7 +16,7 @@ from tcm_sync import ConnectionLostError, RetryPolicy
 from tcm_sync.local.mapping import is_usable
 
 from ..helpers.segments import total
-from ..helpers.waiting import GUARD, end, wait_until
+from ..helpers.waiting import GUARD, end, wait_until, wait_until_all_go_on
 
 pytestmark = pytest.mark.skipif(not is_usable(), reason="there is no /dev/shm here")
 
@@ -150,18 +150,14 @@ def test_under_restarts_and_load_nothing_fails_and_each_has_its_own_sums(connect
             assert client.infer("sum", {"x": own})["sum"].item() == number * SIZE
             done[thread] += 1
 
-    def everybody_goes_on():
-        before = list(done)
-        wait_until(lambda: all(now > then for now, then in zip(done, before, strict=True)), "all go on")
-
     with ThreadPoolExecutor(4) as threads:
         loads = [threads.submit(load, thread) for thread in range(4)]
         try:
             for _ in range(6):
-                everybody_goes_on()
+                wait_until_all_go_on(done, loads)
                 getattr(manager, how)()
                 manager.start()
-            everybody_goes_on()
+            wait_until_all_go_on(done, loads)
         finally:
             over.set()
         for each in loads:

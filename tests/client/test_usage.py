@@ -35,7 +35,7 @@ from tcm_sync.local import ModelFailure
 
 from ..helpers.environment import without_settings
 from ..helpers.peer_scripts import timing_out
-from ..helpers.waiting import GUARD, wait_until
+from ..helpers.waiting import GUARD, wait_until, wait_until_all_go_on
 
 TOKEN = "tok-8113-not-for-logs"
 SECRET = 74_913.0  # an element of a tensor, which no log may show
@@ -297,18 +297,14 @@ def test_managers_that_restart_under_load_cost_no_call(serve, client_of, how):
             assert client.infer("echo", {"x": x})["x"].tolist() == x.tolist()
             answered[number] += 1
 
-    def everybody_is_answered():
-        before = list(answered)
-        wait_until(lambda: all(now > then for now, then in zip(answered, before, strict=True)), "all are")
-
     with ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(ask, number) for number in range(8)]
         try:
             for _ in range(3):
-                everybody_is_answered()
+                wait_until_all_go_on(answered, asking)
                 getattr(manager, how)()
                 manager.start()
-            everybody_is_answered()
+            wait_until_all_go_on(answered, asking)
         finally:
             over.set()
         for future in asking:

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -25,6 +26,19 @@ def wait_until(condition: Callable[[], Any], what: str = "it is true") -> None:
         if time.monotonic() > deadline:
             pytest.fail(f"waited {GUARD:.0f} s in vain until {what}")
         time.sleep(0.001)
+
+
+def wait_until_all_go_on(counts: list[int], threads: list[Future[Any]]) -> None:
+    """Wait until each count is higher than now. What ended the thread that counts is raised."""
+    before = list(counts)
+
+    def all_went_on() -> bool:
+        for thread in threads:
+            if thread.done():
+                thread.result()
+        return all(now > then for now, then in zip(counts, before, strict=True))
+
+    wait_until(all_went_on, "each thread has gone on")
 
 
 def end(manager, how: str, client) -> None:
