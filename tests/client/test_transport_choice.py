@@ -449,7 +449,7 @@ def test_the_pause_doubles_up_to_ten_minutes_and_is_forgotten_when_it_works(clie
         clock.now = began + pause
         pauses.append(pause)
     assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0]
-    blind._regions._blind = False
+    blind._regions._other_directory = False
     assert way(client) == "shm"
     assert client._core.shm._pauses == {}
 
@@ -465,7 +465,7 @@ def test_calls_that_fail_together_make_one_pause(client_of, blind, clock):
 def test_other_routes_are_not_held_to_it(client_of, blind, clock):
     client = client_of(blind)
     client.infer("sum", {"x": WORTH})
-    blind._regions._blind = False
+    blind._regions._other_directory = False
     assert way(client) == "refused"
     assert way(client, vm_id="another") == "shm"
 
