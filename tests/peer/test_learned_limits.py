@@ -196,7 +196,7 @@ def test_a_limit_that_hardly_any_request_fits_is_not_kept(limit, caplog):
         assert manager.refused == [2, 2]
         assert client._core.message_limit() == client._core.settings.max_message_bytes
         assert np.array_equal(client.infer_chunked("m", {"x": X})["y"], X)
-        assert manager.refused[2:] == [64, 32, 16, 8, 4, 2], "half as many rows after each refusal"
+        assert manager.refused[2:] == [200, 100, 50, 25, 12, 6, 3], "half as many rows after each refusal"
     assert logs.flush(PATIENCE)
     lines = [record for record in caplog.records if "hardly any request fits" in record.getMessage()]
     assert [record.levelname for record in lines] == ["WARNING"] * (limit is not None)
