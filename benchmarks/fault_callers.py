@@ -42,7 +42,7 @@ from tcm_sync import (
 
 THREADS, ROWS = 4, 16  # of a process: its threads, then those of a child, then those of a grandchild
 CHILD_THREADS, CHILD_CALLS = 2, 10
-PATIENT, LATE = 30.0, 0.25  # seconds: the usual timeout of a call, and how late its end may be
+FULL_TIMEOUT, LATE = 30.0, 0.25  # seconds: the usual timeout of a call, and how late its end may be
 STARTS = 1.0  # seconds in which `map` starts its threads: the timeout of a call counts from its turn
 ATTEMPT = 5.0  # seconds of an attempt in every other process
 HUNG = 90.0  # seconds after which a child counts as hung
@@ -167,7 +167,7 @@ class Caller:
 
     def one(self, kind: str) -> None:
         """Make one call and count what comes of it."""
-        timeout = self._draw.uniform(0.03, 1.5) if kind in ("short", "slow", "probe") else PATIENT
+        timeout = self._draw.uniform(0.03, 1.5) if kind in ("short", "slow", "probe") else FULL_TIMEOUT
         damaged = self._ledger.damaging
         began = time.monotonic()
         elapsed = 0.0  # of the call that failed, of those of a `map`
@@ -206,7 +206,7 @@ class Caller:
         if kind == "stream" and self._chunks and isinstance(error, ConnectionLostError):
             return "broken"  # nobody can repeat a stream of which a part was handed out
         expected = isinstance(error, (ConnectionError, TimeoutError, ShuttingDownError))
-        return "gave up" if expected and timeout < PATIENT else "failed"
+        return "gave up" if expected and timeout < FULL_TIMEOUT else "failed"
 
     def drop_array(self) -> None:
         """Give back the array in shared memory, which is the caller's own."""
@@ -319,7 +319,7 @@ def forked(work: Callable[[], None]) -> int:
         try:
             work()
             os._exit(0)
-        except BaseException:  # noqa: BLE001 - this process must not go on as its parent does
+        except BaseException:  # noqa: BLE001 - this process must not continue as its parent does
             traceback.print_exc()
             os._exit(1)
     ends = time.monotonic() + HUNG
@@ -403,7 +403,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     retry = RetryPolicy(attempt_timeout=ATTEMPT if has_attempt_timeout(options.number) else None)
     route = Route(options.route, options.vm_ip)
     uri = f"ws://127.0.0.1:{options.port}/ws"
-    client = TcmClient(uri, route=route, timeout=PATIENT, retry=retry, max_message_bytes=MOST_BYTES)
+    client = TcmClient(uri, route=route, timeout=FULL_TIMEOUT, retry=retry, max_message_bytes=MOST_BYTES)
     callers = [Caller(client, ledger, first + thread, options) for thread in range(THREADS)]
     main = callers[0]
 

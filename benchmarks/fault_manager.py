@@ -1,4 +1,4 @@
-"""The manager of `faults`, in a process of its own: models whose replies tell whose they are, and restarts.
+"""The manager of `faults`, in a process of its own: models whose replies name their caller, and restarts.
 
 The commands on standard input, one a line, are ``stop`` and ``kill`` (the manager is started again) and
 ``status``; each is answered with a line of JSON.

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CHUNK = 2**14
-ENDS = {"none": 40, "reset": 25, "fin": 20, "silence, then reset": 12, "silence for good": 3}
+ENDS = {"none": 40, "reset": 25, "fin": 20, "silence, then reset": 12, "permanent silence": 3}
 FEWEST, MOST = 100, 1_000_000  # bytes after which a connection ends: from within the handshake to late
 LONGEST_SILENCE = 15.0
 FOR_GOOD = 120.0  # seconds of silence, longer than any client keeps a connection

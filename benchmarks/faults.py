@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fault_callers import ATTEMPT, KINDS, LATE, OUTCOMES, PATIENT, ROWS, Ledger, has_attempt_timeout
+from fault_callers import ATTEMPT, FULL_TIMEOUT, KINDS, LATE, OUTCOMES, ROWS, Ledger, has_attempt_timeout
 from fault_manager import Served
 from held import files_of, grown, sample, table
 
@@ -40,7 +40,7 @@ NAP = 0.05  # seconds
 CLEAN, DAMAGED = 0.75, 0.93  # of the time: until when bytes are whole, and until when there are faults at all
 GOOD, FEW = 0.999, 5  # of the calls with 30 s; so many may fail in a short run, which has too few for a share
 END = 60.0  # seconds until a process that does not end counts as hung
-PATIENT_KINDS = ("infer", "shared", "own", "map", "sample", "submit", "stream")
+FULL_TIMEOUT_KINDS = ("infer", "shared", "own", "map", "sample", "submit", "stream")
 
 
 class Rig:
@@ -152,14 +152,16 @@ def judged(rig: Rig) -> tuple[list[str], list[str]]:
             found = {outcome: counts[f"{kind} {outcome}"] for outcome in OUTCOMES}
             said = ", ".join(f"{number:,} {outcome}" for outcome, number in found.items() if number)
             lines.append(f"    {kind:8} {said}")
-    good = sum(clean[f"{kind} good"] for kind in PATIENT_KINDS)
-    failed = sum(clean[f"{kind} failed"] for kind in PATIENT_KINDS)
+    good = sum(clean[f"{kind} good"] for kind in FULL_TIMEOUT_KINDS)
+    failed = sum(clean[f"{kind} failed"] for kind in FULL_TIMEOUT_KINDS)
     share = good / max(1, good + failed)
-    lines.append(f"good of those with {PATIENT:.0f} s: {good:,} of {good + failed:,}, {share:.4%}")
+    lines.append(f"good of those with {FULL_TIMEOUT:.0f} s: {good:,} of {good + failed:,}, {share:.4%}")
     for policy, with_timeout in ((f"attempt_timeout={ATTEMPT:g}", True), ("the default policy", False)):
         numbers = [n for n in range(rig.options.processes) if has_attempt_timeout(n) == with_timeout]
         found = rig.ledger.totals(False, numbers)
-        kinds = {end: sum(found[f"{kind} {end}"] for kind in PATIENT_KINDS) for end in ("good", "failed")}
+        kinds = {
+            end: sum(found[f"{kind} {end}"] for kind in FULL_TIMEOUT_KINDS) for end in ("good", "failed")
+        }
         lines.append(f"    with {policy}: {kinds['good']:,} good, {kinds['failed']:,} failed")
     lines.append(f"longest time after a deadline: {rig.ledger.latest:.3f} s")
     wrong += [f"less than {GOOD:.1%} of the calls were good"] * (share < GOOD and failed > FEW)

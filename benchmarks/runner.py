@@ -26,7 +26,7 @@ class Tally(NamedTuple):
     seconds: float
 
 
-Work = Callable[[float], Tally]  # goes on for so many seconds
+Work = Callable[[float], Tally]  # continues for so many seconds
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Row:
 
     @property
     def goal(self) -> str:
-        """The goal in words."""
+        """The goal as text."""
         if self.bound is None:
             return ""
         return f"at {'most' if self.least is None else 'least'} {self.bound:g}{self.unit}"
@@ -250,7 +250,7 @@ def ratios(rates: Iterable[Mapping[str, float]], above: str, below: str) -> list
 
 
 def each_took(rates: Sequence[Mapping[str, float]]) -> str:
-    """Return in words how long one call of each contender took: the medians."""
+    """Describe how long one call of each contender took: the medians."""
     return ", ".join(
         f"{name} {duration(1.0 / statistics.median(each[name] for each in rates))}" for name in rates[0]
     )

@@ -1,4 +1,4 @@
-"""How many messages are sent in vain when the manager is overloaded.
+"""How many messages are sent and refused when the manager is overloaded.
 
     python -m benchmarks storm [--seconds 8]
 
