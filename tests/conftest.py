@@ -1,7 +1,7 @@
 """What every test is held to: it leaves no thread, descriptor, process or shared memory file behind.
 
 The check compares the process before and after each test, fixtures of the test included. What ends by
-itself has ``PATIENCE`` seconds to do so. Descriptors are compared by what they point to, so that a
+itself has ``TIMEOUT`` seconds to do so. Descriptors are compared by what they point to, so that a
 number that was closed and given out again is not mistaken for the old one. Off Linux only threads are seen.
 
 Tests use loopback addresses only, and so do the Python programs that they start (helpers/loopback).
@@ -48,11 +48,11 @@ class WrittenLog(pytest.LogCaptureFixture):
 
     @property
     def handler(self):
-        flush(PATIENCE)
+        flush(TIMEOUT)
         return super().handler
 
     def get_records(self, when):
-        flush(PATIENCE)
+        flush(TIMEOUT)
         return super().get_records(when)
 
 
@@ -75,11 +75,11 @@ def _remove(process: int, *paths: str) -> None:
 
 atexit.register(_remove, os.getpid(), os.environ["TCM_TURNS_DIR"])
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 _PROC = Path("/proc/self")
 _SHM = Path("/dev/shm")
 _LINUX = sys.platform == "linux"
-#: Opened once by a library and kept for good: not what a test leaves behind.
+#: Opened once by a library and kept: not what a test leaves behind.
 _PERMANENT = re.compile(
     r"/dev/u?random$|/sys/|/proc/|/usr/share/zoneinfo/|.*/\.onnxruntime/|.*/\.coverage[^/]*$"
     r"|.*\.(otf|ttc|ttf)$"
@@ -235,12 +235,12 @@ def leaves_nothing_behind() -> Iterator[None]:
     """Fail the test that leaves a thread, a descriptor, a child process or a /dev/shm file behind."""
     before = Footprint.now()
     yield
-    patience_ends = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     left = before.grown_to(Footprint.now())
     if left:
         gc.collect()  # what only a cycle keeps open reports itself as a ResourceWarning, which is an error
         left = before.grown_to(Footprint.now())
-    while left and time.monotonic() < patience_ends:
+    while left and time.monotonic() < deadline:
         time.sleep(0.01)
         left = before.grown_to(Footprint.now())
     if left:
@@ -338,8 +338,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """Say how many tests were left out, and why."""
     counts = Counter(mark.name for item in config.stash.get(_LEFT_OUT, []) for mark in _needs(item))
     if counts:
-        told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        listed = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         terminalreporter.write_line(
-            f"left out, since they need more than pip installs here: {told}. "
+            f"left out, since they need more than pip installs here: {listed}. "
             "--with-needs runs them too, .ci/run installs what they need."
         )

@@ -1,6 +1,6 @@
 """Which file of the package imports which: ``python tests/import_graph.py`` prints layers and counts.
 
-Three kinds of imports are told apart: at the top of a module, inside a function, and for type checkers alone.
+Three kinds of imports: at the top of a module, inside a function, and for type checkers alone.
 """
 
 from __future__ import annotations

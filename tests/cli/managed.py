@@ -1,4 +1,4 @@
-"""A manager in a process of its own: ``python managed.py`` tells where it is, and serves until killed."""
+"""A manager in a process of its own: ``python managed.py`` prints its address, and serves until killed."""
 
 import sys
 

@@ -24,7 +24,7 @@ def split(arrays):
 
 
 def poet(arrays):
-    """Say the words, and tell the end."""
+    """Send the words, and the end."""
     yield from (f"{word} " for word in str(arrays["text"][0]).split())
     yield None
 

@@ -187,7 +187,7 @@ def test_without_a_warm_up_everything_counts_from_the_start():
 
 
 class Clock:
-    """A clock that goes on only while somebody waits."""
+    """A clock that advances only while something waits."""
 
     def __init__(self):
         self.now = 1000.0
@@ -299,10 +299,10 @@ def test_percentiles_are_those_of_numpy():
     seconds = np.random.default_rng(0).lognormal(-5, 1, 20_000)
     for each in seconds:
         tally.record(each)
-    told = tally.milliseconds()
+    figures = tally.milliseconds()
     for rank in (50, 90, 99, 99.9):
-        assert told[f"p{rank:g}"] == pytest.approx(np.percentile(seconds, rank) * 1e3, rel=0.02)
-    assert told["mean"] == pytest.approx(seconds.mean() * 1e3, rel=0.01)
+        assert figures[f"p{rank:g}"] == pytest.approx(np.percentile(seconds, rank) * 1e3, rel=0.02)
+    assert figures["mean"] == pytest.approx(seconds.mean() * 1e3, rel=0.01)
 
 
 def test_latencies_beyond_all_bounds_are_kept_at_them():

@@ -129,10 +129,10 @@ def test_the_page_names_every_command_and_option():
 
 
 def test_the_page_names_every_option_with_its_variable():
-    told = {row[0]: row[1] for row in rows("Options of every command")}
+    documented = {row[0]: row[1] for row in rows("Options of every command")}
     for option in CONNECTING:
         variable = re.search(r"\[(TCM_\w+)", option.help)[1]
-        assert variable in told[f"``{option.opts[0]}``"]
+        assert variable in documented[f"``{option.opts[0]}``"]
 
 
 EXAMPLES = {
@@ -155,13 +155,15 @@ EXAMPLES = {
 
 
 def test_the_page_tells_the_keys_of_every_command(place, cli):
-    told = {row[0].strip("`"): re.findall(r"``([\w.]+)``", row[1]) for row in rows("The keys of --json")}
-    assert set(told) == {*EXAMPLES, "info", "serve"}
-    assert {name.removesuffix(" --repeat") for name in told} == {name for name, _ in every_command()}
+    documented = {
+        row[0].strip("`"): re.findall(r"``([\w.]+)``", row[1]) for row in rows("The keys of --json")
+    }
+    assert set(documented) == {*EXAMPLES, "info", "serve"}
+    assert {name.removesuffix(" --repeat") for name in documented} == {name for name, _ in every_command()}
     for name, arguments in EXAMPLES.items():
         done = cli(*shlex.split(arguments), "--json")
         assert done.code == 0, (name, done.err)
         found = {key for line in done.out.splitlines() for key in json.loads(line)}
-        assert found == set(told[name]), name
+        assert found == set(documented[name]), name
     serving = typed("tcm-sync serve --json", place)
-    assert set(json.loads(serving)) == set(told["serve"])
+    assert set(json.loads(serving)) == set(documented["serve"])

@@ -64,7 +64,7 @@ def finished(child):
 
 
 def sleeps(child):
-    """Whether the command waits for something; no other system than Linux tells."""
+    """Whether the command waits for something; only Linux reports it."""
     stat = Path(f"/proc/{child.pid}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "S"
 

@@ -41,7 +41,7 @@ PATIENT = BatchPolicy(max_size=4, max_wait=GUARD)  # it leaves when it is full, 
 
 
 class Recorder:
-    """A model that doubles rows, holds while it is told to, and remembers the shapes that it saw."""
+    """A model that doubles rows, waits while the test says so, and records the shapes that it saw."""
 
     def __init__(self):
         self.shapes = []

@@ -36,7 +36,7 @@ def calling():
 
 @pytest.fixture
 def client_of(calling):
-    """Make clients that never give up by themselves; they are closed before the calls are waited for."""
+    """Make clients without time limits; they are closed before the calls are waited for."""
     with contextlib.ExitStack() as stack:
 
         def make(uri, **settings):

@@ -150,7 +150,9 @@ def outcome_of(client, name, timeout=GUARD):
 def check(manager, outcomes):
     made = [vm.name for vm in manager.cloud.vms]
     for name, (least, most) in outcomes.items():
-        assert least <= made.count(name) <= most, f"{name}: {made.count(name)} VMs, told {least} to {most}"
+        assert least <= made.count(name) <= most, (
+            f"{name}: {made.count(name)} VMs, reported {least} to {most}"
+        )
 
 
 def test_a_job_that_is_told_to_a_draining_manager_runs_and_says_that_it_may_have(
@@ -206,7 +208,7 @@ def test_jobs_around_the_end_of_a_manager_are_never_done_twice(serve, client_of,
 
 
 def test_jobs_that_were_dropped_are_done_once_by_the_next_manager(serve, client_of):
-    """One job runs and others wait when the manager drains: those are dropped, and told so."""
+    """One job runs and others wait when the manager drains: those are dropped, with an error."""
     go_on = threading.Event()
     manager = serve(
         on_cloud_step=lambda step: go_on.wait(GUARD), management_workers=1, management_executor_queue_size=1

@@ -138,7 +138,7 @@ UNDER_WAY = {"calls under way": 6, "exit inside a call": 1}  # requests that are
 
 
 def talk(arrays):
-    """Stream a word, and then nothing that tells the end."""
+    """Stream a word, and no end."""
     yield "a"
     yield "b"
 

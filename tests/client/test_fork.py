@@ -1,4 +1,4 @@
-"""A forked child starts anew, and leaves its parent alone."""
+"""A forked child starts with its own connections, and does not affect its parent."""
 
 from __future__ import annotations
 

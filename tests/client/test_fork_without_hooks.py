@@ -1,4 +1,4 @@
-"""A child of a fork that Python's hooks know nothing of, as uWSGI and C extensions make them.
+"""A child of a fork that calls none of Python's hooks, as uWSGI and C extensions make them.
 
 The forking process is one of its own, with threads that all wait: were one of them busy at such a fork, the
 lock of the interpreter itself would be lost to the child.
@@ -113,7 +113,7 @@ def wait_until_all_others_wait():
     while same < 20:
         now = places()
         same, before = (same + 1 if now == before else 0), now
-        time.sleep(0.005)  # in which a thread that does not wait goes on
+        time.sleep(0.005)  # in which a thread that does not wait continues
 
 def in_child(work):
     wait_until_all_others_wait()

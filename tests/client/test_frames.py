@@ -24,11 +24,11 @@ def linear(arrays):
     return {"sum": arrays["x"].sum(axis=1), "twice": arrays["x"] * 2}
 
 
-def told(arrays):
+def described(arrays):
     """Return the datatypes and shapes of the inputs, once a row."""
     rows = len(next(iter(arrays.values())))
     what = " ".join(f"{name}:{array.dtype}{array.shape[1:]}" for name, array in sorted(arrays.items()))
-    return {"told": np.array([what] * rows, object)}
+    return {"described": np.array([what] * rows, object)}
 
 
 def picky(arrays):
@@ -39,7 +39,7 @@ def picky(arrays):
 
 @pytest.fixture
 def client(serve, client_of):
-    return client_of(serve({"linear": linear, "told": told, "picky": picky}))
+    return client_of(serve({"linear": linear, "described": described, "picky": picky}))
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -70,7 +70,7 @@ def test_each_column_is_an_input_of_its_name_and_dtype(client, frame_of):
     made = client.infer_frame("echo", frame)
     assert type(made) is type(frame)
     assert columns(made) == columns(frame)
-    (what,) = set(columns(client.infer_frame("told", frame))["told"])
+    (what,) = set(columns(client.infer_frame("described", frame))["described"])
     assert what == "b:bool() f:float64() id:int64() s:object()"
 
 
@@ -90,10 +90,12 @@ def test_columns_are_chosen_and_stacked_in_the_order_given(client, frame_of):
 
 def test_some_columns_are_stacked_and_the_others_are_inputs(client, frame_of):
     frame = frame_of({"id": IDS, "b": [1, 2, 3], "a": [0.5, 1.5, 2.5]})
-    made = client.infer_frame("told", frame, stack={"x": ["a", "b"], "y": ["id"]}, columns=["a", "b", "id"])
-    assert set(columns(made)["told"]) == {"x:float64(2,) y:int64(1,)"}
-    made = client.infer_frame("told", frame, stack={"x": ["a", "b"]})
-    assert set(columns(made)["told"]) == {"id:int64() x:float64(2,)"}
+    made = client.infer_frame(
+        "described", frame, stack={"x": ["a", "b"], "y": ["id"]}, columns=["a", "b", "id"]
+    )
+    assert set(columns(made)["described"]) == {"x:float64(2,) y:int64(1,)"}
+    made = client.infer_frame("described", frame, stack={"x": ["a", "b"]})
+    assert set(columns(made)["described"]) == {"id:int64() x:float64(2,)"}
 
 
 @pytest.mark.parametrize("rows", [None, 7])
@@ -208,7 +210,7 @@ def test_ids_that_floats_cannot_hold_are_not_stacked_with_them(client, frame_of)
 )
 def test_stacked_columns_get_the_dtype_that_holds_them_all(client, dtypes, common):
     frame = pd.DataFrame({f"c{place}": np.array([1, 0], dtype) for place, dtype in enumerate(dtypes)})
-    assert set(client.infer_frame("told", frame, stack="x")["told"]) == {f"x:{common}(2,)"}
+    assert set(client.infer_frame("described", frame, stack="x")["described"]) == {f"x:{common}(2,)"}
 
 
 def test_unsigned_numbers_too_large_to_stack_with_signed_ones_are_refused(client):
@@ -343,11 +345,11 @@ def test_a_frame_by_its_name_is_one_array(client):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_columns_have_the_shape_that_the_signature_says(client, frame_of, dims, batch_axis, shape, rows):
     specs = [TensorSpec(name, datatype, dims) for name, datatype in (("a", "FP32"), ("b", "INT64"))]
-    model = client.model("told", signature=signature(*specs, batch_axis=batch_axis))
+    model = client.model("described", signature=signature(*specs, batch_axis=batch_axis))
     frame = frame_of({"b": [2**60 + 1] * rows, "a": np.array([0.5] * rows, np.float32)})
     wanted = {f"a:float32{shape} b:int64{shape}"}
-    assert set(model.infer(frame)["told"].ravel()) == wanted
-    assert set(columns(model.infer_frame(frame))["told"]) == wanted
+    assert set(model.infer(frame)["described"].ravel()) == wanted
+    assert set(columns(model.infer_frame(frame))["described"]) == wanted
 
 
 @pytest.mark.parametrize(("dims", "batch_axis"), [((-1, 2), False), ((2,), True), ((-1, -1), None)])

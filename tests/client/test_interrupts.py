@@ -1,4 +1,4 @@
-"""KeyboardInterrupt at every moment at which it can come: nothing is lost for good, and nobody else is hurt.
+"""KeyboardInterrupt at every moment at which it can come: nothing is lost, and no other call is affected.
 
 The interpreter raises it in the main thread only, at the start of a function and after a call of one that is
 written in C. A profile function does the same here, so that each such moment inside the client has its turn.
@@ -193,7 +193,7 @@ def test_a_handler_that_raises_while_the_reader_starts(manager, monkeypatch, cap
 
 
 def talk(arrays):
-    """Stream words that tell whose they are, and then the end."""
+    """Stream words that name their caller, and then the end."""
     yield from (f"{arrays['x'].flat[0]}-{number}" for number in range(3))
     yield None
 

@@ -1,4 +1,4 @@
-"""A manager that has too much to do: what is sent in vain stays a fraction of what is answered."""
+"""A manager that has too much to do: the refused messages stay a fraction of the answered ones."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def every_error():
     # The server of "forkserver" would outlive the test: that method has a test of its own.
     [method for method in multiprocessing.get_all_start_methods() if method != "forkserver"],
 )
-# From Python 3.12 on, forking beside other threads is warned of; that it works all the same is the test.
+# From Python 3.12 on, forking beside other threads is warned of; the test is that it works.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_multiprocessing_pool_takes_a_client_and_returns_its_results_and_errors(serve, client_of, method):
     manager = serve()

@@ -87,7 +87,7 @@ def uses(client, model):
 def test_a_handler_at_every_moment_of_a_call_is_answered_or_refused_and_the_call_is_good(
     serve, connect, outer
 ):
-    client = connect(serve(workers=8), pool_size=1, timeout=None)  # whoever waits here waits for good
+    client = connect(serve(workers=8), pool_size=1, timeout=None)  # a call that waits here never returns
     model = client.model("echo", container_id="local", batch=BatchPolicy(max_size=4, max_wait=0.0))
     calls = uses(client, model)
     inner = itertools.cycle(calls.values())

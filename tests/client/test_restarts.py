@@ -72,9 +72,11 @@ def test_rolling_restarts_cost_no_call_and_few_questions(serve, monkeypatch, how
             each.result(3 * GUARD)
     opened += len(manager.stats().uuids)
     asked_how_often = next(probes)
-    told = f"{how}: {sum(answered)} calls, {RESTARTS} restarts, {asked_how_often} probes, {opened} new uuids"
-    print(told)  # noqa: T201 - pytest -s shows it
-    # Each restart needs the sockets anew; while it drains one at a time is tried, with pauses that double.
+    summary = (
+        f"{how}: {sum(answered)} calls, {RESTARTS} restarts, {asked_how_often} probes, {opened} new uuids"
+    )
+    print(summary)  # noqa: T201 - pytest -s shows it
+    # Each restart needs new sockets; while it drains one at a time is tried, with pauses that double.
     assert opened <= (RESTARTS + 1) * (SOCKETS + 4)
     assert asked_how_often <= RESTARTS * 10
 

@@ -54,7 +54,7 @@ def copies(client, x, **how):
 
 
 def used(client, manager, x, **how):
-    """Ask for it, and tell whether the manager read the array's own file."""
+    """Ask for it, and return whether the manager read the array's own file."""
     before = set(manager.shared_memory.keys)
     copies(client, x, **how)
     own = f"/{segment_of(x).name}"

@@ -134,7 +134,7 @@ ENDS = {
     "an exit": "sys.exit(0)",
     "a close": "client.close(); assert not files()",
     "a call under way": "in_background(lambda: ask(7.0, model='gated')); input()",
-    "threads that go on": "in_background(for_ever, 4); input()",
+    "threads that continue": "in_background(for_ever, 4); input()",
     "a cycle": "client.myself = client; del client",
     "an exception": "sys.excepthook = lambda *_: sys.stdout.write('raised'); raise RuntimeError",
 }
@@ -167,9 +167,9 @@ def test_whatever_ends_a_process_nothing_is_left(manager, gated, processes, name
 
 
 def test_a_killed_process_leaves_files_which_the_next_one_sweeps(manager, processes, ours):
-    """And neither those of a process that lives, nor those of another user."""
+    """Neither those of a running process nor those of another user."""
     alive = processes(manager, "input()")
-    wait_until(lambda: len(files_of(alive.pid)) == 2, "the one that lives has its files")
+    wait_until(lambda: len(files_of(alive.pid)) == 2, "the running one has its files")
     killed = processes(manager, "in_background(for_ever, 4); ask(7.0, model='gated')")
     before = manager.stats().executions.get("sum", 0)
     wait_until(

@@ -117,16 +117,16 @@ def test_the_time_of_a_call_begins_with_its_turn(client, gated, clock):
 
 
 def test_callbacks_run_in_a_worker_and_may_call(client):
-    told = []
+    calls = []
     over = threading.Event()
 
     def callback(future):
-        told.append((threading.current_thread().name, number_of(client.infer("picky", {"x": [5]}))))
+        calls.append((threading.current_thread().name, number_of(client.infer("picky", {"x": [5]}))))
         over.set()
 
     client.submit("picky", {"x": [1]}).add_done_callback(callback)
     assert over.wait(GUARD)
-    assert told == [("tcm-sync-worker", 10)]
+    assert calls == [("tcm-sync-worker", 10)]
 
 
 def test_closing_ends_what_waits_and_what_runs(manager, gated):

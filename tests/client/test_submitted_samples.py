@@ -28,7 +28,7 @@ AT_ONCE = BatchPolicy(max_size=32, max_wait=0.0)
 
 
 class Recorder:
-    """A model that doubles rows, holds while it is told to, and records the rows that it saw."""
+    """A model that doubles rows, waits while the test says so, and records the rows that it saw."""
 
     def __init__(self):
         self.rows = []

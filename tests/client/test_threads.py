@@ -176,7 +176,7 @@ def test_connections_cut_at_random_cost_no_call(manager):
 
 
 class Interrupter:
-    """Raises KeyboardInterrupt in the main thread at random moments of what it is told to interrupt."""
+    """Raises KeyboardInterrupt in the main thread at random moments of a call that it is given."""
 
     def __init__(self):
         self.count = 0

@@ -375,9 +375,9 @@ def test_a_pool_that_the_manager_would_starve_is_warned_of_once(serve, client_of
     client = client_of(serve(), pool_size=pool_size, turns=turns)
     for _ in range(3):
         client.infer("echo", X)
-    told = [record for record in caplog.records if "pool_size" in record.getMessage()]
-    assert len(told) == (pool_size > 5 and turns == "off")
-    assert all(record.levelno == logging.WARNING for record in told)
+    warnings = [record for record in caplog.records if "pool_size" in record.getMessage()]
+    assert len(warnings) == (pool_size > 5 and turns == "off")
+    assert all(record.levelno == logging.WARNING for record in warnings)
 
 
 # --- where it does not run ---

@@ -37,10 +37,10 @@ def talker():
 
 @pytest.fixture
 def steps():
-    """What is told of the steps of management jobs, and may hold them; let go at the end in any case."""
-    told = Steps()
-    yield told
-    told.release()
+    """What records the steps of management jobs, and may hold them; released at the end in any case."""
+    recorded = Steps()
+    yield recorded
+    recorded.release()
 
 
 @pytest.fixture

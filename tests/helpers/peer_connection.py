@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from .scripted_peer import ScriptedPeer
 
-#: Seconds after which a script that waits for the client gives up: a hang guard, far above what is normal.
-PATIENCE = 30.0
+#: Seconds after which a script that waits for the client fails: a hang guard, far above what is normal.
+TIMEOUT = 30.0
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 
@@ -105,7 +105,7 @@ class PeerConnection:
         self.bytewise = False
         self._buffer = bytearray()
         self._held: bytearray | None = None
-        sock.settimeout(PATIENCE)
+        sock.settimeout(TIMEOUT)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     # --- bytes ---

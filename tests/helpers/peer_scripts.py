@@ -15,7 +15,7 @@ from tcm_sync import AuthContext, RetryPolicy, Route, TcmClient
 from tcm_sync._deadline import Deadline
 from tcm_sync._pool.call import Call
 
-from .peer_connection import PATIENCE
+from .peer_connection import TIMEOUT
 from .waiting import wait_until
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ BRISK = RetryPolicy(initial=0.01, maximum=0.02)
 
 def connect(peer: ScriptedPeer, **settings: Any) -> TcmClient:
     """Make a client for a peer. Its deadline is a hang guard unless the test sets it."""
-    usual = {"auth": AuthContext(token=TOKEN, roles=("inference",)), "route": ROUTE, "timeout": PATIENCE}
+    usual = {"auth": AuthContext(token=TOKEN, roles=("inference",)), "route": ROUTE, "timeout": TIMEOUT}
     return TcmClient(peer.uri, **{**usual, "retry": BRISK, **settings})
 
 
@@ -52,7 +52,7 @@ def background(call: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
     """Run a call in a thread of its own; what is yielded waits for its result."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(call)
-        yield lambda: future.result(PATIENCE)
+        yield lambda: future.result(TIMEOUT)
 
 
 @contextmanager
@@ -83,8 +83,8 @@ def failing(kind: type[Exception], *words: str) -> Iterator[pytest.ExceptionInfo
     assert type(error) is kind
     for word in words:
         assert word in str(error)
-    for told in _chain(error):
-        assert TOKEN not in f"{told} {told!r} {vars(told)}"
+    for failure in _chain(error):
+        assert TOKEN not in f"{failure} {failure!r} {vars(failure)}"
     assert len(getattr(error, "history", ())) < 50
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is kind
@@ -96,11 +96,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
-        told = waiting.pop()
-        if told is not None and id(told) not in seen:
-            seen.add(id(told))
-            yield told
-            waiting += [told.__cause__, told.__context__, *getattr(told, "history", ())]
+        failure = waiting.pop()
+        if failure is not None and id(failure) not in seen:
+            seen.add(id(failure))
+            yield failure
+            waiting += [failure.__cause__, failure.__context__, *getattr(failure, "history", ())]
 
 
 def echo_once(connection: PeerConnection) -> None:

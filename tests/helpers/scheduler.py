@@ -1,6 +1,6 @@
 """Threads that a seed switches, and only where they take or release a lock: an interleaving can be repeated.
 
-One thread runs at a time. Where it acquires or releases a lock, or waits, the scheduler picks who goes on.
+One thread runs at a time. Where it acquires or releases a lock, or waits, the scheduler picks the next.
 Time is a number: it advances when all wait, or sooner by chance, so that a timeout can meet a hand-over.
 """
 
@@ -123,7 +123,7 @@ class Scheduler:
         self.over = True
 
     def switch(self, ready: Callable[[], bool] | None = None, until: float = inf) -> None:
-        """Let another task run, and go on once `ready` is true or the time `until` has come."""
+        """Let another task run, and continue once `ready` is true or the time `until` has come."""
         task = self.current
         if task is None or self.over:  # outside of a task; or each task ends where it is
             if task is not None:
@@ -140,7 +140,7 @@ class Scheduler:
             raise AbandonedError
 
     def _pass_on(self, task: Task | None = None) -> bool:
-        """Pick who goes on; whether it is another one than `task`."""
+        """Pick which task continues; return whether it is another one than `task`."""
         chosen = self._pick()
         self.current = chosen
         if chosen is task:
@@ -177,7 +177,7 @@ class Scheduler:
 
 
 class Workers:
-    """Threads that run the tasks of one interleaving after the other: starting some anew takes longer."""
+    """Threads that run the tasks of one interleaving after the other: starting new ones takes longer."""
 
     def __init__(self) -> None:
         self._all: list[_Worker] = []

@@ -1,4 +1,4 @@
-"""A listening socket that does byte by byte what a test tells it."""
+"""A listening socket that sends and reads byte by byte what a test says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import traceback
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .peer_connection import PATIENCE, ClientLeft, PeerConnection
+from .peer_connection import TIMEOUT, ClientLeft, PeerConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +91,7 @@ class ScriptedPeer:
         for connection in open_now:
             connection.interrupt()
         for thread in self._threads:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
             assert not thread.is_alive(), "a script does not end"
         for fault in self._faults[0 if error else 1 :]:
             traceback.print_exception(type(fault), fault, fault.__traceback__)
@@ -106,13 +106,13 @@ class ScriptedPeer:
         self._acceptor.start()
 
     def stop_listening(self) -> None:
-        """Refuse new connections. Those that there are go on."""
+        """Refuse new connections. The existing ones continue."""
         listener, self._listener = self._listener, None
         if listener is None or self._acceptor is None:
             return
         with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), timeout=1.0):
             pass  # wakes the thread that accepts, which then finds that it is not wanted
-        self._acceptor.join(PATIENCE)
+        self._acceptor.join(TIMEOUT)
         listener.close()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -128,7 +128,7 @@ class ScriptedPeer:
     def _run(self, sock: socket.socket) -> None:
         try:
             if self.tls is not None:
-                sock.settimeout(PATIENCE)
+                sock.settimeout(TIMEOUT)
                 sock = self.tls.wrap_socket(sock, server_side=True)
         except OSError as error:
             self.refused.append(error)

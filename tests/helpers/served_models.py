@@ -52,7 +52,7 @@ class Talker:
     def __call__(self, arrays):
         for number, word in enumerate(str(arrays["text"][0]).split()):
             if number == self.hold_before and not self._go_on.wait(GUARD):
-                raise AssertionError("nobody let it go on")
+                raise AssertionError("nothing let it continue")
             if word == "ERROR":
                 raise RuntimeError("model says no")
             yield {"NONE": None, "EMPTY": b"", "BAD": b"\xff"}.get(word, word)
@@ -63,16 +63,16 @@ class Talker:
 
 
 class Steps:
-    """Is told of the steps of management jobs, and holds them while the test says so."""
+    """Records the steps of management jobs, and holds them while the test says so."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
+        self.seen: list[tuple[str, str]] = []
         self._changed = threading.Condition()  # guards the two below
         self._free = True
         self._passes = 0
 
     def __call__(self, step) -> None:
-        self.told.append((step.name, step.subject))
+        self.seen.append((step.name, step.subject))
         with self._changed:
             if not self._changed.wait_for(lambda: self._free or self._passes, GUARD):
                 raise AssertionError("nobody released the step")
@@ -83,7 +83,7 @@ class Steps:
             self._free = False
 
     def release_one(self) -> None:
-        """Let one step go on, and hold the next."""
+        """Let one step continue, and hold the next."""
         with self._changed:
             self._passes += 1
             self._changed.notify_all()

@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], Any], what: str = "it is true") -> None:
     deadline = time.monotonic() + GUARD
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {GUARD:.0f} s in vain until {what}")
+            pytest.fail(f"waited {GUARD:.0f} s for: {what}")
         time.sleep(0.001)
 
 

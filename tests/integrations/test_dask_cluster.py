@@ -58,7 +58,7 @@ def clients_open(cluster):
 
 
 class Meeting:
-    """A model that waits in its first run in each worker until the test goes on; its output is its input."""
+    """A model whose first run in each worker waits until the test continues; its output is its input."""
 
     def __init__(self) -> None:
         self.arrived = threading.Semaphore(0)

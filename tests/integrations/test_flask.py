@@ -132,7 +132,7 @@ def test_several_clients_by_name(serve):
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({}, "TCM_WS_URI"),
         ({"TCM_WS_URI": "http://x"}, "ws://"),
@@ -153,11 +153,11 @@ def test_several_clients_by_name(serve):
         ),
     ],
 )
-def test_a_wrong_setting_is_reported_at_the_start(monkeypatch, config, told):
+def test_a_wrong_setting_is_reported_at_the_start(monkeypatch, config, message):
     monkeypatch.delenv("TCM_WS_URI", raising=False)
     app = flask.Flask("service")
     app.config.update(config)
-    with pytest.raises(errors.ConfigError, match=told):
+    with pytest.raises(errors.ConfigError, match=message):
         Tcm(app)
 
 

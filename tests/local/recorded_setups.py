@@ -64,7 +64,7 @@ class KeyServer:
 
 
 class HeldOnce:
-    """``add_sub``, whose first run goes on when the manager has requests that hang."""
+    """``add_sub``, whose first run continues when the manager has requests that hang."""
 
     def __init__(self) -> None:
         self.manager = None
@@ -96,7 +96,7 @@ def slow_runs_meanwhile(player, number) -> None:
 
 
 def the_model_has_ended(player, number) -> None:
-    """A's stream goes on to its end before B asks for the last time, though nobody listens."""
+    """A's stream runs to its end before B asks for the last time, though no client reads it."""
     if number == 5:
         player.talker.go_on()
         wait_until(lambda: not player.manager.stats().running, "A's stream has ended")

@@ -136,7 +136,7 @@ class Player:
         return {"uuid": self.uuid, "type": "inference", "payload": body}
 
     def ask_for_job(self, where, message) -> None:
-        """Send a management job; one that is to be there when the manager is told to stop is held."""
+        """Send a management job; one that is to be there when the manager is stopped is held."""
         before = self.counted or any("manager" in entry and not is_log(entry) for entry in self.rest)
         if before:
             self.steps.hold()
@@ -321,14 +321,14 @@ class Player:
         wait_until(lambda: self.manager.stats().connected == others, "the close is noticed")
 
     def cloud(self, where, seen) -> None:
-        """Compare the steps that were done, whatever the client was told."""
+        """Compare the steps that were done, whatever the client was answered."""
         if not any("at_seconds_after_SIGTERM" in entry for entry in seen):
             self.cloud_and_triton(seen)
             return
         began = [entry for entry in seen if not entry["did"].endswith(" done")]
-        wait_until(lambda: len(self.steps.told) >= len(began), "the jobs run")
+        wait_until(lambda: len(self.steps.seen) >= len(began), "the jobs run")
         names = [entry["did"].removesuffix(" begins") for entry in began]
-        assert [name for name, _ in self.steps.told] == names
+        assert [name for name, _ in self.steps.seen] == names
         vms = [entry["name"] for entry in began if "name" in entry]
         wait_until(lambda: len(self.manager.cloud.vms) == len(vms), "the steps are done")
         assert [vm.name for vm in self.manager.cloud.vms] == vms
@@ -336,8 +336,8 @@ class Player:
     def cloud_and_triton(self, seen) -> None:
         """The same where stand-ins noted what they did, Triton its unloading, and no server's creation."""
         names = [entry["did"].removesuffix(" begins") for entry in seen if not entry["did"].endswith(" done")]
-        told = [name for name, _ in self.steps.told if name != "create_server"]
-        assert told == ["delete_server" if name == "unload" else name for name in names]
+        names_done = [name for name, _ in self.steps.seen if name != "create_server"]
+        assert names_done == ["delete_server" if name == "unload" else name for name in names]
 
     def ignore(self, where, what) -> None:
         """What was seen beside the wire."""

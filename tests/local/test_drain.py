@@ -211,7 +211,7 @@ def test_a_running_job_keeps_the_manager_up_and_ready(serve, dial, steps, drain)
     steps.hold()
     raw = dial(manager, "u")
     raw.ask_job("create_vm", openstack={"name": "w"})
-    wait_until(lambda: steps.told, "it runs")
+    wait_until(lambda: steps.seen, "it runs")
     drain(manager)
     assert get(manager, "/ready")[0] == 200
     steps.release()
@@ -295,7 +295,7 @@ def test_a_killed_manager_begins_no_other_job(serve, dial, steps):
     for raw in connections:
         raw.ask_job("create_vm", openstack={"name": raw.uuid})
     wait_until(lambda: manager.stats().management_running == 2, "both are with the worker")
-    wait_until(lambda: steps.told, "one of them runs")
+    wait_until(lambda: steps.seen, "one of them runs")
     manager.kill()
     assert [raw.wait_for_close() for raw in connections] == [None, None]
     steps.release()

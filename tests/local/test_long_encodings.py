@@ -67,8 +67,8 @@ def test_a_call_ends_at_its_deadline_while_its_request_is_written(serve, connect
     monkeypatch.setattr(encode, "_text_of", write_slowly)
     with pytest.raises(
         CallTimeoutError, match="while the request was being encoded; nothing was sent"
-    ) as told:
+    ) as caught:
         CALLS[name](client, {"x": np.zeros((100_000, 2))})
-    assert not told.value.outcome_unknown
+    assert not caught.value.outcome_unknown
     assert len(written) < 10
     assert manager.stats().messages == 0

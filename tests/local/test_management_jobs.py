@@ -278,11 +278,11 @@ def test_a_creation_that_comes_to_nothing_is_taken_back(serve, refusal):
 
 
 def test_steps_are_told_with_their_job(serve, dial):
-    told = []
-    manager = serve(on_cloud_step=told.append)
+    seen = []
+    manager = serve(on_cloud_step=seen.append)
     deployed = dial(manager, "u").do_job("creation", **NAMED)
     vm_id = manager.cloud.vms[0].vm_id
-    assert told == [
+    assert seen == [
         CloudStep("create_vm", "w", "creation", "u"),
         CloudStep("create_container", vm_id, "creation", "u"),
         CloudStep("create_server", deployed["container_id"], "creation", "u"),
@@ -308,7 +308,7 @@ def test_jobs_run_side_by_side_and_hold_up_no_inference(serve, dial, steps):
     connections = [dial(manager, f"u-{number}") for number in range(2)]
     for raw in connections:
         raw.ask_job("create_vm", **NAMED)
-    wait_until(lambda: len(steps.told) == 2, "both run")
+    wait_until(lambda: len(steps.seen) == 2, "both run")
     assert dial(manager, "other").infer("echo", tensor([1.0]))["status"] == "COMPLETED"
     steps.release()
     assert all(raw.receive_job()[0] for raw in connections)
@@ -319,7 +319,7 @@ def test_the_job_of_a_closed_socket_is_done(serve, dial, steps):
     steps.hold()
     raw = dial(manager, "u")
     raw.ask_job("create_vm", **NAMED)
-    wait_until(lambda: steps.told, "it runs")
+    wait_until(lambda: steps.seen, "it runs")
     raw.close()
     wait_until(lambda: not manager.stats().connected, "the close is noticed")
     steps.release()
@@ -332,7 +332,7 @@ def test_five_jobs_of_a_uuid_wait_and_more_are_refused(serve, dial, steps):
     steps.hold()
     raw = dial(manager, "u")
     raw.ask_job("create_vm", openstack={"name": "0"})
-    wait_until(lambda: steps.told, "the first runs")
+    wait_until(lambda: steps.seen, "the first runs")
     for number in range(1, 8):
         raw.ask_job("create_vm", openstack={"name": str(number)})
     assert [raw.receive() for _ in range(2)] == [QUEUE_FULL] * 2

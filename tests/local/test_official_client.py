@@ -29,7 +29,7 @@ def identity_of(**who):
 
 
 def talk(manager, ask, **who):
-    """Let the asynchronous client authenticate and ask, and return what it is told."""
+    """Let the asynchronous client authenticate and ask, and return the answer."""
 
     async def conversation():
         async with sdk.TcmWebSocketClient(manager.uri, identity_of(**who)) as client:

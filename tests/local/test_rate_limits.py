@@ -19,7 +19,7 @@ class Clock:
 
 
 def refused_at(rate: float, limit: int, seconds: float) -> int | None:
-    """Send at a steady rate, and tell which message is the first to be refused."""
+    """Send at a steady rate, and return which message is the first to be refused."""
     clock = Clock()
     window = SlidingWindow(limit, 1.0, clock=clock)
     for number in range(int(rate * seconds)):

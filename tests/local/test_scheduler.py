@@ -56,7 +56,7 @@ def test_a_tick_takes_the_oldest_uuids_up_to_the_quantum(make):
     put(scheduler, "a", "b", "c")
     assert run(scheduler) == ["a", "b"]
     put(scheduler, "b", "a")
-    assert run(scheduler) == ["a", "b"]  # c came later than both, and goes on waiting
+    assert run(scheduler) == ["a", "b"]  # c came later than both, and continues to wait
     assert run(scheduler) == ["c"]
 
 

@@ -1,4 +1,4 @@
-"""What one connection may say, and what it is told: the rules that no recording shows by itself."""
+"""What one connection may send, and what it receives: the rules that no recording shows by itself."""
 
 from __future__ import annotations
 

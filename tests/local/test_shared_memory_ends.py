@@ -156,7 +156,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def program():
-    """A process with a manager in it, that does what it is told a line at a time; it leads a group."""
+    """A process with a manager in it, that runs the lines that it is sent; it leads a group."""
     with contextlib.ExitStack() as stack:
 
         def start():

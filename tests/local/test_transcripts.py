@@ -58,7 +58,7 @@ class Setup:
     #: Files of shared memory: the number that each has 192 times, and which container has used it before.
     segments: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     address: str | None = None  # of all machines
-    words: int | None = None  # that the streams say before the test lets them go on
+    words: int | None = None  # that the streams say before the test lets them continue
     go_on_before: str = ""  # the chunk that comes once they may go on
     pace: Any = None  # called with (player, number) before an inference is sent
     key_server: KeyServer | None = None
@@ -390,7 +390,7 @@ def player(serve, dial, gated, talker, steps, segments, onnx_models, one_second,
             stack.callback(player.end)
             if setup.before is not None:
                 player.sockets = setup.before(manager, dial) or {}
-                steps.told.clear()
+                steps.seen.clear()
                 there = len(player.sockets) + (name == "auth.duplicate_uuid")
                 wait_until(lambda: manager.stats().connected == there, "they left")
             use_before(manager, dial, segments, setup.segments)

@@ -1,4 +1,4 @@
-"""What an analysis tells of a model: tensors, weights, versions."""
+"""What an analysis reports of a model: tensors, weights, versions."""
 
 from __future__ import annotations
 
@@ -265,16 +265,16 @@ def test_versions_producer_and_name_are_told() -> None:
 
 def test_an_analysis_is_written_as_json() -> None:
     analysis = of(inputs=[value("x", dims=["batch", 4]), value("c", TensorProto.COMPLEX64)])
-    told = json.loads(analysis.to_json())
-    assert told["inputs"][0] == {
+    written = json.loads(analysis.to_json())
+    assert written["inputs"][0] == {
         "name": "x",
         "datatype": "FP32",
         "dims": [-1, 4],
         "dim_names": ["batch", None],
     }
-    assert told["unsupported"] == analysis.unsupported
-    assert told["first_axis"]["is_batch"] is True
-    assert set(told) == set(analysis.__struct_fields__)
+    assert written["unsupported"] == analysis.unsupported
+    assert written["first_axis"]["is_batch"] is True
+    assert set(written) == set(analysis.__struct_fields__)
 
 
 def test_the_signature_of_an_analysis_has_the_dims_as_they_are() -> None:

@@ -63,8 +63,8 @@ def seen(found) -> tuple[str, str, str]:
     return found.name, datatype, f"[{dims}]"
 
 
-def told(specs) -> list[tuple[str, str, str]]:
-    """Return the same of specs; onnxruntime does not tell an unknown rank from a scalar."""
+def declared(specs) -> list[tuple[str, str, str]]:
+    """Return the same of specs; onnxruntime does not distinguish an unknown rank from a scalar."""
     return [(spec.name, spec.datatype, spec.shape.replace("[...]", "[]")) for spec in specs]
 
 
@@ -79,10 +79,10 @@ def test_an_analysis_agrees_with_onnxruntime(path: Path) -> None:
         theirs = session(path)
     except Exception as error:  # noqa: BLE001
         pytest.skip(f"onnxruntime does not load it: {error}"[:200])
-    assert told(analysis.inputs) == [seen(each) for each in theirs.get_inputs()]
-    agreed = told(analysis.outputs) == [seen(each) for each in theirs.get_outputs()]
+    assert declared(analysis.inputs) == [seen(each) for each in theirs.get_inputs()]
+    agreed = declared(analysis.outputs) == [seen(each) for each in theirs.get_outputs()]
     assert agreed == (path.parent.name not in EXCEPTIONS)
-    assert told(analysis.overridable) == [seen(each) for each in theirs.get_overridable_initializers()]
+    assert declared(analysis.overridable) == [seen(each) for each in theirs.get_overridable_initializers()]
 
 
 def test_it_agrees_on_dimensions_of_every_kind_and_on_overridable_initialisers(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_it_agrees_on_dimensions_of_every_kind_and_on_overridable_initialisers(t
     proto = model(inputs, [value("y", dims=dims)], nodes=[node], weights=[weight("w", 3, 1)], ir=8)
     path.write_bytes(proto.SerializeToString())
     analysis, theirs = analyze(path), session(path)
-    assert told(analysis.inputs) == [seen(each) for each in theirs.get_inputs()]
-    assert told(analysis.outputs) == [seen(each) for each in theirs.get_outputs()]
-    assert told(analysis.overridable) == [seen(each) for each in theirs.get_overridable_initializers()]
+    assert declared(analysis.inputs) == [seen(each) for each in theirs.get_inputs()]
+    assert declared(analysis.outputs) == [seen(each) for each in theirs.get_outputs()]
+    assert declared(analysis.overridable) == [seen(each) for each in theirs.get_overridable_initializers()]
     assert analysis.overridable

@@ -27,7 +27,7 @@ def sending_ends_early(monkeypatch):
 
 @pytest.fixture
 def first_failure_is_awaited(monkeypatch):
-    """Let no caller give up before it could hear why no socket can be opened."""
+    """Let no caller time out before it is given the reason why no socket can be opened."""
     time_left = PoolState.time_left
 
     def wait_first(state, waiter):

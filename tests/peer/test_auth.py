@@ -223,14 +223,14 @@ def test_a_manager_that_cannot_be_reached_when_the_token_is_tried_again_is_tried
 
 def test_a_token_that_is_tried_again_during_a_shutdown_is_tried_once_more():
     """The socket that tries it is opened, and comes too late: its manager is shutting down by then."""
-    told, authed, shut = threading.Event(), threading.Event(), threading.Event()
+    informed, authed, shut = threading.Event(), threading.Event(), threading.Event()
 
     def streams(connection):
         connection.welcome()
         connection.recv_request()
         connection.reply(None, status="START", model_name=None)
         connection.reply("a", status="ONGOING", model_name=None)
-        wait_for(told)
+        wait_for(informed)
         connection.error("Server is shutting down; request rejected.", "SYSTEM_SHUTDOWN")
         connection.close(1012)
 
@@ -250,7 +250,7 @@ def test_a_token_that_is_tried_again_during_a_shutdown_is_tried_once_more():
         wait_until(lambda: time.monotonic() > pool.state.auth_gate._opens_at)
         with background(lambda: ask(client, 3.0)) as answer:
             wait_for(authed)
-            told.set()
+            informed.set()
             with failing(ShuttingDownError):
                 list(chunks)
             shut.set()

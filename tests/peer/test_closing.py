@@ -11,12 +11,12 @@ import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, ConnectionLostError
 
-from ..helpers.peer_connection import CLOSE, PATIENCE
+from ..helpers.peer_connection import CLOSE, TIMEOUT
 from ..helpers.peer_scripts import ask, background, connect, echo, failing, timing_out
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
 
-LONG = 10 * PATIENCE
+LONG = 10 * TIMEOUT
 
 
 def never_handshakes(connection):
@@ -53,18 +53,18 @@ def always_rejects(connection):
 def asks_for_a_long_pause(connection):
     connection.welcome()
     connection.recv_request()
-    connection.fail("TRITON_OVERLOADED", retriable=True, retry_after_seconds=PATIENCE)
+    connection.fail("TRITON_OVERLOADED", retriable=True, retry_after_seconds=TIMEOUT)
     connection.wait_eof()
 
 
 def opens_the_circuit(connection):
     connection.welcome()
     connection.recv_request()
-    connection.fail("TRITON_CIRCUIT_OPEN", retriable=True, retry_after_seconds=PATIENCE)
+    connection.fail("TRITON_CIRCUIT_OPEN", retriable=True, retry_after_seconds=TIMEOUT)
     connection.wait_eof()
 
 
-#: What a call may be waiting for, and how the peer knows that it has come that far.
+#: What a call may be waiting for, and how the peer sees that it has come that far.
 WAITING_FOR = {
     "the handshake": (never_handshakes, lambda peer: peer.connections),
     "auth.ok": (never_authenticates, lambda peer: peer.uuids),
@@ -120,7 +120,7 @@ def test_close_ends_the_calls_that_wait_in_line():
             client.close()
             for call in calls:
                 with failing(ClientClosedError, "closed"):
-                    call.result(PATIENCE)
+                    call.result(TIMEOUT)
     assert peer.requests == 1
 
 
@@ -208,8 +208,8 @@ def test_many_threads_close_while_many_call():
             calls = [threads.submit(call, float(value)) for value in range(8)]
             wait_until(lambda: peer.requests > 20)
             for closing in [threads.submit(client.close) for _ in range(4)]:
-                closing.result(PATIENCE)
-            assert all(one.result(PATIENCE) for one in calls)
+                closing.result(TIMEOUT)
+            assert all(one.result(TIMEOUT) for one in calls)
 
 
 def closes_seen(connection):

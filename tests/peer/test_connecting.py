@@ -13,7 +13,7 @@ import pytest
 
 from tcm_sync import ConnectFailedError, TcmClient
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import ROUTE, ask, ask_many, background, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
@@ -76,16 +76,16 @@ def test_a_peer_that_stops_before_auth_ok(script):
 def test_a_port_that_refuses_is_given_up_after_the_connect_timeout_and_not_after_the_deadline():
     with ScriptedPeer(echo) as peer:
         peer.stop_listening()
-        with connect(peer, connect_timeout=SECONDS, timeout=10 * PATIENCE) as client:
+        with connect(peer, connect_timeout=SECONDS, timeout=10 * TIMEOUT) as client:
             with failing(ConnectFailedError, str(peer.port), "refused") as caught:
                 ask(client)
-    assert caught.value.elapsed < PATIENCE
+    assert caught.value.elapsed < TIMEOUT
 
 
 def test_open_reports_a_port_that_refuses_at_once():
     with ScriptedPeer(echo) as peer:
         peer.stop_listening()
-        with connect(peer, connect_timeout=10 * PATIENCE, timeout=10 * PATIENCE) as client:
+        with connect(peer, connect_timeout=10 * TIMEOUT, timeout=10 * TIMEOUT) as client:
             for _ in range(3):
                 with failing(ConnectFailedError, str(peer.port), "refused"):
                     client.open()
@@ -107,16 +107,16 @@ def test_open_waits_for_a_manager_that_was_reached_before():
 def test_a_port_that_refuses_is_one_warning_while_a_call_waits_and_a_line_when_it_answers(caplog):
     with ScriptedPeer(echo) as peer:
         peer.stop_listening()
-        with connect(peer, connect_timeout=10 * PATIENCE) as client:
+        with connect(peer, connect_timeout=10 * TIMEOUT) as client:
             with background(lambda: ask(client, 2.0)) as answer:
                 wait_until(lambda: sum("gate" in text for text in caplog.messages) >= 3)
                 peer.listen()
                 assert answer() == 2.0
-    told = [
+    logged = [
         (record.levelname, record.getMessage()) for record in caplog.records if record.levelname != "DEBUG"
     ]
-    warning, opened = (text for level, text in told if "gate" in text)
-    assert [level for level, text in told if text == warning] == ["WARNING"]
+    warning, opened = (text for level, text in logged if "gate" in text)
+    assert [level for level, text in logged if text == warning] == ["WARNING"]
     for text in (warning, opened):
         assert f"at 127.0.0.1:{peer.port}" in text
         assert "refused" in text
@@ -125,9 +125,9 @@ def test_a_port_that_refuses_is_one_warning_while_a_call_waits_and_a_line_when_i
 def test_without_retries_the_first_refused_connect_is_raised():
     with ScriptedPeer(echo) as peer:
         peer.stop_listening()
-        with connect(peer, connect_timeout=10 * PATIENCE, retry=None) as client:
+        with connect(peer, connect_timeout=10 * TIMEOUT, retry=None) as client:
             with failing(ConnectFailedError, str(peer.port), "refused"):
-                ask(client, timeout=10 * PATIENCE)
+                ask(client, timeout=10 * TIMEOUT)
 
 
 def test_a_manager_that_restarts_is_waited_for_and_that_is_no_attempt():
@@ -163,7 +163,7 @@ def test_a_slow_handshake_succeeds_in_the_end_although_every_caller_gives_up_bef
             connection.recv_request()
             connection.reply({"y": [[3.0]]})
 
-    with ScriptedPeer(slow) as peer, connect(peer, pool_size=1, connect_timeout=PATIENCE) as client:
+    with ScriptedPeer(slow) as peer, connect(peer, pool_size=1, connect_timeout=TIMEOUT) as client:
         for _ in range(3):
             with failing(ConnectFailedError):
                 ask(client, timeout=0.05)

@@ -19,7 +19,7 @@ from tcm_sync import (
 )
 from tcm_sync._pool import attempt, pool_state
 
-from ..helpers.peer_connection import CLOSE, PATIENCE, TEXT
+from ..helpers.peer_connection import CLOSE, TEXT, TIMEOUT
 from ..helpers.peer_scripts import ask, ask_many, connect, echo, echo_once, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
@@ -195,15 +195,15 @@ def test_a_reset_that_the_request_itself_runs_into_is_no_lost_reply():
 
     def drop_when_told(connection):
         connection.welcome()
-        wait_for(told)
+        wait_for(informed)
         connection.drop()
 
     for _ in range(20):  # now and then the reader notices the reset before the call does
-        told = threading.Event()
+        informed = threading.Event()
         with ScriptedPeer(drop_when_told, echo) as peer:
             with connect(peer, retry=RetryPolicy(resend_lost=False)) as client:
                 client.open(wait=True)
-                told.set()
+                informed.set()
                 wait_for(peer.connections[0].over)
                 assert client.infer("m", {"x": [[2.0]]}).attempts == 1
 
@@ -252,8 +252,8 @@ def test_a_reply_and_the_end_in_one_segment():
 
 def test_a_socket_that_dies_as_it_is_taken_holds_up_nobody(monkeypatch):
     """The manager closes after each reply, so that calls meet sockets in every state of dying."""
-    monkeypatch.setattr(attempt, "_EXPLANATION", PATIENCE)  # whoever waits in vain is to be seen
-    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", PATIENCE)
+    monkeypatch.setattr(attempt, "_EXPLANATION", TIMEOUT)  # a call that waits for nothing is to be seen
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", TIMEOUT)
 
     def one_answer(connection):
         connection.welcome()
@@ -265,4 +265,4 @@ def test_a_socket_that_dies_as_it_is_taken_holds_up_nobody(monkeypatch):
             calls = [threads.submit(client.infer, "m", {"x": [[float(value)]]}) for value in range(300)]
             results = [call.result() for call in calls]
     assert [result["y"].item() for result in results] == list(range(300))
-    assert max(result.elapsed for result in results) < PATIENCE / 2  # a few milliseconds each
+    assert max(result.elapsed for result in results) < TIMEOUT / 2  # a few milliseconds each

@@ -1,4 +1,4 @@
-"""What no manager should send, sent at every moment: refused, told in words, and the socket given up."""
+"""What no manager should send, sent at every moment: refused with a reason, and the socket is closed."""
 
 # ruff: noqa: SIM117 - the peer and its client are one thing, what is expected of a call is another
 
@@ -140,7 +140,7 @@ def test_garbage_in_place_of_a_reply(name):
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_outputs_that_are_no_tensors(name):
-    """The reply is complete and this call's own: whether the socket goes on is open."""
+    """The reply is complete and this call's own: whether the socket is used further is open."""
 
     def script(connection):
         connection.welcome()

@@ -12,7 +12,7 @@ import websocket
 
 from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError, TcmClient
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import ROUTE, TOKEN, ask, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for
@@ -33,10 +33,10 @@ def header_that_stops_past_the_limit(connection):
 
 @pytest.mark.parametrize("script", [endless_header, header_that_stops_past_the_limit])
 def test_a_header_over_64_kib_is_refused_at_once(script):
-    with ScriptedPeer(script) as peer, connect(peer, connect_timeout=PATIENCE, retry=None) as client:
+    with ScriptedPeer(script) as peer, connect(peer, connect_timeout=TIMEOUT, retry=None) as client:
         with failing(ConnectFailedError, "65,536") as caught:
             ask(client)
-    assert caught.value.elapsed < PATIENCE / 2
+    assert caught.value.elapsed < TIMEOUT / 2
 
 
 def test_a_header_of_60_kib_is_read():
@@ -69,7 +69,7 @@ def test_the_body_of_a_refusal_is_bounded(script):
     with ScriptedPeer(script) as peer, connect(peer, retry=None) as client:
         with failing(ConnectFailedError, "503") as caught:
             ask(client)
-    assert caught.value.elapsed < PATIENCE / 2
+    assert caught.value.elapsed < TIMEOUT / 2
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -113,14 +113,14 @@ def test_the_pause_that_a_refusal_asks_for_is_kept_within_the_deadline():
 def test_a_pause_that_is_longer_than_the_deadline_fails_the_call_at_once(status):
     def unavailable(connection):
         connection.read_handshake()
-        connection.answer_http(status, extra_headers=[f"Retry-After: {4 * PATIENCE:.0f}"])
+        connection.answer_http(status, extra_headers=[f"Retry-After: {4 * TIMEOUT:.0f}"])
 
-    with ScriptedPeer(unavailable) as peer, connect(peer, connect_timeout=PATIENCE) as client:
+    with ScriptedPeer(unavailable) as peer, connect(peer, connect_timeout=TIMEOUT) as client:
         for _ in range(3):
             with failing(ConnectFailedError, str(status)) as caught:
-                client.infer("m", {"x": [[7.0]]}, timeout=PATIENCE)
+                client.infer("m", {"x": [[7.0]]}, timeout=TIMEOUT)
             assert caught.value.retry_after == 60.0
-            assert caught.value.elapsed < PATIENCE / 2
+            assert caught.value.elapsed < TIMEOUT / 2
     assert len(peer.connections) == 1
 
 
@@ -166,7 +166,7 @@ def test_cookies_are_not_shared_with_other_users_of_websocket_client(monkeypatch
         connection.wait_eof()
 
     def theirs(uuid):
-        other = websocket.create_connection(peer.uri, timeout=PATIENCE)
+        other = websocket.create_connection(peer.uri, timeout=TIMEOUT)
         other.send(f'{{"uuid": "{uuid}", "type": "auth", "payload": {{}}}}')
         assert other.recv()
         other.shutdown()
@@ -214,10 +214,10 @@ def test_an_extension_or_subprotocol_that_was_not_asked_for_is_refused(header):
         connection.accept([header])
         connection.wait_eof()
 
-    with ScriptedPeer(script) as peer, connect(peer, connect_timeout=PATIENCE, retry=None) as client:
+    with ScriptedPeer(script) as peer, connect(peer, connect_timeout=TIMEOUT, retry=None) as client:
         with failing(ConnectFailedError) as caught:
             ask(client)
-    assert caught.value.elapsed < PATIENCE / 2
+    assert caught.value.elapsed < TIMEOUT / 2
 
 
 # --- what is asked for ---

@@ -12,7 +12,7 @@ import pytest
 from tcm_sync import TcmError
 from tcm_sync import _logs as logs
 
-from ..helpers.peer_connection import PATIENCE, ClientLeft
+from ..helpers.peer_connection import TIMEOUT, ClientLeft
 from ..helpers.peer_scripts import ask, connect, echo
 from ..helpers.scripted_peer import ScriptedPeer
 
@@ -135,7 +135,7 @@ def lines(caplog):
     caplog.set_level(logging.DEBUG, "tcm_sync")
 
     def read():
-        assert logs.flush(PATIENCE)
+        assert logs.flush(TIMEOUT)
         return [record.getMessage() for record in caplog.records if record.name.startswith("tcm_sync")]
 
     return read
@@ -154,9 +154,9 @@ def check(error, lines):
 
 @pytest.mark.parametrize("script", AT_OPENING.values(), ids=AT_OPENING)
 def test_a_connection_that_is_not_made(script, lines):
-    with ScriptedPeer(script) as peer, connect(peer, connect_timeout=PATIENCE) as client:
+    with ScriptedPeer(script) as peer, connect(peer, connect_timeout=TIMEOUT) as client:
         with pytest.raises(TcmError) as caught:
-            client.open(wait=True, timeout=PATIENCE)
+            client.open(wait=True, timeout=TIMEOUT)
         assert_fit(repr(client))
     check(caught.value, lines)
 
@@ -166,7 +166,7 @@ def test_a_reply_that_is_none(answer, lines):
     error = None
     with ScriptedPeer(instead_of_a_reply(answer)) as peer, connect(peer, retry=None) as client:
         try:
-            result = client.infer("m", {"x": np.zeros((2, 1))}, timeout=PATIENCE)
+            result = client.infer("m", {"x": np.zeros((2, 1))}, timeout=TIMEOUT)
         except TcmError as raised:
             error = raised
         else:

@@ -1,4 +1,4 @@
-"""Questions about the manager: nothing but the job's id tells whose answer came."""
+"""Questions about the manager: only the job's id shows whose answer came."""
 
 # ruff: noqa: SIM117 - the peer and its client are one thing, what is expected of a call is another
 

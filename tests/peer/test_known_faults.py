@@ -31,7 +31,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._pool.attempt import CallSender
 from tcm_sync._pool.stream_turns import StreamTurns
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import BRISK, ask, connect, echo, echo_once, failing, timing_out
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_until
@@ -110,7 +110,7 @@ def test_a_policy_that_cannot_work_is_refused(wrong):
 
 
 class OneAtATime:
-    """A manager in front of a server that runs one stream at a time; a stream ends when it is told to."""
+    """A manager in front of a server that runs one stream at a time; a stream ends when the test says so."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -131,7 +131,7 @@ class OneAtATime:
                 connection.fail("TRITON_INFERENCE_FAILED", BUSY)
                 continue
             connection.send_text(connection.inference("a", "ONGOING"))
-            assert self.end.acquire(timeout=PATIENCE)
+            assert self.end.acquire(timeout=TIMEOUT)
             with self.lock:
                 self.running -= 1
             connection.send_text(connection.inference(None, "COMPLETED"))
@@ -153,7 +153,7 @@ def test_streams_of_a_server_that_runs_one_wait_for_one_another_without_a_socket
                 refused = manager.refused
             manager.end.release()
         manager.end.release()
-        assert [each.result(PATIENCE) for each in streams] == [["a"]] * 6
+        assert [each.result(TIMEOUT) for each in streams] == [["a"]] * 6
         assert manager.refused == refused, "no more were refused than before it was known"
         assert not turns._running
         assert not turns._queues
@@ -196,12 +196,12 @@ def test_a_stream_that_a_signal_handler_closes_has_had_its_turn():
             with ThreadPoolExecutor(1) as thread:
                 interrupting = thread.submit(interrupt)
                 assert list(closed) == []
-                interrupting.result(PATIENCE)
+                interrupting.result(TIMEOUT)
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert closed.ended_by == "closed"
         manager.end.release(2)
-        assert list(client.stream("m", {"x": [1.0]}, timeout=PATIENCE)) == ["a"]
+        assert list(client.stream("m", {"x": [1.0]}, timeout=TIMEOUT)) == ["a"]
 
 
 def test_a_stream_that_is_interrupted_before_its_first_chunk_has_had_its_turn():
@@ -218,7 +218,7 @@ def test_a_stream_that_is_interrupted_before_its_first_chunk_has_had_its_turn():
             with pytest.raises(KeyboardInterrupt) as kept:
                 client.stream("m", {"x": [1.0]})
         manager.end.release()
-        assert list(client.stream("m", {"x": [1.0]}, timeout=PATIENCE)) == ["a"]
+        assert list(client.stream("m", {"x": [1.0]}, timeout=TIMEOUT)) == ["a"]
         assert kept.value.__traceback__ is not None
 
 

@@ -25,7 +25,7 @@ from tcm_sync._calls.learned_limits import RowLimits
 from tcm_sync._calls.samples import Sample
 from tcm_sync._tensors import ModelSignature, TensorSpec
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import connect
 from ..helpers.scripted_peer import ScriptedPeer
 
@@ -150,7 +150,7 @@ def test_a_single_call_fails_before_it_is_sent_once_the_limit_is_known():
         calls = [
             lambda: client.infer("m", {"x": X}),
             lambda: client.infer("other", {"x": X}),
-            lambda: client.submit("m", {"x": X}).result(PATIENCE),
+            lambda: client.submit("m", {"x": X}).result(TIMEOUT),
             lambda: client.stream("m", {"x": X}),
             lambda: client.pipeline([{"model_name": "m", "inputs": {"x": X}}]),
             lambda: client.info("queue_stats", note="x" * 1_100),
@@ -197,7 +197,7 @@ def test_a_limit_that_hardly_any_request_fits_is_not_kept(limit, caplog):
         assert client._core.message_limit() == client._core.settings.max_message_bytes
         assert np.array_equal(client.infer_chunked("m", {"x": X})["y"], X)
         assert manager.refused[2:] == [200, 100, 50, 25, 12, 6, 3], "half as many rows after each refusal"
-    assert logs.flush(PATIENCE)
+    assert logs.flush(TIMEOUT)
     lines = [record for record in caplog.records if "hardly any request fits" in record.getMessage()]
     assert [record.levelname for record in lines] == ["WARNING"] * (limit is not None)
 
@@ -249,7 +249,7 @@ def test_another_manager_may_have_another_limit():
 def test_samples_that_are_too_many_together_go_out_in_smaller_batches(limit, retry):
     manager = Refusing(**limit)
     with ScriptedPeer(manager) as peer, connect(peer, **retry) as client:
-        model = client.model("m", batch=BatchPolicy(max_size=100, max_wait=PATIENCE))
+        model = client.model("m", batch=BatchPolicy(max_size=100, max_wait=TIMEOUT))
         model._batcher._inside.add(None)  # somebody else is in a call: the first batch waits until it is full
         for _ in range(2):
             refused = len(manager.refused)
@@ -271,7 +271,7 @@ def test_who_is_woken_to_lead_a_part_of_a_batch_finds_that_it_leads(monkeypatch)
 
     monkeypatch.setattr(Sample, "wake", note)
     with ScriptedPeer(Refusing(rows=3)) as peer, connect(peer) as client:
-        model = client.model("m", batch=BatchPolicy(max_size=9, max_wait=PATIENCE))
+        model = client.model("m", batch=BatchPolicy(max_size=9, max_wait=TIMEOUT))
         model._batcher._inside.add(None)  # somebody else is in a call: the batch waits until it is full
         with ThreadPoolExecutor(9) as threads:
             found = list(threads.map(lambda row: model.infer_sample({"x": row})["y"], X[:9]))
@@ -283,12 +283,12 @@ def test_who_is_woken_to_lead_a_part_of_a_batch_finds_that_it_leads(monkeypatch)
 def test_a_sample_that_is_too_large_fails_alone_and_the_others_of_its_batch_are_served():
     manager = Refusing(message=1_100)
     with ScriptedPeer(manager) as peer, connect(peer) as client, ThreadPoolExecutor(3) as threads:
-        model = client.model("m", batch=BatchPolicy(max_size=3, max_wait=PATIENCE))
+        model = client.model("m", batch=BatchPolicy(max_size=3, max_wait=TIMEOUT))
         model._batcher._inside.add(object())  # somebody else is in a call
         texts = ["a", "b" * 2_000, "c"]
         asked = [threads.submit(model.infer_sample, {"x": np.array([text], object)}) for text in texts]
-        assert type(asked[1].exception(PATIENCE)) is MessageTooLargeError
-        assert [asked[place].result(PATIENCE)["y"].item() for place in (0, 2)] == ["a", "c"]
+        assert type(asked[1].exception(TIMEOUT)) is MessageTooLargeError
+        assert [asked[place].result(TIMEOUT)["y"].item() for place in (0, 2)] == ["a", "c"]
 
 
 def test_a_refusal_names_the_most_rows():

@@ -17,7 +17,7 @@ from tcm_sync._transport import authentication as opening
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.replies import Refusal
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import ask, connect, echo
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_until
@@ -27,7 +27,7 @@ def test_every_lease_that_is_collected_is_taken_back_at_once(monkeypatch):
     monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 600.0)  # nobody else looks for it
     with ScriptedPeer(echo, echo) as peer, connect(peer, pool_size=1) as client:
         ask(client)
-        lease = client._core.running().pool.acquire(Deadline(PATIENCE))
+        lease = client._core.running().pool.acquire(Deadline(TIMEOUT))
         del lease
         wait_until(lambda: client.stats().sockets_closed.get("its lease was lost"))
         assert ask(client, 2.0) == 2.0
@@ -58,7 +58,7 @@ def failure_of_infer(client):
 
 
 def failure_of_submit(client):
-    return weakref.ref(client.submit("m", {"x": [1.0]}).exception(PATIENCE))
+    return weakref.ref(client.submit("m", {"x": [1.0]}).exception(TIMEOUT))
 
 
 def failure_of_map(client):
@@ -133,7 +133,7 @@ def test_a_handler_of_logs_that_fails_costs_no_socket(refuse):
         try:
             with pytest.raises(TcmError):
                 ask(client)
-            assert flush(PATIENCE)
+            assert flush(TIMEOUT)
         finally:
             log.removeHandler(handler)
         assert client.stats().busy == 0
@@ -147,7 +147,7 @@ def runtime():
 
 @pytest.fixture
 def refused(runtime):
-    """Let a call that has tried a gate be refused, on a connection that nobody else knows."""
+    """Let a call that has tried a gate be refused, on a connection that no other call has."""
 
     class Held:
         uuid, leased_at = "u", None
@@ -171,7 +171,7 @@ def refused(runtime):
 def probe(gate, cause):
     gate.shut(cause, exactly=0.0)
     prober = Prober()
-    gate.wait(Deadline(PATIENCE), prober)
+    gate.wait(Deadline(TIMEOUT), prober)
     return prober
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import ask, ask_many, connect, echo_once
 from ..helpers.scripted_peer import ScriptedPeer
 
@@ -38,7 +38,7 @@ def with_handler():
         def fail():
             raise RuntimeError("no disk")
 
-        handler = Bad(fail if what == "raises" else lambda: let.wait(PATIENCE))
+        handler = Bad(fail if what == "raises" else lambda: let.wait(TIMEOUT))
         for name in names:
             logger = logging.getLogger(name)
             attached.append((logger, handler, logger.level))
@@ -59,7 +59,7 @@ def chatty(connection, meeting=None):
     while True:
         payload = connection.recv_request()
         if meeting is not None:
-            meeting.wait(PATIENCE)
+            meeting.wait(TIMEOUT)
             meeting = None
         with connection.together():
             connection.alert()
@@ -76,7 +76,7 @@ def test_a_handler_does_not_stop_the_reader(with_handler, what):
             values = [float(value) for value in range(20)]
             assert ask_many(client, values, threads=4) == values
             assert ask(other, 7.0) == 7.0
-            assert handler.seen.wait(PATIENCE)
+            assert handler.seen.wait(TIMEOUT)
             assert client.stats().alerts["TritonServerStateChanged"] == 20
     assert all(connection.requests for connection in peer.connections)
 
@@ -106,7 +106,7 @@ def test_a_handler_does_not_cost_the_reply_of_a_call_that_is_repeated(with_handl
         handler = with_handler(what, names)
         with connect(peer, pool_size=1) as client:
             assert ask(client, 6.0) == 6.0
-            assert handler.seen.wait(PATIENCE)
+            assert handler.seen.wait(TIMEOUT)
             assert [ask(client, value) for value in (7.0, 8.0)] == [7.0, 8.0]
     assert len(peer.connections) == 1
 

@@ -24,7 +24,7 @@ from tcm_sync._transport import addresses, liveness, tcp_state
 
 from ..helpers.deaf import deafen
 from ..helpers.fixtures import Clock
-from ..helpers.peer_connection import PATIENCE, PING, PONG
+from ..helpers.peer_connection import PING, PONG, TIMEOUT
 from ..helpers.peer_scripts import (
     ROUTE,
     ask,
@@ -39,7 +39,7 @@ from ..helpers.peer_scripts import (
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
 
-NEVER = 10 * PATIENCE
+NEVER = 10 * TIMEOUT
 GETADDRINFO = socket.getaddrinfo
 
 
@@ -71,8 +71,8 @@ def test_the_address_that_answered_is_the_first_one_for_sockets_and_probes(monke
             monkeypatch.setattr(addresses, "_ATTEMPT_DELAY", 0.01)
             assert getattr(client, first)()
             monkeypatch.setattr(addresses, "_ATTEMPT_DELAY", NEVER)
-            assert client.health(timeout=PATIENCE)
-            assert client.ready(timeout=PATIENCE).ok
+            assert client.health(timeout=TIMEOUT)
+            assert client.ready(timeout=TIMEOUT).ok
             assert ask(client) == 1.0
 
 
@@ -135,7 +135,7 @@ def warm(client, peer, count):
 def meet_and_echo(connection, together):
     connection.welcome()
     payload = connection.recv_request()
-    together.wait(PATIENCE)
+    together.wait(TIMEOUT)
     connection.reply({"y": payload["request"]["inputs"][0]["data"]})
     while True:
         echo_once(connection)
@@ -195,7 +195,7 @@ def test_idle_connections_that_live_are_used_again_after_a_check(monkeypatch):
     def busy_meanwhile(connection):
         connection.welcome()
         payload = connection.recv_request()
-        together.wait(PATIENCE)
+        together.wait(TIMEOUT)
         connection.reply({"y": payload["request"]["inputs"][0]["data"]})
         wait_for(go_on)
         while True:
@@ -381,7 +381,7 @@ def test_every_call_succeeds_within_ten_seconds_after_a_router_forgot_all_flows(
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=10 * PATIENCE,
+        timeout=10 * TIMEOUT,
         check=False,
     )
     assert done.returncode == 0, done.stderr

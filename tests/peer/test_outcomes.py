@@ -29,7 +29,7 @@ from tcm_sync._pool.call import Call
 from tcm_sync._pool.pool import Pool
 from tcm_sync._pool.runtime import Runtime
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import BRISK, ask, connect, echo
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_until
@@ -244,7 +244,7 @@ def out_of_time(ready):
 
 def deserted(client, ready, size=2):
     """Put samples into one batch whose leader runs out of time once it was sent; the outcome of each."""
-    model = client.model("m", batch=BatchPolicy(max_size=size, max_wait=PATIENCE))
+    model = client.model("m", batch=BatchPolicy(max_size=size, max_wait=TIMEOUT))
     outcomes = {}
 
     def sample(value):

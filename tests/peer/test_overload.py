@@ -26,7 +26,7 @@ from tcm_sync._pool import concurrency_limit as window
 from tcm_sync._pool import pool_state
 from tcm_sync.local import LocalManager
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import ask, ask_many, background, connect, echo, echo_once, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
@@ -91,7 +91,7 @@ def test_a_limit_nobody_can_keep_ends_with_the_deadline():
     def script(connection):
         if connection.number == 2:
             gate = client._core.running().gates.backpressure
-            gate._initial = gate._maximum = 2 * PATIENCE  # for which there is no time
+            gate._initial = gate._maximum = 2 * TIMEOUT  # for which there is no time
         limited(0, refused)(connection)
 
     with ScriptedPeer(script) as peer, connect(peer) as client:
@@ -131,7 +131,7 @@ def test_a_queue_that_is_always_full_is_not_stormed_by_fifty_threads():
             assert error.code == "BACKPRESSURE_QUEUE_FULL"
             assert "queue full" in str(error)
         assert not error.outcome_unknown
-        assert error.elapsed < PATIENCE / 2
+        assert error.elapsed < TIMEOUT / 2
     assert peer.requests <= 40
     assert len(peer.connections) <= 4
 
@@ -219,9 +219,9 @@ def test_lines_about_a_call_name_the_model(caplog, lost):
 
     with ScriptedPeer(script, echo) as peer, connect(peer) as client:
         ask(client)
-    told = [text for text in caplog.messages if "repeating" in text or "requests at a time" in text]
-    assert len(told) == (1 if lost else 2)
-    assert all("model 'm'" in text for text in told)
+    logged = [text for text in caplog.messages if "repeating" in text or "requests at a time" in text]
+    assert len(logged) == (1 if lost else 2)
+    assert all("model 'm'" in text for text in logged)
 
 
 def test_a_tenants_limit_costs_the_socket_and_no_attempt():
@@ -242,7 +242,7 @@ def test_a_tenants_limit_is_learned_for_all_sockets_and_costs_few_of_them(caplog
     with LocalManager(
         {"echo": lambda inputs: {"y": inputs["x"]}}, tick=0, tenant_messages_per_second=50
     ) as manager:
-        with TcmClient(manager.uri, route=manager.route, timeout=PATIENCE) as client:
+        with TcmClient(manager.uri, route=manager.route, timeout=TIMEOUT) as client:
             with ThreadPoolExecutor(8) as threads:
                 values = [float(value) for value in range(150)]
                 answers = threads.map(lambda value: client.infer("echo", {"x": [value]})["y"].item(), values)
@@ -318,8 +318,8 @@ def test_pool_timeout_bounds_the_wait_for_a_socket_tighter_than_the_deadline():
             first = threads.submit(ask, client)
             wait_for(busy)
             with failing(PoolTimeoutError) as caught:
-                ask(client, timeout=4 * PATIENCE)
-            assert caught.value.elapsed < PATIENCE
+                ask(client, timeout=4 * TIMEOUT)
+            assert caught.value.elapsed < TIMEOUT
             done.set()
             assert first.result() == 1.0
     assert peer.requests == 1
@@ -344,7 +344,7 @@ def test_a_socket_whose_replacement_failed_is_replaced_later():
             assert ask(client, float(value)) == value
             if peer.connections[0].over.wait(0.01):
                 break
-            assert value < 100 * PATIENCE, "it is used for ever"
+            assert value < 100 * TIMEOUT, "it is used for ever"
         assert ask(client) == 1.0
     assert len(peer.connections) >= 3
 
@@ -381,7 +381,7 @@ def test_100_megabytes_to_a_peer_that_never_reads_end_with_the_deadline():
             client.open(wait=True)
             with failing(CallTimeoutError, "model 'm'") as caught:
                 client.infer("m", {"x": said})
-            assert caught.value.elapsed < PATIENCE / 2
+            assert caught.value.elapsed < TIMEOUT / 2
             assert ask(client, 2.0) == 2.0
         over.set()
     assert peer.connections[0].requests == 0

@@ -38,19 +38,21 @@ def test_health_and_ready_are_asked_beside_the_path():
 
 
 @pytest.mark.parametrize(
-    ("triton", "kept", "told"),
+    ("triton", "kept", "described"),
     [
         ({"registered": 1, "healthy": 0}, {"registered": 1, "healthy": 0}, "1 registered, 0 healthy"),
         ({"registered": "one", "healthy": 0}, {"healthy": 0}, "0 healthy"),
         ([1], {}, None),
     ],
 )
-def test_the_triton_servers_that_the_manager_counts_are_shown(triton, kept, told):
+def test_the_triton_servers_that_the_manager_counts_are_shown(triton, kept, described):
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         peer.http["/ready"] = (503, {"status": "not_ready", "triton": triton})
         ready = client.ready()
     assert (ready.ok, dict(ready.triton)) == (False, kept)
-    assert ready.explanation == ("not_ready" if told is None else f"not_ready, Triton servers: {told}")
+    assert ready.explanation == (
+        "not_ready" if described is None else f"not_ready, Triton servers: {described}"
+    )
 
 
 def endless_json(connection):

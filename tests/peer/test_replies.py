@@ -23,7 +23,7 @@ from tcm_sync import (
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.frames import FrameDecoder
 
-from ..helpers.peer_connection import CONTINUATION, PATIENCE, PING, PONG, TEXT, make_frame
+from ..helpers.peer_connection import CONTINUATION, PING, PONG, TEXT, TIMEOUT, make_frame
 from ..helpers.peer_scripts import ask, ask_many, background, connect, echo, echo_once, failing, timing_out
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
@@ -132,7 +132,7 @@ def test_a_socket_that_answers_no_ping_is_given_up():
         client.open(wait=True)
         wait_for(peer.connections[0].over)
         client._core.running().reader._liveness.ping_interval = (
-            PATIENCE  # the next one may be slow with its pongs
+            TIMEOUT  # the next one may be slow with its pongs
         )
         assert ask(client, 3.0) == 3.0
     assert len(peer.connections) == 2
@@ -250,7 +250,7 @@ def test_a_socket_that_never_stops_talking_holds_up_no_other(what, caplog):
         connection.drop()
 
     with ScriptedPeer(talk, echo) as peer, connect(peer, pool_size=2) as client:
-        with background(lambda: ask(client, timeout=10 * PATIENCE)) as flooded:
+        with background(lambda: ask(client, timeout=10 * TIMEOUT)) as flooded:
             wait_for(talking)
             for value in range(3):
                 assert ask(client, float(value)) == value
@@ -377,7 +377,7 @@ def test_a_late_reply_reaches_nobody():
 
 
 def test_many_late_replies_under_load_reach_nobody_else():
-    """Every third request is answered with its number's negative, as its caller is about to give up."""
+    """Every third request is answered with its number's negative, as its caller is about to time out."""
 
     def script(connection):
         connection.welcome()
@@ -388,7 +388,7 @@ def test_many_late_replies_under_load_reach_nobody_else():
                 connection.sock.settimeout(0.05)
                 with contextlib.suppress(TimeoutError):
                     connection.recv_some()
-                connection.sock.settimeout(PATIENCE)
+                connection.sock.settimeout(TIMEOUT)
                 value = -value
             connection.reply({"y": [[value]]})
 

@@ -27,7 +27,7 @@ from tcm_sync import (
 from tcm_sync._pool.attempt import CallSender
 from tcm_sync._pool.pool import Pool
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import ROUTE, ask, background, connect, echo_once, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_until
@@ -76,7 +76,7 @@ def failed(code, **more):
     return lambda connection: connection.fail(code, **more)
 
 
-def told(message, code=None, **more):
+def refusing(message, code=None, **more):
     return lambda connection: connection.error(message, code, **more)
 
 
@@ -159,7 +159,7 @@ def test_a_user_may_call_a_code_retriable():
     [
         (failed("TRITON_NETWORK", retriable=True), "TRITON_NETWORK"),
         (
-            told("Request dropped.", "BACKPRESSURE_QUEUE_FULL", dropped_type="inference"),
+            refusing("Request dropped.", "BACKPRESSURE_QUEUE_FULL", dropped_type="inference"),
             "BACKPRESSURE_QUEUE_FULL",
         ),
     ],
@@ -186,15 +186,18 @@ def test_a_call_may_bring_its_own_policy():
 
 ONCE = {
     "TRITON_TIMEOUT": (failed("TRITON_TIMEOUT", retriable=True), "TritonTimeoutError"),
-    "queue full": (told("dropped", "BACKPRESSURE_QUEUE_FULL", dropped_type="inference"), "BackpressureError"),
-    "executor full": (
-        told("dropped", "BACKPRESSURE_EXECUTOR_FULL", dropped_type="inference"),
+    "queue full": (
+        refusing("dropped", "BACKPRESSURE_QUEUE_FULL", dropped_type="inference"),
         "BackpressureError",
     ),
-    "tenant limit": (told("quota", "BACKPRESSURE_TENANT_LIMIT_REACHED"), "BackpressureError"),
-    "rate limit": (told("Rate limit exceeded for this client (messages per second)"), "RateLimitedError"),
-    "shutting down": (told("rejected", "SYSTEM_SHUTDOWN"), "ShuttingDownError"),
-    "dropped": (told("dropped", "SYSTEM_SHUTDOWN", dropped_type="inference"), "ShuttingDownError"),
+    "executor full": (
+        refusing("dropped", "BACKPRESSURE_EXECUTOR_FULL", dropped_type="inference"),
+        "BackpressureError",
+    ),
+    "tenant limit": (refusing("quota", "BACKPRESSURE_TENANT_LIMIT_REACHED"), "BackpressureError"),
+    "rate limit": (refusing("Rate limit exceeded for this client (messages per second)"), "RateLimitedError"),
+    "shutting down": (refusing("rejected", "SYSTEM_SHUTDOWN"), "ShuttingDownError"),
+    "dropped": (refusing("dropped", "SYSTEM_SHUTDOWN", dropped_type="inference"), "ShuttingDownError"),
 }
 
 
@@ -231,17 +234,17 @@ def test_a_pause_that_the_manager_asks_for_is_kept():
 @pytest.mark.parametrize("code", ["TRITON_CIRCUIT_OPEN", "TRITON_OVERLOADED"])
 def test_a_pause_that_does_not_fit_the_deadline_is_not_begun(code):
     kind = getattr(tcm_sync, RETRIABLE[code])
-    script = answering(failed(code, retriable=True, retry_after_seconds=4 * PATIENCE))
-    with ScriptedPeer(script) as peer, connect(peer, timeout=2 * PATIENCE) as client:
+    script = answering(failed(code, retriable=True, retry_after_seconds=4 * TIMEOUT))
+    with ScriptedPeer(script) as peer, connect(peer, timeout=2 * TIMEOUT) as client:
         with failing(kind, code) as caught:
             ask(client)
     assert caught.value.retry_after == 60.0
-    assert caught.value.elapsed < PATIENCE
+    assert caught.value.elapsed < TIMEOUT
     assert peer.requests == 1
 
 
 def test_an_open_circuit_holds_the_next_calls_of_that_model_and_of_no_other():
-    script = answering(failed("TRITON_CIRCUIT_OPEN", retriable=True, retry_after_seconds=4 * PATIENCE))
+    script = answering(failed("TRITON_CIRCUIT_OPEN", retriable=True, retry_after_seconds=4 * TIMEOUT))
     with ScriptedPeer(script) as peer, connect(peer) as client:
         for _ in range(5):
             with failing(CircuitOpenError, "TRITON_CIRCUIT_OPEN"):
@@ -258,8 +261,8 @@ def opening_a_circuit_before(call):
     go_on = threading.Event()
 
     def held(connection):
-        go_on.wait(PATIENCE)
-        connection.fail("TRITON_CIRCUIT_OPEN", retriable=True, retry_after_seconds=4 * PATIENCE)
+        go_on.wait(TIMEOUT)
+        connection.fail("TRITON_CIRCUIT_OPEN", retriable=True, retry_after_seconds=4 * TIMEOUT)
 
     with (
         ScriptedPeer(answering(held)) as peer,
@@ -324,10 +327,10 @@ def test_a_circuit_of_another_model_costs_a_waiting_call_nothing(monkeypatch):
 
 def test_no_repeat_begins_with_less_time_than_the_failed_attempt_took(clock):
     def slow_failure(connection):
-        clock.ahead += 0.6 * PATIENCE
+        clock.ahead += 0.6 * TIMEOUT
         connection.fail("TRITON_TIMEOUT", retriable=True)
 
-    with ScriptedPeer(answering(*[slow_failure] * 4)) as peer, connect(peer, timeout=PATIENCE) as client:
+    with ScriptedPeer(answering(*[slow_failure] * 4)) as peer, connect(peer, timeout=TIMEOUT) as client:
         with failing(tcm_sync.TritonTimeoutError):
             ask(client)
     assert peer.requests == 1
@@ -388,7 +391,7 @@ def test_words_alone_are_a_contract_error(words):
 
 def test_a_missing_role_is_named_and_the_socket_is_kept():
     with (
-        ScriptedPeer(answering(told("Forbidden: missing 'inference' role"))) as peer,
+        ScriptedPeer(answering(refusing("Forbidden: missing 'inference' role"))) as peer,
         connect(peer) as client,
     ):
         with failing(PermissionDeniedError, "Forbidden", "'inference' role", "roles="):
@@ -402,7 +405,7 @@ def test_a_missing_role_is_named_and_the_socket_is_kept():
     "words", ["Invalid JSON format", "Missing required field: 'payload'", "Something that no table has"]
 )
 def test_other_words_are_a_protocol_error(words):
-    with ScriptedPeer(answering(told(words))) as peer, connect(peer) as client:
+    with ScriptedPeer(answering(refusing(words))) as peer, connect(peer) as client:
         with failing(ProtocolError, words):
             ask(client)
         assert ask(client, 2.0) == 2.0
@@ -410,7 +413,7 @@ def test_other_words_are_a_protocol_error(words):
 
 
 def test_an_error_with_a_code_that_no_table_has_ends_the_call():
-    with ScriptedPeer(answering(told("what now", "BRAND_NEW_CODE"))) as peer, connect(peer) as client:
+    with ScriptedPeer(answering(refusing("what now", "BRAND_NEW_CODE"))) as peer, connect(peer) as client:
         with pytest.raises(tcm_sync.TcmError, match="BRAND_NEW_CODE") as caught:
             ask(client)
         assert caught.value.code == "BRAND_NEW_CODE"

@@ -17,7 +17,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._transport import authentication
 from tcm_sync.local import LocalManager
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import TOKEN, ask, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_until
@@ -56,7 +56,7 @@ def test_a_refused_handshake_that_repeats_the_request(caplog):
             client.open(wait=True)
         assert_hidden(repr(client))
     assert_hidden(everything(caught.value))
-    assert logs.flush(PATIENCE)
+    assert logs.flush(TIMEOUT)
     assert_hidden(caplog.text)
 
 
@@ -129,7 +129,7 @@ def test_a_503_of_ready_that_repeats_the_request(body):
         assert_hidden(f"{readiness!r} {readiness.explanation} {readiness.raw!r}")
         if body.startswith(b"{"):
             with pytest.raises(ShuttingDownError) as caught:
-                client._core.runtime.opener._ask_ready(Deadline(PATIENCE))
+                client._core.runtime.opener._ask_ready(Deadline(TIMEOUT))
             assert_hidden(everything(caught.value))
 
 
@@ -164,7 +164,7 @@ def test_credentials_to_another_machine_without_tls_are_warned_of_once(caplog, m
         for _ in range(3):
             ask(client)
         wait_until(lambda: len(peer.uuids) >= 2)
-    assert logs.flush(PATIENCE)
+    assert logs.flush(TIMEOUT)
     lines = [record.getMessage() for record in caplog.records if "without TLS" in record.getMessage()]
     assert len(lines) == (named is not None)
     for line in lines:
@@ -175,7 +175,7 @@ def test_credentials_to_another_machine_without_tls_are_warned_of_once(caplog, m
 def test_credentials_that_stay_on_this_machine_are_not_warned_of(caplog):
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         ask(client)
-    assert logs.flush(PATIENCE)
+    assert logs.flush(TIMEOUT)
     assert "without TLS" not in caplog.text
 
 
@@ -185,5 +185,5 @@ def test_credentials_over_tls_are_not_warned_of(caplog, monkeypatch, server_tls,
     with caplog.at_level(logging.WARNING), ScriptedPeer(echo, tls=server_tls) as peer:
         with connect(peer, tls=tls) as client:
             ask(client)
-    assert logs.flush(PATIENCE)
+    assert logs.flush(TIMEOUT)
     assert "without TLS" not in caplog.text

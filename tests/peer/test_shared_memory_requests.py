@@ -22,7 +22,7 @@ from tcm_sync import (
     ShuttingDownError,
 )
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import BRISK, connect, failing, timing_out
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for
@@ -336,14 +336,14 @@ def test_when_one_of_two_sockets_is_lost_what_is_idle_stays(seen):
                 seen.note(payload)
                 value = seen.values[-1]
             if value == 1.0:
-                meeting.wait(PATIENCE)
+                meeting.wait(TIMEOUT)
             connection.reply({"y": [float(value)]})
             if value == 2.0:
                 connection.close(1001)
 
     with ScriptedPeer(script) as peer, client_of(peer, pool_size=2) as client:
         calls = [client.submit("m", {"x": np.full(SIZE, 1.0)}) for _ in range(2)]
-        assert [call.result(PATIENCE)["y"].item() for call in calls] == [1.0, 1.0]
+        assert [call.result(TIMEOUT)["y"].item() for call in calls] == [1.0, 1.0]
         assert ask(client, 2.0) == 2.0
         assert ask(client, 3.0) == 3.0
         assert len(peer.connections) == 2
@@ -378,7 +378,7 @@ def test_a_lost_socket_for_management_retires_nothing(seen):
     with ScriptedPeer(served(seen), manage, served(seen)) as peer, client_of(peer) as client:
         assert ask(client) == 1.0
         with pytest.raises(ConnectionLostError):
-            client.management("deletion", timeout=PATIENCE)
+            client.management("deletion", timeout=TIMEOUT)
         renew_sockets(client)
         assert ask(client, 2.0) == 2.0
     assert len(set(seen.keys)) == 1

@@ -12,7 +12,7 @@ import pytest
 from tcm_sync import ShuttingDownError
 from tcm_sync._pool import pool
 
-from ..helpers.peer_connection import CLOSE, PATIENCE
+from ..helpers.peer_connection import CLOSE, TIMEOUT
 from ..helpers.peer_scripts import ask, background, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
@@ -93,13 +93,13 @@ def test_trailing_a_good_reply_no_call_has_failed():
 
 
 def test_the_reply_of_another_socket_still_comes():
-    busy, told = threading.Event(), threading.Event()
+    busy, informed = threading.Event(), threading.Event()
 
     def working(connection):
         connection.welcome()
         connection.recv_request()
         busy.set()
-        wait_for(told)
+        wait_for(informed)
         connection.reply({"y": [[1.0]]})
         connection.close(1000)
 
@@ -107,13 +107,13 @@ def test_the_reply_of_another_socket_still_comes():
         with background(lambda: ask(client)) as first:
             wait_for(busy)
             assert ask(client, 2.0) == 2.0
-            told.set()
+            informed.set()
             assert first() == 1.0
     assert [connection.requests for connection in peer.connections] == [1, 1, 1]
 
 
 def test_idle_sockets_are_retired_when_another_is_told():
-    both, told = threading.Barrier(2, timeout=PATIENCE), threading.Event()
+    both, informed = threading.Barrier(2, timeout=TIMEOUT), threading.Event()
 
     def answer_together(connection):
         connection.welcome()
@@ -121,7 +121,7 @@ def test_idle_sockets_are_retired_when_another_is_told():
         both.wait()
         connection.reply({"y": data})
         if connection.number == 0:
-            wait_for(told)
+            wait_for(informed)
             reject(connection)
             connection.close(1012)
         connection.wait_eof()
@@ -130,7 +130,7 @@ def test_idle_sockets_are_retired_when_another_is_told():
         with background(lambda: ask(client, 1.0)) as first:
             assert ask(client, 2.0) == 2.0
             assert first() == 1.0
-        told.set()
+        informed.set()
         for connection in peer.connections[:2]:
             wait_for(connection.over)
         assert ask(client, 3.0) == 3.0
@@ -182,7 +182,7 @@ UNHEALTHY = {"status": "not_ready", "triton": {"registered": 1, "healthy": 0}}
     ids=["triton", "empty", "ingress"],
 )
 def test_a_503_that_says_nothing_of_the_manager_itself_lets_one_connection_try(answer, monkeypatch):
-    monkeypatch.setattr(pool, "READY_ASKED_FOR", 10 * PATIENCE)
+    monkeypatch.setattr(pool, "READY_ASKED_FOR", 10 * TIMEOUT)
     with ScriptedPeer(rejected, echo) as peer, connect(peer) as client:
         peer.http["/ready"] = answer
         assert ask(client, 2.0) == 2.0
@@ -198,7 +198,7 @@ def test_a_503_of_ready_holds_nobody_back_for_long(monkeypatch):
 
 
 def test_a_socket_whose_opening_began_before_the_shutdown_does_not_end_the_pause():
-    opening, told = threading.Event(), threading.Event()
+    opening, informed = threading.Event(), threading.Event()
     told_at, asked_at = [], []
 
     def first(connection):
@@ -209,13 +209,13 @@ def test_a_socket_whose_opening_began_before_the_shutdown_does_not_end_the_pause
         reject(connection)
         connection.send_frame(CLOSE, (1012).to_bytes(2, "big"))
         connection.wait_eof()
-        told.set()
+        informed.set()
 
     def second(connection):
         connection.accept()
         connection.read_auth()
         opening.set()
-        wait_for(told)
+        wait_for(informed)
         connection.send_text({"type": "auth.ok"})
         later(connection)
 
@@ -246,7 +246,7 @@ def test_a_manager_that_drains_for_ever_is_asked_seldom_and_the_error_says_why(r
     with ScriptedPeer(rejected) as peer, connect(peer) as client:
         with failing(ShuttingDownError, "shutting down") as caught:
             ask(client, timeout=room_for_one_pause)
-        assert caught.value.elapsed < PATIENCE / 2
+        assert caught.value.elapsed < TIMEOUT / 2
     assert len(peer.connections) == 2
 
 

@@ -15,17 +15,17 @@ import pytest
 
 from tcm_sync import TcmError
 
-from ..helpers.peer_connection import CLOSE, PATIENCE, PING, PONG, TEXT
+from ..helpers.peer_connection import CLOSE, PING, PONG, TEXT, TIMEOUT
 from ..helpers.peer_scripts import ask, background, connect, echo_once
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
 
 FLOOD = 2000
 STRANGE = 666.0  #: What nobody has asked for.
-SHORT = 0.5  #: Seconds until a call to a silent peer gives up.
+SHORT = 0.5  #: Seconds until a call to a silent peer times out.
 LARGE = 2**19  #: Elements of a request that does not fit into the buffers of the kernel.
 
-# --- events: each returns whether the connection goes on as if nothing had happened ---
+# --- events: each returns whether the connection continues as if nothing had happened ---
 
 
 def close_with(code):
@@ -129,7 +129,7 @@ EVENTS = {
     "second reply": second_reply,
 }
 
-# --- states: each brings a connection there, lets the event happen, and goes on ---
+# --- states: each brings a connection there, lets the event happen, and continues ---
 
 
 def connecting(connection, event):
@@ -164,7 +164,7 @@ def authenticating(connection, event):
 def idle(connection, event):
     connection.welcome()
     echo_once(connection)
-    connection.go_on.wait(PATIENCE)
+    connection.go_on.wait(TIMEOUT)
     if event is silence:
         connection.seen.set()
     try:
@@ -209,7 +209,7 @@ def draining(connection, event):
     connection.welcome()
     value = read(connection)
     connection.seen.set()
-    connection.go_on.wait(PATIENCE)
+    connection.go_on.wait(TIMEOUT)
     if event(connection):
         connection.reply({"y": [[value]]})
         serve(connection)
@@ -276,7 +276,7 @@ def outcome(state, peer, client, timeout):
         with background(lambda: ended(lambda: ask(client, 7.0, timeout=timeout))) as answer:
             wait_for(peer.seen)
             pool = client._core.runtime.pool
-            with background(lambda: client.close(timeout=PATIENCE)) as closed:
+            with background(lambda: client.close(timeout=TIMEOUT)) as closed:
                 wait_until(lambda: pool.state.draining)
                 peer.go_on.set()
                 closed()
@@ -342,8 +342,8 @@ TABLE = [
 )
 def test_an_event_in_a_state(state, event):
     quiet = event == "silence"
-    settings = {"connect_timeout": SHORT if quiet else PATIENCE, "max_message_bytes": 2**27, "pool_size": 1}
-    timeout = SHORT if quiet and state not in (connecting, handshaking, authenticating) else PATIENCE
+    settings = {"connect_timeout": SHORT if quiet else TIMEOUT, "max_message_bytes": 2**27, "pool_size": 1}
+    timeout = SHORT if quiet and state not in (connecting, handshaking, authenticating) else TIMEOUT
     with Peer(state, EVENTS[event]) as peer, connect(peer, **settings) as client:
         if quiet and state in (sending, waiting, reading, draining):
             client.open()  # the time that is short is that of the reply

@@ -327,9 +327,9 @@ def an_alert(kind):
 
 def test_each_reset_counts_from_itself():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
-        told = []
+        counts = []
         for calls in (3, 2, 1, 0):
             for _ in range(calls):
                 ask(client)
-            told.append(client.stats(reset=True).calls)
-    assert told == [3, 2, 1, 0]
+            counts.append(client.stats(reset=True).calls)
+    assert counts == [3, 2, 1, 0]

@@ -28,7 +28,7 @@ from tcm_sync import (
 from tcm_sync._calls.stream_call import StreamCall
 from tcm_sync._deadline import Deadline
 
-from ..helpers.peer_connection import CLOSE, PATIENCE, PING, PONG
+from ..helpers.peer_connection import CLOSE, PING, PONG, TIMEOUT
 from ..helpers.peer_scripts import ask, background, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
@@ -140,7 +140,7 @@ def test_alerts_advisories_and_pings_come_between_chunks():
 
 def test_silence_is_the_end_if_the_caller_says_so():
     with ScriptedPeer(streaming("a", "b"), echo) as peer, connect(peer) as client:
-        chunks = stream(client, idle_timeout=PATIENCE, on_idle="end")
+        chunks = stream(client, idle_timeout=TIMEOUT, on_idle="end")
         assert [next(chunks), next(chunks)] == ["a", "b"]
         chunks._call._idle_timeout = 0.05
         assert (list(chunks), chunks.ended_by) == ([], "idle")
@@ -157,7 +157,7 @@ def test_silence_without_a_chunk_may_be_the_end_too():
 
 def test_silence_is_a_timeout_otherwise_with_the_chunks_so_far():
     with ScriptedPeer(streaming("a", "b")) as peer, connect(peer) as client:
-        chunks = stream(client, idle_timeout=PATIENCE)
+        chunks = stream(client, idle_timeout=TIMEOUT)
         assert [next(chunks), next(chunks)] == ["a", "b"]
         chunks._call._idle_timeout = 0.05
         with failing(CallTimeoutError, "idle_timeout", "on_idle='end'", "model 'llm'") as caught:
@@ -172,7 +172,7 @@ def test_waiting_for_the_start_is_no_silence(monkeypatch):
     go_on = threading.Event()
     patience = StreamCall._silence_left
     monkeypatch.setattr(
-        StreamCall, "_silence_left", lambda call: PATIENCE if go_on.is_set() else patience(call)
+        StreamCall, "_silence_left", lambda call: TIMEOUT if go_on.is_set() else patience(call)
     )
 
     def script(connection):
@@ -202,7 +202,7 @@ def test_what_has_come_is_taken_however_late_the_caller_is():
         complete(connection)
 
     with ScriptedPeer(streaming("a", end=end)) as peer, connect(peer) as client:
-        chunks = stream(client, idle_timeout=PATIENCE, on_idle="end")
+        chunks = stream(client, idle_timeout=TIMEOUT, on_idle="end")
         assert next(chunks) == "a"
         go_on.set()
         replies = client._core.running().reader.pending.get(peer.uuids[0])
@@ -222,7 +222,7 @@ def test_the_timeout_is_for_the_whole_stream(clock, monkeypatch):
             chunk(connection, "w")
 
     with ScriptedPeer(chatter) as peer, connect(peer) as client:
-        chunks = stream(client, timeout=20.0, idle_timeout=PATIENCE)
+        chunks = stream(client, timeout=20.0, idle_timeout=TIMEOUT)
         assert [next(chunks), next(chunks)] == ["w", "w"]
         clock.ahead = 20.0
         with failing(CallTimeoutError, "had not ended within 20 s") as caught:
@@ -558,7 +558,7 @@ def test_the_end_of_a_stream_on_a_socket_that_retires_makes_room_too():
         first = stream(client)
         assert ask(client) == 1.0  # the other socket is idle now
         client._core.runtime.pool.expire(first._call.connection, "worn out")
-        with background(lambda: stream(client, timeout=PATIENCE)) as second:
+        with background(lambda: stream(client, timeout=TIMEOUT)) as second:
             wait_until(lambda: len(client._core.runtime.pool.state.waiters) == 1)
             go_on.set()
             assert list(first) == ["a"]
@@ -605,7 +605,7 @@ def test_a_socket_that_has_streamed_counts_as_no_stream_afterwards():
         assert list(stream(client)) == ["a"]
         with background(lambda: ask(client)) as answer:
             wait_until(lambda: peer.requests == 2)
-            assert list(stream(client, timeout=PATIENCE)) == ["b"]
+            assert list(stream(client, timeout=TIMEOUT)) == ["b"]
             go_on.set()
             assert answer() == 1.0
 
@@ -634,7 +634,7 @@ def test_a_stream_that_is_not_taken_is_held_up_by_tcp_and_holds_up_nobody():
         connection.wait_eof()
 
     with ScriptedPeer(script, echo) as peer, connect(peer, pool_size=2) as client:
-        chunks = stream(client, timeout=None, idle_timeout=PATIENCE)
+        chunks = stream(client, timeout=None, idle_timeout=TIMEOUT)
         reader = client._core.running().reader
         (connection,) = reader._connections.values()
         wait_until(lambda: connection.paused)
@@ -662,11 +662,11 @@ def test_what_came_in_time_may_be_taken_late(clock):
         connection.wait_frame(CLOSE)
 
     with ScriptedPeer(script) as peer, connect(peer) as client:
-        chunks = stream(client, timeout=PATIENCE)
+        chunks = stream(client, timeout=TIMEOUT)
         go_on.set()
         call = chunks._call
         wait_until(lambda: len(call._replies._items) == 30)  # and the end
-        clock.ahead = PATIENCE
+        clock.ahead = TIMEOUT
         assert call.deadline.expired()
         assert list(chunks) == [str(number) for number in range(30)]
     assert chunks.ended_by == "completed"
@@ -674,7 +674,7 @@ def test_what_came_in_time_may_be_taken_late(clock):
 
 @pytest.mark.parametrize("failed", ["answered", "lost"])
 def test_a_stream_that_began_after_a_failure_is_closed_when_it_is_dropped(failed):
-    """A failure knows the frames it came through, and they the stream: nothing may wait for the collector."""
+    """A failure keeps the frames it came through, and they the stream: nothing may wait for the collector."""
 
     def first(connection):
         connection.welcome()
@@ -709,10 +709,10 @@ def test_a_socket_is_given_back_once():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         ask(client)
         pool = client._core.runtime.pool
-        first = pool.acquire(Deadline(PATIENCE))
+        first = pool.acquire(Deadline(TIMEOUT))
         connection = first.connection
         pool.release(connection, first, used=False)
-        second = pool.acquire(Deadline(PATIENCE))
+        second = pool.acquire(Deadline(TIMEOUT))
         assert second.connection is connection
         pool.release(connection, first, used=True)
         pool.discard(connection, first, "again")
@@ -747,7 +747,7 @@ def test_a_paused_stream_is_not_taken_for_dead():
         for number in range(40):
             chunk(connection, f"{number} " + "x" * 50_000)
         complete(connection)
-        enough.wait(PATIENCE)
+        enough.wait(TIMEOUT)
 
     with ScriptedPeer(script) as peer, connect(peer) as client:
         chunks = stream(client)
@@ -757,7 +757,7 @@ def test_a_paused_stream_is_not_taken_for_dead():
         reader._liveness.ping_interval = 0.05
         reader.wake_at(0.0)
         time.sleep(0.4)  # the time under test
-        reader._liveness.ping_interval = PATIENCE
+        reader._liveness.ping_interval = TIMEOUT
         assert [text.split()[0] for text in chunks] == [str(number) for number in range(40)]
         enough.set()
 

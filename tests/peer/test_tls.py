@@ -18,7 +18,7 @@ import trustme
 from tcm_sync import CallTimeoutError, ConnectFailedError, TcmClient, TlsSettings
 
 from ..helpers.fixtures import server_context
-from ..helpers.peer_connection import CONTINUATION, PATIENCE, PING, PONG, TEXT
+from ..helpers.peer_connection import CONTINUATION, PING, PONG, TEXT, TIMEOUT
 from ..helpers.peer_scripts import ROUTE, ask, ask_many, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
@@ -45,7 +45,7 @@ def test_a_tls_object_is_read_under_the_lock_of_its_connection(server_tls, ca_fi
         connection = client._core.runtime.pool.any_open()
         read = partial(connection.receive_into, memoryview(bytearray(1)))
         with ThreadPoolExecutor(1) as another, connection.lock, pytest.raises(BlockingIOError):
-            another.submit(read).result(PATIENCE)
+            another.submit(read).result(TIMEOUT)
 
 
 def test_tls_1_2_will_do(authority, ca_file):
@@ -104,7 +104,7 @@ def test_an_unknown_authority_is_told_at_once(server_tls, tmp_path):
     stranger = tmp_path / "stranger.pem"
     trustme.CA().cert_pem.write_to_path(str(stranger))
     with ScriptedPeer(echo, tls=server_tls) as peer:
-        with connect(peer, tls=trusting(stranger), connect_timeout=PATIENCE) as client:
+        with connect(peer, tls=trusting(stranger), connect_timeout=TIMEOUT) as client:
             with failing(ConnectFailedError, "certificate", "not trusted", "ca_file"):
                 client.open(wait=True)
     assert peer.connections == []
@@ -112,7 +112,7 @@ def test_an_unknown_authority_is_told_at_once(server_tls, tmp_path):
 
 
 def test_the_systems_authorities_do_not_know_ours_either(server_tls):
-    with ScriptedPeer(echo, tls=server_tls) as peer, connect(peer, connect_timeout=PATIENCE) as client:
+    with ScriptedPeer(echo, tls=server_tls) as peer, connect(peer, connect_timeout=TIMEOUT) as client:
         with failing(ConnectFailedError, "certificate"):
             client.open(wait=True)
     assert peer.connections == []
@@ -121,7 +121,7 @@ def test_the_systems_authorities_do_not_know_ours_either(server_tls):
 def test_a_certificate_for_another_name_is_refused(authority, ca_file):
     tls = server_context(authority, "manager.example")
     with ScriptedPeer(echo, tls=tls) as peer:
-        with connect(peer, tls=trusting(ca_file), connect_timeout=PATIENCE) as client:
+        with connect(peer, tls=trusting(ca_file), connect_timeout=TIMEOUT) as client:
             with failing(ConnectFailedError, "certificate", "127.0.0.1"):
                 client.open(wait=True)
         named = trusting(ca_file, server_hostname="manager.example")
@@ -208,7 +208,7 @@ def test_a_stream_over_tls_that_is_not_taken_is_held_up_and_whole(server_tls, ca
             connection.reply({"y": [[4.0]]})
 
     with ScriptedPeer(script, tls=server_tls) as peer, connect(peer, tls=trusting(ca_file)) as client:
-        chunks = client.stream("m", {"text": ["x"]}, idle_timeout=PATIENCE)
+        chunks = client.stream("m", {"text": ["x"]}, idle_timeout=TIMEOUT)
         (connection,) = client._core.running().reader._connections.values()
         wait_until(lambda: connection.paused)
         for number, taken in enumerate(chunks):

@@ -21,7 +21,7 @@ from tcm_sync import ConfigError, ConnectFailedError, TcmClient, TlsSettings
 from tcm_sync._transport.tls import CERTIFICATES, PERMANENT, failure_of_tls, name_to_verify
 
 from ..helpers.fixtures import server_context
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import ask, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer
 
@@ -67,7 +67,7 @@ def self_made(tmp_path, *, common_name, names=()):
 def failure(server, tls, **settings):
     """Connect to a server, and return the error, which comes at once and is not retriable."""
     with ScriptedPeer(echo, tls=server) as peer:
-        with connect(peer, tls=tls, connect_timeout=PATIENCE, **settings) as client:
+        with connect(peer, tls=tls, connect_timeout=TIMEOUT, **settings) as client:
             with failing(ConnectFailedError, "TLS") as caught:
                 client.open(wait=True)
             ready = client.ready()
@@ -155,7 +155,7 @@ def test_a_common_name_alone_is_no_name_of_a_proxy(tmp_path):
     server, cert_file = self_made(tmp_path, common_name="localhost")
     with ScriptedPeer(echo, tls=server) as proxy:
         uri, through = "ws://manager.example:8000/ws", f"https://localhost:{proxy.port}"
-        with TcmClient(uri, tls=trusting(cert_file), proxy=through, connect_timeout=PATIENCE) as client:
+        with TcmClient(uri, tls=trusting(cert_file), proxy=through, connect_timeout=TIMEOUT) as client:
             with failing(ConnectFailedError, f"the proxy {through}", "A common name (CN) alone") as caught:
                 client.open(wait=True)
     assert proxy.connections == []
@@ -197,7 +197,7 @@ def own(authority, tmp_path, **how):
 def refused_after_tls(mutual, tls):
     """Connect to a server that refuses the client's certificate; it may see the TCP connection or not."""
     with ScriptedPeer(echo, tls=mutual) as peer:
-        with connect(peer, tls=tls, connect_timeout=PATIENCE) as client:
+        with connect(peer, tls=tls, connect_timeout=TIMEOUT) as client:
             with failing(ConnectFailedError, "TLS") as caught:
                 client.open(wait=True)
             assert not client.ready().ok
@@ -277,7 +277,7 @@ def test_a_port_without_tls(ca_file):
             with failing(ConnectFailedError, "the port does not speak TLS", "ws://") as caught:
                 client.open(wait=True)
         for thread in threads:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
     assert not caught.value.retriable
 
 
@@ -287,7 +287,7 @@ def connect_to(uri, **settings):
 
     at = At()
     at.uri = uri
-    return connect(at, connect_timeout=PATIENCE, **settings)
+    return connect(at, connect_timeout=TIMEOUT, **settings)
 
 
 @pytest.mark.parametrize("through", ["uri", "server_hostname"])

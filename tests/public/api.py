@@ -1,6 +1,6 @@
 """The public API as text, so that a breaking change shows in a diff.
 
-``python tests/public/api.py`` writes ``tests/public/api.txt`` anew; a test compares it with the package.
+``python tests/public/api.py`` writes ``tests/public/api.txt``; a test compares it with the package.
 """
 
 from __future__ import annotations

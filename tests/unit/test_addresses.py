@@ -18,8 +18,8 @@ from tcm_sync._transport.sockets import OpeningSockets
 from ..helpers.deaf import deafen
 from ..helpers.waiting import wait_until
 
-PATIENCE = 30.0
-NEVER = 10 * PATIENCE  # between two attempts, where the second is to begin for another reason
+TIMEOUT = 30.0
+NEVER = 10 * TIMEOUT  # between two attempts, where the second is to begin for another reason
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def infos(*ports):
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
 
 
-def reach(*ports, addresses=None, timeout=PATIENCE, opening=None):
+def reach(*ports, addresses=None, timeout=TIMEOUT, opening=None):
     """Connect to the first of the ports that answers, and return which."""
     sock = connect(
         "host:1",
@@ -112,7 +112,7 @@ def test_an_address_that_fails_while_another_is_waited_for_makes_room_for_the_ne
     thread = threading.Thread(target=fail_first)
     thread.start()
     assert reach(failing, good, opening=opening) == good
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
 
 
 def test_an_attempt_goes_on_after_the_next_one_has_begun(ports, apart):
@@ -153,7 +153,7 @@ def test_the_failure_of_each_address_is_named_where_they_differ(monkeypatch):
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 2)),
     ]
     with pytest.raises(ConnectFailedError) as caught:
-        connect("host:1", found, Addresses(), Deadline(PATIENCE), OpeningSockets())
+        connect("host:1", found, Addresses(), Deadline(TIMEOUT), OpeningSockets())
     assert "127.0.0.1: [Errno 111] Connection refused; 127.0.0.2: [Errno 101] unreach" in str(caught.value)
     assert caught.value.__cause__ is failures[2]
     assert caught.value.retriable
@@ -173,7 +173,7 @@ def test_closing_the_client_ends_the_race(ports, apart):
     thread.start()
     wait_until(lambda: len(opening._sockets) == 2)
     opening.abort()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     assert raised
     assert not opening._sockets
 
@@ -253,7 +253,7 @@ def test_the_families_take_turns_beginning_with_the_resolvers_first():
 def test_what_fails_after_the_connect_counts_against_the_address(ports):
     port = ports.good()
     addresses = Addresses()
-    sock = connect("host:1", infos(port), addresses, Deadline(PATIENCE), OpeningSockets())
+    sock = connect("host:1", infos(port), addresses, Deadline(TIMEOUT), OpeningSockets())
     with pytest.raises(ConnectFailedError), sock, addresses.noting_failures(sock):
         raise ConnectFailedError("no answer to the handshake")
     assert [info[4][1] for info in addresses.order(infos(port, 1))] == [1, port]

@@ -172,7 +172,7 @@ def test_a_client_that_never_opened_or_failed_to_be_made_is_silent():
         gc.collect()
 
 
-# A failure is told as what it is, even where it is that nothing can be opened any more.
+# A failure is reported as what it is, even where no file can be opened any more.
 NO_DESCRIPTOR_LEFT = """
 import contextlib, os, resource, socket
 from tcm_sync import ConnectFailedError, Route, TcmClient

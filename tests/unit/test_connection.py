@@ -19,7 +19,7 @@ from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture, St
 
 from ..helpers.peer_connection import unmasked
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 CONTINUATION = 0
 
 
@@ -31,7 +31,7 @@ class Wire:
         ours.setblocking(False)
         for end in (ours, self.far):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-        self.far.settimeout(PATIENCE)
+        self.far.settimeout(TIMEOUT)
         self.connection = Connection(ours, "u-1", frozenset(["json"]), FrameDecoder(2**20), [])
 
     def fill(self):
@@ -42,7 +42,7 @@ class Wire:
             count += 1
         return count
 
-    def send(self, message, timeout=PATIENCE):
+    def send(self, message, timeout=TIMEOUT):
         future = ReplyFuture()
         self.connection.send((message,), Deadline(timeout), future)
         return future
@@ -183,7 +183,7 @@ def sending(wire, message):
 
     def run():
         try:
-            wire.connection.send((message,), Deadline(PATIENCE), future)
+            wire.connection.send((message,), Deadline(TIMEOUT), future)
         except Exception as error:  # noqa: BLE001 - raised again below
             errors.append(error)
 
@@ -192,7 +192,7 @@ def sending(wire, message):
     try:
         yield future
     finally:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert not thread.is_alive()
     if errors:
         raise errors[0]
@@ -204,7 +204,7 @@ def test_a_closed_connection_is_a_lost_one(wire, began):
     future = ReplyFuture()
     future.started = began
     with pytest.raises(ConnectionLostError) as caught:
-        wire.connection.send((b"x",), Deadline(PATIENCE), future)
+        wire.connection.send((b"x",), Deadline(TIMEOUT), future)
     assert caught.value.outcome_unknown is began
 
 
@@ -281,7 +281,7 @@ def test_control_frames_that_the_socket_takes_byte_by_byte_arrive_whole(wire):
     assert rounds > 10
     future = ReplyFuture()
     connection.queue_control(PONG, b"three")
-    connection.send((b"x",), Deadline(PATIENCE), future)
+    connection.send((b"x",), Deadline(TIMEOUT), future)
     connection.sock = sock
     assert future.started
     assert [payload for *_, payload in wire.read()] == [b"one", b"two", b"three", b"x"]
@@ -455,11 +455,11 @@ def test_only_the_one_reply_that_is_waited_for_is_an_answer():
 def test_a_thread_that_waits_is_woken_by_the_outcome():
     future = ReplyFuture()
     woken = []
-    for timeout in (None, PATIENCE, 1e30):
+    for timeout in (None, TIMEOUT, 1e30):
         thread = threading.Thread(target=lambda timeout=timeout: woken.append(future.wait(timeout)))
         thread.start()
         future.resolve(Refusal(ClientClosedError("closed")))
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     assert woken == [True] * 3
     assert future.outcome.reusable is False
 

@@ -63,7 +63,7 @@ def bard(inputs: dict[str, Any]) -> Iterator[str]:
 
 
 def poet(inputs: dict[str, Any]) -> Iterator[str | None]:
-    """Stream the words, and tell the end."""
+    """Stream the words, and the end."""
     yield from bard(inputs)
     yield None
 
@@ -175,14 +175,14 @@ def sections(page: str) -> dict[str, str]:
 
 def test_the_page_on_errors_tells_each_of_them_and_what_is_repeated() -> None:
     rows = rst_rows(sections("errors.rst")["Which error, when, and what to do"])[1:]
-    told = {name: row[3] for row in rows for name in re.findall(r"``(\w+Error)``", row[0])}
+    documented = {name: row[3] for row in rows for name in re.findall(r"``(\w+Error)``", row[0])}
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TcmError)
     ]
-    assert set(told) == {kind.__name__ for kind in kinds} - {"TcmError"}
+    assert set(documented) == {kind.__name__ for kind in kinds} - {"TcmError"}
     for kind in kinds:
         if kind.retriable:
-            assert not told[kind.__name__].startswith("no"), kind
+            assert not documented[kind.__name__].startswith("no"), kind
 
 
 def test_the_page_on_errors_tells_every_field_that_all_have() -> None:

@@ -45,7 +45,7 @@ def server_frame(opcode, payload=b"", *, final=True, reserved=0, masked=False, l
 
 
 def client_frames(data):
-    """Read masked frames: opcode, final, payload of each. It knows nothing of what is tested."""
+    """Read masked frames: opcode, final, payload of each. It shares no code with what is tested."""
     found = []
     while data:
         first, second = data[0], data[1]
@@ -311,7 +311,7 @@ VIOLATIONS = {
     "fragmented close": (server_frame(CLOSE, final=False), "control frame"),
     "long ping": (server_frame(PING, bytes(126)), "control frame"),
     "long close": (server_frame(CLOSE, bytes(70_000)), "control frame"),
-    "nothing to go on with": (server_frame(CONTINUATION, b"a"), "out of order"),
+    "nothing to continue": (server_frame(CONTINUATION, b"a"), "out of order"),
     "a message within a message": (OPEN + server_frame(TEXT, b"b"), "out of order"),
     "binary within a message": (OPEN + server_frame(BINARY, b"b"), "binary"),
     "a second end": (OPEN + server_frame(CONTINUATION) * 2, "out of order"),

@@ -17,7 +17,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._pool.gate import Gate, Prober, copy_for_call
 from tcm_sync._pool.manager_state import ManagerState
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 CAUSE = ConnectFailedError("nobody there")
 
 
@@ -278,7 +278,7 @@ def test_a_copy_of_an_error_tells_what_happened_and_not_to_whom():
 class Callers:
     """Threads that wait at a gate, and what came of it."""
 
-    def __init__(self, gate, count, deadline=PATIENCE):
+    def __init__(self, gate, count, deadline=TIMEOUT):
         self.passed = []
         self.failed = []
         self.some = threading.Semaphore(0)
@@ -296,11 +296,11 @@ class Callers:
         self.some.release()
 
     def next(self):
-        assert self.some.acquire(timeout=PATIENCE)
+        assert self.some.acquire(timeout=TIMEOUT)
 
     def join(self):
         for thread in self._threads:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
             assert not thread.is_alive()
 
 
@@ -343,7 +343,7 @@ def test_an_abandoned_probe_wakes_the_next_caller():
 def test_a_pause_that_grows_past_the_deadline_ends_the_wait():
     gate = Gate("test", 0.01, 1000.0)
     gate.shut(CAUSE)
-    assert gate.wait(Deadline(PATIENCE)) is True
+    assert gate.wait(Deadline(TIMEOUT)) is True
     callers = Callers(gate, 3)
     gate.shut(ConnectFailedError("still nobody there"), 500.0)
     callers.join()
@@ -406,10 +406,10 @@ def test_an_outage_is_one_warning_and_one_line_at_its_end_with_address_and_cause
     probe(gate, clock)
     gate.open(reset_pause=False)
     gate.reset_pause()
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    warnings = [text for level, text in told if level == "WARNING"]
+    logged = [(record.levelname, record.getMessage()) for record in caplog.records]
+    warnings = [text for level, text in logged if level == "WARNING"]
     assert warnings == ["manager gate shut at 10.0.0.1:8000: nobody there; the next try is in 1.000 s"]
-    assert told[-1] == (
+    assert logged[-1] == (
         "INFO",
         "manager gate open again at 10.0.0.1:8000, it was shut for 31.000 s: nobody there",
     )
@@ -473,7 +473,7 @@ def test_a_probe_that_is_abandoned_is_told_to_those_who_wait(gate, monkeypatch):
     while not gate._condition._waiters:
         assert waiter.is_alive()
     gate.end_probe()
-    waiter.join(PATIENCE)
+    waiter.join(TIMEOUT)
     assert passed == [True]
 
 

@@ -18,12 +18,12 @@ from tcm_sync._transport.sockets import shut_down
 
 from ..helpers.scripted_peer import ScriptedPeer
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 GUARD = 3.0  # seconds of the processor, for what takes milliseconds
 SOON = 0.3  # seconds in which nothing more is to come
 
 
-def shake(script, *, path="/ws", headers=None, timeout=PATIENCE):
+def shake(script, *, path="/ws", headers=None, timeout=TIMEOUT):
     """Shake hands with a script; return what came behind its answer, and its end of the connection."""
     with ScriptedPeer(script) as peer:
         endpoint = Endpoint.parse(peer.uri.removesuffix("/ws") + path)
@@ -103,7 +103,7 @@ def test_headers_are_sent_as_given():
 
 @pytest.mark.parametrize("name", ["Cookie", "cookie", "COOKIE"])
 def test_the_only_cookies_are_the_users(name, monkeypatch):
-    """Whatever another user of websocket-client in this process has been told."""
+    """Cookies that another user of websocket-client in this process has received change nothing."""
     from websocket import _handshake
 
     jar = type(_handshake.CookieJar)()
@@ -121,7 +121,7 @@ def test_the_only_cookies_are_the_users(name, monkeypatch):
 
 @pytest.mark.parametrize("rest", [b"", b"\x81", b"\x81\x02hi\x88\x00", b"\r\n\r\n" * 100])
 def test_what_comes_behind_the_answer_is_returned(rest):
-    assert shake(answering(*GOOD, body=rest), timeout=PATIENCE)[0] == rest
+    assert shake(answering(*GOOD, body=rest), timeout=TIMEOUT)[0] == rest
 
 
 def test_the_answer_may_come_one_byte_at_a_time():

@@ -63,7 +63,7 @@ def test_after_all_these():
     pass
 
 def test_ends_by_itself():
-    leakcheck.PATIENCE = 30.0
+    leakcheck.TIMEOUT = 30.0
     threading.Timer(0.1, lambda: None).start()
 
 def test_closes_all():
@@ -78,7 +78,7 @@ def test_whatever_a_test_leaves_behind_fails_that_test_and_no_other(tmp_path):
     shutil.copy(CONFTEST, tmp_path / "leakcheck.py")
     (tmp_path / "conftest.py").write_text(
         "import leakcheck\n"
-        "leakcheck.PATIENCE = 0.5\n"
+        "leakcheck.TIMEOUT = 0.5\n"
         "leakcheck._SHM = leakcheck.Path(__file__).parent\n"  # where other suites leave nothing
         "leakcheck.kept = []\n"
         "from leakcheck import _resource_tracker, leaves_nothing_behind\n"

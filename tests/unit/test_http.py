@@ -19,11 +19,11 @@ from tcm_sync.settings import Settings
 from ..helpers.fixtures import authority, ca_file, server_tls  # noqa: F401 - fixtures
 from ..helpers.scripted_peer import ScriptedPeer
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 SOON = 0.3  # seconds in which nothing more is to come
 
 
-def ask(peer, name="ready", timeout=PATIENCE, path="/ws", **settings):
+def ask(peer, name="ready", timeout=TIMEOUT, path="/ws", **settings):
     uri = peer.uri.removesuffix("/ws") + path
     opening = OpeningSockets()
     opener = Opener(Settings(uri, **settings), opening, Counts(), Addresses())
@@ -179,7 +179,7 @@ def drip(connection):
 def test_an_answer_that_does_not_end_is_given_up_in_time(begin, then):
     with ScriptedPeer(answering(begin, then)) as peer:
         peer.http = {}
-        deadline = Deadline(PATIENCE)
+        deadline = Deadline(TIMEOUT)
         with pytest.raises(ConnectFailedError, match="did not answer /ready in time"):
             ask(peer, timeout=SOON)
         assert SOON <= deadline.elapsed() < SOON + 10.0

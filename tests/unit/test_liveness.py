@@ -1,4 +1,4 @@
-"""Which connections are dead: pings that are not answered, and what the system knows."""
+"""Which connections are dead: pings that are not answered, and what the system has recorded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FakeConnection(SimpleNamespace):
 
 
 def quiet(since, pinged_at=None, *, sending=False):
-    """Return what is asked of a connection, and the pings that it was told to send."""
+    """Return what is asked of a connection, and the pings that it was to send."""
     pings = []
     connection = FakeConnection(
         closed=False,
@@ -101,7 +101,7 @@ def test_connections_are_looked_at_every_second_and_never_without_any(liveness):
     assert liveness.look([], 100.0) == inf
 
 
-# --- what the system knows ---
+# --- what the system has recorded ---
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tcm_sync._logs import Log, flush
 from tcm_sync._pool import gate, opening, pool, process_table, runtime
 from tcm_sync._transport import authentication, reader, unsolicited
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 
 NAME = "tcm_sync.test"
 
@@ -50,7 +50,7 @@ def attach():
         return handler
 
     yield add
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     for each in attached:
         logger.removeHandler(each)
     logger.setLevel(logging.NOTSET)
@@ -62,7 +62,7 @@ def test_a_queued_line_says_where_and_when_it_was_logged_and_is_written_elsewher
     for number in range(50):
         log.warning("line %d", number)
     log.debug("not enabled")
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     assert handler.lines == [f"line {number}" for number in range(50)]
     assert set(handler.threads) == {"tcm-sync-log"}
     record = handler.records[0]
@@ -84,7 +84,7 @@ def test_the_traceback_of_a_failure_is_logged(attach):
         raise ValueError("broken")
     except ValueError as error:
         Log(NAME, queued=True).error("failed", failure=error)
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     assert handler.records[0].exc_info[0] is ValueError
 
 
@@ -95,10 +95,10 @@ def test_a_handler_that_raises_costs_nothing_but_its_line(attach, capsys, queued
 
     bad, log = attach(Handler(fail)), Log(NAME, queued=queued)
     log.info("lost")
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     bad.first = lambda: None
     log.info("kept")
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     assert bad.lines == ["kept"]
     assert "no disk" in capsys.readouterr().err
 
@@ -109,15 +109,15 @@ def test_a_handler_that_is_slow_delays_nobody_and_what_is_dropped_is_counted(att
 
     def block():
         blocked.set()
-        let.wait(PATIENCE)
+        let.wait(TIMEOUT)
 
     handler, log = attach(Handler(block)), Log(NAME, queued=True)
     log.info("first")
-    assert blocked.wait(PATIENCE)
+    assert blocked.wait(TIMEOUT)
     for number in range(5):
         log.info("line %d", number)
     let.set()
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     assert handler.lines[0] == "first"
     assert handler.lines[1].startswith("2 log lines before this one were dropped")
     assert handler.lines[2:] == ["line 0", "line 1", "line 2"]
@@ -128,8 +128,8 @@ def test_a_handler_may_log_itself(attach):
     left = iter(["again"])
     handler = attach(Handler(lambda: [log.info(text) for text in left]))
     log.info("first")
-    assert flush(PATIENCE)
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
+    assert flush(TIMEOUT)
     assert handler.lines == ["first", "again"]
 
 
@@ -141,7 +141,7 @@ def test_lines_are_written_before_the_process_ends():
         "for number in range(300): Log('tcm_sync.x', queued=True).info('line %d', number)\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE * 6, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=TIMEOUT * 6, check=True
     )
     assert result.stdout.split("\n") == [*(f"line {number}" for number in range(300)), ""]
     assert result.stderr == ""

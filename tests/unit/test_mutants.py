@@ -21,7 +21,7 @@ Tests: {tests}
 
 @pytest.mark.parametrize("bug", planted.read_all(), ids=lambda bug: bug.name)
 def test_every_planted_bug_can_be_planted(bug):
-    assert planted.apply(bug.path, ROOT, "--check") == "", "make the patch anew: CONTRIBUTING.md says how"
+    assert planted.apply(bug.path, ROOT, "--check") == "", "make the patch again: CONTRIBUTING.md says how"
     assert [name for name in bug.tests if not (ROOT / name).is_file()] == []
 
 

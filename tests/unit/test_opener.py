@@ -21,7 +21,7 @@ from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.sockets import OpeningSockets
 from tcm_sync.settings import Settings
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 NOT_READY = b'{"status": "not_ready", "checks": {}}'
 
 
@@ -69,7 +69,7 @@ def test_a_manager_that_closes_instead_of_authenticating_is_quoted(payload, said
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(bytes([0x80 | frames.CLOSE, len(payload)]) + payload)
-        exchange = _AuthExchange(Endpoint.parse("ws://h:1/ws"), ours, "u", 1000, Deadline(PATIENCE))
+        exchange = _AuthExchange(Endpoint.parse("ws://h:1/ws"), ours, "u", 1000, Deadline(TIMEOUT))
         with pytest.raises(ConnectFailedError) as caught:
             exchange.run(_auth_request(AuthContext(), None, ("json",)))
     assert caught.value.message == f"h:1 closed the socket with {said} of authenticating it"

@@ -133,7 +133,7 @@ def fields_of(kind: type[errors.TcmError]) -> set[str]:
 
 
 def facts_of(error: BaseException) -> tuple[Any, ...]:
-    """Return what tells two errors apart; those in the history likewise, since errors compare by identity."""
+    """Return what distinguishes two errors; those in the history too, since errors compare by identity."""
     fields = dict(vars(error))
     history = [facts_of(earlier) for earlier in fields.pop("history", ())]
     return type(error), str(error), error.args, fields, history

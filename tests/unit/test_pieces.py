@@ -246,7 +246,7 @@ def test_what_is_read_in_pieces_is_what_is_read_whole(seed: int) -> None:
 
 
 def test_a_large_output_is_read_in_pieces_and_a_broken_one_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the whole decoding: floats out of range and ragged rows are told as ever."""
+    """Through the whole decoding: floats out of range and ragged rows are reported as otherwise."""
     monkeypatch.setattr("tcm_sync._tensors.outputs.MEDIUM", 1)
     monkeypatch.setattr(pieces, "LARGE", 1)
     used = []

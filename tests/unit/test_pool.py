@@ -28,7 +28,7 @@ from tcm_sync import (
 from tcm_sync._transport import authentication as opening
 
 from ..helpers.peer_connection import CLOSE, PING, PONG
-from ..helpers.peer_scripts import PATIENCE, ask, background, connect, echo, echo_once
+from ..helpers.peer_scripts import TIMEOUT, ask, background, connect, echo, echo_once
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
 
@@ -71,7 +71,7 @@ def test_sockets_are_opened_as_callers_come_and_no_more_than_there_may_be():
     def script(connection):
         connection.welcome()
         connection.recv_request()
-        meeting.wait(PATIENCE)
+        meeting.wait(TIMEOUT)
         connection.reply({"y": [[1.0]]})
         while True:
             echo_once(connection)
@@ -80,7 +80,7 @@ def test_sockets_are_opened_as_callers_come_and_no_more_than_there_may_be():
         with contextlib.ExitStack() as calls:
             for _ in range(8):
                 calls.enter_context(background(lambda: ask(client)))
-            meeting.wait(PATIENCE)
+            meeting.wait(TIMEOUT)
         assert len(peer.connections) == 3
         assert peer.requests == 8
 
@@ -260,7 +260,7 @@ def drained(connection):
 
 
 def after_a_shutdown(*then):
-    """Ask a manager that drains, and then does as told with the next, careful, connections, and then well."""
+    """Ask a manager that drains, then serves as the test says on the next, watched connections, then well."""
     with ScriptedPeer(drained, *then, echo) as peer, connect(peer) as client:
         value = ask(client)
     return value, peer
@@ -288,10 +288,10 @@ def test_what_comes_right_after_auth_ok_is_not_lost():
     ("end", "grace"),
     [
         (lambda connection: connection.close(1012), 0.1),  # which is left to the reader
-        (lambda connection: connection.hang_up(), PATIENCE),
-        (lambda connection: connection.drop(), PATIENCE),
-        (lambda connection: connection.error("some other refusal"), PATIENCE),
-        (reject, PATIENCE),
+        (lambda connection: connection.hang_up(), TIMEOUT),
+        (lambda connection: connection.drop(), TIMEOUT),
+        (lambda connection: connection.error("some other refusal"), TIMEOUT),
+        (reject, TIMEOUT),
     ],
     ids=["close", "end", "reset", "refusal", "shutdown"],
 )

@@ -25,7 +25,7 @@ from tcm_sync.events._records import ConnectionClosed, ConnectionOpened
 
 from ..helpers.bare_pool import bare_pool, open_one
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 REFUSED = AuthenticationError("the token is refused")
 ENDS = ShuttingDownError("the manager is shutting down")
 
@@ -41,7 +41,7 @@ def failures(waiters):
     return [type(each.error) for each in waiters]
 
 
-# --- what a call is told that waited in vain ---
+# --- the error of a call that waited for nothing ---
 
 
 def test_a_call_that_waited_for_the_pace_alone_gets_the_refusal_that_slowed_it():
@@ -108,7 +108,7 @@ def test_a_socket_is_opened_for_each_who_waits_and_one_to_try_a_manager_that_fai
     if shut:
         pool.state.manager_gate.shut(ConnectFailedError("nobody there"))
         pool.state.manager_gate._opens_at = 0.0
-    waiting = [waiter(pool, timeout=PATIENCE) for _ in range(3)]
+    waiting = [waiter(pool, timeout=TIMEOUT) for _ in range(3)]
     assert pool.state.grow() == opened
     assert pool.state.opening == opened
     assert failures(waiting) == [type(None)] * 3
@@ -172,12 +172,12 @@ def test_a_shutdown_is_logged_once_and_closes_what_is_idle(caplog):
     pool = bare_pool(size=2, sockets=2)
     busy = pool.acquire(Deadline(0.0))
     pool.manager_shuts_down(ENDS)
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     (record,) = caplog.records
     assert record.getMessage().startswith("manager gate shut at h: the manager is shutting down")
     assert [reason for _, reason in pool.reader.closed] == ["the manager is shutting down"]
     pool.manager_shuts_down(ENDS)  # every socket of the client hears of it
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     assert caplog.records == [record]
     busy.release()
     assert [reason for _, reason in pool.reader.closed] == ["the manager is shutting down"] * 2
@@ -235,7 +235,7 @@ def test_the_limit_of_a_tenant_is_logged_once_it_is_lower(caplog):
         connection.sent_at.append(monotonic())
     for connection in burst:
         pool.limits.learn_tenant_limit(connection, BackpressureError("too many"))
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     (record,) = caplog.records
     assert record.getMessage().endswith("this client sends 0.8 a second from now on: too many")
 

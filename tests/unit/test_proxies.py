@@ -20,14 +20,14 @@ from tcm_sync.settings import Settings
 from ..helpers.peer_connection import ClientLeft
 from ..helpers.scripted_peer import ScriptedPeer
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 SOON = 0.3  # seconds in which nothing more is to come
 USER, PASSWORD = "proxy-user", "pr0xy-never-shown"
 BASIC = b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 MANAGER = "ws://manager.example:8000/ws"
 
 
-def connect(port, scheme="http", *, uri=MANAGER, credentials=True, timeout=PATIENCE):
+def connect(port, scheme="http", *, uri=MANAGER, credentials=True, timeout=TIMEOUT):
     """Open a socket through the proxy at a port, and close it."""
     given = f"{USER}:{PASSWORD}@" if credentials else ""
     proxy = make_proxy(Settings(uri, proxy=f"{scheme}://{given}127.0.0.1:{port}"))
@@ -103,7 +103,7 @@ def test_headers_for_the_manager_are_not_sent_to_the_proxy():
 
         opening = OpeningSockets()
         status, _ = probe(
-            Opener(settings, opening, Counts(), Addresses()), "ready", Deadline(PATIENCE), opening
+            Opener(settings, opening, Counts(), Addresses()), "ready", Deadline(TIMEOUT), opening
         )
     assert status == 204
 
@@ -215,7 +215,7 @@ def drip(connection):
     ids=["silent", "half an answer", "byte by byte"],
 )
 def test_an_http_proxy_that_does_not_end_its_answer_is_given_up_in_time(script):
-    deadline = Deadline(PATIENCE)
+    deadline = Deadline(TIMEOUT)
     error, _ = refused_by(script, timeout=SOON)
     assert SOON <= deadline.elapsed() < SOON + 10.0
     assert "did not answer in time when asked for manager.example:8000" in error.message
@@ -333,7 +333,7 @@ def test_what_a_socks_proxy_does_not_accept_is_not_tried_again(script, credentia
 
 @pytest.mark.parametrize("exchanges", [(), ACCEPTED, (*ACCEPTED, (REQUEST, b"\x05\x00\x00"))])
 def test_a_socks_proxy_that_hangs_is_given_up_in_time(exchanges):
-    deadline = Deadline(PATIENCE)
+    deadline = Deadline(TIMEOUT)
     error, _ = refused_by(socks(*exchanges), scheme="socks5h", timeout=SOON)
     assert SOON <= deadline.elapsed() < SOON + 10.0
     assert "did not answer in time when asked for manager.example:8000" in error.message
@@ -343,7 +343,7 @@ def test_a_socks_proxy_that_hangs_is_given_up_in_time(exchanges):
 def test_a_socks_proxy_that_answers_byte_by_byte_for_ever_is_given_up_in_time():
     """The longest address is 255 bytes: it takes longer than the deadline."""
     long = socks(*ACCEPTED, (REQUEST, b"\x05\x00\x00\x03\xff"), then=drip)
-    deadline = Deadline(PATIENCE)
+    deadline = Deadline(TIMEOUT)
     refused_by(long, scheme="socks5h", timeout=SOON)
     assert SOON <= deadline.elapsed() < SOON + 10.0
 

@@ -1,4 +1,4 @@
-"""The reader's thread ends while there is nothing to read, and nobody who comes meanwhile waits in vain.
+"""The reader's thread ends while there is nothing to read, and no caller who comes meanwhile hangs.
 
 A real reader runs over a fake poller, under a scheduler that switches threads where they take a lock, note
 themselves, or look at `is_reading`. Whoever gives the reader work that is never done hangs, and the scheduler

@@ -68,7 +68,7 @@ def test_other_inputs_are_none(inputs):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"dtype": "BYTES", "byte_size": 6}, "BYTES has no fixed size"),
         ({"dtype": "FP99"}, "FP99"),
@@ -94,8 +94,8 @@ def test_other_inputs_are_none(inputs):
         ({"name": 1}, "a tensor's name"),
     ],
 )
-def test_what_cannot_be_sent_is_refused_with_its_name(changes, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_what_cannot_be_sent_is_refused_with_its_name(changes, message):
+    with pytest.raises(InputError, match=message) as caught:
         as_references([reference(name="first"), reference(**changes)])
     assert ('input "x": ' in str(caught.value)) is ("name" not in changes)
 

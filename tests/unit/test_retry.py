@@ -133,7 +133,7 @@ def test_what_each_kind_of_failure_means(kind):
 def test_what_each_code_means(code):
     rule = ERROR_CODES[code]
     error = rule.error("x", code=code, retriable=rule.retriable)
-    assert rule.error.retriable is rule.retriable  # the classes tell what the table does
+    assert rule.error.retriable is rule.retriable  # the classes say what the table does
     dropped = code.startswith(("SYSTEM_", "BACKPRESSURE_"))
     assert RetryPolicy().verdict(error) is (FREE if dropped else COUNTED if rule.retriable else FATAL)
 
@@ -217,7 +217,7 @@ def full_jitter(monkeypatch):
 
 
 class Call:
-    """A call whose attempts fail as told, each taking some time, and then succeed."""
+    """A call whose attempts fail as the test says, each taking some time, and then succeed."""
 
     def __init__(self, clock, *failures, policy=RetryPolicy(), timeout=None, takes=0.0, **how):  # noqa: B008
         self.clock = clock

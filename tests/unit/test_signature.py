@@ -63,11 +63,11 @@ def test_metadata_of_another_form_are_refused(broken) -> None:
 
 
 def test_it_comes_from_a_creation_which_tells_nothing_of_the_batch() -> None:
-    told = {
+    reply = {
         "inputs": [{"name": "x", "type": "TYPE_FP32", "dims": [64]}],
         "outputs": [{"name": "y", "type": "TYPE_STRING", "dims": [1]}],
     }
-    signature = ModelSignature.from_management(told)
+    signature = ModelSignature.from_management(reply)
     assert signature == ModelSignature((TensorSpec("x", "FP32", (64,)),), (TensorSpec("y", "BYTES", (1,)),))
     assert signature.batch_axis is None
 

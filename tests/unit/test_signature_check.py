@@ -25,8 +25,8 @@ def problems(signature: ModelSignature, inputs: object, **how: Any) -> list[str]
     """Return what the error lists, line by line."""
     with pytest.raises(InputError, match=r"^the inputs do not fit the model's signature:") as caught:
         fit_inputs(signature, inputs, **how)
-    told = caught.value.message.partition("signature:")[2]
-    return told.split("\n- ")[1:] if told.startswith("\n") else [told.removeprefix(" ")]
+    problem = caught.value.message.partition("signature:")[2]
+    return problem.split("\n- ")[1:] if problem.startswith("\n") else [problem.removeprefix(" ")]
 
 
 def fitted(data: Any, datatype: str) -> np.ndarray:
@@ -144,8 +144,8 @@ def test_a_cast_that_loses_nothing_is_made(dtype: str, datatype: str) -> None:
     ],
 )
 def test_a_cast_that_loses_something_is_refused_and_said(data: Any, datatype: str, match: str) -> None:
-    (told,) = problems(taking(-1, datatype=datatype), {"x": data})
-    assert match in told
+    (problem,) = problems(taking(-1, datatype=datatype), {"x": data})
+    assert match in problem
 
 
 def test_pythons_own_numbers_have_no_width() -> None:
@@ -158,9 +158,9 @@ def test_pythons_own_numbers_have_no_width() -> None:
 
 @pytest.mark.parametrize(("datatype", "match"), [("BF16", "no form in JSON"), ("INT4", "not a datatype")])
 def test_a_datatype_that_no_request_carries_is_told(datatype: str, match: str) -> None:
-    (told,) = problems(taking(-1, datatype=datatype), {"x": [1.0]})
-    assert f"expected {datatype}[-1]" in told
-    assert match in told
+    (problem,) = problems(taking(-1, datatype=datatype), {"x": [1.0]})
+    assert f"expected {datatype}[-1]" in problem
+    assert match in problem
 
 
 # --- shapes ---
@@ -189,8 +189,8 @@ def test_ranks_and_fixed_dimensions_are_held_to(dims, batch_axis, shape, wrong) 
     if wrong is None:
         fit_inputs(signature, inputs)
     else:
-        (told,) = problems(signature, inputs)
-        assert told.endswith(f"given FP32{list(shape)}: {wrong}")
+        (problem,) = problems(signature, inputs)
+        assert problem.endswith(f"given FP32{list(shape)}: {wrong}")
 
 
 def test_any_shape_fits_an_unknown_rank() -> None:
@@ -221,8 +221,8 @@ def test_a_sample_is_held_to_the_shape_without_the_batch(dims, batch_axis, shape
     if wrong is None:
         fit_inputs(signature, inputs, sample=True)
     else:
-        (told,) = problems(signature, inputs, sample=True)
-        assert told.endswith(wrong)
+        (problem,) = problems(signature, inputs, sample=True)
+        assert problem.endswith(wrong)
 
 
 # --- batches ---

@@ -34,7 +34,7 @@ from tcm_sync._transport.sockets import (
 from ..helpers.fixtures import server_context
 from ..helpers.waiting import wait_until
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def endpoint(port=1, host="127.0.0.1"):
     return Endpoint(False, host, port, "/ws", "")
 
 
-def connect(port=1, host="127.0.0.1", context=None, name=None, timeout=PATIENCE):
+def connect(port=1, host="127.0.0.1", context=None, name=None, timeout=TIMEOUT):
     deadline = Deadline(timeout)
     return open_socket(endpoint(port, host), context, name, deadline, OpeningSockets(), Addresses())
 
@@ -95,10 +95,10 @@ def test_a_socket_is_connected_and_sends_small_pieces_at_once(server):
     with connect(server.getsockname()[1]) as sock:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         far, _ = server.accept()
-        send_all(sock, b"abc", Deadline(PATIENCE))
+        send_all(sock, b"abc", Deadline(TIMEOUT))
         assert far.recv(10) == b"abc"
         far.close()
-        assert receive(sock, 10, Deadline(PATIENCE)) == b""
+        assert receive(sock, 10, Deadline(TIMEOUT)) == b""
 
 
 def test_a_name_without_any_address(monkeypatch):
@@ -143,7 +143,7 @@ def test_a_client_that_is_closed_before_tls_begins_leaves_no_socket(server):
 
     late = SimpleNamespace(wrap_socket=wrap_late)
     with pytest.raises(ConnectFailedError, match="the client was closed"):
-        open_socket(endpoint(server.getsockname()[1]), late, "h", Deadline(PATIENCE), opening, Addresses())
+        open_socket(endpoint(server.getsockname()[1]), late, "h", Deadline(TIMEOUT), opening, Addresses())
 
 
 def test_a_server_without_tls_is_told(server):
@@ -157,7 +157,7 @@ def test_a_server_without_tls_is_told(server):
     thread.start()
     with pytest.raises(ConnectFailedError, match=r"TLS with 127\.0\.0\.1 failed: ."):
         connect(server.getsockname()[1], context=ssl.create_default_context())
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
 
 
 def test_an_interruption_of_the_tls_handshake_closes_the_socket(server, monkeypatch):
@@ -181,17 +181,17 @@ def test_what_tls_within_tls_must_answer_goes_out_while_it_is_read():
         with tls.wrap_socket(far, server_side=True) as secured:
             secured.verify_client_post_handshake()
             secured.sendall(b"x")
-            answered.extend(select.select([secured], [], [], PATIENCE / 3)[0])
+            answered.extend(select.select([secured], [], [], TIMEOUT / 3)[0])
 
     context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
     context.post_handshake_auth = True  # has it answer while it reads, as a peer's new keys do
     server = threading.Thread(target=ask)
     server.start()
     with contextlib.closing(NestedTls(ours, context, "manager.example")) as nested:
-        nested.settimeout(PATIENCE)
+        nested.settimeout(TIMEOUT)
         nested.do_handshake()
         assert nested.recv(1) == b"x"
-        server.join(PATIENCE)
+        server.join(TIMEOUT)
         assert answered
 
 
@@ -224,7 +224,7 @@ def test_a_closed_client_connects_nowhere(server):
     opening = OpeningSockets()
     opening.abort()
     with pytest.raises(ConnectFailedError, match="the client was closed"):
-        open_socket(endpoint(server.getsockname()[1]), None, None, Deadline(PATIENCE), opening, Addresses())
+        open_socket(endpoint(server.getsockname()[1]), None, None, Deadline(TIMEOUT), opening, Addresses())
 
 
 def test_a_child_closes_the_descriptors_and_shuts_nothing_down():
@@ -273,12 +273,12 @@ def without_poll(request, monkeypatch):
 def test_a_socket_is_waited_for_until_it_is_ready_or_time_is_up():
     ours, far = socket.socketpair()
     with ours, far:
-        wait_ready(ours, write=True, timeout=PATIENCE)
+        wait_ready(ours, write=True, timeout=TIMEOUT)
         deadline = Deadline(None)
         wait_ready(ours, write=False, timeout=0.02)
         assert deadline.elapsed() >= 0.02
         far.sendall(b"x")
-        wait_ready(ours, write=False, timeout=PATIENCE)
+        wait_ready(ours, write=False, timeout=TIMEOUT)
         deadline = Deadline(None)
         ours.setblocking(False)
         with contextlib.suppress(BlockingIOError):
@@ -306,20 +306,20 @@ def test_jobs_run_on_two_threads_that_end_when_there_are_none():
     done = threading.Semaphore(0)
 
     def meet():
-        meeting.wait(PATIENCE)
+        meeting.wait(TIMEOUT)
         done.release()
 
     for _ in range(4):
         connector.submit(meet)
-    meeting.wait(PATIENCE)  # with two of them, and no third
-    meeting.wait(PATIENCE)
+    meeting.wait(TIMEOUT)  # with two of them, and no third
+    meeting.wait(TIMEOUT)
     for _ in range(4):
-        assert done.acquire(timeout=PATIENCE)
-    connector.join(PATIENCE)
+        assert done.acquire(timeout=TIMEOUT)
+    connector.join(TIMEOUT)
     wait_until(lambda: "tcm-sync-connector" not in {thread.name for thread in threading.enumerate()})
     connector.submit(done.release)
-    assert done.acquire(timeout=PATIENCE)
-    connector.join(PATIENCE)
+    assert done.acquire(timeout=TIMEOUT)
+    connector.join(TIMEOUT)
 
 
 def test_a_connector_that_was_stopped_forgets_its_jobs():
@@ -330,17 +330,17 @@ def test_a_connector_that_was_stopped_forgets_its_jobs():
 
     def hold():
         started.release()
-        go_on.wait(PATIENCE)
+        go_on.wait(TIMEOUT)
 
     for _ in range(2):
         connector.submit(hold)
     for _ in range(2):
-        assert started.acquire(timeout=PATIENCE)
+        assert started.acquire(timeout=TIMEOUT)
     connector.submit(lambda: ran.append(1))
     connector.stop()
     connector.submit(lambda: ran.append(2))
     go_on.set()
-    connector.join(PATIENCE)
+    connector.join(TIMEOUT)
     assert ran == []
 
 
@@ -349,12 +349,12 @@ def test_a_connector_does_not_wait_for_its_own_thread():
     joined = threading.Event()
 
     def job():
-        connector.join(PATIENCE)
+        connector.join(TIMEOUT)
         joined.set()
 
     connector.submit(job)
-    assert joined.wait(PATIENCE)
-    connector.join(PATIENCE)
+    assert joined.wait(TIMEOUT)
+    connector.join(TIMEOUT)
 
 
 def test_a_process_without_threads_to_spare_says_so(monkeypatch):
@@ -368,25 +368,25 @@ def test_a_process_without_threads_to_spare_says_so(monkeypatch):
             connector.submit(lambda: None)
     ran = threading.Event()
     connector.submit(ran.set)
-    assert ran.wait(PATIENCE)
-    connector.join(PATIENCE)
+    assert ran.wait(TIMEOUT)
+    connector.join(TIMEOUT)
 
 
 def test_one_thread_is_enough_if_there_is_no_second(monkeypatch):
     connector = Connector(Callers())
     go_on, ran = threading.Event(), threading.Event()
-    connector.submit(lambda: go_on.wait(PATIENCE))
+    connector.submit(lambda: go_on.wait(TIMEOUT))
 
     def fail(thread):
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
-        with contextlib.suppress(RuntimeError):  # it is told, or the thread that there is does the job
+        with contextlib.suppress(RuntimeError):  # it raises, or the existing thread does the job
             connector.submit(ran.set)
     go_on.set()
-    assert ran.wait(PATIENCE)
-    connector.join(PATIENCE)
+    assert ran.wait(TIMEOUT)
+    connector.join(TIMEOUT)
 
 
 # --- this machine and others ---

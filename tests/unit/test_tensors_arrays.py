@@ -282,7 +282,7 @@ def test_columns_of_other_libraries_are_held_to_their_elements(name: str) -> Non
 
 
 class Wrapped:
-    """An array of another library, as far as numpy can tell."""
+    """An array of another library, as far as numpy sees it."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values

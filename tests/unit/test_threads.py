@@ -15,7 +15,7 @@ from tcm_sync._process import start_thread, watch
 from tcm_sync._reentry import Callers
 from tcm_sync._threads import DaemonThreads
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from ..helpers.peer_scripts import ask, connect, echo
 from ..helpers.scripted_peer import ScriptedPeer
 
@@ -29,7 +29,7 @@ class Unborn(threading.Thread):
 
     def start(self):
         self.beginning.set()
-        self.let.wait(PATIENCE)
+        self.let.wait(TIMEOUT)
         super().start()
 
 
@@ -39,14 +39,14 @@ def test_a_thread_that_does_not_get_started_holds_up_no_other():
     second = threading.Thread(target=start_thread, args=(other,))
     starter.start()
     try:
-        assert unborn.beginning.wait(PATIENCE)
+        assert unborn.beginning.wait(TIMEOUT)
         second.start()
-        second.join(PATIENCE / 2)
+        second.join(TIMEOUT / 2)
         assert not second.is_alive()
     finally:
         unborn.let.set()
         for thread in (starter, second, unborn, other):
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
 
 
 class Ending:
@@ -87,18 +87,18 @@ def test_what_is_made_while_the_process_ends_does_not_disturb_the_end(monkeypatc
 
 def test_the_end_waits_for_a_thread_that_is_being_started(monkeypatch):
     monkeypatch.setattr(_process, "_exiting", False)
-    monkeypatch.setattr(_process, "_START_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(_process, "_START_TIMEOUT", TIMEOUT)
     unborn = Unborn()
     starter = threading.Thread(target=start_thread, args=(unborn,))
     starter.start()
-    assert unborn.beginning.wait(PATIENCE)
+    assert unborn.beginning.wait(TIMEOUT)
     end = threading.Thread(target=_process._at_exit)
     end.start()
     unborn.let.set()
-    end.join(PATIENCE / 2)
+    end.join(TIMEOUT / 2)
     assert not end.is_alive()
     for thread in (starter, unborn):
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
 
 
 def interrupted(thread):
@@ -113,9 +113,9 @@ def test_workers_whose_thread_was_never_started_close_and_go_on(monkeypatch, the
         with pytest.raises(KeyboardInterrupt):
             workers.submit(lambda: 7)
     if then == "submit":
-        assert workers.submit(lambda: 8).result(PATIENCE) == 8
+        assert workers.submit(lambda: 8).result(TIMEOUT) == 8
     workers.close()
-    workers.join(PATIENCE)
+    workers.join(TIMEOUT)
     with pytest.raises(ClientClosedError):
         workers.submit(lambda: 9)
 
@@ -123,16 +123,16 @@ def test_workers_whose_thread_was_never_started_close_and_go_on(monkeypatch, the
 def test_jobs_run_in_their_order_and_not_at_all_once_withdrawn_or_stopped():
     threads = DaemonThreads("tcm-sync-test", 1)
     ran, let = [], threading.Event()
-    assert threads.submit(lambda: let.wait(PATIENCE))
+    assert threads.submit(lambda: let.wait(TIMEOUT))
     for key in "abcd":
         assert threads.submit(lambda key=key: ran.append(key), key=key)
     threads.withdraw("b")
     done = threading.Event()
     assert threads.submit(done.set)
     let.set()
-    assert done.wait(PATIENCE)
+    assert done.wait(TIMEOUT)
     assert ran == ["a", "c", "d"]
-    threads.join(PATIENCE)
+    threads.join(TIMEOUT)
     assert threads.is_idle()
     assert threads.stop() == []
     assert not threads.submit(lambda: ran.append("e"))
@@ -147,14 +147,14 @@ def test_a_task_for_which_there_is_no_thread_is_refused_and_never_done(monkeypat
         patch.setattr(_threads, "start_thread", no_more)
         with pytest.raises(ConnectFailedError, match="no thread to make the call with"):
             workers.submit(lambda: done.append(1))
-    assert workers.submit(lambda: 7).result(PATIENCE) == 7
+    assert workers.submit(lambda: 7).result(TIMEOUT) == 7
     assert done == []
     workers.close()
-    workers.join(PATIENCE)
+    workers.join(TIMEOUT)
 
 
 def test_a_job_that_comes_as_the_idle_thread_gives_up_waiting_is_run():
-    threads, run = DaemonThreads("tcm-sync-test", 1, idle=PATIENCE), threading.Event()
+    threads, run = DaemonThreads("tcm-sync-test", 1, idle=TIMEOUT), threading.Event()
     wait = threads._changed.wait
 
     def give_up(timeout):
@@ -165,26 +165,26 @@ def test_a_job_that_comes_as_the_idle_thread_gives_up_waiting_is_run():
     threads._changed.wait = give_up
     threads.submit(lambda: None)
     try:
-        assert run.wait(PATIENCE)
+        assert run.wait(TIMEOUT)
     finally:
         threads.stop()
-        threads.join(PATIENCE)
+        threads.join(TIMEOUT)
 
 
 def test_closing_workers_ends_what_waits_and_cancelling_takes_it_out():
     workers = Workers(1, Callers())
     let = threading.Event()
-    first = workers.submit(lambda: let.wait(PATIENCE))
+    first = workers.submit(lambda: let.wait(TIMEOUT))
     cancelled, waiting = workers.submit(lambda: 1), workers.submit(lambda: 2)
     assert cancelled.cancel()
     workers.close()
     with pytest.raises(ClientClosedError):
-        waiting.result(PATIENCE)
+        waiting.result(TIMEOUT)
     with pytest.raises(CancelledError):
-        cancelled.result(PATIENCE)
+        cancelled.result(TIMEOUT)
     let.set()
-    assert first.result(PATIENCE)
-    workers.join(PATIENCE)
+    assert first.result(TIMEOUT)
+    workers.join(TIMEOUT)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -535,7 +535,7 @@ TURNS = 3
 
 
 class Tables(RuleBasedStateMachine):
-    """Processes that claim, release, give up, die, fork and damage the file, against a model of the rules."""
+    """Processes that claim, release, time out, end, fork and damage the file, and a model of the rules."""
 
     def __init__(self):
         super().__init__()

@@ -598,7 +598,7 @@ def test_a_table_that_fails_costs_no_call_and_is_said_once(two, folder, closed, 
     assert len(said) == (harm != "deleted")
     assert all("take no turns" in each for each in said)
     if harm == "deleted":
-        assert file.exists()  # made anew
+        assert file.exists()  # a new one
 
 
 @pytestmark_linux

@@ -13,7 +13,7 @@ from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.unsolicited import UnsolicitedMessages
 from tcm_sync._wire.messages import Alert
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 CONNECTION = SimpleNamespace(uuid="u-1")
 
 
@@ -32,7 +32,7 @@ def test_alerts_are_counted_by_kind_and_logged_once_a_minute_each(unsolicited, m
         now[0] += passes
         unsolicited.alert(CONNECTION, Alert(error_type=kind, message=f"of {kind}"))
     assert unsolicited.counts.alerts == {"a": 3, "b": 2}
-    assert flush(PATIENCE)
+    assert flush(TIMEOUT)
     said = [record.getMessage() for record in caplog.records]
     assert [text.split(": ")[2] for text in said] == ["a", "b", "a", "b"]
 

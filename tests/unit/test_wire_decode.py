@@ -230,7 +230,7 @@ def test_depth_does_no_harm(begin, end, key, closed):
 def test_an_error_never_shows_the_token(token, ascii_only):
     secret = Secret(token)
 
-    def told(read, text):
+    def check_hidden(read, text):
         with pytest.raises(ProtocolError) as caught:
             read(text)
         error = caught.value
@@ -241,15 +241,15 @@ def test_an_error_never_shows_the_token(token, ascii_only):
 
     for count in (1, 3, 500):
         said = json.dumps(token * count, ensure_ascii=ascii_only).encode()
-        told(decode_message, b'{"type": 7, "payload": %b}' % said)
-        told(decode_message, b'{"type": "error", "payload": {"message": "m", "code": [%b]}}' % said)
-        told(decode_message, b'{"type": "error", "payload": %b' % said)
-        told(decode_message, b'{"type": "error", "payload": %b\xff}' % said)
-        told(decode_failure, b'{"code": "C", "retriable": %b}' % said)
+        check_hidden(decode_message, b'{"type": 7, "payload": %b}' % said)
+        check_hidden(decode_message, b'{"type": "error", "payload": {"message": "m", "code": [%b]}}' % said)
+        check_hidden(decode_message, b'{"type": "error", "payload": %b' % said)
+        check_hidden(decode_message, b'{"type": "error", "payload": %b\xff}' % said)
+        check_hidden(decode_failure, b'{"code": "C", "retriable": %b}' % said)
         wrong = b'{"type": %b, "uuid": %b, "payload": {"status": "FAILED"}}' % (said, said)
-        told(lambda text: decode_inference(text, "u"), wrong)
+        check_hidden(lambda text: decode_inference(text, "u"), wrong)
         strange = b'{"type": "inference", "uuid": "u", "payload": {"status": %b}}' % said
-        told(lambda text: decode_inference(text, "u"), strange)
+        check_hidden(lambda text: decode_inference(text, "u"), strange)
     assert secret.reveal() == token
 
 

@@ -102,7 +102,7 @@ def _times(remark: str) -> int:
 
 
 def is_remark(message: Any) -> bool:
-    """Whether the recorder only tells what happened."""
+    """Whether the recorder only notes what happened."""
     return isinstance(message, str) and message.startswith("(") and not message.startswith("(verbatim)")
 
 

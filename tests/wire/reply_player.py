@@ -20,7 +20,7 @@ from tcm_sync import (
     TcmError,
 )
 
-from ..helpers.peer_connection import PATIENCE
+from ..helpers.peer_connection import TIMEOUT
 from .recordings import kind_of, sockets, text
 from .test_recorded_replies import ADVISED, FAILURES, REFUSALS, check
 from .test_recorded_requests import parsed, where_of, with_our_capability, without_empty_roles
@@ -155,17 +155,17 @@ def receive(connection):
 
 def facts_of(message):
     """Return what a request says, but for its tensors: those are compared in `test_recorded_requests`."""
-    told = {
+    arguments = {
         name: value
         for name, value in message["payload"].items()
         if name not in ("request", "job_id", "inputs") and not (name in OPTIONAL and not value)
     }
-    if "pipeline" in told:
-        told["pipeline"] = [step["model_name"] for step in told["pipeline"]]
-        told.pop("model_name", None)
+    if "pipeline" in arguments:
+        arguments["pipeline"] = [step["model_name"] for step in arguments["pipeline"]]
+        arguments.pop("model_name", None)
     request = message["payload"].get("request", {})
     options = request.get("protocol", "http"), request.get("allow_transient", False)
-    return message["type"], told, options, request.get("output_name", "output")
+    return message["type"], arguments, options, request.get("output_name", "output")
 
 
 def readdressed(message, uuid, job_id):
@@ -199,10 +199,10 @@ def answer_well(connection, message):
 
 
 def client_of(peer, turns, **settings):
-    """Make a client with the recorded identity. It repeats nothing unless it is told to."""
+    """Make a client with the recorded identity. It repeats nothing unless the settings say so."""
     auth = turns[0].request.message["payload"]
     who = AuthContext(token=auth.get("token"), **auth.get("client", {}))
-    return TcmClient(peer.uri, who, **{"timeout": PATIENCE, "retry": None, **settings})
+    return TcmClient(peer.uri, who, **{"timeout": TIMEOUT, "retry": None, **settings})
 
 
 def ask(client, message, **how):
@@ -280,12 +280,12 @@ def check_failure(error, reply):
         check(error, reply, table)
         return
     assert type(error) is ManagementError
-    told = reply.message["payload"]["data"]
-    assert told[:250] in error.message
+    text = reply.message["payload"]["data"]
+    assert text[:250] in error.message
     gone = {"server": "Server instance", "container": "Container", "vm": "VM"}
-    if "Deletion failed: " in told:
+    if "Deletion failed: " in text:
         assert error.parts == {
-            part: "missing" if f"{name} not found" in told else "deleted" for part, name in gone.items()
+            part: "missing" if f"{name} not found" in text else "deleted" for part, name in gone.items()
         }
     else:
         assert error.parts == {}

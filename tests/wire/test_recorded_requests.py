@@ -29,7 +29,7 @@ REQUESTS = [frame for frame in ALL if frame not in AUTHS]
 NEVER = {
     "not JSON": "auth.bad_json envelope.bad_json_later inference.not_finite",
     "broken envelope": "envelope.unknown_type envelope.missing_payload",
-    # Nothing but its job_id tells which question an answer is to, so ours always have one.
+    # Only its job_id shows which question an answer is to, so ours always have one.
     "info without job_id": """
         auth.not_first envelope.uuid_mismatch envelope.bad_json_later limit.messages_per_second shutdown.idle
         alert info.queue_stats_while_job_runs info.queue_stats_while_inference_runs info.queue_alias
