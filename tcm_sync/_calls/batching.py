@@ -74,7 +74,7 @@ class Batcher:
         self._changed = threading.Condition(self._lock)  # notified when a batch may leave
         self._open: dict[Hashable, Batch] = {}
         self._inside: set[Sample] = set()  # of all callers that wait here
-        self._bare: dict[Hashable, int] = {}  # bytes of a message without its samples, by their key
+        self._empty_message_bytes: dict[Hashable, int] = {}  # without samples, by their key
 
     def at_exit(self) -> None:
         """Do nothing: calls are refused by the client."""
@@ -111,15 +111,15 @@ class Batcher:
     def _room(self, sample: Sample) -> int:
         """Count the bytes that the samples of a message may have; this one alone must fit."""
         limit = self._core.message_limit()
-        bare = self._bare.get(sample.key)
-        if bare is None:
+        empty = self._empty_message_bytes.get(sample.key)
+        if empty is None:
             text = self._text(sample.tensors, [[] for _ in sample.texts], 10**_DIGITS)
-            bare = size_of(text) + self._core.messages.envelope_bytes("inference")
-            if len(self._bare) >= _MOST_KINDS:
-                self._bare.clear()
-            self._bare[sample.key] = bare
-        check_size(bare + sample.size, limit)
-        return limit - bare
+            empty = size_of(text) + self._core.messages.envelope_bytes("inference")
+            if len(self._empty_message_bytes) >= _MOST_KINDS:
+                self._empty_message_bytes.clear()
+            self._empty_message_bytes[sample.key] = empty
+        check_size(empty + sample.size, limit)
+        return limit - empty
 
     def _join(self, sample: Sample, room: int) -> bool:
         """Add a sample to the batch of its kind; True if that is a new one, which it leads."""
@@ -209,7 +209,7 @@ class Batcher:
             outcomes: list[InferResult | TcmError] = [*self._split(call, attempts)]
             samples = call.samples
         except TcmError as error:
-            fewer = self._fewer(call, error)
+            fewer = self._fewer_samples(call, error)
             if fewer is not None:
                 self._divide(batch, leader, fewer)
                 return  # to lead its part of them
@@ -228,7 +228,7 @@ class Batcher:
                         sample.wake()
             batch.samples.clear()
 
-    def _fewer(self, call: BatchCall, error: TcmError) -> int | None:
+    def _fewer_samples(self, call: BatchCall, error: TcmError) -> int | None:
         """Return how many samples to send at a time, if the batch was refused for its size."""
         if not call.payload:
             return None

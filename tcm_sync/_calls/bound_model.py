@@ -70,7 +70,7 @@ def checked_batch(signature: ModelSignature | None, inputs: object) -> tuple[obj
         return inputs, None
     tensors: list[Any] = [
         InferenceInput(each.name, each.shape, each.datatype, each.array)
-        for each in fit_inputs(signature, inputs, uncut=True)
+        for each in fit_inputs(signature, inputs, will_be_cut=True)
     ]
     return tensors, signature.max_batch_size
 

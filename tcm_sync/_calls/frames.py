@@ -43,7 +43,7 @@ def infer_frame(
 
     def take(start: int, stop: int) -> tuple[Tensor, ...]:
         arrays = table.take(start, stop)
-        return check_inputs(arrays) if signature is None else fit_inputs(signature, arrays, uncut=True)
+        return check_inputs(arrays) if signature is None else fit_inputs(signature, arrays, will_be_cut=True)
 
     for start in range(0, table.length, _CHECKED_ROWS):
         take(start, min(start + _CHECKED_ROWS, table.length))

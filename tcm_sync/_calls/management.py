@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _TIMEOUT = 900.0  # seconds: jobs take minutes
 #: Of a job that is answered only if it fails (docs/wire.rst, "Management").
 _TIMEOUT_OF_CONTAINERS = 60.0
-_LOOK = 1.0  # seconds between two updates of the progress
+_PROGRESS_INTERVAL = 1.0  # seconds between two updates of the progress
 
 _UNDER_WAY = (
     'queue_stats().unfinished("management") is not 0 while a job waits or runs (of 50 places; pass size= '
@@ -241,4 +241,4 @@ class ManagementCall(Call):
 
 
 def _bounded(seconds: float | None) -> float:
-    return _LOOK if seconds is None else min(seconds, _LOOK)
+    return _PROGRESS_INTERVAL if seconds is None else min(seconds, _PROGRESS_INTERVAL)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from tcm_sync._calls.core import Core
     from tcm_sync._deadline import Deadline
 
-_SLACK = 0.1  # seconds: the failure of the look itself says more than that it took too long
-_ONE_LOOK = 5.0  # seconds that one look may take
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks, doubled each time
+_SLACK = 0.1  # seconds: the failure of the probe itself says more than that it took too long
+_PROBE_TIMEOUT = 5.0  # seconds that one probe may take
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two probes, doubled each time
 
 
 def ask(core: Core, name: str, timeout: float) -> Readiness:
@@ -33,16 +33,16 @@ def ask(core: Core, name: str, timeout: float) -> Readiness:
 
 
 def wait_until_ready(core: Core, timeout: float) -> Readiness:
-    """Ask ``/ready`` until it says yes, with pauses that grow to a second."""
+    """Ask ``/ready`` until the manager is ready, with pauses that grow to a second."""
     deadline = start_deadline(timeout, None)
     pause, answer = _FIRST_PAUSE, None
     while True:
         runtime = core.begin()
-        readiness = _ask(core, "ready", deadline.at_most(_ONE_LOOK), runtime.opener.opening)
+        readiness = _ask(core, "ready", deadline.at_most(_PROBE_TIMEOUT), runtime.opener.opening)
         if readiness.ok:
             return readiness
         if answer is None or not (readiness.status == "unreachable" and deadline.expired()):
-            answer = readiness  # the last look may have had no time
+            answer = readiness  # the last probe may have had no time
         core.begin()  # raises if it was not ready because the client was closed
         left = deadline.remaining()
         if left == 0.0:
@@ -64,7 +64,7 @@ def _ask(core: Core, name: str, deadline: Deadline, opening: OpeningSockets) -> 
     # On a thread of its own: the resolution of a name has no deadline.
     answer: Future[tuple[int, bytes]] = Future()
     try:
-        core.prober.submit(partial(_look, answer, partial(probe, opener, name, deadline, opening)))
+        core.prober.submit(partial(_run_probe, answer, partial(probe, opener, name, deadline, opening)))
         left = deadline.remaining()
         end = inf if left is None else monotonic() + left + _SLACK
         while not answer.done() and (rest := end - monotonic()) > 0.0:
@@ -83,13 +83,13 @@ def _ask(core: Core, name: str, deadline: Deadline, opening: OpeningSockets) -> 
             raise
         return Readiness(ok=False, status="unreachable", detail=f"no thread to ask with: {error}")
     finally:
-        answer.cancel()  # a look that still waits for its turn
+        answer.cancel()  # a probe that still waits for its turn
 
 
-def _look(answer: Future[tuple[int, bytes]], look: Callable[[], tuple[int, bytes]]) -> None:
+def _run_probe(answer: Future[tuple[int, bytes]], ask: Callable[[], tuple[int, bytes]]) -> None:
     if not answer.set_running_or_notify_cancel():
         return
     try:
-        answer.set_result(look())
+        answer.set_result(ask())
     except BaseException as error:  # noqa: BLE001 - the waiting caller raises it
         answer.set_exception(error)

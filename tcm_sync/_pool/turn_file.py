@@ -96,7 +96,7 @@ class TurnFile:
     def __init__(self, folder: str, clock: Callable[[], int]) -> None:
         # Guards the file against other threads, as its record lock does against other processes.
         self._lock = threading.RLock()
-        self._inside = False  # whether a thread is between taking and releasing the record lock
+        self._is_locked = False  # whether a thread is between taking and releasing the record lock
         self._clock = clock
         self._descriptor = -1
         self._file: io.FileIO | None = None
@@ -165,15 +165,15 @@ class TurnFile:
         table.
         """
         with self._lock:
-            if self._inside:
+            if self._is_locked:
                 raise TableBusyError("this thread is using it")
             try:
                 try:
-                    self._inside = True
+                    self._is_locked = True
                     self._take_record_lock()
                     return work()
                 finally:
-                    self._inside = False
+                    self._is_locked = False
                     fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1)
             except (OSError, ValueError) as error:  # a ValueError if it was closed
                 raise TableError(f"the table of turns cannot be used: {error}") from error

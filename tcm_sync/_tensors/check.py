@@ -79,7 +79,7 @@ def fit_inputs(
     inputs: object,
     *,
     sample: bool = False,
-    uncut: bool = False,
+    will_be_cut: bool = False,
     infinities: bool = False,
 ) -> tuple[Tensor, ...]:
     """Check inputs against a signature, and convert them to its datatypes.
@@ -96,7 +96,7 @@ def fit_inputs(
         What `check_inputs` takes, or one array-like alone, or a data frame.
     sample : bool
         Whether it is one sample, which gets its batch axis later.
-    uncut : bool
+    will_be_cut : bool
         Whether it is a batch that will be cut, so that it may be larger than the model's maximum.
     infinities : bool
         Whether they may hold infinities, which have no form in JSON.
@@ -134,7 +134,7 @@ def fit_inputs(
         for spec in signature.inputs
         if spec.name not in given and not spec.optional
     ]
-    wrong += _batch_faults(batches, None if uncut else signature.max_batch_size)
+    wrong += _batch_faults(batches, None if will_be_cut else signature.max_batch_size)
     if not given and not wrong:
         wrong = ["no inputs: a model needs at least one"]
     if wrong:

@@ -87,7 +87,7 @@ class Counts:
         """Return all counters but those of the pools."""
         now = monotonic()
         with self.lock:
-            figures = {name: getattr(self, name) for name in _OWN}
+            figures = {name: getattr(self, name) for name in _FIGURES}
             figures.update(self._last_minute(now))
             copies = {name: Counter(value) for name, value in figures.items() if isinstance(value, Counter)}
         return {**figures, **copies, "seconds": now - self._began}
@@ -164,7 +164,7 @@ class Counts:
             self.turn_wait_seconds += seconds
 
 
-_OWN = (
+_FIGURES = (
     "calls",
     "failures",
     "repeats",

@@ -87,7 +87,7 @@ def decode_message(message: bytes) -> tuple[Envelope, Payload]:
     MessageTooLargeError
         There is not enough memory to decode it; the same holds for all functions below.
     """
-    return _guarded(_read_message, message)
+    return _decode(_read_message, message)
 
 
 def decode_inference(message: bytes, uuid: str) -> InferenceReply:
@@ -122,7 +122,7 @@ def decode_stream(message: bytes, uuid: str) -> InferenceReply:
 
 def decode_text(data: Data) -> str:
     """Decode the text of a stream's chunk."""
-    return _guarded(_text.decode, data)
+    return _decode(_text.decode, data)
 
 
 def decode_info(message: bytes) -> InfoReply:
@@ -143,12 +143,12 @@ def decode_management(message: bytes, uuid: str) -> ManagementReply:
 
 def decode_value(data: Data) -> Any:
     """Decode the data of an info or management reply, which may be any JSON."""
-    return _guarded(_value.decode, data)
+    return _decode(_value.decode, data)
 
 
 def decode_steps(data: Data) -> dict[str, msgspec.Raw]:
     """Decode the data of a pipeline: the outputs of each step, as raw JSON, by the step's name."""
-    return _guarded(_steps.decode, data)
+    return _decode(_steps.decode, data)
 
 
 def _size_of(data: Data) -> int:
@@ -199,7 +199,7 @@ def _reply_for(message: bytes, uuid: str) -> InferenceReply:
 
 def decode_failure(data: Data) -> Failure | str:
     """Decode the data of a FAILED reply: a failure with a code, or a text alone."""
-    return _guarded(_failure.decode, data)
+    return _decode(_failure.decode, data)
 
 
 def _read_message(message: bytes) -> tuple[Envelope, Payload]:
@@ -226,7 +226,7 @@ def _check_utf8(message: bytes) -> None:
     decoder.decode(b"", final=True)
 
 
-def _guarded(read: Callable[[bytes], Decoded], data: Data) -> Decoded:
+def _decode(read: Callable[[bytes], Decoded], data: Data) -> Decoded:
     try:
         message = bytes(data)  # it may be a msgspec.Raw
         return read(message)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from tcm_sync._numbers import as_number, shown
 from tcm_sync.errors import InputError
 
-_DEEPEST = 100
+_MAX_DEPTH = 100
 _BITS = 64
 
 
@@ -33,8 +33,8 @@ def _as_builtin(value: object) -> object:
 
 
 def _check(value: object, path: str, depth: int) -> None:
-    if depth > _DEEPEST:
-        raise InputError(f"{path[:80]}...: nested more than {_DEEPEST} deep")
+    if depth > _MAX_DEPTH:
+        raise InputError(f"{path[:80]}...: nested more than {_MAX_DEPTH} deep")
     number = as_number(value)
     if number is not None:  # numbers of numpy and other libraries are checked as Python's
         value = number

@@ -115,7 +115,7 @@ def test_all_of_the_time_is_used():
 
 
 def test_a_look_that_is_never_answered_leaves_time_for_the_next(monkeypatch):
-    monkeypatch.setattr(probing, "_ONE_LOOK", 0.2)
+    monkeypatch.setattr(probing, "_PROBE_TIMEOUT", 0.2)
 
     def silent_once(connection):
         if len(peer.probes) == 1:

@@ -234,7 +234,7 @@ def test_a_batch_over_the_largest_is_refused_unless_it_is_going_to_be_cut(dims, 
     fit_inputs(signature, {"x": np.zeros((3, 4), np.float32)})
     inputs = {"x": np.zeros((5, 4), np.float32)}
     assert problems(signature, inputs) == ["a batch of 5: the model takes at most 3; infer_chunked() cuts it"]
-    assert fit_inputs(signature, inputs, uncut=True)[0].shape == (5, 4)
+    assert fit_inputs(signature, inputs, will_be_cut=True)[0].shape == (5, 4)
 
 
 def test_inputs_of_a_batch_have_one_size() -> None:
