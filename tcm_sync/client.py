@@ -396,7 +396,8 @@ class TcmClient:
         InputError
             The arguments cannot be sent; nothing was.
         MessageTooLargeError
-            The message is over ``max_message_bytes``, and shared memory is no way either; nothing was sent.
+            The message is over ``max_message_bytes``, and shared memory cannot be used either. Nothing was
+            sent.
         SharedMemoryUnavailableError, SharedMemoryRegistrationError
             With ``transport="shm"``: the tensors cannot go that way.
         TcmError
@@ -458,7 +459,8 @@ class TcmClient:
         InputError
             The arguments cannot be sent; nothing was.
         MessageTooLargeError
-            A single row, or ``rows`` of them, are over ``max_message_bytes``, and shared memory is no way.
+            A single row, or ``rows`` of them, are over ``max_message_bytes``, and shared memory cannot be
+            used.
         SharedMemoryUnavailableError, SharedMemoryRegistrationError
             As `infer` raises them.
         ProtocolError

@@ -344,7 +344,7 @@ class ManagementResult:
     elapsed : float
         Seconds from the start of the call to its end.
     parts : mapping of str to str
-        Of a deletion, what became of its ``"server"``, ``"container"`` and ``"vm"``: each was ``"deleted"``,
+        Of a deletion, the outcome for its ``"server"``, ``"container"`` and ``"vm"``: each was ``"deleted"``,
         or was ``"missing"`` (see `TcmClient.delete`). Empty for other jobs.
     """
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sample:
-    """One caller's inputs, and what becomes of them. All but the lock is guarded by the batcher's."""
+    """One caller's inputs, and their outcome. All but the lock is guarded by the batcher's."""
 
     __slots__ = (
         "batch",

@@ -45,7 +45,7 @@ class Shareable(Struct, frozen=True, eq=False):
 
 
 class SharedCall(InferenceCall):
-    """One inference on its way, for each attempt of which segments are acquired.
+    """One inference on its way: each attempt acquires the segments that it names.
 
     A segment goes back to the arena after a good reply alone, and after a refusal that says that the request
     was never run. After anything else it may still be read, so it is discarded.
@@ -194,7 +194,7 @@ class SharedCall(InferenceCall):
 
 def also(error: TcmError, why: str) -> TcmError:
     """Add to an error why shared memory could not be used either."""
-    error.args = (f"{error.message}; and shared memory is no way either, {why}",)
+    error.args = (f"{error.message}; and shared memory cannot be used either: {why}",)
     return error
 
 

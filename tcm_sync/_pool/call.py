@@ -45,7 +45,7 @@ class Call:
     kind: ClassVar[str] = "inference"
     streaming: ClassVar[bool] = False
     reported_as: CallKind = "infer"
-    watch: Watch | None = None  # what measures and reports it, if somebody listens
+    watch: Watch | None = None  # what measures and reports it, if there are listeners
     attempt_timeout: float | None = None  # seconds for the reply of the first attempt that is too slow
     may_have_run = False  # whether an attempt may have run whose answer did not come
     turn: Turn | None = None  # of the attempt under way, if it took one

@@ -83,7 +83,7 @@ class Gate:
         self._pause = 0.0  # of the last shutting; 0.0 once the pause is reset
         self._opens_at = 0.0
         self._prober: weakref.ref[Prober] | None = None  # the probe that passed, until its outcome is known
-        self._probe_ends = inf  # when the probe is over, whatever became of it
+        self._probe_ends = inf  # when the probe is over, however it ends
         self._shut_at = 0.0  # when it was shut after it had been open
         self._unlogged: list[tuple[int, str]] = []  # lines for the log, which is not written under a lock
         self.cause: TcmError | None = None  # why it is shut; None is open

@@ -1,4 +1,4 @@
-"""How a pool's connections are opened: on the connector's threads, and what becomes of each attempt."""
+"""How a pool's connections are opened: on the connector's threads, and what each attempt leads to."""
 
 from __future__ import annotations
 

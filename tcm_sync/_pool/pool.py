@@ -112,7 +112,7 @@ class Pool:
         eager : bool
             Whether the first failure to connect is raised as long as the manager was never reached.
         watch : Watch, optional
-            What reports a wait, if somebody listens.
+            What reports a wait, if there are listeners.
 
         Raises
         ------

@@ -5,7 +5,7 @@ counts as present, and since when its first caller has been waiting. Each turn t
 it is, and until when. Every record ends by its time, so a process that is killed, stopped or forked delays
 the others by the age of one turn, and leaves nothing to clean up.
 
-The file is read and written with pread and pwrite, since a mapping of a file that somebody truncates raises
+The file is read and written with pread and pwrite, since a mapping of a file that a process truncates raises
 SIGBUS. Whatever is wrong with the file raises a `TableError`, and the caller continues without the table.
 """
 
@@ -161,7 +161,7 @@ class TurnFile:
         """Do `work` under the table's lock: a record lock, which ends with its process and is not a child's.
 
         It is no context manager: an interrupt at its beginning would leave the locks held for as long as
-        somebody keeps the traceback. A signal handler that finds its own thread inside continues without the
+        a traceback is kept. A signal handler that finds its own thread inside continues without the
         table.
         """
         with self._lock:

@@ -164,7 +164,7 @@ class Turns:
         closed : threading.Event
             Set when the client is closed, before `wake_all` is called.
         watch : Watch, optional
-            What reports a wait, if somebody listens.
+            What reports a wait, if there are listeners.
 
         Returns
         -------

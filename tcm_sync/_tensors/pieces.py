@@ -99,6 +99,9 @@ def has_any(text: memoryview, marks: tuple[bytes, ...]) -> bool:
 class _Reader:
     """Reads one text as a sequence of equal units, each a number or a list that is not too long.
 
+    The unit of ``[[[1, 2], [3, 4]], [[5, 6], [7, 8]]]`` may be ``[[1, 2], [3, 4]]``, ``[1, 2]`` or ``1``: the
+    largest that fits a piece. The lists above it are not made: only their lengths are counted and compared.
+
     Parameters
     ----------
     text, depth, kind, dtype
@@ -109,7 +112,8 @@ class _Reader:
         self._text = text
         self._kind = kind
         self._dtype = dtype
-        self._position, self._axes, self._unit = self._first_unit(depth)  # axes and shape of a unit
+        # Where the next piece begins; the axes and the shape of a unit.
+        self._position, self._axes, self._unit = self._first_unit(depth)
         self._elements = math.prod(self._unit)
         self._is_short = bool(self._unit) and self._unit[-1] < _SHORT
         self._unit_structure = _structure_of(self._unit)
@@ -124,7 +128,7 @@ class _Reader:
         self._filled = 0
 
     def _first_unit(self, depth: int) -> tuple[int, int, tuple[int, ...]]:
-        """Find the largest first list that is not too long: where it begins, its axes and its shape."""
+        """Find the first unit, the largest list that fits a piece: where it begins, its axes, its shape."""
         opened = [found.end() for found in re.finditer(rb"\[", self._text[: _LONGEST_GAP * 16])][:depth]
         for axes in range(depth - 1, 0, -1):
             start = opened[depth - axes - 1]
@@ -289,7 +293,7 @@ class _Reader:
         return part.astype(np.uint64)
 
     def _refuse(self, piece: bytes, start: int) -> NoReturn:
-        """Raise why a piece is no units."""
+        """Raise the reason why a piece is not a sequence of units."""
         outer = len(self._lengths) - 1
         decode_lists(b"[%b]" % piece, self._axes + 1, self._kind, self._dtype, outer=outer)
         raise TensorError(f"ragged lists, at byte {start:,} or a little later")

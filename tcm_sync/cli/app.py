@@ -37,7 +37,7 @@ _COMMANDS = {
 }
 
 
-class _Lazy(Group):
+class _LazyGroup(Group):
     """A group whose commands are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -52,7 +52,7 @@ class _Lazy(Group):
 
 
 @click.command(
-    cls=_Lazy,
+    cls=_LazyGroup,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit status: 0, 1 failure, 2 usage, 3 unreachable or not ready, 4 denied, 130 interrupted.",

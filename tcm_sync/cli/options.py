@@ -139,7 +139,7 @@ def _variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if value or name == "TCM_CA_FILE"}
 
 
-# An empty value, as of a shell's variable that is not set, must not do without these in silence.
+# An empty value, as of a shell's variable that is not set, must not leave these out without an error.
 _NEVER_EMPTY = frozenset({"TCM_WS_URI", "TCM_CLIENT_TOKEN", "TCM_CA_FILE", "TCM_PROXY"})
 
 

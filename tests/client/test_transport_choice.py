@@ -295,7 +295,7 @@ def test_a_map_tells_what_cannot_be_shared_as_the_failure_of_that_call(client):
 )
 def test_what_can_go_no_way_is_told_with_both_reasons(client_of, manager, x, kind, text, settings, why):
     client = client_of(manager, **settings)
-    with pytest.raises(kind, match="; and shared memory is no way either, ") as caught:
+    with pytest.raises(kind, match="; and shared memory cannot be used either: ") as caught:
         client.infer("sum", {"x": x})
     assert text in caught.value.message
     assert why in caught.value.message
@@ -307,7 +307,7 @@ def test_what_can_go_no_way_is_told_with_both_reasons(client_of, manager, x, kin
 
 def test_what_a_socket_does_not_allow_is_told_with_both_reasons(client_of, serve):
     client = client_of(serve({"sum": total}, shm=False))
-    with pytest.raises(MessageTooLargeError, match="no way either, not granted: ") as caught:
+    with pytest.raises(MessageTooLargeError, match="cannot be used either: not granted: ") as caught:
         client.infer("sum", {"x": TOO_MANY})
     assert "max_message_bytes" in str(caught.value)
     assert client.stats().messages_sent == 0
@@ -369,7 +369,7 @@ def test_a_full_directory_is_a_reason(client, monkeypatch):
     assert way(client) == "no room"
     with pytest.raises(SharedMemoryUnavailableError, match="no room: /dev/shm has no 16,384 bytes"):
         client.infer("sum", {"x": WORTH}, transport="shm")
-    with pytest.raises(MessageTooLargeError, match=r"max_message_bytes.* no way either, no room: "):
+    with pytest.raises(MessageTooLargeError, match=r"max_message_bytes.* cannot be used either: no room: "):
         client.infer("sum", {"x": TOO_MANY})
 
 
@@ -428,7 +428,7 @@ def test_the_route_is_remembered_with_the_reason_and_nothing_is_tried_meanwhile(
     assert "and refused: [TritonThread] TRITON_SHM_REGISTRATION_FAILED" in told
     assert told.endswith("(tried again after a pause of 5 s)")
     with pytest.raises(
-        MessageTooLargeError, match=r"max_message_bytes.*; and shared memory is no way either"
+        MessageTooLargeError, match=r"max_message_bytes.*; and shared memory cannot be used either"
     ):
         client.infer("sum", {"x": TOO_MANY})
     assert client.stats().shm_sends == 2
@@ -480,7 +480,9 @@ def test_asked_for_it_is_tried_all_the_same_and_is_an_error(client_of, blind, cl
 
 def test_a_message_that_does_not_fit_tells_both_reasons_after_the_trying(client_of, blind):
     client = client_of(blind)
-    with pytest.raises(MessageTooLargeError, match=r"max_message_bytes.*no way either, refused: ") as caught:
+    with pytest.raises(
+        MessageTooLargeError, match=r"max_message_bytes.*cannot be used either: refused: "
+    ) as caught:
         client.infer("sum", {"x": TOO_MANY})
     assert "Unable to open shared memory region" in caught.value.message
     assert client.stats().shm_sends == 2
@@ -649,7 +651,9 @@ def test_chunks_for_which_no_file_can_be_made_are_cut_again(serve, client_of):
     stats = client.stats()
     assert stats.shm_pinned <= 100_000
     assert set(stats.shm_declined) == {"pinned"}
-    with pytest.raises(MessageTooLargeError, match=r"^rows 0 to 9: .*shared memory is no way either, pinned"):
+    with pytest.raises(
+        MessageTooLargeError, match=r"^rows 0 to 9: .*shared memory cannot be used either: pinned"
+    ):
         client.infer_chunked("echo", {"x": BATCH}, rows=10)
 
 
