@@ -56,7 +56,8 @@ OUTPUTS: dict[str, Callable[[int], dict[str, object]]] = {
 }
 
 
-#: Lists as long as wanted: the beginning, the text that is repeated with commas between, and the end.
+#: Lists as long as wanted: the beginning, the text that is repeated with commas between, and the end. The
+#: text may have the place for a number that counts.
 TEXTS: dict[str, tuple[bytes, bytes, bytes]] = {
     "column": (b"[", b"[1]", b"]"),
     "spaced": (b"[", b" [1]", b"]"),
@@ -73,12 +74,17 @@ TEXTS: dict[str, tuple[bytes, bytes, bytes]] = {
     "words": (b"[", b'"abcdefgh"', b"]"),
     "wordcol": (b"[", b'["abcdefgh"]', b"]"),
     "letters": (b"[", b'"a"', b"]"),
+    "names": (b"[", b'"%08d"', b"]"),
+    "longer": (b"[", b'"%024d"', b"]"),
 }
 
 
 def text_of(kind: str, size: int) -> bytes:
     """Write a list of about so many bytes."""
     before, each, behind = TEXTS[kind]
+    if b"%" in each:
+        count = size // (len(each % 0) + 1) + 1
+        return before + b",".join(each % number for number in range(count)) + behind
     return before + (each + b",") * (size // (len(each) + 1)) + each + behind
 
 

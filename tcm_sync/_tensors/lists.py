@@ -41,12 +41,18 @@ if _STATE_IN_CONTEXT:
 
 
 @functools.cache  # a handful of kinds, at most MAX_DIMENSIONS deep
-def _decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
+def decoder_of(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
     """Return a decoder of lists nested so deep that hold only elements of one kind."""
     nested = _ELEMENTS[kind]
     for _ in range(depth):
         nested = list[nested]  # type: ignore[valid-type]  # made when it runs
     return msgspec.json.Decoder(nested)
+
+
+def why_wrong_form(error: Exception, text: bytes, depth: int, kind: str) -> str:
+    """Describe why a text is not what `decoder_of` decodes, from one of `UNREADABLE`."""
+    wrong_form = f"it must be lists nested {depth} deep that hold only {_ELEMENT_WORDS[kind]}"
+    return why_unreadable(error, text, wrong_form=wrong_form)
 
 
 def decode_lists(
@@ -73,10 +79,9 @@ def decode_lists(
         It is not such a list, is ragged, or a float does not fit the dtype.
     """
     try:
-        nested = _decoder(kind, depth).decode(text)
+        nested = decoder_of(kind, depth).decode(text)
     except UNREADABLE as error:
-        wrong_form = f"it must be lists nested {depth + outer} deep that hold only {_ELEMENT_WORDS[kind]}"
-        raise TensorError(why_unreadable(error, bytes(text), wrong_form=wrong_form)) from None
+        raise TensorError(why_wrong_form(error, bytes(text), depth + outer, kind)) from None
     array = _floats(nested, dtype) if kind == "f" and dtype is not None else _array_of(nested, text, kind)
     if array.ndim != depth:
         raise TensorError("ragged lists")

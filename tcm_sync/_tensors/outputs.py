@@ -198,11 +198,10 @@ def _decode(text: Text, dtype: np.dtype[Any] | None, deadline: Deadline | None) 
         kind = dtype.kind if dtype is not None else _kind_in(view, len(brackets))
         if kind in "biuf":
             return decode_in_pieces(view, depth, kind, dtype, deadline)
-        texts = decode_texts_in_pieces(view, depth, deadline)
-        if texts is not None:
-            return _as_bytes(texts) if kind == "S" else texts
-    else:
-        kind = dtype.kind if dtype is not None else _kind_in(bytes(text), len(brackets))
+        if bytes(view[len(brackets) : len(brackets) + 1]) == b"]":  # no text at all
+            return decode_in_pieces(view, depth, "f", None, deadline).astype(object)
+        return decode_texts_in_pieces(view, depth, deadline, encode=kind == "S")
+    kind = dtype.kind if dtype is not None else _kind_in(bytes(text), len(brackets))
     if depth == 0:
         text = bytes(text)
         if text == b"null":  # among other elements it is NaN; alone the output may be missing

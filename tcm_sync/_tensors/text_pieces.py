@@ -1,15 +1,20 @@
-"""Decode large arrays of text piece by piece, so that other threads run in between."""
+"""Decode large arrays of text piece by piece, so that other threads run in between.
+
+Each text is an object of its own, of 50 bytes and more. So texts that come again and again are one object.
+"""
 
 from __future__ import annotations
 
-import functools
+import math
 import re
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
+from tcm_sync._tensors.datatypes import TensorError
+from tcm_sync._tensors.lists import decoder_of, why_wrong_form
+from tcm_sync._wire.text_ends import end_of_string, without_escapes
 from tcm_sync._wire.unreadable import UNREADABLE
 from tcm_sync.errors import CallTimeoutError
 
@@ -20,129 +25,163 @@ if TYPE_CHECKING:
 
     from tcm_sync._deadline import Deadline
 
-_PIECE = 64 * 1024  # bytes of text that are decoded at a time, besides the rest of an element
-_LONGEST = 2**20  # bytes in which that element must end
-_TRIES = 4  # ends of a piece that are tried, since what looks like the end of an element may be in a text
+_PIECE = 64 * 1024  # bytes that are decoded at a time, besides the rest of a text
+_GLUE_BYTES = 4096  # in which the brackets and blanks between two texts must end
+_GLUE = re.compile(rb"([\] \t\r\n]*)(,?)")  # behind a text
 
-_SPACE = rb"[ \t\r\n]*"  # of JSON (RFC 8259, section 2)
-_END = re.compile(rb'(?<!\\)"((?:' + _SPACE + rb"\])*)" + _SPACE + b",")
+_FEW = 4096  # different texts that are always remembered
+_MOST = 2**17  # those that are remembered while most texts are repeated
 
 
 def decode_texts_in_pieces(
-    text: memoryview, depth: int, deadline: Deadline | None = None
-) -> npt.NDArray[Any] | None:
-    """Decode nested lists of text to an array of objects; None if they have to be decoded at once.
+    text: memoryview, depth: int, deadline: Deadline | None = None, *, encode: bool = False
+) -> npt.NDArray[Any]:
+    """Decode nested lists of text to an array of objects.
 
     Parameters
     ----------
     text : memoryview
         JSON.
     depth : int
-        How many brackets it begins with, at least 1.
+        How many brackets it begins with, at least 1. Behind them is something else than a ``]``.
     deadline : Deadline, optional
         The call's.
+    encode : bool
+        Whether the elements are to be `bytes`, in UTF-8, and not `str`.
 
     Raises
     ------
+    TensorError
+        It is not such a list, or is ragged.
     CallTimeoutError
         The deadline passed meanwhile.
     """
-    reader = _Reader(text, depth)
-    while reader.left:
-        if deadline is not None and deadline.expired():
-            raise CallTimeoutError(
-                "the deadline passed while the reply was being decoded", elapsed=deadline.elapsed()
-            )
-        if not reader.read_piece():
-            return None
-    return reader.array()
+    reader = _Reader(text, depth, encode=encode)
+    try:
+        return reader.read(deadline)
+    finally:
+        reader.drop()  # the traceback of an error would keep it
 
 
 class _Reader:
     """Reads pieces that end behind a text and the lists that end with it, before a comma.
 
-    What is around a quotation mark does not say whether it opens or closes: ``","`` may be a text.
-    But a piece that begins where a text begins, and ends at an opening one, is not valid JSON.
+    Parameters
+    ----------
+    text, depth, encode
+        As `decode_texts_in_pieces` takes them.
     """
 
-    def __init__(self, text: memoryview, depth: int) -> None:
+    def __init__(self, text: memoryview, depth: int, *, encode: bool) -> None:
         self._text = text
         self._depth = depth
+        self._encode = encode
         self._start = 0  # of the next piece
         self._open = 0  # how many lists are open there
-        self._texts: list[npt.NDArray[Any]] = []
+        self._array = np.empty(0, object)  # longer than what it is filled with
+        self._filled = 0
+        self._repeated = _Repeated()
         # Of each axis, the outermost first: the length of its lists, once one has ended, and what was read of
         # the present one.
         self._lengths: list[int | None] = [None] * depth
         self._read = [0] * depth
 
-    @property
-    def left(self) -> bool:
-        """Whether there is more to read."""
-        return self._start < len(self._text)
+    def read(self, deadline: Deadline | None) -> npt.NDArray[Any]:
+        """Read all of it."""
+        while self._start < len(self._text):
+            if deadline is not None and deadline.expired():
+                raise CallTimeoutError(
+                    "the deadline passed while the reply was being decoded", elapsed=deadline.elapsed()
+                )
+            self._read_piece()
+        if self._open:
+            raise TensorError("not valid JSON, since its lists do not end")
+        array = self._array
+        shape = [length or 0 for length in self._lengths]
+        if math.prod(shape) != self._filled:
+            raise TensorError("ragged lists")
+        array.resize(shape, refcheck=False)  # in place
+        return array
 
-    def read_piece(self) -> bool:
-        """Read a piece; return whether it is what it should be."""
+    def drop(self) -> None:
+        """Drop what has been read."""
+        del self._array
+
+    def _read_piece(self) -> None:
         start = self._start
         if len(self._text) - start <= 2 * _PIECE:
-            return self._take(bytes(self._text[start:]), self._depth, len(self._text))
-        ends = _END.finditer(self._text, start + _PIECE, start + _PIECE + _LONGEST)
-        for _, found in zip(range(_TRIES), ends, strict=False):
-            closed = found[1].count(b"]")
-            if closed < self._depth and self._take(
-                bytes(self._text[start : found.end(1)]), closed, found.end()
-            ):
-                return True
-        return False
+            self._take(self._text[start:], self._depth)
+            self._start = len(self._text)
+            return
+        end = self._end_of_text(start + _PIECE)
+        behind = _GLUE.match(self._text, end, end + _GLUE_BYTES)
+        assert behind is not None  # it may be empty
+        closed = behind[1].count(b"]")
+        if (not behind[2] and behind.end() < len(self._text)) or closed + bool(behind[2]) > self._depth:
+            raise TensorError(f"not valid JSON from byte {end:,}")
+        self._take(self._text[start : behind.end(1)], closed)
+        self._start = behind.end()
 
-    def _take(self, piece: bytes, closed: int, end: int) -> bool:
-        """Decode a piece that ends some lists, and count its texts; return whether it is right."""
-        if self._open and piece.lstrip().startswith(b"]"):
-            return False  # there is nothing between this and the comma before it
+    def _end_of_text(self, place: int) -> int:
+        """Return where the text ends that is open at a place, or the first one behind it."""
+        before = without_escapes(bytes(self._text[self._start : place]))
+        if before.count(b'"') % 2:
+            return end_of_string(self._text, place - before.endswith(b"\\"))
+        mark = bytes(self._text[place : place + _GLUE_BYTES]).find(b'"')
+        if mark < 0:
+            raise TensorError(f"ragged lists, or elements that are no text, near byte {place:,}")
+        return end_of_string(self._text, place + mark + 1)
+
+    def _take(self, piece: memoryview, closed: int) -> None:
+        """Decode a piece that ends some lists, and count its texts."""
+        if self._open and bytes(piece[:_GLUE_BYTES]).lstrip().startswith(b"]"):
+            raise TensorError(f"not valid JSON from byte {self._start:,}")  # nothing is behind a comma
+        whole = b"".join((b"[" * self._open, piece, b"]" * (self._depth - closed)))
         try:
-            lists: list[Any] = _decoder(self._depth).decode(
-                b"[" * self._open + piece + b"]" * (self._depth - closed)
-            )
-        except UNREADABLE:
-            return False
-        level = [lists]
+            level: list[Any] = [decoder_of("O", self._depth).decode(whole)]
+        except UNREADABLE as error:
+            raise TensorError(why_wrong_form(error, whole, self._depth, "O")) from None
         for axis in range(self._depth):
-            if not self._count(axis, [len(one) for one in level], still_open=axis < self._depth - closed):
-                return False
+            self._count(axis, [len(one) for one in level], still_open=axis < self._depth - closed)
             level = list(chain.from_iterable(level))
-        texts = np.empty(len(level), object)
-        texts[:] = level
-        self._texts.append(texts)
-        self._start, self._open = end, self._depth - closed
-        return True
+        self._open = self._depth - closed
+        self._put(level)
 
-    def _count(self, axis: int, lengths: list[int], *, still_open: bool) -> bool:
-        """Count the elements of the lists of an axis; return whether all that have ended are equally long."""
+    def _count(self, axis: int, lengths: list[int], *, still_open: bool) -> None:
+        """Count the elements of the lists of an axis; all that have ended must be equally long."""
         if axis + 1 < self._open:
             lengths[0] -= 1  # its first element is the rest of one that was counted
         lengths[0] += self._read[axis]
         self._read[axis] = lengths.pop() if still_open else 0
         if lengths and self._lengths[axis] is None:
             self._lengths[axis] = lengths[0]
-        return all(length == self._lengths[axis] for length in lengths)
+        if any(length != self._lengths[axis] for length in lengths):
+            raise TensorError("ragged lists")
 
-    def array(self) -> npt.NDArray[Any] | None:
-        """Return the array of all texts."""
-        shape = [length or 0 for length in self._lengths]
-        array = np.empty(sum(map(len, self._texts)), object)
-        if array.size != np.prod(shape):
-            return None
-        end = len(array)
-        while self._texts:
-            part = self._texts.pop()
-            array[end - len(part) : end] = part
-            end -= len(part)
-        return array.reshape(shape)
+    def _put(self, texts: list[Any]) -> None:
+        """Add elements to the array, which grows in place."""
+        if self._encode:
+            texts = [text.encode() for text in texts]
+        end = self._filled + len(texts)
+        if end > len(self._array):
+            self._array.resize(end + end // 8, refcheck=False)
+        self._array[self._filled : end] = self._repeated.once(texts)
+        self._filled = end
 
 
-@functools.cache
-def _decoder(depth: int) -> msgspec.json.Decoder[Any]:
-    nested: Any = str
-    for _ in range(depth):
-        nested = list[nested]
-    return msgspec.json.Decoder(nested)
+class _Repeated:
+    """Finds texts that were there before, unless most are different: then it costs more than it saves."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Any] | None = {}
+        self._count = 0
+
+    def once(self, texts: list[Any]) -> list[Any]:
+        """Return the texts, equal ones as the same object."""
+        if self._kept is None:
+            return texts
+        texts = list(map(self._kept.setdefault, texts, texts))
+        self._count += len(texts)
+        if len(self._kept) > min(max(_FEW, self._count // 2), _MOST):
+            self._kept = None
+        return texts

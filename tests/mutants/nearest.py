@@ -83,6 +83,7 @@ NEAREST = {
     "tcm_sync/_wire/failures.py": "unit/test_wire_failures peer/test_known_faults",
     "tcm_sync/_wire/messages.py": "unit/test_wire_encode unit/test_wire_decode",
     "tcm_sync/_wire/split_json.py": "unit/test_split_json",
+    "tcm_sync/_wire/text_ends.py": "unit/test_text_pieces unit/test_split_json",
     "tcm_sync/_wire/plain.py": "unit/test_numbers peer/test_info",
     "tcm_sync/_wire/quote.py": "unit/test_quote",
     "tcm_sync/_wire/readiness.py": "unit/test_http peer/test_probes",

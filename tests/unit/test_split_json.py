@@ -69,6 +69,68 @@ def test_every_mixture_of_outputs_is_what_it_is_when_read_whole(data):
     equal(ours, theirs)
 
 
+TRICKS = ["a],", ":b]", '"', "\\", '\\"]}', "]}", '],"x":', "], ", "", "é", "[", 'x\\\\"']
+NAMES = ["t", 'n"],\\', "[", "]}", "é:[", ":", 'a:["']
+HOWS = [{}, {"separators": (",", ":"), "ensure_ascii": False}, {"indent": 1}]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("scan", [7, 97, 2**20])
+def test_arrays_of_strings_are_cut_out_whatever_they_and_the_names_have_in_them(name, how, scan, monkeypatch):
+    monkeypatch.setattr("tcm_sync._wire.text_ends._SHORT", 3)
+    monkeypatch.setattr("tcm_sync._wire.text_ends._SCAN", scan)
+    monkeypatch.setattr("tcm_sync._wire.split_json._LONG", 50)
+    monkeypatch.setattr("tcm_sync._wire.decode.LARGE", 0)
+    data = {"a": [[text] for text in TRICKS], name: TRICKS * 3, f"b{name}": LONG[:20], f"c{name}": ["b"] * 20}
+    text = message(data) if how == {} else json.dumps(json.loads(message(data)), **how).encode()
+    reply = decode_inference(text, "u-1")
+    equal(decode_outputs(reply.data), decode_outputs(json.dumps(data).encode()))
+    if ":" not in name:  # else a part of the name may look like the beginning of an array
+        assert isinstance(reply.data, SplitJson)
+        assert len(reply.data.arrays) == 4
+
+
+def test_a_long_array_of_strings_is_not_decoded_with_the_message(monkeypatch):
+    monkeypatch.setattr("tcm_sync._wire.decode._reply_for", None)
+    data = {"t": TRICKS * 800, "y": LONG, "u": [[["a", "b"]]] * 20_000, "v": ["c"]}
+    reply, ours, theirs = both(data)
+    assert len(reply.data.text) < 300
+    equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        [*TRICKS * 800, 1],
+        [*TRICKS * 800, ["a"]],
+        [*TRICKS * 800, None],
+        [*TRICKS * 800, {"a": ["b"], "c": ["d"]}],
+        [["a"], {"a": [*TRICKS], "c": TRICKS * 800}],
+    ],
+)
+def test_what_is_among_strings_is_refused_or_read_as_when_read_whole(texts):
+    data = {"t": texts, "u": TRICKS * 800}
+    with pytest.raises(ProtocolError):
+        decode_outputs(json.dumps(data).encode())
+    with pytest.raises(ProtocolError):
+        decode_outputs(decode_inference(message(data), "u-1").data)
+    failure = decode_failure(
+        decode_inference(message({"code": "C", "message": "no", **data}, "FAILED"), "u-1").data
+    )
+    assert failure.message == "no"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"b", ', b'"b" '), (b'"b"', b'"b\\"'), (b'"b"', b'"\xff"'), (b"]", b"")]
+)
+def test_what_is_broken_in_an_array_of_strings_is_a_protocol_error(old, new):
+    text = message({"t": ["a", "b", *["c"] * 30_000], "u": ["d"]})
+    decode_outputs(decode_inference(text, "u-1").data)
+    with pytest.raises(ProtocolError):
+        decode_outputs(decode_inference(text.replace(old, new, 1), "u-1").data)
+
+
 def test_text_that_looks_like_an_array_is_left_where_it_is():
     fake = str(list(range(20_000)))
     _, ours, theirs = both({"t": [fake], "u": [fake]})
@@ -180,7 +242,7 @@ JSON = st.recursive(
 
 @given(JSON, st.booleans())
 def test_any_json_is_itself_again(value, sequences):
-    """With every array of numbers cut out, however short."""
+    """With every array of numbers or strings cut out, however short."""
     text = json.dumps({"a": value, "b": [[1, 2], [3]]}).encode()
     longest, module._LONG = module._LONG, 1
     try:
@@ -189,13 +251,14 @@ def test_any_json_is_itself_again(value, sequences):
         module._LONG = longest
     assert found is not None
     assert bytes(found) == text
-    for array in found.arrays:
-        assert b'"' not in bytes(array)
     try:
         rest = msgspec.json.decode(found.text)
     except msgspec.DecodeError:
         return  # then the message is read whole
     assert set(rest) == {"a", "b"}
+    for array in found.arrays:
+        part = b"[%b]" % bytes(array) if sequences else bytes(array)
+        assert isinstance(msgspec.json.decode(part), list)
 
 
 def test_the_text_of_thousands_of_arrays_is_put_together_in_one_go():
