@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
@@ -9,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextvars import Context
 from time import monotonic
+from typing import Any
 
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._logs import Log
@@ -79,11 +81,23 @@ class _Delivery:
 
     def add(self, registered: tuple[Registration, ...], event: Event, context: Context | None) -> None:
         """Have an event delivered after the next `wake`. It takes no lock."""
-        if len(self._waiting) < _MOST_WAITING:
+        if self._has_room():
             self._waiting.append((registered, event, context))
-        elif not self._has_dropped:
+
+    def move(self, waiting: list[Any]) -> None:
+        """Take what `add` would take out of a list, if it is there. An interrupt comes before or after."""
+        if self._has_room():
+            with contextlib.suppress(IndexError):
+                self._waiting.extend(map(list.pop, (waiting,)))  # one step of the interpreter
+        waiting.clear()
+
+    def _has_room(self) -> bool:
+        if len(self._waiting) < _MOST_WAITING:
+            return True
+        if not self._has_dropped:
             self._has_dropped = True
             log.warning("events are dropped: the listeners are too slow, %d events wait", _MOST_WAITING)
+        return False
 
     def wake(self) -> None:
         """Deliver what waits. It waits for nothing but a thread's start."""
@@ -174,6 +188,22 @@ class Listeners:
     def add(self, event: Event, context: Context | None = None) -> None:
         """Have an event delivered after the next `wake`; for those who hold a lock, and finalizers."""
         _delivery.add(self.registered, event, context)
+
+    def add_last(self, event: Event, context: Context, ongoing: list[Any]) -> None:
+        """Have the last event of a call delivered after the next `wake`, but once.
+
+        Parameters
+        ----------
+        event : Event
+            The last.
+        context : contextvars.Context
+            The call's.
+        ongoing : list
+            One element until the event is added, none from then on.
+        """
+        if ongoing:
+            ongoing[0] = (self.registered, event, context)
+            _delivery.move(ongoing)
 
     def report(self, event: Event, context: Context | None = None) -> None:
         """Have an event delivered."""

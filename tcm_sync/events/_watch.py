@@ -64,8 +64,8 @@ class Watch:
     __slots__ = (
         "_context",
         "_facts",
-        "_is_over",
         "_listeners",
+        "_ongoing",
         "_phase",
         "_seconds",
         "_since",
@@ -91,7 +91,8 @@ class Watch:
             "vm_id": None if route is None else route.vm_id,
         }
         self._context = copy_context()
-        self._is_over = True  # until it has started
+        # One element while the call goes on, so that it can be taken out in the step that reports the end.
+        self._ongoing: list[Any] = []
         self._seconds: dict[Phase, float] = {}
         self._phase: Phase | None = "encoding"
         self._since = monotonic()
@@ -152,7 +153,7 @@ class Watch:
 
     def __enter__(self) -> Self:
         """Begin the call."""
-        self._is_over = False
+        self._ongoing.append(None)
         self.enter("socket")
         self._listeners.report(CallStarted(at=time(), **self._facts), self._context)
         return self
@@ -168,9 +169,8 @@ class Watch:
 
         With `later` it takes no lock, and the event is delivered with the next one.
         """
-        if self._is_over:
+        if not self._ongoing:
             return
-        self._is_over = True
         if self._wait is not None:
             self._end_wait(monotonic())
         self.enter(None)
@@ -188,11 +188,10 @@ class Watch:
             batch_size=self.batch_size,
             **self._facts,
         )
-        if later:
-            self._listeners.add(event, self._context)
-        else:
-            self._listeners.report(event, self._context)
+        self._listeners.add_last(event, self._context, self._ongoing)
+        if not later:
+            wake()
 
     def __del__(self) -> None:
-        if not getattr(self, "_is_over", True):  # a stream that was dropped
+        if getattr(self, "_ongoing", None):  # a dropped stream, or an interrupt
             self.finish("closed", later=True)

@@ -7,12 +7,13 @@ processes.
 from __future__ import annotations
 
 import os
-from collections import Counter as Counts
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import Literal
 
 try:
-    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+    from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram
+    from prometheus_client import Counter as PrometheusCounter
 except ImportError as error:
     raise ImportError(
         "tcm_sync.integrations.prometheus needs prometheus_client: pip install 'tcm-sync[prometheus]'"
@@ -57,8 +58,8 @@ class PrometheusListener(Listener):
     def __init__(
         self, registry: CollectorRegistry = REGISTRY, *, buckets: Sequence[float] = _SECONDS
     ) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> PrometheusCounter:
+            return PrometheusCounter(name, text, labels, registry=registry)
 
         def seconds(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(name, text, labels, registry=registry, buckets=buckets)
@@ -116,7 +117,7 @@ class PrometheusListener(Listener):
         event : CallStarted
             Its record.
         """
-        self._under_way.add(1, event.kind)
+        self._under_way.add(event.call_id, event.kind)
 
     def call_finished(self, event: CallFinished) -> None:
         """Count a call, its failure, repeats, seconds and bytes.
@@ -128,7 +129,10 @@ class PrometheusListener(Listener):
         """
         model = event.model_name
         outcome = "ok" if event.error is None else "error"
-        self._under_way.add(-1, event.kind)
+        self._under_way.remove(event.call_id)
+        self._waiting.remove(
+            event.call_id
+        )  # an interrupt may have kept the end of its wait from being reported
         self._seconds.labels(event.kind, model, outcome).observe(event.seconds)
         for phase in event.phases.__struct_fields__:
             self._phases.labels(phase, model, outcome).observe(getattr(event.phases, phase))
@@ -147,7 +151,7 @@ class PrometheusListener(Listener):
         event : WaitStarted
             Its record.
         """
-        self._waiting.add(1, event.manager, event.wait)
+        self._waiting.add(event.call_id, event.manager, event.wait)
 
     def wait_finished(self, event: WaitFinished) -> None:
         """Count a call that waits no more.
@@ -157,7 +161,7 @@ class PrometheusListener(Listener):
         event : WaitFinished
             Its record.
         """
-        self._waiting.add(-1, event.manager, event.wait)
+        self._waiting.remove(event.call_id)
 
     def attempt_failed(self, event: AttemptFailed) -> None:
         """Count a failed attempt.
@@ -178,7 +182,7 @@ class PrometheusListener(Listener):
             Its record.
         """
         self._opened.labels(event.manager, event.pool).inc()
-        self._sockets.add(1, event.manager, event.pool)
+        self._sockets.add(event.uuid, event.manager, event.pool)
 
     def connection_closed(self, event: ConnectionClosed) -> None:
         """Count a closed socket, by what its reason begins with.
@@ -189,7 +193,7 @@ class PrometheusListener(Listener):
             Its record.
         """
         self._closed.labels(event.manager, event.pool, event.reason.partition(":")[0]).inc()
-        self._sockets.add(-1, event.manager, event.pool)
+        self._sockets.remove(event.uuid)
 
     def gate_shut(self, event: GateShut) -> None:
         """Note that a gate is shut.
@@ -200,7 +204,7 @@ class PrometheusListener(Listener):
             Its record.
         """
         self._shuttings.labels(event.manager, event.gate, event.code).inc()
-        self._shut.put(1, event.manager, event.gate)
+        self._shut.add((event.manager, event.gate), event.manager, event.gate)
 
     def gate_opened(self, event: GateOpened) -> None:
         """Note that a gate is open.
@@ -210,7 +214,7 @@ class PrometheusListener(Listener):
         event : GateOpened
             Its record.
         """
-        self._shut.put(0, event.manager, event.gate)
+        self._shut.remove((event.manager, event.gate))
 
     def batch_sent(self, event: BatchSent) -> None:
         """Count a batch by its size.
@@ -224,26 +228,35 @@ class PrometheusListener(Listener):
 
 
 class _Gauge:
-    """A gauge of what this process has: a forked child begins at zero, and not with what its parent has."""
+    """A gauge of how many there are of something, which counts those whose beginning was reported.
+
+    So what had begun before this listened changes nothing when it ends. A forked child begins at zero, and
+    not with what its parent has.
+    """
 
     def __init__(self, gauge: Gauge) -> None:
         self._gauge = gauge
-        self._values: Counts[tuple[str, ...]] = Counts()
+        self._labels: dict[Hashable, tuple[str, ...]] = {}  # of each that is there
+        self._counts: Counter[tuple[str, ...]] = Counter()
         self._pid = os.getpid()
 
-    def add(self, amount: int, *labels: str) -> None:
-        """Change the value; what was opened before this listened does not make it negative."""
-        self.put(max(0, self._current()[labels] + amount), *labels)
+    def add(self, key: Hashable, *labels: str) -> None:
+        """Count one more under these labels alone."""
+        self.remove(key)
+        self._labels[key] = labels
+        self._change(labels, 1)
 
-    def put(self, value: int, *labels: str) -> None:
-        """Replace the value."""
-        self._current()[labels] = value
-        self._gauge.labels(*labels).set(value)
-
-    def _current(self) -> Counts[tuple[str, ...]]:
+    def remove(self, key: Hashable) -> None:
+        """Count one no more, if it was."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            for labels in self._values:
-                self._values[labels] = 0
-                self._gauge.labels(*labels).set(0)
-        return self._values
+            self._labels.clear()
+            for labels, count in self._counts.items():
+                self._change(labels, -count)
+        gone = self._labels.pop(key, None)
+        if gone is not None:
+            self._change(gone, -1)
+
+    def _change(self, labels: tuple[str, ...], amount: int) -> None:
+        self._counts[labels] += amount
+        self._gauge.labels(*labels).set(self._counts[labels])

@@ -2,7 +2,7 @@
 
 The interpreter raises it in the main thread only, at the start of a function and after a call of one that is
 written in C. A profile function does the same here, so that each such moment inside the client has its turn.
-Moments inside the standard library are the interpreter's own affair.
+Moments inside the standard library are the interpreter's own affair (`tests.helpers.interrupts`).
 
 Each interrupt is kept, as a notebook keeps the last traceback: the frames in it hold what they held.
 """
@@ -15,68 +15,20 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-import tcm_sync
 from tcm_sync import ConnectFailedError, TcmClient
 from tcm_sync._pool import pool_state
 from tcm_sync._transport import reader
 
+from ..helpers.interrupts import each_moment
 from ..helpers.waiting import GUARD, wait_until
 
 SOCKETS = 2
-_PACKAGE = str(Path(tcm_sync.__file__).parent)
 
 # What is interrupted while it is made is closed by the garbage collector, which says so.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-class InterruptAt:
-    """Raises KeyboardInterrupt at one moment of a block, counted from 1.
-
-    Attributes
-    ----------
-    struck : bool
-        Whether the block lasted until that moment.
-    kept : BaseException or None
-        What ended the block, with its traceback.
-    """
-
-    def __init__(self, moment):
-        self.struck = False
-        self.kept = None
-        self._left = moment
-
-    def __enter__(self):
-        sys.setprofile(self._profile)
-
-    def __exit__(self, kind, error, trace):
-        sys.setprofile(None)
-        self.kept = error
-        return self.struck and kind is KeyboardInterrupt
-
-    def _profile(self, frame, event, arg):
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
-            self._left -= 1
-            if not self._left:
-                self.struck = True
-                raise KeyboardInterrupt
-
-
-def each_moment(prepare, *, kept=True):
-    """Interrupt at each of its moments what `prepare`, a context manager that checks afterwards, gives."""
-    for moment in itertools.count(1):
-        interrupt = InterruptAt(moment)
-        with prepare() as call:
-            with interrupt:
-                call()
-            if not kept:
-                interrupt.kept = None
-        if not interrupt.struck:
-            assert moment > 20, "there was hardly anything to interrupt"
-            return
 
 
 _numbers = itertools.count(1)

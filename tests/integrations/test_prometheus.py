@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,10 +21,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tcm_sync import BatchPolicy, InferenceError, TcmClient
-from tcm_sync.events import CallFinished, Phases, flush
+from tcm_sync.events import CallFinished, Listener, Phases, add_listener, flush, remove_listener
 from tcm_sync.events import _listeners as listeners
+from tcm_sync.events._listeners import Listeners
+from tcm_sync.events._watch import Watch
 from tcm_sync.integrations.prometheus import PrometheusListener
 
+from ..helpers.interrupts import each_moment
 from ..helpers.waiting import GUARD, wait_until
 from .web_servers import environment, free_port, get
 
@@ -166,6 +171,87 @@ def test_a_child_begins_its_gauges_at_zero(serve):
         with os.fdopen(reading) as pipe:
             assert pipe.read() == "1.0"
         os.waitpid(pid, 0)
+
+
+class Kept(Listener):
+    """Keeps the ids of calls that have begun, and of those that have ended."""
+
+    def __init__(self):
+        self.begun = []
+        self.ended = []
+
+    def call_started(self, event):
+        self.begun.append(event.call_id)
+
+    def call_finished(self, event):
+        self.ended.append(event.call_id)
+
+
+def gauges_of(registry):
+    """Return the sums of the gauges that are not zero, by their names."""
+    counts = Counter()
+    for (name, *_), value in samples_of(generate_latest(registry).decode()).items():
+        if name in ("tcm_calls_in_progress", "tcm_calls_waiting", "tcm_sockets"):
+            counts[name] += value
+    return dict(+counts)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a finalizer
+def test_a_call_that_is_interrupted_at_any_moment_is_not_counted_for_ever():
+    """Beside one that goes on to wait. Each that was reported to begin is reported to end, once."""
+    registry = CollectorRegistry()
+    kept = Kept()
+    reported_to = Listeners([PrometheusListener(registry), kept], "m")
+    reported_to.refresh(())
+    other = Watch(reported_to, "infer").__enter__()
+    other.waits("gate")
+
+    def call():
+        with Watch(reported_to, "infer") as watch:
+            watch.waits("socket")
+            watch.waits("turn")
+            watch.enter("reply")
+
+    each_moment(lambda: contextlib.nullcontext(call), kept=False)
+    assert flush(GUARD)
+    assert gauges_of(registry) == {"tcm_calls_in_progress": 1, "tcm_calls_waiting": 1}
+    other.finish()
+    assert flush(GUARD)
+    assert gauges_of(registry) == {}
+    assert len(set(kept.ended)) == len(kept.ended)
+    assert set(kept.ended) >= set(kept.begun)
+
+
+def test_what_begins_before_a_listener_is_added_changes_no_gauge_when_it_ends(serve):
+    manager = serve()
+    registry = CollectorRegistry()
+    listener = PrometheusListener(registry)
+    every = Listeners([Listener()], "m")
+    every.refresh(())
+    with TcmClient(manager.uri, route=manager.route) as client:
+        client.infer("echo", {"x": [1.0]})
+        before = Watch(every, "infer").__enter__()
+        before.waits("gate")
+        add_listener(listener)
+        try:
+            every.refresh(listeners._every._common)
+            with TcmClient(manager.uri, route=manager.route) as another:
+                another.infer("echo", {"x": [1.0]})
+                other = Watch(every, "infer").__enter__()
+                other.waits("gate")
+                before.finish()
+                client.close()
+                assert flush(GUARD)
+                assert gauges_of(registry) == {
+                    "tcm_calls_in_progress": 1,
+                    "tcm_calls_waiting": 1,
+                    "tcm_sockets": 1,
+                }
+                other.finish()
+            assert flush(GUARD)
+            assert gauges_of(registry) == {}
+        finally:
+            remove_listener(listener)
 
 
 def scrape(port):
