@@ -202,7 +202,6 @@ def test_a_call_that_is_interrupted_at_any_moment_is_not_counted_for_ever():
     registry = CollectorRegistry()
     kept = Kept()
     reported_to = Listeners([PrometheusListener(registry), kept], "m")
-    reported_to.refresh(())
     other = Watch(reported_to, "infer").__enter__()
     other.waits("gate")
 
@@ -227,14 +226,12 @@ def test_what_begins_before_a_listener_is_added_changes_no_gauge_when_it_ends(se
     registry = CollectorRegistry()
     listener = PrometheusListener(registry)
     every = Listeners([Listener()], "m")
-    every.refresh(())
     with TcmClient(manager.uri, route=manager.route) as client:
         client.infer("echo", {"x": [1.0]})
         before = Watch(every, "infer").__enter__()
         before.waits("gate")
         add_listener(listener)
         try:
-            every.refresh(listeners._every._common)
             with TcmClient(manager.uri, route=manager.route) as another:
                 another.infer("echo", {"x": [1.0]})
                 other = Watch(every, "infer").__enter__()
