@@ -9,6 +9,12 @@ from importlib.util import find_spec
 _NEEDED = ("click", "rich", "yaml", "hdrh")
 
 
+def missing_package() -> str | None:
+    """Return what to install before a command can run, or None if all of them can."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    return f"{missing[0]} is not installed: pip install 'tcm-sync[cli]'" if missing else None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -22,9 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit status.
     """
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        sys.stderr.write(f"tcm-sync: {missing[0]} is not installed: pip install 'tcm-sync[cli]'\n")
+    if missing := missing_package():
+        sys.stderr.write(f"tcm-sync: {missing}\n")
         return 2
     from tcm_sync.cli.app import run
 

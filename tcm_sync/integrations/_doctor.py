@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tcm_sync.client import TcmClient
-
-
-def missing_package() -> str | None:
-    """Return what to install before the checks can run, or None if they can."""
-    missing = [name for name in ("click", "rich", "yaml", "hdrh") if find_spec(name) is None]
-    return f"{missing[0]} is not installed: pip install 'tcm-sync[cli]'" if missing else None
 
 
 def run_checks(client: TcmClient, *, as_json: bool, timeout: float | None) -> int:

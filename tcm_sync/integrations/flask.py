@@ -19,10 +19,11 @@ except ImportError as error:
     raise ImportError("tcm_sync.integrations.flask needs Flask: pip install 'tcm-sync[flask]'") from error
 
 from tcm_sync._deadline import Deadline
+from tcm_sync.cli import missing_package
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import ConfigError, TcmError
 from tcm_sync.integrations._deadline import bounded
-from tcm_sync.integrations._doctor import missing_package, run_checks
+from tcm_sync.integrations._doctor import run_checks
 from tcm_sync.integrations._http import Response, readiness_of, response_to
 from tcm_sync.integrations._json import to_json
 from tcm_sync.integrations._settings import (

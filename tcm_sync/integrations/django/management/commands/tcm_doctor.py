@@ -7,8 +7,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from tcm_sync.cli import missing_package
 from tcm_sync.errors import ConfigError
-from tcm_sync.integrations._doctor import missing_package, run_checks
+from tcm_sync.integrations._doctor import run_checks
 from tcm_sync.integrations.django.clients import DEFAULT, tcms
 
 
