@@ -483,6 +483,7 @@ class TcmClient:
         *,
         columns: Sequence[Any] | None = None,
         stack: str | Mapping[str, Sequence[Any]] | None = None,
+        outputs: Sequence[str] | None = None,
         rows: int | None = None,
         concurrency: int | None = None,
         progress: bool = False,
@@ -512,6 +513,8 @@ class TcmClient:
             The name of an input that takes all used columns as one matrix of shape [rows, columns]; or the
             names of such inputs, each with its columns, while the other used columns are inputs of their own.
             Integers beside floats become floats of the widest of their dtypes, unless a value would change.
+        outputs : sequence of str, optional
+            The outputs that become columns, in this order; left out, all.
         rows, concurrency, progress
             As `infer_chunked` takes them.
         vm_ip, container_id, vm_id, allow_transient, output_dtypes, transport, timeout, retry
@@ -529,7 +532,8 @@ class TcmClient:
             narwhals is not installed.
         InputError
             A column cannot be sent; nothing was. The message names it: its dtype has no datatype, a value is
-            missing that is not a float's, or would change. Or the outputs are no columns.
+            missing that is not a float's, or would change. Or an output makes no columns, as the first reply
+            shows.
         TcmError
             As `infer_chunked` raises it.
         """
@@ -543,6 +547,7 @@ class TcmClient:
             frame,
             columns=columns,
             stack=stack,
+            outputs=outputs,
             rows=rows,
             concurrency=concurrency,
             progress=progress,

@@ -223,6 +223,7 @@ class Model:
         *,
         columns: Sequence[Any] | None = None,
         stack: str | Mapping[str, Sequence[Any]] | None = None,
+        outputs: Sequence[str] | None = None,
         rows: int | None = None,
         concurrency: int | None = None,
         progress: bool = False,
@@ -240,7 +241,7 @@ class Model:
 
         Parameters
         ----------
-        frame, columns, stack, rows, concurrency, progress
+        frame, columns, stack, outputs, rows, concurrency, progress
             As `TcmClient.infer_frame` takes them.
         allow_transient, output_dtypes, transport, timeout, retry
             As `TcmClient.infer_frame` takes them.
@@ -258,6 +259,7 @@ class Model:
             self.signature,
             columns=columns,
             stack=stack,
+            outputs=outputs,
             rows=rows,
             concurrency=concurrency,
             progress=progress,

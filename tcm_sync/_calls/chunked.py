@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from contextvars import copy_context
 from functools import partial
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tcm_sync._calls.shm_inference import Shareable
     from tcm_sync._wire.encode import Pieces
 
+Outputs = Mapping[str, np.ndarray[Any, Any]]
 Part = tuple[int, int, InferResult]  # from which row, to which, and their outputs
 
 
@@ -60,8 +61,15 @@ def checked_rows(rows: int | None) -> int | None:
     return rows if rows is None else check_whole("rows", rows, kind=InputError)
 
 
-def run(core: Core, job: Job, *, progress: bool, concurrency: int | None = None) -> InferResult:
-    """Have a batch inferred, message by message, and join the outputs."""
+def run(
+    core: Core,
+    job: Job,
+    *,
+    progress: bool,
+    concurrency: int | None = None,
+    select: Callable[[Outputs], Outputs] | None = None,
+) -> InferResult:
+    """Have a batch inferred, message by message, and join the outputs, or those that `select` returns."""
     deadline = Deadline(None)
     threads = core.settings.pool_size if concurrency is None else concurrency
     threads = check_whole("concurrency", threads, kind=InputError)
@@ -77,7 +85,8 @@ def run(core: Core, job: Job, *, progress: bool, concurrency: int | None = None)
                     finally:
                         del outcome  # its traceback has this frame, and the whole batch in it
                 for start, stop, result in outcome:
-                    joined.add(result, start, stop)
+                    outputs = result if select is None else select(result)
+                    joined.add(result, outputs, start, stop)
                     shown.update(stop - start)
     except TcmError as error:
         error.outcome_unknown = error.outcome_unknown or bool(job.running)
@@ -143,18 +152,18 @@ class _JoinedOutputs:
         self.model_name = ""
         self.attempts = 0
 
-    def add(self, result: InferResult, start: int, stop: int) -> None:
+    def add(self, result: InferResult, outputs: Outputs, start: int, stop: int) -> None:
         """Put the outputs of some rows in their place."""
         if not self.arrays:
             self.arrays = {
-                name: np.empty((self._length, *part.shape[1:]), part.dtype) for name, part in result.items()
+                name: np.empty((self._length, *part.shape[1:]), part.dtype) for name, part in outputs.items()
             }
             self.model_name = result.model_name
         self.attempts = max(self.attempts, result.attempts)
         where = f"rows {start:,} to {stop - 1:,}"
-        if set(result) != set(self.arrays):
-            raise ProtocolError(f"{where} have other outputs than those before: {sorted(result)}")
-        for name, part in result.items():
+        if set(outputs) != set(self.arrays):
+            raise ProtocolError(f"{where} have other outputs than those before: {sorted(outputs)}")
+        for name, part in outputs.items():
             whole = self.arrays[name]
             wanted = (stop - start, *whole.shape[1:])
             if part.shape != wanted:

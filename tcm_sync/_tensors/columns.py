@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def columns_of(outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def check_is_table(outputs: Mapping[str, npt.NDArray[Any]], advice: str) -> None:
+    """Refuse an output that is neither one column nor several, with what to do instead."""
+    for name, array in outputs.items():
+        if array.ndim not in (1, 2):
+            shape = ", ".join(["rows", *map(str, array.shape[1:])]) if array.ndim else ""
+            raise InputError(
+                f'output "{quote(name)}" has the shape [{shape}], and a table takes [rows] or '
+                f"[rows, columns]: {advice}"
+            )
+
+
+def columns_of(
+    outputs: Mapping[str, npt.NDArray[Any]], advice: str = "take it from the result by its name"
+) -> dict[str, npt.NDArray[Any]]:
     """Return the outputs as columns of one length, by name.
 
     Parameters
@@ -20,6 +33,8 @@ def columns_of(outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray
     outputs : mapping of str to ndarray
         Of shape [rows] or [rows, 1], which are a column of the output's name each; or [rows, n], which are
         ``NAME_0`` to ``NAME_{n-1}``.
+    advice : str
+        What to do with an output of another shape.
 
     Raises
     ------
@@ -27,12 +42,8 @@ def columns_of(outputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray
         An output has another shape, two columns would have one name, or the numbers of rows differ.
     """
     columns: dict[str, npt.NDArray[Any]] = {}
+    check_is_table(outputs, advice)
     for name, array in outputs.items():
-        if array.ndim not in (1, 2):
-            raise InputError(
-                f'output "{quote(name)}" has shape {list(array.shape)}, and a table takes [rows] or '
-                f"[rows, columns]; reshape result[{name!r}]"
-            )
         for column, values in _split(name, array).items():
             if column in columns:
                 raise InputError(f'two columns would be called "{quote(column)}"; take the arrays by name')

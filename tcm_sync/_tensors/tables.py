@@ -68,6 +68,8 @@ class Table:
         are inputs of their own.
     signature : ModelSignature, optional
         Without `stack` it decides.
+    is_meta : bool
+        Whether the frame only has the columns of others, as the meta of a Dask DataFrame does, and no rows.
 
     Raises
     ------
@@ -85,6 +87,7 @@ class Table:
         columns: Sequence[Any] | None = None,
         stack: Stack = None,
         signature: ModelSignature | None = None,
+        is_meta: bool = False,
     ) -> None:
         self._frame = _as_narwhals(frame)
         self.names: list[Any] = list(self._frame.columns)
@@ -93,7 +96,7 @@ class Table:
         self.length: int = self._frame.shape[0]
         if not self.names:
             raise InputError("the data frame has no columns")
-        if not self.length:
+        if not self.length and not is_meta:
             raise InputError("the data frame has no rows")
         self._dtypes = [_checked_dtype(self._frame.get_column(name)) for name in self.names]
         self._inputs = self._planned(stack, signature)
@@ -233,6 +236,8 @@ def _values(column: Any, name: object, dtype: np.dtype[Any]) -> npt.NDArray[Any]
     try:
         if dtype != _OBJECT:
             array: npt.NDArray[Any] = column.to_numpy()
+            if array.dtype == _OBJECT and dtype.kind != "f":  # nullable ones of older releases of pandas
+                array = array.astype(dtype)
             if array.dtype != dtype:
                 raise TensorError(f"became {array.dtype} in the conversion to numpy, not {dtype}")
             return array

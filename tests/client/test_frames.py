@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -12,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from tcm_sync import InferenceError, InferResult, InputError, ModelSignature, TensorSpec
+from tcm_sync import InferenceError, InferResult, InputError, ModelSignature, Route, TcmClient, TensorSpec
 from tcm_sync.local import ModelFailure
 
 LIBRARIES = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "pyarrow": pa.table}
@@ -96,6 +97,53 @@ def test_some_columns_are_stacked_and_the_others_are_inputs(client, frame_of):
     assert set(columns(made)["described"]) == {"x:float64(2,) y:int64(1,)"}
     made = client.infer_frame("described", frame, stack={"x": ["a", "b"]})
     assert set(columns(made)["described"]) == {"id:int64() x:float64(2,)"}
+
+
+def boxes(arrays):
+    a = arrays["a"]
+    return {"box": np.zeros((len(a), 2, 2)), "twice": a * 2, "count": np.array([len(a)]), "a": a}
+
+
+def test_outputs_are_chosen_and_the_others_may_have_any_shape(serve, client_of, frame_of):
+    client = client_of(serve({"boxes": boxes}))
+    frame = frame_of({"a": [1, 2, 3]})
+    made = columns(client.infer_frame("boxes", frame, outputs=["twice", "a"], rows=2))
+    assert list(made.items()) == [("twice", [2, 4, 6]), ("a", [1, 2, 3])]
+
+
+def test_an_output_that_is_no_column_is_named_after_the_first_reply(serve, client_of):
+    manager = serve({"boxes": boxes})
+    client = client_of(manager, pool_size=1)
+    frame = pd.DataFrame({"a": np.arange(100)})
+    with pytest.raises(
+        InputError, match=r'^output "box" has the shape \[rows, 2, 2\].*outputs=\[\.\.\.\]; infer_chunked'
+    ):
+        client.infer_frame("boxes", frame, rows=1)
+    assert manager.stats().executions["boxes"] < 20
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ("twice", "outputs must be a sequence of names, not 'twice'"),
+        ([], "one or more names"),
+        (["a", "a"], "one or more names, each once"),
+        ([1], "one or more names"),
+        (["nobody"], 'no output "nobody", but "box", "twice", "count", "a"'),
+    ],
+    ids=str,
+)
+def test_outputs_that_cannot_be_chosen_are_refused(serve, client_of, outputs, said):
+    client = client_of(serve({"boxes": boxes}))
+    with pytest.raises(InputError, match=re.escape(said)):
+        client.infer_frame("boxes", pd.DataFrame({"a": [1]}), outputs=outputs)
+
+
+def test_outputs_that_a_signature_does_not_have_are_refused_before_anything_is_sent():
+    client = TcmClient("ws://localhost:1/ws", route=Route("c"))
+    declared = ModelSignature((TensorSpec("a", "INT64", (-1,)),), (TensorSpec("y", "INT64", (-1,)),))
+    with pytest.raises(InputError, match='no output "z", but "y"'):
+        client.model("m", signature=declared).infer_frame(pd.DataFrame({"a": [1]}), outputs=["z"])
 
 
 @pytest.mark.parametrize("rows", [None, 7])
@@ -271,12 +319,6 @@ def test_a_message_that_fails_names_its_rows(client, frame_of):
         client.infer_frame("picky", frame_of({"a": list(range(20))}), rows=5)
 
 
-def test_outputs_that_are_no_columns_are_refused(serve, client_of):
-    client = client_of(serve({"cube": lambda arrays: {"y": np.zeros((len(arrays["a"]), 2, 2))}}))
-    with pytest.raises(InputError, match=r'output "y" has shape \[3, 2, 2\]'):
-        client.infer_frame("cube", pd.DataFrame({"a": [1, 2, 3]}))
-
-
 def test_the_rows_of_a_long_frame_are_not_all_converted_at_once(serve, client_of):
     client = client_of(serve({"first": lambda arrays: {"y": arrays["x"][:, 0]}}), pool_size=2)
     frame = pd.DataFrame(np.zeros((20_000, 50)), columns=[f"c{place}" for place in range(50)])
@@ -427,8 +469,8 @@ def test_a_result_becomes_a_pandas_frame():
 @pytest.mark.parametrize(
     ("outputs", "wrong"),
     [
-        ({"x": np.zeros((2, 2, 2))}, r'output "x" has shape \[2, 2, 2\]'),
-        ({"x": 3}, r'output "x" has shape \[\]'),
+        ({"x": np.zeros((2, 2, 2))}, r'output "x" has the shape \[rows, 2, 2\]'),
+        ({"x": 3}, r'output "x" has the shape \[\]'),
         ({"x": [1, 2], "y": [1]}, '"x" has 2, "y" has 1'),
         ({"x": [[1, 2]], "x_1": [1]}, 'two columns would be called "x_1"'),
     ],
@@ -445,7 +487,7 @@ def test_a_result_is_not_silently_an_array_or_a_frame_of_its_names():
         pd.DataFrame,
         np.asarray,
         np.array,
-        lambda result: np.asarray(result, dtype=object, copy=True),
+        lambda result: np.array(result, dtype=object, copy=True),
     ):
         with pytest.raises(InputError, match=r"to_pandas\(\)"):
             make(result)

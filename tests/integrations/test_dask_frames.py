@@ -8,6 +8,8 @@ import dask
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 
 from tcm_sync import InputError, ModelSignature, Route, TcmClient, TensorSpec
@@ -112,6 +114,62 @@ def test_columns_are_chosen_and_stacked_as_by_the_client(serve, client_of, frame
     assert y["y"].compute().tolist() == [101.0 * n for n in range(20)]
 
 
+TEXTS = {
+    "object": pd.Series(["a", "é"], dtype=object),
+    "string of pandas": pd.Series(["a", "é"], dtype="string[python]"),
+    "string of Arrow": pd.Series(["a", "é"], dtype="string[pyarrow]"),
+    "Arrow": pd.Series(["a", "é"], dtype=pd.ArrowDtype(pa.string())),
+    "categories": pd.Series(["a", "é"], dtype="category"),
+    "a dictionary of Arrow": pd.Series(
+        ["a", "é"], dtype=pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string()))
+    ),
+}
+
+
+@pytest.mark.parametrize("convert", [True, False], ids=["converted by Dask", "as it is"])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_columns_of_every_kind_of_pandas_are_sent(serve, client_of, text, convert):
+    """What Dask takes for an example of a column may have missing values, although the column has none."""
+    columns = {
+        "text": text,
+        "Int64": pd.array([2**53 + 1, 2], "Int64"),
+        "int64 of Arrow": pd.array([2**53 + 1, 2], "int64[pyarrow]"),
+        "Float32": pd.array([0.5, None], "Float32"),
+        "boolean": pd.array([True, False], "boolean"),
+    }
+    client = client_of(serve())
+    with dask.config.set({"dataframe.convert-string": convert}):
+        ddf = dd.from_pandas(pd.DataFrame(columns), npartitions=2)
+    dtypes = {"text": object, "Int64": int, "int64 of Arrow": int, "Float32": np.float32, "boolean": bool}
+    y = infer_frame(ddf, "echo", client=client, output_dtypes=dtypes)
+    found = y.compute()
+    assert found.dtypes.to_dict() == y.dtypes.to_dict()
+    assert found.iloc[0].tolist() == ["a", 2**53 + 1, 2**53 + 1, 0.5, True]
+    assert found["text"].tolist() == ["a", "é"]
+    assert np.isnan(found["Float32"].iloc[1])
+
+
+def test_partitions_that_are_not_of_pandas_are_refused(unused, frame, monkeypatch):
+    ddf = dd.from_pandas(frame, npartitions=2)
+    monkeypatch.setattr(type(ddf), "_meta", pl.DataFrame({"a": [1.0]}))
+    with pytest.raises(InputError, match=r'not those of polars: ddf\.to_backend\("pandas"\)'):
+        infer_frame(ddf, "m", client=unused, output_dtypes={"y": np.float32})
+
+
+def test_outputs_that_are_not_wanted_may_have_any_shape(serve, client_of, frame):
+    def boxes(arrays):
+        a = arrays["a"]
+        return {"box": np.zeros((len(a), 2, 2)), "sum": a + arrays["b"], "count": np.array([len(a)])}
+
+    client = client_of(serve({"boxes": boxes}))
+    ddf = dd.from_pandas(frame, npartitions=2)
+    y = infer_frame(ddf, "boxes", client=client, output_dtypes={"sum": np.float64})
+    assert y["sum"].compute().tolist() == [2.0 * n for n in range(20)]
+    y = infer_frame(ddf, "boxes", client=client, output_dtypes={"box": np.float64})
+    with pytest.raises(InputError, match=r'^partition \d: output "box" has the shape \[rows, 2, 2\]'):
+        y.compute()
+
+
 def test_equal_calls_have_equal_names(unused, frame):
     ddf = dd.from_pandas(frame, npartitions=2)
 
@@ -165,7 +223,11 @@ DTYPES = {"y": np.float32}
         (None, {"columns": ["nobody"]}, "nobody"),
         (None, {"output_dtypes": np.float32}, "must be a mapping"),
         (None, {"output_dtypes": None}, "pass output_dtypes or a signature"),
-        (None, {"output_shapes": {"y": (2, 3)}}, r"shape \[0, 2, 3\]"),
+        (
+            None,
+            {"output_shapes": {"y": (2, 3)}},
+            r'"y" has the shape \[rows, 2, 3\].* pass output_dtypes with only',
+        ),
         (None, {"limit": 0}, "limit"),
         (None, {"rows": 0}, "rows"),
         (None, {"client": URI}, "client must be a TcmClient"),

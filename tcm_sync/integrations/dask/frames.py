@@ -92,7 +92,7 @@ def infer_frame(
     rows, limit = checked_rows(rows), checked_limit(limit)
     _check_frame(ddf)
     columns = None if columns is None else list(columns)
-    Table(ddf._meta_nonempty, columns=columns, stack=stack, signature=signature)  # noqa: SLF001
+    Table(ddf._meta, columns=columns, stack=stack, signature=signature, is_meta=True)  # noqa: SLF001
     if output_dtypes is not None and not isinstance(output_dtypes, Mapping):
         raise InputError("output_dtypes must be a mapping: the names of the outputs become those of columns")
     outputs = declared_outputs(output_dtypes, output_shapes, signature, ())
@@ -123,13 +123,25 @@ def _check_frame(ddf: object) -> None:
             f"the frame must be a Dask DataFrame, not {type(ddf).__name__}: dask.dataframe.from_pandas makes "
             "one of a pandas DataFrame, and to_frame() one of a Series"
         )
+    import pandas as pd  # which dask.dataframe needs
+
+    meta = ddf._meta  # noqa: SLF001
+    if not isinstance(meta, pd.DataFrame):
+        library = type(meta).__module__.partition(".")[0]
+        raise InputError(
+            f"the partitions must be pandas DataFrames, not those of {library}: "
+            'ddf.to_backend("pandas") converts them'
+        )
 
 
 def _meta(outputs: Sequence[Output], index: pd.Index[Any]) -> pd.DataFrame:
     """Return an empty frame like the result."""
     import pandas as pd
 
-    empty = columns_of({str(output.name): output.empty(0) for output in outputs})
+    empty = columns_of(
+        {str(output.name): output.empty(0) for output in outputs},
+        "pass output_dtypes with only the outputs that make columns; infer_array() returns the others",
+    )
     text = pd.Series([""]).iloc[:0].array  # of the dtype that pandas gives to a column of text
     return pd.DataFrame(
         {name: text if values.dtype == object else values for name, values in empty.items()}, index=index
@@ -171,6 +183,7 @@ class _RunPartition:
                 frame,
                 columns=self.columns,
                 stack=self.stack,
+                outputs=[str(output.name) for output in self.outputs],
                 rows=self.rows,
                 output_dtypes={str(output.name): output.dtype for output in self.outputs},
                 concurrency=concurrency,
