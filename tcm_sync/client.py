@@ -434,9 +434,9 @@ class TcmClient:
             As `infer` takes them. All inputs have as many rows, and so must all outputs have.
         rows : int, optional
             How many a message carries; left out, as many as fit ``max_message_bytes``: as JSON, or as bytes
-            in memory where they go through shared memory. They are fewer where the manager or the model has
-            refused so many: what was refused is cut again, and the limit is remembered for this route and
-            model.
+            in memory where they go through shared memory (at most an eighth of ``max_reply_bytes``). They are
+            fewer where the manager or the model has refused so many, or the reply was over
+            ``max_reply_bytes``: these are cut again, and the limit is remembered for this route and model.
         concurrency : int, optional
             How many messages are in flight at a time; left out, ``pool_size``.
         progress : bool

@@ -233,8 +233,8 @@ class Batcher:
         if not call.payload:
             return None
         options, nbytes = self._options, call.samples[0].nbytes
-        limits = self._core.row_limits
-        return limits.learn((options.route, options.model_name), error, len(call.samples), nbytes)
+        target = (options.route, options.model_name)
+        return self._core.row_limits.learn(target, error, len(call.samples), nbytes, options.policy)
 
     def _divide(self, batch: Batch, leader: Sample, most: int) -> None:
         """Make batches of at most so many samples of one, each led by its first one's caller."""

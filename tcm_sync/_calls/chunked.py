@@ -113,8 +113,9 @@ def _send_rows(core: Core, job: Job, start: int, stop: int, prepared: Pieces | S
             deadline = Deadline(job.options.timeout)
             return [(start, stop, send_watched(core, job.options, prepared, deadline, watch))]
         except TcmError as error:
-            job.running.pop()
-            most = core.row_limits.learn(job.target, error, stop - start, job.row_bytes)
+            if not error.outcome_unknown:
+                job.running.pop()
+            most = core.row_limits.learn(job.target, error, stop - start, job.row_bytes, job.options.policy)
             if most is None and not (stop - start > 1 and job.gives_up_sharing(prepared, error)):
                 name_rows(error, start, stop)
                 raise

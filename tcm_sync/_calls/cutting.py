@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Cut = tuple[int, int, "Pieces | Shareable"]  # from which row, to which, and what is sent of them
 
 _SAMPLE = 64  # rows whose text shows how many fit a message
+_TEXT_BYTES = (
+    8  # of a reply for a byte of input: a number of 4 bytes has up to 20 of text, in several outputs
+)
 _FULL = 0.9  # how full a message is meant to be: rows differ in their text
 # Each input of a message has its own segment. So many of four messages at a time are all kept for later ones;
 # with 64 inputs shared memory is slower than JSON.
@@ -107,7 +110,8 @@ def _shared_cut(core: Core, job: Job, start: int, stop: int) -> tuple[int, int, 
     if options.transport == "json" or job.obstacle is not None:
         return None
     if job.rows is None:
-        stop = min(stop, start + max(1, core.message_limit() // job.row_bytes))
+        most_bytes = min(core.message_limit(), core.settings.max_reply_bytes // _TEXT_BYTES)
+        stop = min(stop, start + max(1, most_bytes // job.row_bytes))
     tensors = job.take(start, stop)
     if options.transport == "auto" and not (
         len(tensors) <= _MOST_SHARED_INPUTS and is_worth_sharing(tensors)

@@ -14,6 +14,7 @@ from tcm_sync.settings import AuthContext
 if TYPE_CHECKING:
     from tcm_sync._pool.runtime import Runtime
     from tcm_sync.errors import TcmError
+    from tcm_sync.retry import RetryPolicy
     from tcm_sync.settings import Route, Settings
 
     Target = tuple[Route, str]
@@ -26,6 +27,7 @@ log = Log("tcm_sync.pool", queued=True)
 LOWEST_LIMIT = 1_024
 
 _MOST_TARGETS = 256  # routes and models that limits are kept of
+_FULL = 0.9  # how full a reply is meant to be: rows differ in their text
 _KEPT = 600.0  # seconds after which a model may have been replaced by one that accepts more rows
 
 
@@ -112,13 +114,17 @@ class RowLimits:
         fitting = max(1, budget // max(1, row_bytes))
         return fitting if most is None else min(most, fitting)
 
-    def learn(self, target: Target, error: TcmError, rows: int, row_bytes: int) -> int | None:
-        """Learn from the refusal of so many rows, and return how many to send in their place.
+    def learn(
+        self, target: Target, error: TcmError, rows: int, row_bytes: int, policy: RetryPolicy | None
+    ) -> int | None:
+        """Learn from the failure of so many rows, and return how many to send in their place.
+
+        Rows whose reply was too large have run: they are sent again only if the policy allows that.
 
         Returns
         -------
         int or None
-            Fewer rows than were refused; None if the failure has another reason, or one row was refused.
+            Fewer rows than failed; None if the failure has another reason, or one row failed.
         """
         if rows < 2:
             return None
@@ -134,9 +140,22 @@ class RowLimits:
             # A limit that was stated holds for every message of the client: the rows' text decides.
             stated = error.limit is not None and error.limit >= LOWEST_LIMIT
             most = rows if stated else _lower(self._rows, target, rows // 2)
+        elif (share := _share_of_reply(error)) is not None and policy is not None and policy.resend_lost:
+            most = _lower(self._rows, target, max(1, int(rows * min(0.5, share))))
         else:
             return None
         return max(1, min(most, rows - 1))
+
+
+def _share_of_reply(error: TcmError) -> float | None:
+    """Return which share of a reply that is too large would fit; None if `error` is not about a reply.
+
+    Only a reply has both a size and a socket: requests are measured before there is one, and the manager
+    does not report the size of what it refuses.
+    """
+    if not isinstance(error, MessageTooLargeError) or error.uuid is None or not error.size or not error.limit:
+        return None
+    return _FULL * error.limit / error.size
 
 
 def _lower(limits: TtlCache[Target, int], target: Target, limit: int) -> int:

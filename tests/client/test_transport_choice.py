@@ -631,6 +631,20 @@ def test_rows_that_fit_no_message_are_shared(chunks):
     assert chunks(np.arange(4 * 20_000.0).reshape(4, 20_000)) == ([1] * 4, 4)
 
 
+def test_chunks_have_an_eighth_of_the_largest_reply(serve, client_of):
+    seen = []
+
+    def echo(arrays):
+        seen.append(arrays["x"].nbytes)
+        return {"y": arrays["x"]}
+
+    client = client_of(serve({"echo": echo}), max_message_bytes=2**26, max_reply_bytes=800_000)
+    x = np.random.default_rng(5).random((100_000, 1), np.float32)
+    assert np.array_equal(client.infer_chunked("echo", {"x": x}, output_dtypes=np.float32)["y"], x)
+    assert seen == [100_000] * 4
+    assert client.stats().shm_sends == 4
+
+
 def test_chunks_go_as_json_where_the_manager_grants_no_shared_memory(chunks):
     assert chunks(BATCH, shm=False) == ([1] * 10, 0)
 

@@ -16,6 +16,7 @@ from tcm_sync import (
     InferenceFailedError,
     MessageTooLargeError,
     PayloadTooLargeError,
+    RetryPolicy,
     Route,
     ShuttingDownError,
 )
@@ -94,6 +95,67 @@ def test_a_batch_is_cut_again_and_what_was_learned_is_kept(limit, retry):
         assert sum(manager.served) == 2 * len(X), "what had been served was not sent again"
         assert client.infer_chunked("m", {"x": X[:50]})["y"].shape == (50, 2)
         assert len(manager.refused) == refused
+
+
+class Verbose(Refusing):
+    """A manager whose model answers each number with a long text."""
+
+    def answer(self, connection, text):
+        rows = json.loads(text)["payload"]["request"]["inputs"][0]["data"]
+        with self.lock:
+            self.served.append(len(rows))
+        connection.reply({"y": [[f"{row[0]:0100}", f"{row[1]:0100}"] for row in rows]})
+
+
+LONG = np.array([[f"{row[0]:0100}", f"{row[1]:0100}"] for row in X.tolist()], dtype=object)
+
+
+def test_rows_whose_reply_is_too_large_are_cut_again():
+    manager = Verbose()
+    with ScriptedPeer(manager) as peer, connect(peer, max_reply_bytes=4_096) as client:
+        assert np.array_equal(client.infer_chunked("m", {"x": X})["y"], LONG)
+        first = len(manager.served)
+        assert np.array_equal(client.infer_chunked("m", {"x": X})["y"], LONG)
+    assert sum(manager.served[first:]) == len(X), "what is learned is kept: no row ran twice"
+    assert max(manager.served[first:]) < 20
+
+
+@pytest.mark.parametrize("retry", [None, RetryPolicy(resend_lost=False)])
+def test_rows_whose_reply_is_too_large_do_not_run_twice_unless_the_policy_allows_it(retry):
+    manager = Verbose()
+    with ScriptedPeer(manager) as peer, connect(peer, max_reply_bytes=4_096, retry=retry) as client:
+        with pytest.raises(MessageTooLargeError, match=r"rows 0 to 199: the reply has at least") as caught:
+            client.infer_chunked("m", {"x": X})
+    assert manager.served == [200]
+    assert caught.value.outcome_unknown
+
+
+def test_a_failure_behind_rows_whose_reply_was_too_large_says_that_they_ran():
+    class Failing(Verbose):
+        def answer(self, connection, text):
+            if self.served:
+                connection.fail("TRITON_INFERENCE_FAILED", "[400] no")
+            super().answer(connection, text)
+
+    manager = Failing()
+    with ScriptedPeer(manager) as peer, connect(peer, max_reply_bytes=4_096) as client:
+        with pytest.raises(InferenceFailedError, match=r"rows 0 to 1\d: .*no") as caught:
+            client.infer_chunked("m", {"x": X})
+    assert caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize("retry", [RetryPolicy(), None])
+def test_samples_whose_replies_are_too_large_together_go_out_in_smaller_batches(retry):
+    manager = Verbose()
+    with ScriptedPeer(manager) as peer, connect(peer, max_reply_bytes=4_096, retry=retry) as client:
+        model = client.model("m", batch=BatchPolicy(max_size=40, max_wait=TIMEOUT))
+        model._batcher._inside.add(None)  # somebody else is in a call: the batch waits until it is full
+        with ThreadPoolExecutor(40) as threads:
+            asked = [threads.submit(model.infer_sample, {"x": row}) for row in X[:40]]
+            if retry is None:
+                assert {type(each.exception(TIMEOUT)) for each in asked} == {MessageTooLargeError}
+            else:
+                assert np.array_equal([each.result(TIMEOUT)["y"] for each in asked], LONG[:40])
 
 
 def test_rows_that_the_caller_wants_are_cut_too():
@@ -303,7 +365,7 @@ def test_what_is_learned_is_bounded():
     limits = RowLimits()
     for number in range(1_000):
         error = InferenceFailedError("too many", max_batch_size=8)
-        assert limits.learn((Route("c"), f"m{number}"), error, 64, 4) == 8
+        assert limits.learn((Route("c"), f"m{number}"), error, 64, 4, None) == 8
     assert len(limits._rows) <= 256
     assert limits.rows((Route("c"), "m999"), 4) == 8
 
@@ -312,8 +374,8 @@ def test_what_is_learned_ends_since_the_model_may_be_another_one(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(ttl_cache, "monotonic", lambda: now[0])
     limits, target = RowLimits(), (Route("c"), "m")
-    limits.learn(target, InferenceFailedError("too many", max_batch_size=8), 64, 4)
-    limits.learn(target, PayloadTooLargeError("too many", estimated_bytes=100, limit_bytes=50), 4, 4)
+    limits.learn(target, InferenceFailedError("too many", max_batch_size=8), 64, 4, None)
+    limits.learn(target, PayloadTooLargeError("too many", estimated_bytes=100, limit_bytes=50), 4, 4, None)
     assert limits.rows(target, 4) == 2
     now[0] += 601.0
     assert limits.rows(target, 4) is None

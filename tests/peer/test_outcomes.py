@@ -303,7 +303,7 @@ def test_a_batch_that_is_divided_once_it_may_have_run_is_not_sent_again_where_th
         connection.welcome()
         connection.recv_request()
         too_many = InferenceFailedError("too many rows", max_batch_size=1)
-        client._core.row_limits.learn((client._core.settings.route, "m"), too_many, 3, 8)
+        client._core.row_limits.learn((client._core.settings.route, "m"), too_many, 3, 8, None)
         taken.set()
         connection.wait_eof()
 
