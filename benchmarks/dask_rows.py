@@ -1,16 +1,22 @@
 """A million rows over three worker processes of Dask: rows a second, the manager's share, and memory.
 
-    python -m benchmarks dask_rows [--rows 1000000] [--columns 8] [--form NAME]...
+    python -m benchmarks dask_rows [--rows 1000000] [--columns 8] [--rounds 1] [--pin] [--form NAME]...
 
 The forms, one after another and with the pace of a real manager: `infer_chunked` in one process;
-`infer_array` with the limit of the cluster and without; and two forms of `map_blocks` as one writes them by
-hand. The last one sends a message a block, takes longest, and therefore gets a tenth of the rows.
+`infer_array` with the limit of the cluster and without; and three forms of `map_blocks` as one writes them by
+hand. The last one sends a message a block, takes longest, and therefore gets a tenth of the rows. Forms in
+"JSON" do what all do where the manager is on another machine: without shared memory.
+
+With `--rounds` the forms take turns, and the end shows the median of each beside that of the fastest by hand.
+With `--pin` the manager has a core to itself, and all others share the next one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -63,7 +69,7 @@ def lease_milliseconds(count: int = 300) -> float:
 def forms_with(client: TcmClient) -> dict[str, Form]:
     """Return what is compared."""
 
-    def by_array(**options: Any) -> Callable[[da.Array], da.Array]:
+    def by_array(client: TcmClient = client, **options: Any) -> Callable[[da.Array], da.Array]:
         return lambda x: infer_array(
             x, "double", client=client, input_name="x", output_dtypes=np.float32, **options
         )
@@ -71,10 +77,15 @@ def forms_with(client: TcmClient) -> dict[str, Form]:
     def by_hand(run: Callable[[np.ndarray[Any, Any]], Any]) -> Callable[[da.Array], da.Array]:
         return lambda x: x.map_blocks(run, dtype=np.float32, meta=np.empty((0, 0), np.float32))
 
-    def in_messages(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        starts = range(0, len(block), MESSAGE_ROWS)
-        inputs = ({"x": block[start : start + MESSAGE_ROWS]} for start in starts)
-        return np.concatenate([r["y"] for r in client.map("double", inputs, output_dtypes=np.float32)])
+    as_json = client.with_options(transport="json")
+
+    def in_messages_of(client: TcmClient) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]:
+        def run(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            starts = range(0, len(block), MESSAGE_ROWS)
+            inputs = ({"x": block[start : start + MESSAGE_ROWS]} for start in starts)
+            return np.concatenate([r["y"] for r in client.map("double", inputs, output_dtypes=np.float32)])
+
+        return run
 
     def in_one_message(block: np.ndarray[Any, Any]) -> Any:
         return client.infer("double", {"x": block}, output_dtypes=np.float32)["y"]
@@ -82,13 +93,20 @@ def forms_with(client: TcmClient) -> dict[str, Form]:
     return {
         "infer_array": Form(by_array()),
         "infer_array, limit=None": Form(by_array(limit=None)),
-        "map_blocks, client.map": Form(by_hand(in_messages)),
+        "map_blocks, client.map": Form(by_hand(in_messages_of(client))),
+        "infer_array, JSON": Form(by_array(as_json)),
+        "infer_array, limit=None, JSON": Form(by_array(as_json, limit=None)),
+        "map_blocks, client.map, JSON": Form(by_hand(in_messages_of(as_json))),
         "map_blocks, a message a block": Form(by_hand(in_one_message), block=MESSAGE_ROWS, share=10),
     }
 
 
+rates: dict[str, list[float]] = {}  # rows a second of each form, a number a round
+
+
 def show(name: str, rows: int, seconds: float, messages: int, detail: str) -> None:
-    """Print a line of figures."""
+    """Print a line of figures, and keep the rate."""
+    rates.setdefault(name, []).append(rows / seconds)
     per_message = rows / messages
     most = MESSAGES * per_message
     print(
@@ -107,7 +125,7 @@ def in_one_process(client: TcmClient, rows: int, columns: int) -> int:
     y = client.infer_chunked("double", {"x": x}, output_dtypes=np.float32)["y"]
     seconds = time.perf_counter() - started
     calls, grown = client.stats().calls - calls, peak_megabytes() - before
-    show("infer_chunked, one process", rows, seconds, calls, f"+{grown:.0f} MB")
+    show("infer_chunked", rows, seconds, calls, f"+{grown:.0f} MB")
     return int((y != x * 2).sum())
 
 
@@ -131,15 +149,33 @@ def over_a_cluster(cluster: Client, name: str, form: Form, plugin: str, rows: in
     return wrong
 
 
+def show_ratios() -> None:
+    """Print the median of each form beside that of the fastest by hand, with JSON and without."""
+    medians = {name: statistics.median(each) for name, each in rates.items()}
+    for suffix in ("", ", JSON"):
+        same = {name: rate for name, rate in medians.items() if name.endswith(", JSON") == bool(suffix)}
+        by_hand = [rate for name, rate in same.items() if name.startswith("map_blocks")]
+        for name, rate in same.items():
+            spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
+            ratio = f"{rate / max(by_hand):5.2f} of the fastest by hand" if by_hand else ""
+            print(f"{name:30} median {rate:9,.0f} rows/s ({spread})  {ratio}", flush=True)
+
+
 def main() -> int:
     """Run the measurement, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--pin", action="store_true", help="give the manager a core to itself")
     parser.add_argument("--form", action="append", help="only this one; may be given several times")
     options = parser.parse_args()
+    core = None
+    if options.pin:
+        core, other, *_ = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {other})  # inherited by the workers
     with (
-        local_manager() as manager,
+        local_manager(core) as manager,
         TcmClient(manager.uri, route=manager.route) as client,
         LocalCluster(
             n_workers=WORKERS, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0"
@@ -154,13 +190,14 @@ def main() -> int:
         cluster.register_plugin(plugin)
         print(f"a free lease: {cluster.submit(lease_milliseconds).result():.2f} ms", flush=True)
         wrong = 0
-        for name in chosen:
+        for name in chosen * options.rounds:
             if name == "infer_chunked":
                 wrong += in_one_process(client, options.rows, options.columns)
             else:
                 form = forms[name]
                 rows = options.rows // form.share
                 wrong += over_a_cluster(cluster, name, form, plugin.name, rows, options.columns)
+    show_ratios()
     print(f"max_message_bytes=65,536, tick=0.01; {wrong} values are wrong")
     return 1 if wrong else 0
 
