@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram
@@ -29,6 +30,7 @@ from tcm_sync.events import (
     GateOpened,
     GateShut,
     Listener,
+    Phases,
     WaitFinished,
     WaitStarted,
 )
@@ -38,6 +40,17 @@ __all__ = ["PrometheusListener"]
 #: Upper bounds in seconds. The scheduler of a manager passes requests on every 15 ms.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+_PHASES = Phases.__struct_fields__
+_MOST_SERIES = 1000  # combinations of labels whose metrics are kept after they were looked up
+
+
+class _CallSeries(NamedTuple):
+    """What calls with the same labels are counted in, kept because ``labels()`` is slow."""
+
+    seconds: Histogram
+    phases: tuple[Histogram, ...]  # in the order of _PHASES
+    sent: PrometheusCounter
+    received: PrometheusCounter
 
 
 class PrometheusListener(Listener):
@@ -108,6 +121,15 @@ class PrometheusListener(Listener):
             registry=registry,
             buckets=_SAMPLES,
         )
+        self._series_of = lru_cache(_MOST_SERIES)(self._look_up_series)
+
+    def _look_up_series(self, kind: str, model: str, outcome: str, transport: str) -> _CallSeries:
+        return _CallSeries(
+            self._seconds.labels(kind, model, outcome),
+            tuple([self._phases.labels(phase, model, outcome) for phase in _PHASES]),
+            self._sent.labels(model, transport),
+            self._received.labels(model),
+        )
 
     def call_started(self, event: CallStarted) -> None:
         """Count a call under way.
@@ -130,18 +152,17 @@ class PrometheusListener(Listener):
         model = event.model_name
         outcome = "ok" if event.error is None else "error"
         self._under_way.remove(event.call_id)
-        self._waiting.remove(
-            event.call_id
-        )  # an interrupt may have kept the end of its wait from being reported
-        self._seconds.labels(event.kind, model, outcome).observe(event.seconds)
-        for phase in event.phases.__struct_fields__:
-            self._phases.labels(phase, model, outcome).observe(getattr(event.phases, phase))
+        self._waiting.remove(event.call_id)  # if an interrupt kept the end of its wait from being reported
+        series = self._series_of(event.kind, model, outcome, event.transport)
+        series.seconds.observe(event.seconds)
+        for phase, histogram in zip(_PHASES, series.phases, strict=True):
+            histogram.observe(getattr(event.phases, phase))
+        series.sent.inc(event.bytes_sent)
+        series.received.inc(event.bytes_received)
         if event.error is not None:
             self._failures.labels(event.kind, model, event.code).inc()
         if event.attempts > 1:
             self._repeats.labels(model).inc(event.attempts - 1)
-        self._sent.labels(model, event.transport).inc(event.bytes_sent)
-        self._received.labels(model).inc(event.bytes_received)
 
     def wait_started(self, event: WaitStarted) -> None:
         """Count a call that waits.
@@ -235,7 +256,7 @@ class _Gauge:
     """
 
     def __init__(self, gauge: Gauge) -> None:
-        self._gauge = gauge
+        self._series_of = lru_cache(_MOST_SERIES)(gauge.labels)
         self._labels: dict[Hashable, tuple[str, ...]] = {}  # of each that is there
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._pid = os.getpid()
@@ -259,4 +280,4 @@ class _Gauge:
 
     def _change(self, labels: tuple[str, ...], amount: int) -> None:
         self._counts[labels] += amount
-        self._gauge.labels(*labels).set(self._counts[labels])
+        self._series_of(*labels).set(self._counts[labels])

@@ -78,7 +78,10 @@ class Recorder(Listener):
 
 @pytest.fixture(autouse=True)
 def _thread_ends_soon(monkeypatch):
-    monkeypatch.setattr(listeners._delivery._threads, "_idle_seconds", 0.01)
+    threads = listeners._delivery._threads
+    monkeypatch.setattr(threads, "_idle_seconds", 0.01)
+    yield
+    wait_until(lambda: not threads._threads)
 
 
 @pytest.fixture
@@ -548,6 +551,32 @@ def test_no_call_waits_for_a_listener_and_what_is_too_much_is_dropped(manager, c
     lines = [record.getMessage() for record in caplog.records if record.name == "tcm_sync.events"]
     assert sum("dropped: the listeners are too slow" in line for line in lines) == 1
     assert sum("Slow" in line for line in lines) == 1
+
+
+def test_events_of_a_pause_are_delivered_after_it_without_waking_the_thread_and_later_ones_wake_it(
+    monkeypatch,
+):
+    recorder = Recorder()
+    reporter = listeners.Listeners([recorder], "here:1")
+    made = [GateOpened(at=number, manager="here:1", gate="manager", seconds=0.0) for number in range(3)]
+    submitted = []
+    threads = listeners._delivery._threads
+    submit = threads.submit
+    monkeypatch.setattr(threads, "submit", lambda job, key=None: submitted.append(key) or submit(job, key))
+
+    class Pause(threading.Event):
+        def wait(self, timeout=None):
+            if len(recorder.all) == 1:
+                reporter.report(made[1])
+            return super().wait(timeout)
+
+    monkeypatch.setattr(listeners._delivery, "_hurry", Pause())
+    reporter.report(made[0])
+    wait_until(lambda: len(recorder.all) == 2 and threads.is_idle())
+    assert submitted == ["deliver"]
+    reporter.report(made[2])
+    wait_until(lambda: recorder.all == made)
+    assert submitted == ["deliver", "deliver"]
 
 
 def test_a_listener_may_use_the_client(client):

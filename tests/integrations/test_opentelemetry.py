@@ -21,13 +21,16 @@ from tcm_sync.events import _listeners as listeners
 from tcm_sync.events import flush
 from tcm_sync.integrations.opentelemetry import TcmInstrumentor
 
-from ..helpers.waiting import GUARD
+from ..helpers.waiting import GUARD, wait_until
 from .web_servers import environment
 
 
 @pytest.fixture(autouse=True)
 def _thread_ends_soon(monkeypatch):
-    monkeypatch.setattr(listeners._delivery._threads, "_idle_seconds", 0.01)
+    threads = listeners._delivery._threads
+    monkeypatch.setattr(threads, "_idle_seconds", 0.01)
+    yield
+    wait_until(lambda: not threads._threads)
 
 
 class Collected:

@@ -38,7 +38,10 @@ ALERTS = EXAMPLES / "prometheus" / "alerts.yml"
 
 @pytest.fixture(autouse=True)
 def _thread_ends_soon(monkeypatch):
-    monkeypatch.setattr(listeners._delivery._threads, "_idle_seconds", 0.01)
+    threads = listeners._delivery._threads
+    monkeypatch.setattr(threads, "_idle_seconds", 0.01)
+    yield
+    wait_until(lambda: not threads._threads)
 
 
 def samples_of(text):
