@@ -324,6 +324,32 @@ def test_a_class_of_tests_has_a_manager_of_its_own():
     assert settings.TCM == NOWHERE
 
 
+class LeavingFaults(LocalManagerMixin, SimpleTestCase):
+    __test__ = False
+    tcm_models: ClassVar = {"echo": dict}
+
+    def test_1(self):
+        self.tcm_manager.fail_next("TRITON_OVERLOADED")
+        self.tcm_manager.drop_next()
+
+    def test_2(self):
+        assert self.client.get("/echo/7").json() == {"x": [7]}
+
+
+def test_a_test_that_leaves_a_planned_fault_fails_and_the_next_one_does_not_meet_it():
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(LeavingFaults).run(result)
+    assert (result.testsRun, result.errors) == (2, [])
+    ((test, text),) = result.failures
+    assert test.id().endswith("LeavingFaults.test_1")
+    assert "no request has taken the planned faults fail_next('TRITON_OVERLOADED'), drop_next()" in text
+
+
+def test_a_class_that_would_use_the_real_manager_is_refused():
+    with pytest.raises(TypeError, match=r"class Wrong\(LocalManagerMixin, …\)"):
+        type("Wrong", (SimpleTestCase, LocalManagerMixin), {})
+
+
 # --- the project of examples/django ---
 
 PROJECT = ROOT / "examples" / "django"

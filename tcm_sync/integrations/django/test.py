@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +27,8 @@ class LocalManagerMixin(_Base):
     """Gives a class of tests a `LocalManager`, which all clients of the setting ``TCM`` use meanwhile.
 
     It needs the extra ``local``, and stands before Django's class:
-    ``class DigitsTests(LocalManagerMixin, TestCase)``.
+    ``class DigitsTests(LocalManagerMixin, TestCase)``. A test fails if it plans a fault of the manager, such
+    as ``self.tcm_manager.drop_next()``, that no request takes.
 
     Attributes
     ----------
@@ -42,6 +44,20 @@ class LocalManagerMixin(_Base):
     tcm_manager_options: ClassVar[Mapping[str, Any]] = {}
     tcm_manager: ClassVar[LocalManager]
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse a class whose tests would use the real manager.
+
+        Raises
+        ------
+        TypeError
+            The class names `LocalManagerMixin` after Django's class, which does not call its `setUpClass`.
+        """
+        super().__init_subclass__(**arguments)
+        order = cls.__mro__
+        if unittest.TestCase in order and order.index(unittest.TestCase) < order.index(LocalManagerMixin):
+            name = cls.__name__
+            raise TypeError(f"{name} must name LocalManagerMixin first: class {name}(LocalManagerMixin, …)")
+
     @classmethod
     def setUpClass(cls) -> None:
         """Start the manager, and point the clients to it."""
@@ -53,6 +69,28 @@ class LocalManagerMixin(_Base):
         override = override_settings(TCM={name: cls._near(each) for name, each in given.items()})
         override.enable()
         cls.addClassCleanup(override.disable)
+
+    def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
+        """Run the test, and fail it if it leaves a planned fault, which the next test would meet.
+
+        Parameters
+        ----------
+        result : unittest.TestResult, optional
+            Collects the outcome.
+
+        Returns
+        -------
+        unittest.TestResult or None
+            What Django's class returns.
+        """
+        self.addCleanup(self._check_faults)  # before all others, so that it runs after them
+        return super().run(result)
+
+    def _check_faults(self) -> None:
+        left = self.tcm_manager.faults_left
+        self.tcm_manager.clear_faults()
+        if left:
+            self.fail(f"no request has taken the planned faults {', '.join(left)}")
 
     @classmethod
     def _near(cls, given: Mapping[str, Any]) -> dict[str, Any]:
