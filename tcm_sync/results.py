@@ -43,7 +43,8 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     model_name : str
         The model that answered.
     arrays : mapping of str to array_like
-        The outputs by name. Without `raw` they are copied into arrays.
+        The outputs by name. Without `raw` they are copied into arrays; lists get the dtypes that those of a
+        reply get.
     raw : bytes, optional
         The outputs as the manager sent them, JSON text; left out, it is empty.
     attempts : int
@@ -201,9 +202,11 @@ def _copied(outputs: object) -> dict[str, np.ndarray[Any, Any]]:
         if not isinstance(name, str):
             raise InputError(f"the name of an output must be a str, not {shown(name)}")
         try:
-            arrays[name] = np.array(values)
+            array = np.array(values)
         except ValueError as error:  # ragged lists
             raise InputError(f"output {name!r} cannot be made an array: {error}") from None
+        is_text = array.dtype.kind == "U" and not isinstance(values, np.ndarray)
+        arrays[name] = array.astype(object) if is_text else array  # as text of a reply is
     return arrays
 
 

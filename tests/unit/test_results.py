@@ -68,6 +68,13 @@ def test_a_result_made_by_hand_needs_a_model_and_outputs_alone():
     assert pickle.loads(pickle.dumps(made))["label"].tolist() == [7]
 
 
+def test_text_of_a_result_made_by_hand_is_an_object_array_as_that_of_a_reply_is():
+    made = InferResult("m", {"text": [["a", "b"]], "one": "c", "fixed": np.array(["d"])})
+    assert made["text"].dtype == made["one"].dtype == object
+    assert made.tolist() == {"text": [["a", "b"]], "one": "c", "fixed": ["d"]}
+    assert made["fixed"].dtype == "<U1"
+
+
 @pytest.mark.parametrize("outputs", [None, [("y", [1])], {1: [1]}, {"y": [[1], [1, 2]]}])
 def test_outputs_that_cannot_be_are_refused(outputs):
     with pytest.raises(InputError):
