@@ -70,6 +70,8 @@ def as_array(data: object, *, scalars: bool = False) -> npt.NDArray[Any]:
         raise TensorError(
             f"a bare {type(data).__name__} is 0-d, which the wire cannot carry; make a list of it"
         )
+    if hasattr(data, "set_data_from_numpy"):
+        raise TensorError(f"{type(data).__name__} is an input of tritonclient: pass the array itself")
     raise TensorError(f"{type(data).__name__} is not array-like; pass a numpy array or nested lists")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
-from tcm_sync.errors import ERROR_CODES, ConfigError
+from tcm_sync.errors import ConfigError
 from tcm_sync.local.injection import FAILURES, REFUSALS
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ def plan_text(faults: FaultInjection, text: str) -> None:
         elif name in FAILURES and not equals:
             faults.fail_next(name, times=times)
         else:
-            raise ConfigError(
-                f"it must be delay=SECONDS, {', '.join(plain)} or a code of {', '.join(ERROR_CODES)}"
-            )
+            near = difflib.get_close_matches(what, [*plain, "delay=SECONDS", *REFUSALS, *FAILURES], n=1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            codes = ", ".join(REFUSALS + FAILURES)
+            raise ConfigError(f"{meant}it must be delay=SECONDS, {', '.join(plain)} or one of {codes}")
     except ValueError as error:  # ConfigError is one
         raise ConfigError(f"fault {text!r}: {error}") from None

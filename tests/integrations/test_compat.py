@@ -413,6 +413,8 @@ def test_one_input_alone_belongs_in_a_list_and_tritonclients_is_named(manager, c
         client.infer("echo", inputs_of(sdk)[0])
     with pytest.raises(InputError, match=re.escape("pass {name: array}")):
         client.infer("echo", [InferInput("x", [1], "FP32")])
+    with pytest.raises(InputError, match="tritonclient: pass the array itself"):
+        client.infer("echo", {"x": InferInput("x", [1], "FP32")})
 
 
 def test_shutting_down_is_an_error_of_the_main_client(manager, connect):

@@ -312,6 +312,14 @@ def test_a_text_that_is_no_fault_is_named(text):
     assert manager.faults_left == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "near"), [("TRITON_OVERLAODED*2", "TRITON_OVERLOADED"), ("garbel", "garble"), ("drop=2", "drop")]
+)
+def test_a_text_that_is_nearly_a_fault_gets_that_named(text, near):
+    with pytest.raises(ConfigError, match=f"did you mean '{near}'"):
+        plan_text(LocalManager({}), text)
+
+
 # --- shut_down ---
 
 
