@@ -60,6 +60,8 @@ class Tcm:
     ``TCM_READY_TIMEOUT``
         Seconds that ``/readyz`` of `health` may take; 0.8 by default.
 
+    ``app.extensions["tcm"]`` is the dictionary of the clients by name, in which a test may replace one.
+
     Parameters
     ----------
     app : flask.Flask, optional

@@ -70,6 +70,13 @@ def test_the_application_may_be_given_later(serve):
         _ = tcm.client
 
 
+def test_a_test_may_replace_the_client_of_an_application(serve, connect, make_app, monkeypatch):
+    app = make_app("ws://127.0.0.1:1/ws")
+    add_echo(app)
+    monkeypatch.setitem(app.extensions["tcm"], "default", connect(serve()))
+    assert app.test_client().get("/echo/7").json == {"x": [7]}
+
+
 def test_two_applications_have_their_own_clients(serve):
     tcm = Tcm()
     apps = []

@@ -206,11 +206,11 @@ def files_of_the_page():
 
 def test_the_tests_of_the_page_pass(run):
     files = files_of_the_page()
-    assert set(files) == {"service.py", "conftest.py", "test_service.py", "test_by_hand.py", "pytest.ini"}
+    assert {"service.py", "conftest.py", "prices.py", "pytest.ini"} < set(files)
     outcome = run(files)
     written = set(re.findall(r"^ +def (test_\w+)", "".join(files.values()), re.M))
     assert outcome.tests == {"PASSED": written}, outcome.output
-    assert len(written) >= 6
+    assert len(written) >= 14
 
 
 def test_the_page_counts_its_lines():
