@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import gc
+import itertools
 import logging
 import os
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from tcm_sync import (
+    AuthContext,
     BatchPolicy,
     CircuitOpenError,
     ConfigError,
@@ -151,6 +153,18 @@ def test_waiting_for_a_socket_and_for_the_reply_are_told_apart(manager, recorder
     assert recorder.of(AttemptFailed) == []  # it had no socket
 
 
+def opened_late(recorder):
+    """Return an identity for a client whose connections open once a wait for each was reported."""
+    numbers = itertools.count(1)
+
+    def token():
+        number = next(numbers)
+        wait_until(lambda: sum(isinstance(each, WaitStarted) for each in recorder.all) >= number)
+        return "a token"
+
+    return AuthContext(token=token)
+
+
 def waits_of(recorder):
     """Return what was waited for, and check that each wait has ended."""
     started, finished = recorder.of(WaitStarted), recorder.of(WaitFinished)
@@ -160,7 +174,7 @@ def waits_of(recorder):
 
 
 def test_a_wait_for_a_socket_is_reported_where_there_is_one(manager, recorder, gated):
-    options = {"pool_size": 1, "turns": "off", "listeners": [recorder]}
+    options = {"pool_size": 1, "turns": "off", "listeners": [recorder], "auth": opened_late(recorder)}
     with TcmClient(manager.uri, route=manager.route, **options) as client, ThreadPoolExecutor(1) as thread:
         client.infer("echo", {"x": [1.0]})
         client.infer("echo", {"x": [1.0]})
@@ -182,9 +196,10 @@ def test_a_wait_for_a_socket_is_reported_where_there_is_one(manager, recorder, g
 
 
 def test_a_wait_that_fails_is_reported_as_ended(manager, recorder, gated):
-    with TcmClient(manager.uri, route=manager.route, pool_size=1, listeners=[recorder]) as client:
+    options = {"pool_size": 1, "listeners": [recorder], "auth": opened_late(recorder)}
+    with TcmClient(manager.uri, route=manager.route, **options) as client:
         first = client.submit("gated", {"x": [1.0]})
-        wait_until(lambda: client.stats().busy)
+        wait_until(lambda: client.stats().messages_sent)
         with pytest.raises(PoolTimeoutError):
             client.infer("echo", {"x": [1.0]}, timeout=0.05)
         assert waits_of(recorder) == ["socket", "socket"]
@@ -194,7 +209,8 @@ def test_a_wait_that_fails_is_reported_as_ended(manager, recorder, gated):
 
 def test_a_wait_for_a_turn_is_reported(manager, recorder, gated, monkeypatch):
     monkeypatch.setattr(turns, "LONG_AGE_NS", 10**15)
-    with TcmClient(manager.uri, route=manager.route, turns=1, listeners=[recorder]) as client:
+    options = {"turns": 1, "listeners": [recorder], "auth": opened_late(recorder)}
+    with TcmClient(manager.uri, route=manager.route, **options) as client:
         first = client.submit("gated", {"x": [1.0]})
         wait_until(lambda: client.stats().messages_sent == 1)
         second = client.submit("echo", {"x": [1.0]})
@@ -332,11 +348,12 @@ def test_a_gate_is_reported_when_it_is_shut_and_when_it_opens(serve, recorder):
     def full(arrays):
         if left[0]:
             left[0] -= 1
-            raise ModelFailure("TRITON_CIRCUIT_OPEN", "open", retry_after_seconds=0.05)
+            raise ModelFailure("TRITON_CIRCUIT_OPEN", "open", retry_after_seconds=0.2)
         return {"y": arrays["x"]}
 
     manager = serve({"full": full})
-    with TcmClient(manager.uri, route=manager.route, timeout=GUARD, listeners=[recorder]) as client:
+    options = {"listeners": [recorder], "auth": opened_late(recorder)}
+    with TcmClient(manager.uri, route=manager.route, timeout=GUARD, **options) as client:
         client.infer("full", {"x": [1.0]})
     shut, opened = recorder.only(GateShut), recorder.only(GateOpened)
     assert shut.gate == opened.gate == "circuit of 'full'"
@@ -370,15 +387,17 @@ def test_a_circuit_that_is_forgotten_is_reported_as_open(serve, recorder, monkey
 
 
 @pytest.mark.parametrize("call", ["infer", "submit", "map", "infer_chunked"])
-def test_listeners_run_in_the_context_of_the_caller(client, recorder, call):
+def test_listeners_run_in_the_context_of_the_caller(manager, recorder, call):
     request_id.set("request 7")
     inputs = {"x": np.ones((1, 1))}
-    if call == "submit":
-        client.submit("echo", inputs).result(GUARD)
-    elif call == "map":
-        list(client.map("echo", [inputs]))
-    else:
-        getattr(client, call)("echo", inputs)
+    options = {"listeners": [recorder], "auth": opened_late(recorder)}
+    with TcmClient(manager.uri, route=manager.route, **options) as client:
+        if call == "submit":
+            client.submit("echo", inputs).result(GUARD)
+        elif call == "map":
+            list(client.map("echo", [inputs]))
+        else:
+            getattr(client, call)("echo", inputs)
     request_id.set(None)
     recorder.only(CallFinished)
     ids = [each for event, each in zip(recorder.all, recorder.ids, strict=True) if hasattr(event, "call_id")]
