@@ -154,7 +154,7 @@ EXAMPLES = {
 }
 
 
-def test_the_page_tells_the_keys_of_every_command(place, cli):
+def test_the_page_reports_the_keys_of_every_command(place, cli):
     documented = {
         row[0].strip("`"): re.findall(r"``([\w.]+)``", row[1]) for row in rows("The keys of --json")
     }

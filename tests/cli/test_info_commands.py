@@ -32,7 +32,7 @@ def test_queue_stats_as_json_has_every_count(cli, manager):
     assert set(found) == set(QueueStats.__dataclass_fields__)
 
 
-def test_queue_stats_repeated_tells_times(cli, manager):
+def test_queue_stats_repeated_reports_times(cli, manager):
     done = cli("--json", "queue-stats", "--repeat", "6", "--concurrency", "3")
     summary = json.loads(done.out)["queue_stats_summary"]
     assert (summary["requests"], summary["concurrency"]) == (6, 3)

@@ -134,7 +134,7 @@ def test_check_finds_the_model_of_the_file(cli, deployed, file):
         ("short", {"SUM": "the shape is not [2, 1]", "DIFF": "the shape is not [2, 1]"}),
     ],
 )
-def test_check_tells_another_model(cli, deployed, file, model, problems):
+def test_check_reports_another_model(cli, deployed, file, model, problems):
     given = ("model", "check", file, "--model", model, "--batch", 2)
     done = cli(*given, "--json")
     assert done.code == 1

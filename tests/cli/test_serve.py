@@ -46,7 +46,7 @@ def test_it_serves_until_a_signal(start, file, number):
     assert "Traceback" not in err
 
 
-def test_it_tells_people_where(start):
+def test_it_prints_its_address(start):
     process = start("serve", "--port", 0, "--token", "secret")
     assert process.stdout.readline().startswith("serving ws://127.0.0.1:")
 

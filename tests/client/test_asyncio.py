@@ -45,7 +45,7 @@ CALLS = pytest.mark.parametrize("call", ["to_thread", "submit", "submit_sample"]
 
 
 @CALLS
-def test_200_calls_of_one_loop_return_each_its_own_and_the_loop_goes_on(client, call):
+def test_200_calls_of_one_loop_return_each_its_own_and_the_loop_continues(client, call):
     ask = calls_of(client)[call]
 
     async def main():

@@ -490,7 +490,7 @@ def test_a_model_travels_with_its_client(client):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_begins_anew(client, recorder):
+def test_a_forked_child_begins_again(client, recorder):
     model = client.model("double", batch=PATIENT)
     threads, _ = busy(recorder, model)
     pid = os.fork()
@@ -532,7 +532,7 @@ def test_the_wait_for_others_is_kept_within_the_deadline(client, recorder):
         recorder.open.set()
 
 
-def test_late_samples_are_told_apart_from_unsent_ones(client, recorder):
+def test_late_samples_are_distinguished_from_unsent_ones(client, recorder):
     model = client.model("double", batch=PATIENT)
     recorder.open.clear()
     with pytest.raises(CallTimeoutError) as caught, timing_out(lambda: recorder.shapes):

@@ -117,7 +117,7 @@ def test_draining_answers_a_call_that_waits_for_its_first_socket(client_of, call
         closing.result(GUARD)
 
 
-def test_draining_gives_up_after_its_timeout(serve, client_of, calling):
+def test_draining_ends_after_its_timeout(serve, client_of, calling):
     manager = serve()
     client = client_of(manager.uri)
     calls = [calling(ask, client, "gated")]

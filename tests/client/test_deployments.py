@@ -64,7 +64,7 @@ def test_a_model_is_put_into_service_called_and_taken_out(serve, client_of):
         deployment.infer({"INPUT0": x, "INPUT1": x})
 
 
-def test_failures_are_told_in_the_words_of_the_manager(serve, client_of):
+def test_failures_are_reported_in_the_words_of_the_manager(serve, client_of):
     client = client_of(serve())
     with pytest.raises(ManagementError, match="Missing key 'name'"):
         client.create(openstack={})
@@ -100,7 +100,7 @@ def test_the_role_is_needed(serve, client_of):
     assert manager.cloud.jobs == ()
 
 
-def test_the_queues_are_told_while_a_job_runs(serve, client_of):
+def test_the_queues_are_reported_while_a_job_runs(serve, client_of):
     go_on = threading.Event()
     manager = serve(on_cloud_step=lambda step: go_on.wait(GUARD))
     client = client_of(manager)
@@ -155,7 +155,7 @@ def check(manager, outcomes):
         )
 
 
-def test_a_job_that_is_told_to_a_draining_manager_runs_and_says_that_it_may_have(
+def test_a_job_that_is_sent_to_a_draining_manager_runs_and_says_that_it_may_have(
     serve, client_of, monkeypatch
 ):
     monkeypatch.setattr(core, "SCHEDULER_DRAIN_SECONDS", 60.0)

@@ -136,7 +136,7 @@ def test_the_bytes_of_a_call_are_those_of_its_messages(client, recorder):
     assert 3000 < finished.bytes_received < 3500
 
 
-def test_waiting_for_a_socket_and_for_the_reply_are_told_apart(manager, recorder, gated):
+def test_waiting_for_a_socket_and_for_the_reply_are_distinguished(manager, recorder, gated):
     with TcmClient(manager.uri, route=manager.route, pool_size=1, listeners=[recorder]) as client:
         first = client.submit("gated", {"x": [1.0]})
         wait_until(lambda: client.stats().messages_sent, "it waits for its reply")

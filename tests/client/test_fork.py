@@ -333,7 +333,7 @@ def test_locks_that_are_held_at_the_fork_do_not_hold_up_the_child(serve, client_
 
 @forks
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_map_that_was_begun_before_a_fork_goes_on_in_the_parent_alone(serve, client_of, ordered):
+def test_a_map_that_was_begun_before_a_fork_continues_in_the_parent_alone(serve, client_of, ordered):
     results = client_of(serve()).map("echo", [{"x": [number]} for number in range(40)], ordered=ordered)
     next(results)
 

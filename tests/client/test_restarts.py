@@ -96,7 +96,7 @@ def test_readiness_is_waited_for(serve):
 
 
 @pytest.mark.usefixtures("pauses_take_no_time")
-def test_what_is_not_ready_in_time_is_told_with_its_error_id():
+def test_what_is_not_ready_in_time_is_reported_with_its_error_id():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         peer.http["/ready"] = (503, NOT_READY)
         with failing(CallTimeoutError, "not ready within 9 s", "readiness_probe_failed", "e-4711") as caught:
@@ -176,7 +176,7 @@ def test_the_error_id_of_a_manager_that_is_not_ready_is_in_every_error_that_it_c
         assert all("e-4711" in str(error) for error in errors)
 
 
-def test_the_error_id_of_a_refused_handshake_is_told():
+def test_the_error_id_of_a_refused_handshake_is_reported():
     def refuse(connection):
         connection.read_handshake()
         connection.answer_http(503, json.dumps(NOT_READY).encode())

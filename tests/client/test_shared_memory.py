@@ -294,7 +294,7 @@ def test_after_the_client_was_closed_in_the_middle(client, manager, gated, ours)
     assert ours() == set()
 
 
-def test_a_map_that_is_left_early_leaves_no_segment_lent(connect, manager, gated, ours):
+def test_a_map_that_is_left_early_leaves_no_segment_acquired(connect, manager, gated, ours):
     client = connect(manager, pool_size=2)
     results = client.map("gated", ({"x": numbers(float(n))} for n in range(50)), concurrency=2)
     with ThreadPoolExecutor(1) as thread:
@@ -324,7 +324,7 @@ def test_arrays_may_be_changed_after_submit(connect, manager, gated):
     assert client.stats().shm_sends == 2
 
 
-def test_arrays_may_be_changed_while_a_map_goes_on(connect, manager):
+def test_arrays_may_be_changed_while_a_map_continues(connect, manager):
     client = connect(manager, pool_size=2)
     x = numbers()
 

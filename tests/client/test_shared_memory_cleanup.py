@@ -166,7 +166,7 @@ def test_whatever_ends_a_process_nothing_is_left(manager, gated, processes, name
     assert files_of(process.pid) == set()
 
 
-def test_a_killed_process_leaves_files_which_the_next_one_sweeps(manager, processes, ours):
+def test_a_killed_process_leaves_files_which_the_next_one_removes(manager, processes, ours):
     """Neither those of a running process nor those of another user."""
     alive = processes(manager, "input()")
     wait_until(lambda: len(files_of(alive.pid)) == 2, "the running one has its files")

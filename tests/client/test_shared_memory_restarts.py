@@ -44,7 +44,7 @@ def restart(manager, how, client):
 
 
 @HOW
-def test_the_next_manager_is_told_of_new_segments_alone(connect, manager, ours, how):
+def test_the_next_manager_is_sent_new_segments_alone(connect, manager, ours, how):
     client = connect(manager)
     before = set()
     for fill in range(5):

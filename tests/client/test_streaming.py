@@ -68,7 +68,7 @@ def stream(client, text, model="words", **options):
     return client.stream(model, {"text": [text]}, allow_transient=True, **options)
 
 
-def test_a_model_that_tells_its_end_completes(manager, client_of):
+def test_a_model_that_reports_its_end_completes(manager, client_of):
     with stream(client_of(manager), "to be or not END") as chunks:
         assert list(chunks) == ["to", "be", "or", "not"]
     assert chunks.ended_by == "completed"

@@ -270,7 +270,7 @@ def test_submit_and_map_take_it_too(client, make):
         assert client.stats().shm_sends == sends
 
 
-def test_a_map_tells_what_cannot_be_shared_as_the_failure_of_that_call(client):
+def test_a_map_reports_what_cannot_be_shared_as_the_failure_of_that_call(client):
     inputs = [{"x": WORTH}, {"x": ["a"]}, {"x": WORTH}]
     found = list(client.map("sum", inputs, transport="shm", on_error="return"))
     assert [type(each).__name__ for each in found] == ["InferResult", "InputError", "InferResult"]
@@ -293,7 +293,9 @@ def test_a_map_tells_what_cannot_be_shared_as_the_failure_of_that_call(client):
     ],
     ids=["off", "pinned", "elsewhere"],
 )
-def test_what_can_go_no_way_is_told_with_both_reasons(client_of, manager, x, kind, text, settings, why):
+def test_what_cannot_be_sent_in_either_way_is_reported_with_both_reasons(
+    client_of, manager, x, kind, text, settings, why
+):
     client = client_of(manager, **settings)
     with pytest.raises(kind, match="; and shared memory cannot be used either: ") as caught:
         client.infer("sum", {"x": x})
@@ -305,7 +307,7 @@ def test_what_can_go_no_way_is_told_with_both_reasons(client_of, manager, x, kin
     assert client.stats().messages_sent == 0
 
 
-def test_what_a_socket_does_not_allow_is_told_with_both_reasons(client_of, serve):
+def test_what_a_socket_does_not_allow_is_reported_with_both_reasons(client_of, serve):
     client = client_of(serve({"sum": total}, shm=False))
     with pytest.raises(MessageTooLargeError, match="cannot be used either: not granted: ") as caught:
         client.infer("sum", {"x": TOO_MANY})
@@ -354,7 +356,7 @@ def test_of_two_inputs_the_first_is_given_back_when_there_is_none_for_the_second
     assert client.stats().shm_sends == 1
 
 
-def test_a_quarter_of_the_directory_may_be_pinned_unless_told(client, client_of, manager, monkeypatch):
+def test_a_quarter_of_the_directory_may_be_pinned_by_default(client, client_of, manager, monkeypatch):
     way(client)
     from tcm_sync._shm.segment import directory_space
 
@@ -373,7 +375,7 @@ def test_a_full_directory_is_a_reason(client, monkeypatch):
         client.infer("sum", {"x": TOO_MANY})
 
 
-def test_a_directory_that_is_nearly_full_is_told(client, monkeypatch):
+def test_a_directory_that_is_nearly_full_is_reported(client, monkeypatch):
     monkeypatch.setattr("tcm_sync._shm.arena.directory_space", lambda: (2**30, 5))
     assert "and no room: 5 bytes are free in /dev/shm" in client.explain({"x": WORTH})
 
@@ -478,7 +480,7 @@ def test_asked_for_it_is_tried_all_the_same_and_is_an_error(client_of, blind, cl
     assert client.stats().shm_sends == 4
 
 
-def test_a_message_that_does_not_fit_tells_both_reasons_after_the_trying(client_of, blind):
+def test_a_message_that_does_not_fit_reports_both_reasons_after_the_trying(client_of, blind):
     client = client_of(blind)
     with pytest.raises(
         MessageTooLargeError, match=r"max_message_bytes.*cannot be used either: refused: "

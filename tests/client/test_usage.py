@@ -201,7 +201,7 @@ def test_settings_from_the_environment(serve):
     assert uuid.startswith("from-env-")
 
 
-def test_an_environment_without_an_address_is_told_so():
+def test_an_environment_without_an_address_is_an_error():
     done = from_env()
     assert done.returncode == 1
     assert "ConfigError: TCM_WS_URI is not set" in done.stderr

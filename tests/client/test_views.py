@@ -223,7 +223,7 @@ def test_the_last_copy_that_is_closed_closes_the_sockets(client):
     assert repr(core).endswith("closed>")
 
 
-def test_a_copy_of_a_closed_client_opens_anew(client):
+def test_a_copy_of_a_closed_client_opens_again(client):
     ask(client)
     client.close()
     with pickle.loads(pickle.dumps(client)) as copy:

@@ -140,7 +140,7 @@ def check_retries(worker, passed, lasting, fatal):
     assert worker.flaky.calls == {7: 3, 8: 6, 9: 1}
 
 
-def test_processes_have_a_client_each_retry_what_passes_and_go_on_after_a_soft_time_limit(start):
+def test_processes_have_a_client_each_retry_what_passes_and_continue_after_a_soft_time_limit(start):
     worker = start("prefork")
     wheres = [("where", number) for number in range(60)]
     *outcomes, passed, lasting, fatal, limited = worker.do(

@@ -196,7 +196,7 @@ def test_an_application_is_collected_without_waiting_for_a_lock_of_its_clients(s
     wait_until(lambda: manager.stats().connected == 0, "its connection is closed")
 
 
-def test_an_application_without_a_tcm_is_told_what_to_do():
+def test_the_error_of_an_application_without_a_tcm_says_what_to_do():
     app = flask.Flask("service")
     app.testing = True
     app.register_blueprint(health)

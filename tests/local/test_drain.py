@@ -170,7 +170,7 @@ def test_ready_says_200_until_the_port_is_closed(busy, gated, drain):
         get(manager, "/ready")
 
 
-def test_an_idle_manager_lingers_as_long_as_it_is_told(serve, drain):
+def test_an_idle_manager_lingers_as_long_as_its_setting_says(serve, drain):
     manager = serve(linger=60)
     drain(manager)
     assert get(manager, "/ready")[0] == 200

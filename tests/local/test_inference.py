@@ -142,7 +142,7 @@ def test_a_container_id_that_is_no_text_is_not_known(serve, dial):
     assert answer["data"] == "Container ['local'] not found in known containers"
 
 
-def test_the_managers_own_form_of_an_input_knows_strings(serve, dial):
+def test_the_managers_own_form_of_an_input_has_strings(serve, dial):
     raw = dial(serve(), "u")
     sent = {"name": "x", "dims": [2], "type": "TYPE_STRING", "value": ["a", "b"]}
     assert raw.infer("echo", sent)["data"] == {"x": ["a", "b"]}

@@ -98,7 +98,7 @@ def test_what_a_creation_deploys(serve, dial, body, model_name):
     assert raw.do_job("creation", **NAMED, **body)["model_name"] == model_name
 
 
-def test_a_creation_tells_inputs_and_outputs_as_the_model_declares_them(serve, dial):
+def test_a_creation_reports_inputs_and_outputs_as_the_model_declares_them(serve, dial):
     models = {
         "batched": identity_onnx(TensorProto.STRING, ("batch", 3, "n")),
         "fixed": identity_onnx(TensorProto.INT64, (2, 3)),
@@ -277,7 +277,7 @@ def test_a_creation_that_comes_to_nothing_is_taken_back(serve, refusal):
 # Jobs as they run
 
 
-def test_steps_are_told_with_their_job(serve, dial):
+def test_steps_are_reported_with_their_job(serve, dial):
     seen = []
     manager = serve(on_cloud_step=seen.append)
     deployed = dial(manager, "u").do_job("creation", **NAMED)

@@ -22,7 +22,7 @@ from ..helpers.waiting import GUARD, wait_until
 from .request_player import http_get
 
 
-def test_it_tells_where_it_is():
+def test_it_has_its_address():
     with LocalManager(container_id="c", vm_ip="10.0.0.1") as manager:
         assert manager.uri == f"ws://127.0.0.1:{manager.port}/ws"
         assert manager.route == Route("c", "10.0.0.1")

@@ -163,7 +163,7 @@ def test_an_idle_uuid_is_forgotten_and_comes_back_as_the_youngest(make, clock):
     assert run(scheduler) == ["b"]
 
 
-def test_a_uuid_that_goes_on_asking_is_not_forgotten(make, clock):
+def test_a_uuid_that_continues_asking_is_not_forgotten(make, clock):
     scheduler = make(forget_after=900.0)
     for clock.now in (0, 500, 1000):
         put(scheduler, "a")

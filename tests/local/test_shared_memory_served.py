@@ -215,7 +215,7 @@ def test_texts_have_no_fixed_size_and_are_not_read(raw, segments):
     assert reason == "this local manager reads no BYTES from shared memory (input 'x')"
 
 
-def test_a_model_that_fails_is_told_in_the_words_of_the_call(serve, dial, segments):
+def test_a_model_that_fails_is_reported_in_the_words_of_the_call(serve, dial, segments):
     def fail(arrays):
         raise RuntimeError("model says no")
 
@@ -290,7 +290,7 @@ def test_one_key_may_be_named_twice_by_a_transient_request(serve, dial, segments
 
 
 @pytest.mark.parametrize("action", ["delete_server", "delete_container"])
-def test_a_server_that_is_deleted_maps_nothing_and_knows_no_key(serve, dial, segments, action):
+def test_a_server_that_is_deleted_maps_nothing_and_has_no_key(serve, dial, segments, action):
     manager = serve({"sum": total})
     raw = dial(manager, "u")
     segments.write("a", [1.0, 2.0])

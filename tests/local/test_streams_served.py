@@ -264,7 +264,7 @@ def test_a_stream_whose_turn_comes_when_its_socket_is_closed_is_run_all_the_same
     assert manager.stats().executions == {"gated": 1, "llm": 1}
 
 
-def test_streams_of_two_sockets_go_on_side_by_side(serve, dial, talker):
+def test_streams_of_two_sockets_continue_side_by_side(serve, dial, talker):
     manager = serve()
     talker.hold_before = 1
     first, second = dial(manager, "a"), dial(manager, "b")
@@ -384,7 +384,7 @@ def test_stopping_waits_for_the_end_of_a_stream(serve, dial, talker):
     assert not stopping.is_alive()
 
 
-def test_stopping_gives_up_a_client_that_does_not_read(serve, dial, monkeypatch):
+def test_stopping_drops_a_client_that_does_not_read(serve, dial, monkeypatch):
     monkeypatch.setattr(outbox, "DRAIN_WAIT", 0.05)
     model = Endless(ends_after=100_000)
     manager = serve({"llm": model})

@@ -126,7 +126,7 @@ def test_an_optional_tensor_has_the_dims_of_the_tensor() -> None:
     assert spec == TensorSpec("o", "optional(tensor(int64))", (-1, 2), ("n", None), optional=True)
 
 
-def test_fixed_named_and_unknown_dimensions_are_told_apart() -> None:
+def test_fixed_named_and_unknown_dimensions_are_distinguished() -> None:
     (spec,) = of(inputs=[value("x", dims=["batch", None, 3, "?", 0])]).inputs
     assert spec.dims == (-1, -1, 3, -1, 0)
     assert spec.dim_names == ("batch", None, None, "?", None)
@@ -141,7 +141,7 @@ def test_a_negative_dimension_is_an_open_one() -> None:
     assert of(inputs=[value("x", dims=[-7, 3])]).inputs[0].dims == (-1, 3)
 
 
-def test_a_scalar_and_an_unknown_rank_are_told_apart() -> None:
+def test_a_scalar_and_an_unknown_rank_are_distinguished() -> None:
     scalar, unknown = of(inputs=[value("s", dims=[]), value("u", dims=None)]).inputs
     assert (scalar.dims, unknown.dims) == ((), None)
     assert (scalar.shape, unknown.shape) == ("[]", "[...]")
@@ -254,7 +254,7 @@ def test_without_a_folder_external_weights_are_what_is_needed_of_them() -> None:
 # --- the rest ---
 
 
-def test_versions_producer_and_name_are_told() -> None:
+def test_versions_producer_and_name_are_reported() -> None:
     proto = model(ir=8, opset=17)
     proto.producer_version = "1.2"
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))

@@ -137,7 +137,7 @@ def test_a_token_provider_is_asked_once_more_and_no_oftener():
     assert len(asked) == len(peer.connections) == 2
 
 
-def test_live_sockets_go_on_when_a_new_one_is_refused():
+def test_live_sockets_continue_when_a_new_one_is_refused():
     busy, answer = threading.Event(), threading.Event()
 
     def hold_the_first(connection):

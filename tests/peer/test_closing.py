@@ -217,7 +217,7 @@ def closes_seen(connection):
     return [int.from_bytes(frame.payload, "big") for frame in connection.frames if frame.opcode == CLOSE]
 
 
-def test_the_peer_is_told_when_the_client_is_closed():
+def test_the_peer_gets_a_close_frame_when_the_client_is_closed():
     with ScriptedPeer(echo) as peer:
         with connect(peer) as client:
             assert ask(client, 1.0) == 1.0

@@ -151,7 +151,7 @@ def test_a_manager_that_restarts_is_waited_for_and_that_is_no_attempt():
     assert result.attempts == 1
 
 
-def test_a_slow_handshake_succeeds_in_the_end_although_every_caller_gives_up_before():
+def test_a_slow_handshake_succeeds_in_the_end_although_every_caller_times_out_before():
     go_on = threading.Event()
 
     def slow(connection):

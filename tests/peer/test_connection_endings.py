@@ -159,7 +159,7 @@ def test_a_socket_that_ends_right_after_auth_ok_costs_no_call(code):
 
 @pytest.mark.parametrize("code", [code for code in CODES if code != 1009])
 @pytest.mark.parametrize("moment", WITH_A_REQUEST)
-def test_a_lost_reply_is_told_as_that(moment, code):
+def test_a_lost_reply_is_reported_as_that(moment, code):
     with ScriptedPeer(moment(code), echo) as peer, connect(peer, retry=None) as client:
         with failing(ConnectionLostError, "model 'm'") as caught:
             ask(client)

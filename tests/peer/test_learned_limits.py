@@ -182,7 +182,7 @@ def test_a_failure_behind_rows_that_ran_says_so():
     assert caught.value.outcome_unknown
 
 
-def test_a_signature_tells_how_many_rows_the_model_takes():
+def test_a_signature_reports_how_many_rows_the_model_takes():
     spec = TensorSpec("x", "FP32", (2,))
     signature = ModelSignature((spec,), (TensorSpec("y", "FP32", (2,)),), batch_axis=True, max_batch_size=9)
     for rows in (None, 5, 100):

@@ -112,7 +112,7 @@ def test_a_handler_does_not_cost_the_reply_of_a_call_that_is_repeated(with_handl
 
 
 @pytest.mark.parametrize("what", ["raises", "blocks"])
-def test_a_handler_does_not_keep_sockets_from_being_opened_anew(with_handler, what):
+def test_a_handler_does_not_keep_sockets_from_being_opened_again(with_handler, what):
     def once(connection):
         connection.welcome()
         echo_once(connection)

@@ -445,7 +445,7 @@ def test_long_jobs_take_no_socket_from_inferences():
     assert len(peer.uuids) == 3
 
 
-def test_a_shutdown_told_to_a_job_holds_up_inferences_too():
+def test_a_shutdown_that_refuses_a_job_delays_inferences_too():
     with ScriptedPeer(doing(reject), echo) as peer, connect(peer) as client:
         with pytest.raises(ShuttingDownError):
             client.management("create_vm")
@@ -496,7 +496,7 @@ def test_a_creation_returns_what_was_made():
     assert "SUM: FP16[-1, 2]" in repr(deployment)
 
 
-def test_the_answer_knows_the_vm_better_than_the_request():
+def test_the_vm_of_the_answer_counts_before_that_of_the_request():
     with ScriptedPeer(doing(lambda c: finish(c, {**CREATED, "vm_id": "vm-9"}))) as peer:
         with connect(peer) as client:
             assert client.create(openstack={"vm_id": "vm-3"}).vm_id == "vm-9"
@@ -544,7 +544,7 @@ def test_a_deployment_infers_with_its_own_route_and_exact_dtypes():
     }
 
 
-def test_a_deployment_is_deleted_by_what_it_knows():
+def test_a_deployment_is_deleted_by_the_ids_that_it_has():
     payloads = []
 
     def script(connection):
@@ -598,7 +598,7 @@ def test_the_time_limit_of_an_attempt_is_none_of_a_job():
     assert peer.requests == 1
 
 
-def test_a_deployment_deletes_the_vm_that_is_named_rather_than_the_one_that_it_knows():
+def test_a_deployment_deletes_the_vm_that_is_named_rather_than_its_own():
     payloads = []
 
     def script(connection):
@@ -707,7 +707,7 @@ def test_a_creation_that_is_never_answered_is_not_waited_for_as_long_as_others(m
     assert asked == [seconds]
 
 
-def test_a_deletion_knows_where_the_ids_belong():
+def test_a_deletion_puts_the_ids_into_their_blocks():
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         with failing(InputError, "which is meant?"):
             client.delete(vm_id="vm-1", openstack={"vm_id": "vm-2"})

@@ -286,7 +286,7 @@ def test_a_connection_that_was_to_be_closed_while_it_was_checked_is_closed_after
         assert ask(client) == 1.0
 
 
-def test_a_connection_that_was_lent_again_is_not_closed_under_its_call_by_a_second_check():
+def test_a_connection_that_was_leased_again_is_not_closed_under_its_call_by_a_second_check():
     asked, answered = threading.Event(), threading.Event()
 
     def slow(connection):

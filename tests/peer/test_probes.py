@@ -73,7 +73,7 @@ def endless_json(connection):
     ],
     ids=["endless", "silent", "dropped", "another protocol"],
 )
-def test_a_probe_is_bounded_and_tells_what_is_wrong(answer):
+def test_a_probe_is_bounded_and_reports_what_is_wrong(answer):
     with ScriptedPeer(echo) as peer, connect(peer) as client:
         peer.http["/health"] = peer.http["/ready"] = answer
         for probe in (client.health, client.ready):

@@ -224,7 +224,7 @@ def test_a_deadline_holds_while_nothing_is_read_through_a_proxy_over_tls(proxies
         over.set()
 
 
-def test_a_manager_that_is_silent_behind_a_proxy_over_tls_is_given_up_in_time(proxies, ca_file):
+def test_a_call_to_a_silent_manager_behind_a_proxy_over_tls_ends_in_time(proxies, ca_file):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"wss://127.0.0.1:{silent.getsockname()[1]}/ws"
         settings = {"tls": TlsSettings(ca_file=ca_file), "proxy": proxies.url("https", "https")}

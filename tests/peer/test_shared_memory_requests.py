@@ -209,7 +209,7 @@ def test_refused_twice_where_it_was_asked_for_is_that_refusal(seen):
     assert len(set(seen.keys)) == 3
 
 
-def test_another_key_after_another_call_is_tried_anew(seen):
+def test_another_key_after_another_call_is_tried_again(seen):
     """That a call had to take a new file says nothing of the next call."""
     steps = [refuse(REGISTRATION), *2 * [lambda connection: answer(connection, seen)]]
     with ScriptedPeer(served(seen, *steps)) as peer, client_of(peer) as client:

@@ -112,7 +112,7 @@ def test_the_reply_of_another_socket_still_comes():
     assert [connection.requests for connection in peer.connections] == [1, 1, 1]
 
 
-def test_idle_sockets_are_retired_when_another_is_told():
+def test_idle_sockets_are_retired_when_another_gets_the_refusal():
     both, informed = threading.Barrier(2, timeout=TIMEOUT), threading.Event()
 
     def answer_together(connection):

@@ -194,7 +194,7 @@ def test_gauges_tell_of_this_moment():
         assert (client.stats().busy, client.stats().waiting) == (0, 0)
 
 
-def test_a_gate_that_is_shut_is_told():
+def test_a_gate_that_is_shut_is_reported():
     def once(connection):
         connection.welcome()
         answer(connection, connection.recv_request())
@@ -310,7 +310,7 @@ def test_an_alert_is_logged_once_a_kind_and_a_minute(caplog, monkeypatch):
     assert counts.alerts == {"a": 4, "b": 1, "none": 1}
 
 
-def test_kinds_of_alerts_without_end_are_told_apart_up_to_a_bound(caplog):
+def test_kinds_of_alerts_without_end_are_distinguished_up_to_a_bound(caplog):
     connection = type("C", (), {"uuid": "u"})()
     counts = Counts()
     heard = notices.UnsolicitedMessages(counts)

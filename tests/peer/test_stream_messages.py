@@ -565,7 +565,7 @@ def test_the_end_of_a_stream_on_a_socket_that_retires_makes_room_too():
             assert next(second()) == "a"
 
 
-def test_the_attempts_before_a_stream_began_are_told_when_it_fails_later():
+def test_the_attempts_before_a_stream_began_are_reported_when_it_fails_later():
     def script(connection):
         connection.welcome()
         connection.recv_request()

@@ -100,7 +100,7 @@ def test_a_deadline_holds_while_nothing_is_read_over_tls(server_tls, ca_file):
         over.set()
 
 
-def test_an_unknown_authority_is_told_at_once(server_tls, tmp_path):
+def test_an_unknown_authority_is_reported_at_once(server_tls, tmp_path):
     stranger = tmp_path / "stranger.pem"
     trustme.CA().cert_pem.write_to_path(str(stranger))
     with ScriptedPeer(echo, tls=server_tls) as peer:

@@ -242,7 +242,7 @@ def an_error(reason):
 
 
 @pytest.mark.parametrize("part", PERMANENT)
-def test_what_lasts_is_not_retriable_whether_python_knows_its_name_or_not(part):
+def test_what_is_permanent_is_not_retriable_whether_python_has_a_name_for_it_or_not(part):
     unnamed = ssl.SSLError(1, f"[SSL] {part.lower().replace('_', ' ')} (_ssl.c:1000)")
     for error in (an_error(f"SSLV3_{part}"), unnamed):
         raised = failure_of_tls(error, "h")

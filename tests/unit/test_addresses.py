@@ -115,7 +115,7 @@ def test_an_address_that_fails_while_another_is_waited_for_makes_room_for_the_ne
     thread.join(TIMEOUT)
 
 
-def test_an_attempt_goes_on_after_the_next_one_has_begun(ports, apart):
+def test_an_attempt_continues_after_the_next_one_has_begun(ports, apart):
     apart(0.0)
     good = ports.good()
     assert reach(good, ports.silent(), ports.silent()) == good

@@ -61,7 +61,7 @@ def used(arena, route=A, size=100, epoch=0):
 # --- which one ---
 
 
-def test_a_segment_that_came_back_is_lent_again(arena):
+def test_a_segment_that_was_released_is_acquired_again(arena):
     name = used(arena)
     assert used(arena) == name
     assert ours() == {name}
@@ -76,12 +76,12 @@ def test_another_server_or_size_gets_another(arena, other):
     assert used(arena) == name, "and the first is still there for its own"
 
 
-def test_what_is_lent_is_lent_to_nobody_else(arena):
+def test_what_is_acquired_is_acquired_by_no_other_call(arena):
     segments = [arena.acquire(A, 100, 0) for _ in range(5)]
     assert len({segment.name for segment in segments}) == 5
 
 
-def test_the_last_one_back_is_the_first_to_be_lent(arena):
+def test_the_last_one_released_is_the_first_to_be_acquired(arena):
     first, second = arena.acquire(A, 100, 0), arena.acquire(A, 100, 0)
     arena.release(second)
     arena.release(first)
@@ -103,7 +103,7 @@ def test_a_discarded_one_is_unlinked_and_never_acquired_again(arena):
     assert arena.acquire(A, 100, 0) is not segment
 
 
-def test_one_whose_file_is_gone_is_not_lent(arena):
+def test_one_whose_file_is_gone_is_not_acquired(arena):
     gone, name = arena.acquire(A, 100, 0), used(arena)
     arena.release(gone)
     Path(f"/dev/shm/{gone.name}").unlink()
@@ -111,7 +111,7 @@ def test_one_whose_file_is_gone_is_not_lent(arena):
     assert arena.read()["shm_segments"] == 1
 
 
-def test_one_whose_file_was_made_anew_is_not_lent(arena):
+def test_one_whose_file_was_made_again_is_not_acquired(arena):
     name = used(arena)
     path = Path(f"/dev/shm/{name}")
     path.unlink()
@@ -146,7 +146,7 @@ def test_a_call_that_is_still_in_an_earlier_epoch_retires_nothing(arena):
     assert used(arena, epoch=1) == name
 
 
-def test_a_new_epoch_unlinks_a_callers_too_if_a_server_was_told_of_it(arena):
+def test_a_new_epoch_unlinks_a_callers_too_if_a_server_registered_it(arena):
     known, new = arena.empty(80).array(BYTES, (80,)), arena.empty(70).array(BYTES, (70,))
     arena.release(arena.acquire_array(known, A, 0))
     lent = arena.acquire(A, 100, 1)
@@ -179,7 +179,7 @@ def test_of_too_many_idle_bytes_the_least_recently_used_are_unlinked(make):
     assert ours() == {segments[1].name, segments[2].name}
 
 
-def test_what_is_lent_is_not_among_the_idle(arena, monkeypatch):
+def test_what_is_acquired_is_not_among_the_idle(arena, monkeypatch):
     monkeypatch.setattr(module, "_MOST_IDLE", 1)
     lent = [arena.acquire(A, 100, 0) for _ in range(4)]
     assert ours() == {segment.name for segment in lent}
@@ -210,7 +210,7 @@ def test_more_than_may_be_pinned_is_declined_and_nothing_is_made(make):
     assert arena.acquire(A, 50, 0)
 
 
-def test_what_a_server_knows_already_may_be_lent_when_no_more_may_be_pinned(make):
+def test_what_a_server_has_registered_may_be_acquired_when_no_more_may_be_pinned(make):
     arena = make(max_pinned=100)
     name = used(arena)
     assert used(arena) == name
@@ -255,7 +255,7 @@ def test_a_server_keeps_so_many_and_forgets_the_least_recently_used(arena, monke
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM])
-def test_a_full_directory_is_told_with_what_is_free(arena, monkeypatch, number):
+def test_a_full_directory_is_reported_with_what_is_free(arena, monkeypatch, number):
     def full(*_):
         raise OSError(number, "full")
 
@@ -274,7 +274,7 @@ def test_more_than_the_directory_has_is_no_room(make):
     assert not ours()
 
 
-def test_any_other_failure_is_told_in_its_own_words(arena, monkeypatch):
+def test_any_other_failure_is_reported_in_its_own_words(arena, monkeypatch):
     def refused(*_, **__):
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -283,7 +283,7 @@ def test_any_other_failure_is_told_in_its_own_words(arena, monkeypatch):
         arena.acquire(A, 1000, 0)
 
 
-def test_what_is_in_the_way_is_told_without_making_anything(make):
+def test_what_is_in_the_way_is_reported_without_making_anything(make):
     arena = make(max_pinned=100)
     assert arena.obstacle(100) is None
     assert arena.obstacle(101).startswith("pinned: servers keep 0 bytes mapped, and may keep 100")
@@ -366,7 +366,7 @@ def test_what_comes_back_after_a_new_epoch_is_unlinked_though_it_is_a_callers(ar
     assert segment.name not in ours()
 
 
-def test_one_that_no_server_knows_is_borrowed_in_a_later_epoch(arena):
+def test_one_that_no_server_has_registered_is_acquired_in_a_later_epoch(arena):
     array = arena.empty(80).array(BYTES, (80,))
     arena.release(arena.acquire(B, 10, 1))
     assert arena.acquire_array(array, A, 1) is not None
@@ -380,7 +380,7 @@ def test_it_is_not_borrowed_where_no_more_may_be_pinned(make):
     assert not arena.empty(80).busy
 
 
-def test_it_is_never_among_those_that_are_lent(arena):
+def test_it_is_never_among_those_that_are_acquired(arena):
     segment = arena.acquire_array(arena.empty(80).array(BYTES, (80,)), A, 0)
     arena.release(segment)
     assert arena.acquire(A, 80, 0) is not segment
@@ -391,7 +391,7 @@ def test_another_arenas_segment_is_not_borrowed(make):
     assert make().acquire_array(array, A, 0) is None
 
 
-def test_a_segment_that_was_lent_is_no_callers(arena):
+def test_a_segment_that_was_acquired_is_no_callers(arena):
     segment = arena.acquire(A, 80, 0)
     arena.release(segment)
     assert arena.acquire_array(segment.array(BYTES, (80,)), A, 0) is None
@@ -408,7 +408,7 @@ def test_a_callers_file_goes_with_the_array(arena):
 # --- closed ---
 
 
-def test_closing_unlinks_the_idle_the_lent_and_the_callers(arena):
+def test_closing_unlinks_the_idle_the_acquired_and_the_callers(arena):
     used(arena)
     lent = arena.acquire(A, 50, 0)
     array = arena.empty(80).array(BYTES, (80,))
@@ -475,7 +475,7 @@ def test_an_arena_that_nobody_has_any_more_unlinks_what_it_had():
     assert not ours()
 
 
-def test_it_sweeps_when_it_is_made(monkeypatch):
+def test_it_removes_orphans_when_it_is_made(monkeypatch):
     swept = []
     monkeypatch.setattr(module, "remove_orphans", lambda: swept.append(1))
     Arena(1)
@@ -574,7 +574,7 @@ def test_an_interrupt_at_any_moment_of_making_a_segment_leaves_nothing_though_it
 # --- files that somebody truncates ---
 
 
-def test_a_kept_segment_that_was_truncated_is_not_lent_again(arena):
+def test_a_kept_segment_that_was_truncated_is_not_acquired_again(arena):
     name = used(arena, size=8192)
     os.truncate(f"/dev/shm/{name}", 4096)
     segment = arena.acquire(A, 8192, 0)

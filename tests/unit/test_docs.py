@@ -173,7 +173,7 @@ def sections(page: str) -> dict[str, str]:
     return dict(zip(parts[1::3], parts[3::3], strict=True))
 
 
-def test_the_page_on_errors_tells_each_of_them_and_what_is_repeated() -> None:
+def test_the_page_on_errors_reports_each_of_them_and_what_is_repeated() -> None:
     rows = rst_rows(sections("errors.rst")["Which error, when, and what to do"])[1:]
     documented = {name: row[3] for row in rows for name in re.findall(r"``(\w+Error)``", row[0])}
     kinds = [
@@ -185,7 +185,7 @@ def test_the_page_on_errors_tells_each_of_them_and_what_is_repeated() -> None:
             assert not documented[kind.__name__].startswith("no"), kind
 
 
-def test_the_page_on_errors_tells_every_field_that_all_have() -> None:
+def test_the_page_on_errors_reports_every_field_that_all_have() -> None:
     rows = rst_rows(sections("errors.rst")["Attributes of an error"])[1:]
     assert {name for row in rows for name in re.findall(r"``(\w+)``", row[0])} == set(
         errors.TcmError.__annotations__
@@ -205,7 +205,7 @@ def test_the_reference_has_everything_public() -> None:
     assert sorted(named) == sorted(set(tcm_sync.__all__) - elsewhere)
 
 
-def test_the_readme_tells_every_error_that_is_not_of_triton() -> None:
+def test_the_readme_reports_every_error_that_is_not_of_triton() -> None:
     section = text_of(README).split("## Errors")[1].split("\n## ")[0]
     direct = {kind.__name__ for kind in errors.TcmError.__subclasses__()}
     of_the_local_manager = {"ModelFileError"}

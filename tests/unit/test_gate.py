@@ -128,7 +128,7 @@ def test_the_pause_of_a_shut_gate_is_not_reset(gate, clock):
 
 
 @pytest.mark.parametrize(("asked", "pause"), [(0.1, 1.0), (5.0, 5.0), (60.0, 60.0), (None, 1.0)])
-def test_a_pause_that_somebody_knows_is_the_least(gate, clock, asked, pause):
+def test_a_pause_that_was_asked_for_is_the_least(gate, clock, asked, pause):
     gate.shut(CAUSE, asked)
     assert gate.try_pass() == pause
 
@@ -247,7 +247,7 @@ def test_each_caller_gets_the_cause_as_an_error_of_its_own(gate, clock):
     assert len(traceback.extract_tb(errors[1].__traceback__)) < 5
 
 
-def test_a_copy_of_an_error_tells_what_happened_and_not_to_whom():
+def test_a_copy_of_an_error_reports_what_happened_and_not_to_whom():
     error = CircuitOpenError(
         "the circuit is open",
         code="TRITON_CIRCUIT_OPEN",
@@ -384,7 +384,7 @@ def test_a_deadline_of_ages_is_waited_for_in_pieces():
 # --- what the log says ---
 
 
-def test_the_log_tells_of_shutting_and_opening_once_each(gate, clock, caplog):
+def test_the_log_reports_shutting_and_opening_once_each(gate, clock, caplog):
     caplog.set_level(logging.INFO, "tcm_sync.pool")
     for _ in range(3):
         gate.shut(BackpressureError("queue full"))
@@ -462,7 +462,7 @@ def test_sixty_four_processes_knock_seldom_and_not_together(clock, monkeypatch):
     assert max(tenths.values()) < 3 * len(settled) / 500  # three times their mean
 
 
-def test_a_probe_that_is_abandoned_is_told_to_those_who_wait(gate, monkeypatch):
+def test_callers_that_wait_are_woken_by_the_end_of_a_probe(gate, monkeypatch):
     """At once, and not when they happen to look again."""
     monkeypatch.setattr("tcm_sync._pool.gate._AUDIT_INTERVAL", 3600.0)
     gate.shut(CAUSE, exactly=0.0)

@@ -166,7 +166,7 @@ def test_answers_that_are_good_in_spite_of_their_looks(lines):
         (GOOD[0], "no colon here", *GOOD[1:]),
     ],
 )
-def test_a_server_that_does_not_speak_websocket_is_told_so(lines):
+def test_a_server_that_does_not_speak_websocket_is_reported_as_that(lines):
     assert "does not speak WebSocket" in refused(*lines).message
 
 
@@ -179,7 +179,7 @@ def test_a_server_that_does_not_speak_websocket_is_told_so(lines):
         "SEC-WEBSOCKET-PROTOCOL : \t",
     ],
 )
-def test_what_was_not_asked_for_is_refused_for_good(header):
+def test_what_was_not_asked_for_is_refused_permanently(header):
     error = refused(*GOOD, header)
     assert "which was not asked for (RFC 6455, section 4.1)" in error.message
     assert header.split(":")[0].rstrip() in error.message
@@ -193,7 +193,7 @@ def test_what_was_not_asked_for_is_refused_for_good(header):
         *((status, True) for status in (200, 204, 408, 425, 429, 500, 502, 503, 504)),
     ],
 )
-def test_a_refusal_is_told_with_its_status_and_whether_it_may_pass(status, retriable):
+def test_a_refusal_is_reported_with_its_status_and_whether_it_may_pass(status, retriable):
     error = refused(f"HTTP/1.1 {status} Whatever", "Location: ws://127.0.0.1:1/ws", "Content-Length: 0")
     assert f"HTTP {status}" in error.message
     assert error.retriable is retriable
@@ -219,7 +219,7 @@ def test_a_redirect_names_the_new_address_without_credentials(location, said, na
     assert "secret" not in message
 
 
-def test_a_redirect_without_an_address_is_told_as_one():
+def test_a_redirect_without_an_address_is_reported_as_one():
     assert "use the final address" in refused("HTTP/1.1 302 Found").message
 
 
@@ -299,7 +299,7 @@ def test_an_identity_that_is_refused_is_an_authentication_error(status):
         (b"x" * 5000, "HTTP 503: " + "x" * 300 + "…"),
     ],
 )
-def test_of_the_body_is_told_what_came_with_the_head(body, said):
+def test_of_the_body_is_reported_what_came_with_the_head(body, said):
     """All in one segment here; the rest is not waited for."""
     assert refused("HTTP/1.1 503 X", f"Content-Length: {10**9}", body=body).message.endswith(said)
 

@@ -252,7 +252,7 @@ def test_an_unreachable_manager_is_an_answer_and_no_error():
     assert not ready
 
 
-def test_what_a_manager_says_of_itself_is_told():
+def test_what_a_manager_says_of_itself_is_reported():
     def script(connection):
         connection.read_handshake()
         connection.answer_http(503, b'{"status": "not_ready", "reason": "r", "error_id": "e-1", "new": 1}')

@@ -82,7 +82,7 @@ def exchange():
     [(SECOND_REPLY, ProtocolError), (REFUSAL, ProtocolError), (CLOSING, ConnectionLostError)],
     ids=["second reply", "refusal", "close"],
 )
-def test_what_is_read_behind_an_answer_ends_the_connection_before_the_call_goes_on(
+def test_what_is_read_behind_an_answer_ends_the_connection_before_the_call_returns(
     exchange, answer, expected, behind, failure
 ):
     assert not exchange.receive(answer, behind)

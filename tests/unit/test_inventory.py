@@ -75,7 +75,7 @@ def test_the_most_recently_used_is_chosen_and_in_turn_under_a_limit(connections)
     assert now + 1.0 < inventory.next_budget() < now + 1.1
 
 
-def test_whichever_is_lent_the_others_stay_idle(connections):
+def test_whichever_is_leased_the_others_stay_idle(connections):
     first, second, third = made = connections(3)
     inventory, holder = shelf_of(made), Holder()
     inventory.acquire(second, holder)
@@ -179,7 +179,7 @@ def test_an_idle_connection_expires_after_its_share_of_the_longest_idleness(conn
     assert inventory.expired(last) == [one]
 
 
-def test_a_connection_that_was_checked_is_lent_again_once(connections):
+def test_a_connection_that_was_checked_is_leased_again_once(connections):
     (one,) = connections(1)
     inventory = shelf_of([one])
     assert inventory.take_silent(monotonic() + 1.0) == [one]

@@ -191,7 +191,7 @@ class Vouching:
 
 
 @pytest.mark.parametrize("sign", ["message", "acknowledgement"])
-def test_a_checked_connection_is_lent_again_after_a_sign_of_life(liveness, system_says, monkeypatch, sign):
+def test_a_checked_connection_is_leased_again_after_a_sign_of_life(liveness, system_says, monkeypatch, sign):
     monkeypatch.setattr(module, "monotonic", lambda: 100.0)
     system_says(False, 0.0, False)
     connection, _ = quiet(since=99.0)

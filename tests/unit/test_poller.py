@@ -26,7 +26,7 @@ def pair():
     other.close()
 
 
-def test_what_can_be_read_is_told(poller, pair):
+def test_what_can_be_read_is_reported(poller, pair):
     one, other = pair
     poller.register(one.fileno(), READ)
     assert poller.poll(0.0) == []
@@ -34,7 +34,7 @@ def test_what_can_be_read_is_told(poller, pair):
     assert poller.poll(10.0) == [(one.fileno(), READ)]
 
 
-def test_what_can_be_written_is_told_if_it_was_asked_for(poller, pair):
+def test_what_can_be_written_is_reported_if_it_was_asked_for(poller, pair):
     one, other = pair
     poller.register(one.fileno(), READ)
     poller.modify(one.fileno(), READ | WRITE)

@@ -139,7 +139,7 @@ def raising(error):
     return token
 
 
-def test_a_token_callable_that_fails_is_a_refused_authentication_that_tells_no_secret(caplog):
+def test_a_token_callable_that_fails_is_a_refused_authentication_that_reports_no_secret(caplog):
     caplog.set_level(logging.DEBUG)
     auth = AuthContext(token=raising(LookupError(SECRET)))
     with ScriptedPeer(echo) as peer, connect(peer, auth=auth) as client:
@@ -158,7 +158,7 @@ def test_a_token_callable_that_fails_is_a_refused_authentication_that_tells_no_s
         (lambda: SECRET + "\ud800", "the token callable returned half a surrogate pair"),
     ],
 )
-def test_a_token_callable_that_returns_something_else_is_told(token, words, caplog):
+def test_a_token_callable_that_returns_something_else_is_reported(token, words, caplog):
     caplog.set_level(logging.DEBUG)
     with ScriptedPeer(echo) as peer, connect(peer, auth=AuthContext(token=token)) as client:
         with pytest.raises(ConfigError) as caught:

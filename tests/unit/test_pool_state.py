@@ -53,7 +53,7 @@ def test_a_call_that_waited_for_the_pace_alone_gets_the_refusal_that_slowed_it()
     lease.release()
 
 
-def test_a_call_that_found_all_sockets_busy_is_told_so_whatever_the_pace():
+def test_the_error_of_a_call_that_found_all_sockets_busy_says_so_whatever_the_rate():
     pool = bare_pool()
     lease = pool.acquire(Deadline(0.0))
     pool.state.tenant_rate.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
@@ -79,7 +79,7 @@ def test_streams_are_mentioned_where_they_have_sockets():
         ("management_pool_size", "Raise timeout or management_pool_size"),
     ],
 )
-def test_a_call_that_found_all_sockets_busy_is_told_what_to_raise(setting, advice):
+def test_the_error_of_a_call_that_found_all_sockets_busy_says_what_to_raise(setting, advice):
     pool = bare_pool(setting=setting)
     lease = pool.acquire(Deadline(0.0))
     assert pool.state._timeout_error(waiter(pool)).message.endswith(advice)

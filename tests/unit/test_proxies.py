@@ -424,7 +424,7 @@ def test_a_refusal_that_may_not_pass_ends_the_trying(monkeypatch):
     assert "it requires" in error.message
 
 
-def test_a_name_that_only_the_proxy_knows(monkeypatch):
+def test_a_name_that_only_the_proxy_can_resolve(monkeypatch):
     def fail(host, *args, **kinds):
         raise socket.gaierror(socket.EAI_NONAME, "not known")
 

@@ -51,7 +51,7 @@ def test_it_is_read_only_and_its_arrays_are_not(result):
     assert result["label"].tolist() == [8]
 
 
-def test_it_tells_of_the_call(result):
+def test_it_reports_the_call(result):
     assert (result.model_name, result.raw, result.attempts, result.elapsed) == ("digits", RAW, 2, 0.0123)
 
 
@@ -88,7 +88,7 @@ def test_raw_is_bytes_whatever_it_was_made_of():
 
 
 @pytest.mark.parametrize("ask", [lambda result: result["prob"], lambda result: result.as_numpy("prob")])
-def test_a_name_that_is_not_there_is_told_with_those_that_are(result, ask):
+def test_a_name_that_is_not_there_is_reported_with_those_that_are(result, ask):
     with pytest.raises(KeyError) as caught:
         ask(result)
     assert caught.value.args == ("no output 'prob'; model 'digits' returned 'probabilities', 'label'",)

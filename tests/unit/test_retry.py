@@ -292,7 +292,7 @@ def test_passing_failures_are_repeated_until_one_succeeds(clock, full_jitter):
     assert clock.pauses == [0.1, 0.2, 0.4]
 
 
-def test_the_last_failure_tells_of_those_before_it(clock):
+def test_the_last_failure_reports_those_before_it(clock):
     errors = [failure(), lost(), failure(TritonOverloadedError), failure(), failure()]
     call = Call(clock, *errors)
     error = call.fails()
@@ -417,7 +417,7 @@ def test_an_attempt_is_measured_from_its_own_start_and_not_from_that_of_the_call
 # --- what the log says ---
 
 
-def test_the_log_tells_of_each_repeat_with_its_cause(clock, caplog, full_jitter):
+def test_the_log_reports_each_repeat_with_its_cause(clock, caplog, full_jitter):
     caplog.set_level(logging.INFO, "tcm_sync.retry")
     Call(clock, failure(message="timed out"), failure(BackpressureError, "queue full")).run()
     said = [record.getMessage() for record in caplog.records]

@@ -51,7 +51,7 @@ def segment():
 # --- made ---
 
 
-def test_the_name_tells_the_process_and_has_96_random_bits(segment):
+def test_the_name_reports_the_process_and_has_96_random_bits(segment):
     assert re.fullmatch(rf"tcm_{os.getpid()}_[0-9a-f]{{24}}", segment.name)
 
 
@@ -207,7 +207,7 @@ def test_it_cannot_be_pickled(segment):
     ],
     ids=["whole", "part", "strided", "bytes", "memoryview", "subclass"],
 )
-def test_a_view_tells_its_segment(segment, view):
+def test_a_view_reports_its_segment(segment, view):
     assert segment_of(view(segment.array(np.dtype(np.int64), (16, 32)))) is segment
 
 
@@ -268,27 +268,27 @@ def left(directory):
     return leave
 
 
-def test_the_file_of_a_process_that_is_gone_is_swept_at_once(gone, left):
+def test_the_file_of_a_process_that_is_gone_is_removed_at_once(gone, left):
     path = left(gone)
     assert remove_orphans() == [path.name]
     assert not path.exists()
 
 
 @pytest.mark.parametrize("pid", [1, os.getppid(), os.getpid()], ids=["init", "parent", "own"])
-def test_the_file_that_nobody_has_locked_is_swept_though_a_process_has_its_number(left, pid):
+def test_the_file_that_nobody_has_locked_is_removed_though_a_process_has_its_number(left, pid):
     """Each container that shares the directory has a process 1, and numbers the others by itself."""
     path = left(pid)
     assert remove_orphans() == [path.name]
     assert not path.exists()
 
 
-def test_the_segments_of_a_live_process_are_not_swept(directory):
+def test_the_segments_of_a_live_process_are_not_removed(directory):
     segment = Segment.make(4096)
     assert remove_orphans() == []
     assert (directory / segment.name).exists()
 
 
-def test_the_file_of_another_user_is_not_swept(gone, left):
+def test_the_file_of_another_user_is_not_removed(gone, left):
     if os.getuid() != 0:
         pytest.skip("only root can give files away")
     path = left(gone)
@@ -309,14 +309,14 @@ def test_the_file_of_another_user_is_not_swept(gone, left):
         "psm_{}_0123456789abcdef01234567",
     ],
 )
-def test_files_with_other_names_are_not_swept(gone, directory, name):
+def test_files_with_other_names_are_not_removed(gone, directory, name):
     path = directory / name.format(gone)
     path.write_bytes(b"x")
     assert remove_orphans() == []
     assert path.exists()
 
 
-def test_what_is_no_file_is_not_swept(gone, directory):
+def test_what_is_no_file_is_not_removed(gone, directory):
     link, folder, pipe = (directory / f"tcm_{gone}_0123456789abcdef0123456{n}" for n in range(3))
     link.symlink_to("/etc/hostname")
     folder.mkdir()
@@ -327,7 +327,9 @@ def test_what_is_no_file_is_not_swept(gone, directory):
     assert pipe.is_fifo()
 
 
-def test_an_empty_file_is_not_swept_while_it_is_young_since_it_may_not_be_locked_yet(gone, left, monkeypatch):
+def test_an_empty_file_is_not_removed_while_it_is_young_since_it_may_not_be_locked_yet(
+    gone, left, monkeypatch
+):
     path = left(gone, b"")
     remove_orphans()
     assert path.exists()
@@ -336,7 +338,7 @@ def test_an_empty_file_is_not_swept_while_it_is_young_since_it_may_not_be_locked
     assert not path.exists()
 
 
-def test_a_file_that_somebody_holds_the_lock_of_is_not_swept_for_as_long_as_an_array_is_there(
+def test_a_file_that_somebody_holds_the_lock_of_is_not_removed_for_as_long_as_an_array_is_there(
     gone, directory
 ):
     """As where the process lives in another container, which numbers its processes by itself."""
@@ -352,7 +354,7 @@ def test_a_file_that_somebody_holds_the_lock_of_is_not_swept_for_as_long_as_an_a
     assert not path.exists()
 
 
-def test_two_that_sweep_at_once_are_in_nobodys_way(gone, left):
+def test_two_that_remove_orphans_at_once_do_not_disturb_each_other(gone, left):
     paths = [left(gone, tail=f"{number:024x}") for number in range(200)]
     swept = []
     threads = [threading.Thread(target=lambda: swept.extend(remove_orphans())) for _ in range(4)]

@@ -62,7 +62,7 @@ def test_metadata_of_another_form_are_refused(broken) -> None:
         ModelSignature.from_metadata(broken)
 
 
-def test_it_comes_from_a_creation_which_tells_nothing_of_the_batch() -> None:
+def test_it_comes_from_a_creation_which_reports_nothing_of_the_batch() -> None:
     reply = {
         "inputs": [{"name": "x", "type": "TYPE_FP32", "dims": [64]}],
         "outputs": [{"name": "y", "type": "TYPE_STRING", "dims": [1]}],

@@ -45,7 +45,7 @@ def test_inputs_that_fit_are_those_that_were_given() -> None:
     assert image.array is GOOD["image"]
 
 
-def test_everything_wrong_is_told_at_once_with_what_was_expected_beside_what_was_given() -> None:
+def test_everything_wrong_is_reported_at_once_with_what_was_expected_beside_what_was_given() -> None:
     signature = ModelSignature(
         (IMAGE, MASK, TensorSpec("ids", "INT32", (-1, 3)), TensorSpec("w", "FP64", (2,))),
         (),
@@ -79,7 +79,7 @@ def test_no_inputs_at_all_are_refused_even_where_all_are_optional() -> None:
     assert problems(ModelSignature((TEXT,), ()), {}) == ["no inputs: a model needs at least one"]
 
 
-def test_a_name_that_is_none_and_one_given_twice_are_told_among_the_rest() -> None:
+def test_a_name_that_is_none_and_one_given_twice_are_reported_among_the_rest() -> None:
     described = [InferenceInput("image", (1, 4), "FP32", np.zeros(4))] * 2
     assert problems(ModelSignature((IMAGE,), ()), described) == ['input "image": given twice']
     assert problems(ModelSignature((TEXT,), ()), {3: [1], "text": ["a"]}) == [
@@ -157,7 +157,7 @@ def test_pythons_own_numbers_have_no_width() -> None:
 
 
 @pytest.mark.parametrize(("datatype", "match"), [("BF16", "no form in JSON"), ("INT4", "not a datatype")])
-def test_a_datatype_that_no_request_carries_is_told(datatype: str, match: str) -> None:
+def test_a_datatype_that_no_request_carries_is_reported(datatype: str, match: str) -> None:
     (problem,) = problems(taking(-1, datatype=datatype), {"x": [1.0]})
     assert f"expected {datatype}[-1]" in problem
     assert match in problem

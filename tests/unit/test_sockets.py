@@ -146,7 +146,7 @@ def test_a_client_that_is_closed_before_tls_begins_leaves_no_socket(server):
         open_socket(endpoint(server.getsockname()[1]), late, "h", Deadline(TIMEOUT), opening, Addresses())
 
 
-def test_a_server_without_tls_is_told(server):
+def test_a_server_without_tls_is_reported(server):
     def answer():
         far, _ = server.accept()
         with far, contextlib.suppress(OSError):

@@ -106,7 +106,7 @@ def interrupted(thread):
 
 
 @pytest.mark.parametrize("then", ["close", "submit"])
-def test_workers_whose_thread_was_never_started_close_and_go_on(monkeypatch, then):
+def test_workers_whose_thread_was_never_started_close_and_continue(monkeypatch, then):
     workers = Workers(1, Callers())
     with monkeypatch.context() as patch:
         patch.setattr(_threads, "start_thread", interrupted)
@@ -153,7 +153,7 @@ def test_a_task_for_which_there_is_no_thread_is_refused_and_never_done(monkeypat
     workers.join(TIMEOUT)
 
 
-def test_a_job_that_comes_as_the_idle_thread_gives_up_waiting_is_run():
+def test_a_job_that_comes_as_the_idle_thread_ends_is_run():
     threads, run = DaemonThreads("tcm-sync-test", 1, idle=TIMEOUT), threading.Event()
     wait = threads._changed.wait
 

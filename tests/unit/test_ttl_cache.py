@@ -36,7 +36,7 @@ def test_a_value_that_is_put_again_is_kept_longer(now):
     assert kept.get("a") == 2
 
 
-def test_a_full_memory_begins_anew_and_what_is_in_it_is_replaced(now):
+def test_a_full_cache_is_emptied_and_an_entry_is_replaced(now):
     kept = TtlCache[int, int](30.0, 3)
     for number in range(3):
         kept.put(number, number)

@@ -129,7 +129,7 @@ def test_a_process_that_does_not_ask_again_in_time_is_passed_over_and_keeps_its_
     assert claim(table, 2, old, turns=1).slot is not None
 
 
-def test_who_gives_up_holds_nobody_up(table, clock):
+def test_a_process_that_withdraws_delays_no_other(table, clock):
     held = claim(table, 1, clock.now, turns=1)
     claim(table, 2, clock.now, turns=1)
     release(table, 1, held)
@@ -137,7 +137,7 @@ def test_who_gives_up_holds_nobody_up(table, clock):
     assert claim(table, 3, clock.now + 1, turns=1).slot is not None
 
 
-def test_who_was_served_holds_nobody_up(table, clock):
+def test_a_process_that_was_served_delays_no_other(table, clock):
     held = claim(table, 1, clock.now, turns=1)
     old = clock.now
     claim(table, 2, old, turns=1)
@@ -161,7 +161,7 @@ def test_other_processes_are_counted_while_they_are_present(table, clock):
     assert claim(table, 2, clock.now).others == 0
 
 
-def test_a_process_that_goes_on_asking_stays_present(table, clock):
+def test_a_process_that_continues_asking_stays_present(table, clock):
     claim(table, 1, clock.now)
     clock.now += PRESENT_NS * 6 // 10
     claim(table, 1, clock.now)
@@ -221,7 +221,7 @@ def test_a_new_file_is_for_this_user_alone(table, folder):
 
 
 @pytest.mark.parametrize("size", [0, 10, 63, 100, SIZE - 1])
-def test_a_file_that_is_cut_short_is_an_error_and_is_made_anew_when_opened_again(table, folder, clock, size):
+def test_a_file_that_is_cut_short_is_an_error_and_is_made_again_when_opened_again(table, folder, clock, size):
     claim(table, 1, clock.now)
     claim(table, 1, clock.now)
     os.truncate(Path(folder, FILE), size)
@@ -262,7 +262,7 @@ def test_a_file_of_another_kind_is_left_alone(folder, clock, header):
     assert Path(folder, FILE).read_bytes() == header
 
 
-def test_a_table_of_an_earlier_boot_is_made_anew(folder, clock, monkeypatch):
+def test_a_table_of_an_earlier_boot_is_made_again(folder, clock, monkeypatch):
     boot = turn_file._HEADER.pack(MAGIC, b"earlier boot 123", 5)
     Path(folder).mkdir(mode=0o700)
     Path(folder, FILE).write_bytes(boot + b"\xff" * (SIZE - len(boot)))

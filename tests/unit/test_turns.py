@@ -177,7 +177,7 @@ def test_an_interrupted_waiter_leaves_the_queue(alone, closed, monkeypatch):
     assert alone.waiting() == 0
 
 
-def test_who_gives_up_leaves_its_place_to_the_next_which_then_looks_for_itself(closed, monkeypatch):
+def test_a_caller_that_times_out_leaves_its_place_to_the_next_which_then_tries(closed, monkeypatch):
     now = [10**15]
     monkeypatch.setattr(turns, "monotonic_ns", lambda: now[0])
     monkeypatch.setattr(turns, "_OVERDUE_NS", FOREVER)  # so that one behind another sleeps until it is woken

@@ -118,7 +118,9 @@ def test_words_alone_are_a_contract_error():
     ],
 )
 @pytest.mark.parametrize("code", ["TRITON_INFERENCE_FAILED", "TRITON_ERROR", "TRITON_GREMLINS"])
-def test_413_is_told_by_its_words_with_the_bytes_as_far_as_they_are_said(words, estimated, limit, code):
+def test_413_is_recognised_by_its_words_with_the_bytes_as_far_as_they_are_stated(
+    words, estimated, limit, code
+):
     error = failure_of_reply(Failure(code, words, retriable=True))
     assert type(error) is PayloadTooLargeError
     assert (error.estimated_bytes, error.limit_bytes) == (estimated, limit)

@@ -417,7 +417,7 @@ def test_a_refusal_in_place_of_auth_ok_is_a_refused_authentication(frame):
 
 
 @pytest.mark.parametrize("frame", [f for f in of_type("error") if f.values[0].case in ADVISED])
-def test_advice_is_told_from_refusals_by_its_code(frame):
+def test_advice_is_distinguished_from_refusals_by_its_code(frame):
     _, payload = decode_message(text(frame.message))
     assert payload.code == ADVISORY
     assert exchange()._message(text(frame.message)) is None

@@ -363,7 +363,7 @@ def test_requests_that_the_manager_refuses_or_changes_are_never_made(frame):
         encoded(message, described(message))
 
 
-def test_the_manager_is_told_vm_id_where_a_route_has_it():
+def test_the_manager_gets_vm_id_where_a_route_has_it():
     (plain,) = (f.message for f in REQUESTS if f.case == "inference.vm_ip_derived")
     message = {**plain, "payload": {**plain["payload"], "vm_id": "vm-9"}}
     assert encoded(message, arrays(message)) == as_ours(message)

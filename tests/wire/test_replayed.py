@@ -235,7 +235,7 @@ def whole(result):
 
 @pytest.mark.parametrize("case", NOT_LET_IN)
 @pytest.mark.parametrize("retry", [None, BRISK])
-def test_who_is_not_let_in_is_told_why_and_does_not_insist(case, retry):
+def test_a_refused_client_gets_the_reason_and_does_not_repeat(case, retry):
     """But with a uuid that is taken: it tries two others."""
     for turns in turns_of(case):
         if is_let_in(turns):
