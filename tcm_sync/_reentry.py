@@ -14,6 +14,7 @@ from threading import get_ident
 from types import CodeType, FrameType
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
+from tcm_sync._tracebacks import shortened
 from tcm_sync.errors import ReentrantCallError
 
 _ENTRY_POINTS: set[CodeType] = set()  # of the functions that note their thread
@@ -82,6 +83,9 @@ def entry_point(
         try:
             callers.add(ident)
             return method(self, *args, **kwargs)
+        except BaseException as error:
+            shortened(error)
+            raise
         finally:
             callers.discard(ident)
 

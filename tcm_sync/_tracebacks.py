@@ -7,13 +7,56 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-# Whose frames are left out: those of this package, and of what stands between two of them.
-_INNER = frozenset({"tcm_sync", "tenacity", "concurrent", "contextlib"})
+_US = "tcm_sync"
+# Whose frames are left out where they stand beside those of this package: what it calls, and what calls it.
+_BESIDE_US = frozenset(
+    {_US, "narwhals", "numpy", "onnx", "onnxruntime", "pandas", "polars", "pyarrow"}
+    | {"tenacity", "tqdm", "websocket", "websockets"}
+    | sys.stdlib_module_names
+)
 _SHORTENED = ("Context", "Plain")  # of the modes of %xmode; users who choose another one want all of it
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+Error = TypeVar("Error", bound=BaseException)
+
+
+def shortened(error: Error) -> Error:
+    """Return an error that is not of this package, shown by IPython as those of this package are.
+
+    That is for what passes through this package, such as a KeyboardInterrupt, and for errors such as KeyError
+    that it raises itself. Outside of IPython nothing changes.
+    """
+    if _shell() is not None and not hasattr(error, "_render_traceback_"):
+        with contextlib.suppress(AttributeError, TypeError):  # a class of the user that takes no attributes
+            error._render_traceback_ = partial(shown_by_ipython, error)  # type: ignore[attr-defined]
+    return error
+
+
+class _ShortenedErrors:
+    """A context from which all errors go on as `shortened` ones."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if error is not None and kind is not GeneratorExit:
+            shortened(error)
+
+
+shortened_errors = _ShortenedErrors()
+
+
+def _shell() -> Any:
+    """Return the IPython that runs here, or None."""
+    find = getattr(sys.modules.get("IPython"), "get_ipython", None)  # it may be about to be imported
+    return None if find is None else find()
 
 
 def shown_by_ipython(error: BaseException) -> list[str]:
@@ -22,7 +65,7 @@ def shown_by_ipython(error: BaseException) -> list[str]:
     In the default mode of ``%xmode`` the message comes first, and the frames inside this package are left
     out. Only what is shown differs: the traceback stays whole for logs, debuggers and ``%xmode Verbose``.
     """
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    shell = _shell()
     if shell is None:
         return traceback.format_exception(error)
     formatter = shell.InteractiveTB
@@ -62,16 +105,26 @@ def _split(tb: TracebackType | None) -> tuple[TracebackType | None, int]:
     """Return a traceback without the inner frames, and how many those are."""
     outer: list[TracebackType] = []
     left_out = 0
-    while tb is not None:
-        if str(tb.tb_frame.f_globals.get("__name__")).partition(".")[0] in _INNER:
-            left_out += 1
+    for beside_us, run in groupby(_all(tb), lambda each: _package(each) in _BESIDE_US):
+        together = list(run)
+        if beside_us and any(_package(each) == _US for each in together):
+            left_out += len(together)
         else:
-            outer.append(tb)
-        tb = tb.tb_next
+            outer += together
     kept: TracebackType | None = None
     for each in reversed(outer):
         kept = TracebackType(kept, each.tb_frame, each.tb_lasti, each.tb_lineno)
     return kept, left_out
+
+
+def _all(tb: TracebackType | None) -> Iterator[TracebackType]:
+    while tb is not None:
+        yield tb
+        tb = tb.tb_next
+
+
+def _package(tb: TracebackType) -> str:
+    return str(tb.tb_frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _cause(error: BaseException) -> BaseException | None:

@@ -14,6 +14,7 @@ from tcm_sync._tables import Picture, html_table
 from tcm_sync._tensors.columns import columns_of
 from tcm_sync._tensors.pictures import picture_of
 from tcm_sync._tensors.summary import first_values, range_of
+from tcm_sync._tracebacks import shortened
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConfigError, InputError, ProtocolError
 
@@ -143,10 +144,13 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         try:
             return self._arrays[name]
-        except KeyError:
+        except (KeyError, TypeError):  # an output is hashable, a list of them is not
             there = ", ".join(map(_quoted, list(self._arrays)[:_MOST_SHOWN])) or "none"
             model = _quoted(self.model_name)
-            raise KeyError(hide(f"no output {name!r}; model {model} returned {there}")) from None
+            how = "" if isinstance(name, str) else "; take an output by its name, which is a str"
+            raise shortened(
+                KeyError(hide(f"no output {shown(name)}; model {model} returned {there}{how}"))
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._arrays

@@ -19,6 +19,7 @@ from tcm_sync._tensors import (
     encode_described,
     minimum_json_bytes,
 )
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync._waiting import LONGEST, acquire
 from tcm_sync._wire.encode import Pieces, check_size, size_of
 from tcm_sync._wire.quote import quote
@@ -85,7 +86,8 @@ class Batcher:
         return self._run(sample, self._room(sample))
 
     def _checked(self, inputs: object) -> tuple[Tensor, ...]:
-        tensors = check_call(inputs, sample=True, infinities=True)
+        with shortened_errors:
+            tensors = check_call(inputs, sample=True, infinities=True)
         check_size(minimum_json_bytes(tensors), self._core.message_limit(), at_least=True)
         return tensors
 

@@ -15,6 +15,7 @@ from tcm_sync._tensors import (
     fit_inputs,
     is_frame,
 )
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync.errors import InputError
 from tcm_sync.settings import UNSET, BatchPolicy, Unset
 
@@ -68,9 +69,10 @@ def checked_batch(signature: ModelSignature | None, inputs: object) -> tuple[obj
     """Check the inputs of a long batch; return them, and the most rows that the model takes."""
     if signature is None:
         return inputs, None
+    with shortened_errors:
+        fitting = fit_inputs(signature, inputs, will_be_cut=True)
     tensors: list[Any] = [
-        InferenceInput(each.name, each.shape, each.datatype, each.array)
-        for each in fit_inputs(signature, inputs, will_be_cut=True)
+        InferenceInput(each.name, each.shape, each.datatype, each.array) for each in fitting
     ]
     return tensors, signature.max_batch_size
 

@@ -20,6 +20,7 @@ from tcm_sync._process import notice_fork
 from tcm_sync._tensors import Tensor, check_inputs
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import TensorError
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, MessageTooLargeError, ProtocolError, TcmError
 from tcm_sync.results import InferResult
@@ -49,7 +50,8 @@ def infer_chunked(
     """Run a model on a batch of any length, with at most so many rows a message as the model takes."""
     notice_fork()
     rows = checked_rows(rows)
-    tensors = check_inputs(inputs)
+    with shortened_errors:
+        tensors = check_inputs(inputs)
     length = _common_rows(tensors)
     row_bytes = sum(each.array.nbytes for each in tensors) // length
     job = Job(options, partial(_rows_of, tensors), length, row_bytes, rows, most)
@@ -77,7 +79,8 @@ def run(
     core.begin()
     joined = _JoinedOutputs(job.length)
     try:
-        with shown, closing(in_order(_tasks(core, job), core.new_workers(threads), threads)) as outcomes:
+        parts = in_order(_tasks(core, job), core.new_workers(threads), threads)
+        with shortened_errors, shown, closing(parts) as outcomes:
             for _, outcome in outcomes:
                 if isinstance(outcome, TcmError):
                     try:

@@ -205,6 +205,10 @@ class Core:
     @entry_point
     def background(self) -> Workers:
         """Return the threads of `submit`."""
+        return self.background_inside()
+
+    def background_inside(self) -> Workers:
+        """Do what `background` does, inside an entry point."""
         self.running()
         workers = self.workers
         if workers is None:

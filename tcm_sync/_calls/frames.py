@@ -14,6 +14,7 @@ from tcm_sync._process import notice_fork
 from tcm_sync._tensors import ModelSignature, Tensor, check_inputs, fit_inputs
 from tcm_sync._tensors.columns import check_is_table
 from tcm_sync._tensors.tables import Table
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError
 
@@ -47,15 +48,17 @@ def infer_frame(
     """
     notice_fork()
     rows, progress = checked_rows(rows), check_flag("progress", progress)
-    wanted = _checked_names(outputs, signature)
-    table = Table(frame, columns=columns, stack=stack, signature=signature)
+    with shortened_errors:
+        wanted = _checked_names(outputs, signature)
+        table = Table(frame, columns=columns, stack=stack, signature=signature)
 
     def take(start: int, stop: int) -> tuple[Tensor, ...]:
         arrays = table.take(start, stop)
         return check_inputs(arrays) if signature is None else fit_inputs(signature, arrays, will_be_cut=True)
 
-    for start in range(0, table.length, _CHECKED_ROWS):
-        take(start, min(start + _CHECKED_ROWS, table.length))
+    with shortened_errors:
+        for start in range(0, table.length, _CHECKED_ROWS):
+            take(start, min(start + _CHECKED_ROWS, table.length))
     most = None if signature is None else signature.max_batch_size
     job = Job(options, take, table.length, table.row_bytes, rows, most)
     select = partial(_columns_only, wanted)

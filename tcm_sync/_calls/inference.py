@@ -19,6 +19,7 @@ from tcm_sync._process import notice_fork
 from tcm_sync._shm.policy import is_worth_sharing
 from tcm_sync._shm.references import as_references
 from tcm_sync._tensors import check_call, decode_outputs, encode_small
+from tcm_sync._tracebacks import shortened
 from tcm_sync._wire.encode import Pieces, check_size, size_of
 from tcm_sync.errors import InputError, MessageTooLargeError, TcmError
 from tcm_sync.events._watch import Watch
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
 def infer(core: Core, options: CallOptions, inputs: object) -> InferResult:
     """Run a model on some inputs."""
     deadline = Deadline(options.timeout)
-    if core.listeners.registered:
-        return _watched(core, options, inputs, deadline)
-    return send(core, options, encode(core, options, inputs, deadline=deadline), deadline)
+    try:
+        if core.listeners.registered:
+            return _watched(core, options, inputs, deadline)
+        return send(core, options, encode(core, options, inputs, deadline=deadline), deadline)
+    except BaseException as error:  # not shortened_errors: that takes time where nothing fails
+        shortened(error)
+        raise
 
 
 def _watched(core: Core, options: CallOptions, inputs: object, deadline: Deadline) -> InferResult:

@@ -20,6 +20,7 @@ from tcm_sync._tensors import (
     encode_inputs,
     minimum_json_bytes,
 )
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync._wire.decode import decode_steps
 from tcm_sync._wire.encode import Pieces, check_size, encode_payload, size_of
 from tcm_sync._wire.messages import InferencePayload, StepRequest
@@ -88,9 +89,10 @@ def pipeline(
         else _of_step(step, check_output_dtypes, step.output_dtypes)
         for step in checked
     ]
-    payload = _encode_pipeline(
-        checked, route, core.message_limit(), core.messages.envelope_bytes("inference"), deadline
-    )
+    with shortened_errors:
+        payload = _encode_pipeline(
+            checked, route, core.message_limit(), core.messages.envelope_bytes("inference"), deadline
+        )
     names = ", ".join(step.key for step in checked)
     target = (route, f"pipeline of {names}")
     call = InferenceCall(payload, deadline, waits_for_manager=policy is not None, target=target)

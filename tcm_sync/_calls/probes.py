@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tcm_sync._calls.options import start_deadline
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._tracebacks import shortened, shortened_errors
 from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.http import probe
 from tcm_sync._transport.sockets import OpeningSockets
@@ -51,7 +52,8 @@ def wait_until_ready(core: Core, timeout: float) -> Readiness:
                 error_id=answer.error_id,
                 elapsed=deadline.elapsed(),
             )
-        runtime.sleep(pause if left is None else min(pause, left))
+        with shortened_errors:
+            runtime.sleep(pause if left is None else min(pause, left))
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
@@ -82,6 +84,9 @@ def _ask(core: Core, name: str, deadline: Deadline, opening: OpeningSockets) -> 
         if is_of_handler(error):
             raise
         return Readiness(ok=False, status="unreachable", detail=f"no thread to ask with: {error}")
+    except BaseException as error:
+        shortened(error)
+        raise
     finally:
         answer.cancel()  # a probe that still waits for its turn
 

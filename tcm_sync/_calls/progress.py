@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcm_sync._arguments import check_flag
 from tcm_sync._handlers import Suppress
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Progress:
         self._make: Callable[[], Any] = lambda: None
         if self.shown:
             try:
-                from tqdm.auto import tqdm
+                with shortened_errors:  # it takes a second, in which a cell may be interrupted
+                    from tqdm.auto import tqdm
             except ImportError:
                 raise ConfigError("progress=True needs tqdm: pip install 'tcm-sync[progress]'") from None
             quiet = type("tqdm", (tqdm,), {"monitor_interval": 0})  # which starts no thread
@@ -63,7 +65,8 @@ class Progress:
                 self._bar.update(done) if done else self._bar.refresh()
 
     def __enter__(self) -> Self:
-        self._bar = self._make()
+        with shortened_errors:
+            self._bar = self._make()
         return self
 
     def __exit__(

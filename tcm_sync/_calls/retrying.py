@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tcm_sync._logs import Log
 from tcm_sync._reentry import is_entry_point
+from tcm_sync._tracebacks import shortened
 from tcm_sync.errors import ConnectionLostError, KnownFaultError, TcmError
 from tcm_sync.events._watch import Watch
 from tcm_sync.retry import RetryPolicy, Verdict
@@ -88,6 +89,7 @@ def perform(
             raise
         except BaseException as error:
             counts.failed(error)
+            shortened(error)
             raise
         finally:
             counts.called(call.deadline.started)

@@ -17,6 +17,7 @@ from tcm_sync._shm.arena import DeclinedError
 from tcm_sync._shm.policy import is_worth_sharing
 from tcm_sync._shm.references import as_references
 from tcm_sync._tensors import DATATYPES, check_call
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync._wire.encode import size_of
 from tcm_sync.errors import InputError, MessageTooLargeError
 
@@ -63,7 +64,8 @@ def explain(core: Core, options: CallOptions, inputs: object) -> str:
     notice_fork()
     if as_references(inputs) is not None:
         return "by reference, as the inputs themselves say"
-    tensors = check_call(inputs, infinities=True)
+    with shortened_errors:
+        tensors = check_call(inputs, infinities=True)
     size = sum(tensor.array.nbytes for tensor in tensors)
     try:
         text = size_of(encode_as_json(core, options, tensors))

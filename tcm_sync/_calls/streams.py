@@ -14,6 +14,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
 from tcm_sync._reentry import entry_point
 from tcm_sync._tensors import check_call
+from tcm_sync._tracebacks import shortened, shortened_errors
 from tcm_sync._transport.replies import Refusal
 from tcm_sync.errors import ConfigError, ContractError, InferenceError, InputError, TcmError
 from tcm_sync.events._watch import Watch
@@ -45,14 +46,15 @@ def stream(
     idle_timeout = _checked_idle(idle_timeout, on_idle)
     target = (options.route, options.model_name)
     watch = Watch(core.listeners, "stream", target) if core.listeners.registered else None
-    payload = encode_tensors(
-        options,
-        check_call(inputs, infinities=True),  # which the encoding refuses
-        limit=core.message_limit(),
-        envelope_bytes=core.messages.envelope_bytes("inference"),
-        stream_of=output_name,
-        deadline=deadline,
-    )
+    with shortened_errors:
+        payload = encode_tensors(
+            options,
+            check_call(inputs, infinities=True),  # which the encoding refuses
+            limit=core.message_limit(),
+            envelope_bytes=core.messages.envelope_bytes("inference"),
+            stream_of=output_name,
+            deadline=deadline,
+        )
     call = StreamCall(
         payload,
         deadline,
@@ -115,7 +117,7 @@ class InferStream(Iterator[str]):
         if chunk is None and self.ended_by is None:
             chunk = self._advance()
         if chunk is None:
-            raise StopIteration
+            raise shortened(StopIteration())
         self._chunks.append(chunk)
         return chunk
 

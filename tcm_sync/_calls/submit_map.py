@@ -18,6 +18,7 @@ from tcm_sync._calls.progress import Progress
 from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
 from tcm_sync._tensors import refuse_frame
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.results import InferResult
@@ -36,7 +37,8 @@ Task = Callable[[], Any] | TcmError  # the work, or the reason why it cannot be 
 def submit(core: Core, options: CallOptions, inputs: object) -> Future[InferResult]:
     """Run a model in the background."""
     notice_fork()
-    return core.background().submit(_task(core, options, inputs))
+    with shortened_errors:
+        return core.background().submit(_task(core, options, inputs))
 
 
 def map_inputs(
@@ -151,7 +153,7 @@ def _yielded(
     outcomes: Generator[tuple[int, Any], None, None], shown: Progress, *, ordered: bool, raising: bool
 ) -> Iterator[Any]:
     """Yield what the caller of `map` asked for."""
-    with shown, closing(outcomes):
+    with shortened_errors, shown, closing(outcomes):
         for index, outcome in outcomes:
             failed = isinstance(outcome, TcmError)
             shown.update(1, failed=int(failed))

@@ -34,8 +34,9 @@ class BackgroundBatcher(Batcher):
         sample = SubmittedSample(self._checked(inputs), deadline, self._woken)
         room = self._room(sample)
         try:
-            if self._enter(sample, room):
-                self._start(sample)
+            job = self._enter(sample, room)
+            if job is not None:
+                job.add_done_callback(partial(self._fail_if_not_led, sample))
         except BaseException:
             if hasattr(sample, "batch"):
                 self._drop(sample)
@@ -44,8 +45,12 @@ class BackgroundBatcher(Batcher):
         return sample.future
 
     @entry_point
-    def _enter(self, sample: SubmittedSample, room: int) -> bool:
-        return self._join(sample, room)
+    def _enter(self, sample: SubmittedSample, room: int) -> Future[None] | None:
+        """Join a batch; have a thread lead it if it is new.
+
+        Both are in one entry point: in between, a call of a handler would join a batch that no thread leads.
+        """
+        return self._led(sample) if self._join(sample, room) else None
 
     @entry_point
     def _drop(self, sample: SubmittedSample) -> None:
@@ -53,8 +58,14 @@ class BackgroundBatcher(Batcher):
 
     def _start(self, leader: SubmittedSample) -> None:
         """Have a thread lead the batch."""
-        job = self._core.background().submit(partial(self._lead_batch, leader))
-        job.add_done_callback(partial(self._fail_if_not_led, leader))
+        self._begin_leading(leader).add_done_callback(partial(self._fail_if_not_led, leader))
+
+    @entry_point
+    def _begin_leading(self, leader: SubmittedSample) -> Future[None]:
+        return self._led(leader)
+
+    def _led(self, leader: SubmittedSample) -> Future[None]:
+        return self._core.background_inside().submit_inside(partial(self._lead_batch, leader))
 
     def _fail_if_not_led(self, leader: SubmittedSample, job: Future[None]) -> None:
         """Fail the batch that no thread led, since the client was closed."""

@@ -60,6 +60,10 @@ class Workers:
         ConnectFailedError
             There is no thread, and none can be started.
         """
+        return self.submit_inside(task)
+
+    def submit_inside(self, task: Callable[[], Result]) -> Future[Result]:
+        """Do what `submit` does, inside an entry point."""
         future: Future[Result] = Future()
         try:
             accepted = self._threads.submit(partial(_do, future, task), key=future)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tcm_sync._tracebacks import shortened
 from tcm_sync.compat.client import TcmClient
 from tcm_sync.compat.messages import AuthContext, InferenceInput, InferenceResponse
 
@@ -49,5 +50,5 @@ def __getattr__(name: str) -> NoReturn:
         For the names of tcm-client that are not here.
     """
     if name in _ELSEWHERE:
-        raise ImportError(f"tcm_sync.compat has no {name}: {_ELSEWHERE[name]}", name=__name__)
+        raise shortened(ImportError(f"tcm_sync.compat has no {name}: {_ELSEWHERE[name]}", name=__name__))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from tcm_sync._calls.retrying import perform
 from tcm_sync._deadline import Deadline
+from tcm_sync._tracebacks import shortened
 from tcm_sync.client import TcmClient as SyncClient
 from tcm_sync.compat.calls import InferenceCall, InfoCall, ManagementCall, RawCall
 from tcm_sync.compat.messages import InferenceInput, InferenceResponse
@@ -208,7 +209,7 @@ class TcmClient:
             `data` is something else.
         """
         if not isinstance(data, (list, np.ndarray)):
-            raise TypeError(f"data must be a list or an ndarray, not {type(data).__name__}")
+            raise shortened(TypeError(f"data must be a list or an ndarray, not {type(data).__name__}"))
         array = np.atleast_1d(np.asarray(data, dtype=np.float32))
         given = InferenceInput(input_name, list(array.shape), datatype, array)
         return self.infer(vm_id, container_id, model_name, [given], vm_ip=vm_ip)
@@ -226,7 +227,7 @@ class TcmClient:
         _refuse_event_loop("info_queue_stats()", "asyncio.to_thread(client.info_queue_stats)")
         message = self._ask(InfoCall, {"action": "queue_stats", "job_id": secrets.token_hex(8)})
         if message.get("type") != "info_response":
-            raise RuntimeError(f"Unexpected info response: {message}")
+            raise shortened(RuntimeError(f"Unexpected info response: {message}"))
         return message
 
     def management_creation(self, action: str = "creation", **kwargs: Any) -> dict[str, Any]:
@@ -258,7 +259,7 @@ class TcmClient:
         try:
             perform(self._client._core, call, None, once=True)  # noqa: SLF001
         except AuthenticationError as error:
-            raise RuntimeError(f"Auth failed: {error}") from error
+            raise shortened(RuntimeError(f"Auth failed: {error}")) from error
         except TcmError as error:
             if call.refused is None and not _is_refusal(error):
                 raise
@@ -285,4 +286,4 @@ def _refuse_event_loop(method: str, instead: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise RuntimeError(f"{method} would block the event loop of this thread: await {instead}")
+    raise shortened(RuntimeError(f"{method} would block the event loop of this thread: await {instead}"))

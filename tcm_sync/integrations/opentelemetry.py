@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from tcm_sync._tracebacks import shortened
+
 try:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
     from opentelemetry.instrumentation.utils import is_instrumentation_enabled
     from opentelemetry.metrics import Meter, get_meter
     from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, get_tracer
 except ImportError as error:
-    raise ImportError(
-        "tcm_sync.integrations.opentelemetry needs OpenTelemetry: pip install 'tcm-sync[opentelemetry]'"
+    raise shortened(
+        ImportError(
+            "tcm_sync.integrations.opentelemetry needs OpenTelemetry: pip install 'tcm-sync[opentelemetry]'"
+        )
     ) from error
 
 from tcm_sync.events import (

@@ -12,12 +12,16 @@ from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from tcm_sync._tracebacks import shortened
+
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram
     from prometheus_client import Counter as PrometheusCounter
 except ImportError as error:
-    raise ImportError(
-        "tcm_sync.integrations.prometheus needs prometheus_client: pip install 'tcm-sync[prometheus]'"
+    raise shortened(
+        ImportError(
+            "tcm_sync.integrations.prometheus needs prometheus_client: pip install 'tcm-sync[prometheus]'"
+        )
     ) from error
 
 from tcm_sync.events import (

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tcm_sync._tracebacks import shortened_errors
 from tcm_sync.errors import ConfigError
 from tcm_sync.local.cloud import Cloud
 from tcm_sync.local.cloud_objects import Container
@@ -307,7 +308,7 @@ class LocalManager(FaultInjection):
         """
         from tcm_sync.local.server import Server
 
-        with self._lock:
+        with shortened_errors, self._lock:
             if self._server is not None:
                 raise RuntimeError("the manager runs already: stop it before starting it again")
             self._counters = Counters()
@@ -336,13 +337,14 @@ class LocalManager(FaultInjection):
         """
         with self._lock:
             server = self._server
-        if server is not None:
-            server.stop()
-            with self._lock:
-                if self._server is server:
-                    self._server = None
-        while self._killed:
-            self._killed.pop().join_workers()
+        with shortened_errors:
+            if server is not None:
+                server.stop()
+                with self._lock:
+                    if self._server is server:
+                        self._server = None
+            while self._killed:
+                self._killed.pop().join_workers()
 
     def shut_down(self) -> None:
         """Begin to drain, as a manager that got SIGTERM, without waiting for the end.

@@ -95,6 +95,15 @@ def test_a_name_that_is_not_there_is_reported_with_those_that_are(result, ask):
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize("wrong", [0, ["label"], ("label", "probabilities")])
+def test_what_is_no_name_is_refused_with_the_names_that_are_there(result, wrong):
+    with pytest.raises(KeyError) as caught:
+        result[wrong]
+    [message] = caught.value.args
+    assert message.startswith(f"no output {wrong!r}; model 'digits' returned 'probabilities', 'label'; ")
+    assert message.endswith("by its name, which is a str")
+
+
 def test_a_result_without_outputs_says_so():
     empty = InferResult("m", {}, b"{}", 1, 0.0)
     with pytest.raises(KeyError, match="returned none"):

@@ -6,11 +6,15 @@ docs/dask.rst shows how it is used.
 
 from __future__ import annotations
 
+from tcm_sync._tracebacks import shortened
+
 try:
     import dask.array  # noqa: F401
     import distributed  # noqa: F401
 except ImportError as error:
-    raise ImportError("tcm_sync.integrations.dask needs Dask: pip install 'tcm-sync[dask]'") from error
+    raise shortened(
+        ImportError("tcm_sync.integrations.dask needs Dask: pip install 'tcm-sync[dask]'")
+    ) from error
 
 from tcm_sync.integrations.dask.arrays import infer_array
 from tcm_sync.integrations.dask.clients import TcmPlugin

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tcm_sync._calls.chunked import checked_rows
 from tcm_sync._tensors.columns import columns_of
 from tcm_sync._tensors.tables import Table
+from tcm_sync._tracebacks import shortened
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.integrations.dask.clients import (
     SERVED_A_TICK,
@@ -115,8 +116,8 @@ def _check_frame(ddf: object) -> None:
     try:
         import dask.dataframe as dd
     except ImportError as error:
-        raise ImportError(
-            f"infer_frame needs dask.dataframe: pip install 'dask[dataframe]' ({error})"
+        raise shortened(
+            ImportError(f"infer_frame needs dask.dataframe: pip install 'dask[dataframe]' ({error})")
         ) from None
     if not isinstance(ddf, dd.DataFrame):
         raise InputError(
