@@ -119,7 +119,7 @@ def _send_rows(core: Core, job: Job, start: int, stop: int, prepared: Pieces | S
             if not error.outcome_unknown:
                 job.running.pop()
             most = core.row_limits.learn(job.target, error, stop - start, job.row_bytes, job.options.policy)
-            if most is None and not (stop - start > 1 and job.gives_up_sharing(prepared, error)):
+            if most is None and not (stop - start > 1 and job.stops_sharing(prepared, error)):
                 name_rows(error, start, stop)
                 raise
     smaller = cuts(core, job, start, stop, most)

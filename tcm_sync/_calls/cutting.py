@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from tcm_sync._calls.inference import encode_as_json, obstacle
-from tcm_sync._calls.shm_inference import Shareable, also
+from tcm_sync._calls.shm_inference import Shareable, with_obstacle
 from tcm_sync._shm.policy import is_worth_sharing
 from tcm_sync._wire.encode import size_of
 from tcm_sync.errors import InputError, MessageTooLargeError
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 Cut = tuple[int, int, "Pieces | Shareable"]  # from which row, to which, and what is sent of them
 
 _SAMPLE = 64  # rows whose text shows how many fit a message
-_TEXT_BYTES = (
-    8  # of a reply for a byte of input: a number of 4 bytes has up to 20 of text, in several outputs
-)
+# Bytes of a reply for a byte of input: a number of 4 bytes has up to 20 of text, in several outputs.
+_TEXT_BYTES = 8
 _FULL = 0.9  # how full a message is meant to be: rows differ in their text
 # Each input of a message has its own segment. So many of four messages at a time are all kept for later ones;
 # with 64 inputs shared memory is slower than JSON.
@@ -52,17 +51,17 @@ class Job:
         self.obstacle: str | None = None  # why the rows go as JSON from now on
         self.running: list[int] = []  # an entry for each message that runs, or has run
 
-    def gives_up_sharing(self, prepared: Pieces | Shareable, error: TcmError) -> bool:
+    def stops_sharing(self, prepared: Pieces | Shareable, error: TcmError) -> bool:
         """Whether `error` says that rows went as JSON in the end, and are too many; the rest goes so too."""
-        gives_up = (
+        stops = (
             isinstance(prepared, Shareable)
             and isinstance(error, MessageTooLargeError)
             and self.options.transport == "auto"
             and self.rows is None
         )
-        if gives_up:
+        if stops:
             self.obstacle = self.obstacle or "a message before was declined"
-        return gives_up
+        return stops
 
 
 def cuts(core: Core, job: Job, start: int, stop: int, most: int | None) -> Iterator[Cut]:
@@ -137,10 +136,10 @@ def _json_cut(core: Core, job: Job, start: int, stop: int, fitting: int | None) 
             return start, end, encode_as_json(core, job.options, job.take(start, end))
         except MessageTooLargeError as error:
             if job.rows is None and end - start > 1:
-                end = start + _fewer(core, end - start, error)
+                end = start + _fewer_rows(core, end - start, error)
                 continue
             if job.obstacle is not None:
-                also(error, job.obstacle)
+                with_obstacle(error, job.obstacle)
             name_rows(error, start, end)
             raise
 
@@ -150,14 +149,14 @@ def _fitting(core: Core, job: Job, start: int, stop: int) -> int:
     try:
         return _likely_rows(core, stop - start, encode_as_json(core, job.options, job.take(start, stop)))
     except MessageTooLargeError as error:
-        return _fewer(core, stop - start, error)
+        return _fewer_rows(core, stop - start, error)
 
 
 def _likely_rows(core: Core, rows: int, payload: Pieces) -> int:
     return max(1, int(rows * _room(core) * _FULL / size_of(payload)))
 
 
-def _fewer(core: Core, rows: int, error: MessageTooLargeError) -> int:
+def _fewer_rows(core: Core, rows: int, error: MessageTooLargeError) -> int:
     room = _room(core)
     return max(1, int(rows * min(0.5, room / (error.size or room))))
 

@@ -13,7 +13,7 @@ from tcm_sync._calls.request import (
     is_readable,
 )
 from tcm_sync._calls.retrying import perform
-from tcm_sync._calls.shm_inference import Shareable, SharedCall, also, copied
+from tcm_sync._calls.shm_inference import Shareable, SharedCall, copied, with_obstacle
 from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
 from tcm_sync._shm.policy import is_worth_sharing
@@ -100,7 +100,7 @@ def encode(
         why = why or obstacle(core, options, tensors)
         if why is None:
             return Shareable(copied(tensors) if later else tensors)
-        raise also(error, why) from None
+        raise with_obstacle(error, why) from None
 
 
 def obstacle(core: Core, options: CallOptions, tensors: tuple[Tensor, ...]) -> str | None:

@@ -144,7 +144,7 @@ class SharedCall(InferenceCall):
             try:
                 self.payload = self._by_value()
             except (MessageTooLargeError, InputError) as error:
-                raise also(error, why) from None
+                raise with_obstacle(error, why) from None
         self._sharing.log_json(why)
         return self.payload
 
@@ -192,7 +192,7 @@ class SharedCall(InferenceCall):
             self._arena.discard(self._acquired.pop())
 
 
-def also(error: TcmError, why: str) -> TcmError:
+def with_obstacle(error: TcmError, why: str) -> TcmError:
     """Add to an error why shared memory could not be used either."""
     error.args = (f"{error.message}; and shared memory cannot be used either: {why}",)
     return error
