@@ -33,7 +33,7 @@ _log = logging.getLogger("tcm_sync.integrations")
 
 BAD_REQUEST, FAULT, BAD_GATEWAY, UNAVAILABLE, TIMED_OUT = 400, 500, 502, 503, 504
 
-#: The first class that an error is an instance of decides.
+#: Which status errors have: that of the first line with a class of the error.
 _STATUS: tuple[tuple[int, tuple[type[TcmError], ...]], ...] = (
     (FAULT, (ClientClosedError, ConfigError, ModelFileError, ReentrantCallError)),
     (
@@ -44,7 +44,7 @@ _STATUS: tuple[tuple[int, tuple[type[TcmError], ...]], ...] = (
     (UNAVAILABLE, (PoolTimeoutError,)),
 )
 
-#: What clients of the service get to see. The details name machines, and go to the log.
+#: What users of the service read. Details name machines, so they go to the log alone.
 _TEXTS = {
     BAD_GATEWAY: "The inference failed.",
     UNAVAILABLE: "The inference service is unavailable at the moment. Try again later.",
@@ -53,7 +53,7 @@ _TEXTS = {
 
 
 class Response(NamedTuple):
-    """A response: its status, its headers beside the type, and its body, as an object for JSON."""
+    """A response: its status, its headers besides Content-Type, and its body, which is sent as JSON."""
 
     status: int
     headers: dict[str, str]

@@ -11,16 +11,16 @@ from tcm_sync.results import InferResult
 
 
 def to_json(value: object, otherwise: Callable[[Any], Any]) -> Any:
-    """Return a result, an array or a number of numpy as plain lists and numbers.
+    """Return a result, an array, a scalar of numpy or a mapping as dicts, lists and plain numbers.
 
-    JSON has no NaN and no infinity: they become None.
+    JSON has no NaN and no infinity: in results and arrays they become None.
 
     Parameters
     ----------
     value : InferResult, ndarray or numpy.generic
         What an encoder cannot write itself.
     otherwise : callable
-        Called with `value` if it is something else: what the encoder does without this.
+        The method of the encoder for everything else; called with `value`.
     """
     if isinstance(value, InferResult):
         return {name: _array(array) for name, array in value.items()}

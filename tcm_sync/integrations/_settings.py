@@ -16,13 +16,10 @@ from tcm_sync.integrations._http import READY_TIMEOUT
 from tcm_sync.settings import AuthContext, Route, Settings, TlsSettings
 
 #: Keys of a client's dictionary that are fields of a settings object, by the argument that takes the object.
-_PARTS: dict[str, tuple[type, dict[str, str]]] = {
-    "auth": (
-        AuthContext,
-        {name: name for name in ("uuid", "token", "sub", "tenant_id", "roles")},
-    ),
-    "route": (Route, {name: name for name in ("container_id", "vm_ip", "vm_id")}),
-    "tls": (TlsSettings, {"ca_file": "ca_file"}),
+_PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "auth": (AuthContext, ("uuid", "token", "sub", "tenant_id", "roles")),
+    "route": (Route, ("container_id", "vm_ip", "vm_id")),
+    "tls": (TlsSettings, ("ca_file",)),
 }
 _PLACEHOLDER = "x"
 _ARGUMENTS = frozenset(field.name for field in fields(Settings))
@@ -51,7 +48,7 @@ def client_from_dict(name: str, given: object) -> TcmClient:
     arguments: dict[str, Any] = {}
     try:
         for argument, (kind, names) in _PARTS.items():
-            parts = {names[key]: left.pop(key) for key in list(left) if key in names}
+            parts = {key: left.pop(key) for key in list(left) if key in names}
             if parts and argument in left:
                 raise ConfigError(f"{argument} is given, so {', '.join(map(repr, parts))} must be left out")
             if argument == "route" and parts and "container_id" not in parts:

@@ -126,7 +126,7 @@ class Tcm:
         return self[DEFAULT]
 
     def close(self) -> None:
-        """Close the clients, as a test does with its application. Otherwise they close by themselves."""
+        """Close the clients, such as in a test. Left out, they close when the application is collected."""
         for client in _clients(self._application()).values():
             client.close()
 
@@ -217,8 +217,9 @@ def _error_response(error: TcmError) -> flask.Response:
     return _respond(response)
 
 
-#: ``/healthz``: this process answers. ``/readyz``: the managers of all clients are ready; within
-#: ``TCM_READY_TIMEOUT`` seconds in any case. For ``app.register_blueprint(health)``.
+#: The probes, for ``app.register_blueprint(health)``. ``/healthz`` answers 200 while this process answers at
+#: all. ``/readyz`` answers 200 if the managers of all clients are ready, else 503, within
+#: ``TCM_READY_TIMEOUT`` seconds.
 health = flask.Blueprint("tcm_health", __name__)
 
 

@@ -103,7 +103,7 @@ class PrometheusListener(Listener):
         self._repeats = counter("tcm_repeats_total", "Attempts after the first of a call.", "model")
         self._sent = counter("tcm_sent_bytes_total", "Bytes of requests.", "model", "transport")
         self._received = counter("tcm_received_bytes_total", "Bytes of replies.", "model")
-        self._under_way = gauge("tcm_calls_in_progress", "Calls that have begun and not ended.", "kind")
+        self._in_progress = gauge("tcm_calls_in_progress", "Calls that have begun and not ended.", "kind")
         self._waiting = gauge(
             "tcm_calls_waiting", "Calls that wait for a socket, a turn or a gate.", "manager", "wait"
         )
@@ -143,7 +143,7 @@ class PrometheusListener(Listener):
         event : CallStarted
             Its record.
         """
-        self._under_way.add(event.call_id, event.kind)
+        self._in_progress.add(event.call_id, event.kind)
 
     def call_finished(self, event: CallFinished) -> None:
         """Count a call, its failure, repeats, seconds and bytes.
@@ -155,7 +155,7 @@ class PrometheusListener(Listener):
         """
         model = event.model_name
         outcome = "ok" if event.error is None else "error"
-        self._under_way.remove(event.call_id)
+        self._in_progress.remove(event.call_id)
         self._waiting.remove(event.call_id)  # if an interrupt kept the end of its wait from being reported
         series = self._series_of(event.kind, model, outcome, event.transport)
         series.seconds.observe(event.seconds)

@@ -36,16 +36,16 @@ class Clients(Mapping[str, "TcmClient"]):
         self._made: dict[str, TcmClient] = {}
 
     def __getitem__(self, name: str) -> TcmClient:
-        return bounded(self.whole(name), request_deadline.get())
+        return bounded(self.without_deadline(name), request_deadline.get())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(described())
+        return iter(tcm_setting())
 
     def __len__(self) -> int:
-        return len(described())
+        return len(tcm_setting())
 
-    def whole(self, name: str) -> TcmClient:
-        """Return a client, whatever the deadline of the request is.
+    def without_deadline(self, name: str) -> TcmClient:
+        """Return a client itself, whose calls do not end with the request, such as for probes.
 
         Raises
         ------
@@ -55,7 +55,7 @@ class Clients(Mapping[str, "TcmClient"]):
         client = self._made.get(name)
         if client is not None:
             return client
-        given = described()
+        given = tcm_setting()
         if name not in given:
             there = ", ".join(map(repr, given)) or "none"
             raise ConfigError(f"there is no client {name!r} in the setting TCM; there are {there}")
@@ -68,7 +68,7 @@ class Clients(Mapping[str, "TcmClient"]):
             client.close()
 
 
-def described() -> Mapping[str, Any]:
+def tcm_setting() -> Mapping[str, Any]:
     """Return the setting ``TCM``.
 
     Raises
@@ -84,7 +84,7 @@ def described() -> Mapping[str, Any]:
     return given
 
 
-def _renew(*, setting: str, **_: object) -> None:
+def _close_if_changed(*, setting: str, **_: object) -> None:
     if setting == "TCM":
         tcms.close()
 
@@ -95,4 +95,4 @@ tcms = Clients()
 #: The client ``"default"``.
 tcm: TcmClient = cast("TcmClient", ConnectionProxy(cast("Any", tcms), DEFAULT))
 
-setting_changed.connect(_renew)  # as tests do with override_settings
+setting_changed.connect(_close_if_changed)  # as tests do with override_settings

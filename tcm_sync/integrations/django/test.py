@@ -66,7 +66,7 @@ class LocalManagerMixin(_Base):
         cls.tcm_manager.start()
         cls.addClassCleanup(cls.tcm_manager.stop)
         given = {DEFAULT: {}, **(getattr(settings, "TCM", None) or {})}
-        override = override_settings(TCM={name: cls._near(each) for name, each in given.items()})
+        override = override_settings(TCM={name: cls._at_local_manager(each) for name, each in given.items()})
         override.enable()
         cls.addClassCleanup(override.disable)
 
@@ -93,6 +93,6 @@ class LocalManagerMixin(_Base):
             self.fail(f"no request has taken the planned faults {', '.join(left)}")
 
     @classmethod
-    def _near(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _at_local_manager(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in given.items() if key not in _ADDRESS}
         return {**kept, "uri": cls.tcm_manager.uri, "container_id": cls.tcm_manager.route.container_id}

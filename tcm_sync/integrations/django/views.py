@@ -19,6 +19,6 @@ async def healthz(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
 async def readyz(request: HttpRequest) -> JsonResponse:  # noqa: ARG001
     """Answer whether the managers of all clients are ready, within ``TCM_READY_TIMEOUT`` seconds."""
     timeout = ready_timeout(getattr(settings, "TCM_READY_TIMEOUT", None))
-    clients = {name: tcms.whole(name) for name in tcms}
+    clients = {name: tcms.without_deadline(name) for name in tcms}
     response = await sync_to_async(readiness_of, thread_sensitive=False)(clients, timeout)
     return JsonResponse(response.body, status=response.status)

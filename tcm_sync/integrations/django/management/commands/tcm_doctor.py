@@ -49,7 +49,7 @@ class Command(BaseCommand):
         if fault := missing_package():
             raise CommandError(fault)
         try:
-            client = tcms.whole(options["client"])
+            client = tcms.without_deadline(options["client"])
         except ConfigError as error:
             raise CommandError(error.message) from None
         status = run_checks(client, as_json=options["json"], timeout=options["timeout"])
