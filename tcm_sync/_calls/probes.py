@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from tcm_sync._calls.options import start_deadline
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._tracebacks import shortened, shortened_errors
-from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.http import probe
+from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.sockets import OpeningSockets
 from tcm_sync._waiting import LONGEST
 from tcm_sync._wire.readiness import Readiness

@@ -13,8 +13,8 @@ from tcm_sync._pool import pool_state
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.lease import Lease
 from tcm_sync._pool.pool_state import LEASE_LOST, WORN_OUT, PoolState
-from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
+from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.reader import PoolOfReader, Reader
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, ShuttingDownError, TcmError
 from tcm_sync.events._listeners import wake

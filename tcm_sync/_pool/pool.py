@@ -17,9 +17,9 @@ from tcm_sync._pool.opening import SHUTDOWN_PAUSE, PoolOpening, log_closed
 from tcm_sync._pool.pool_limits import PoolLimits
 from tcm_sync._pool.pool_state import LEASE_LOST, PoolState
 from tcm_sync._pool.waiters import Waiter
-from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import PoolCounts
+from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.reader import Reader
 from tcm_sync._waiting import LONGEST, acquire
 from tcm_sync.errors import TcmError

@@ -13,9 +13,9 @@ from tcm_sync._pool.inventory import Inventory
 from tcm_sync._pool.manager_state import ManagerState
 from tcm_sync._pool.waiters import Waiter, WaitQueue
 from tcm_sync._secrets import hide
-from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import PoolCounts
+from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.reader import Reader
 from tcm_sync.errors import ClientClosedError, ConnectFailedError, PoolTimeoutError, TcmError
 from tcm_sync.events._records import ConnectionClosed, ConnectionOpened

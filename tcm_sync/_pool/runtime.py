@@ -16,8 +16,8 @@ from tcm_sync._pool.manager_state import ManagerState
 from tcm_sync._pool.pool import Pool
 from tcm_sync._reentry import Callers
 from tcm_sync._transport.addresses import Addresses
-from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.counters import Counts, PoolCounts
+from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.reader import Reader
 from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import ClientClosedError, ConnectFailedError

@@ -19,19 +19,19 @@ from typing import TYPE_CHECKING, Any
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._transport.addresses import Addresses
+from tcm_sync._transport.authentication import AuthExchange, auth_request, fresh_uuid
 from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.handshake import shake_hands
 from tcm_sync._transport.proxies import Proxy, make_proxy
 from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket, wrap_socket
 from tcm_sync._transport.tls import failure_of_tls, name_to_verify
 from tcm_sync._wire.quote import quote
-from tcm_sync.cli.capability import ask_capability
 from tcm_sync.cli.failures import DENIED, UNREACHABLE, USAGE, code_of
 from tcm_sync.cli.other_servers import Answer, describe_server, is_http_2
 from tcm_sync.cli.versions import versions
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import AuthenticationError, ConnectFailedError, TcmError
-from tcm_sync.settings import Settings, TlsSettings
+from tcm_sync.settings import AuthContext, Settings, TlsSettings
 
 if TYPE_CHECKING:
     from tcm_sync.cli.options import Session
@@ -277,7 +277,7 @@ class Checks:
     def authentication(self) -> Finding:
         """Send the auth message, and read what the manager grants."""
         try:
-            self._capability = ask_capability(self._sockets[-1], self._rest, self._settings, self._deadline())
+            self._capability = self._authenticate(self._deadline())
         except TcmError as error:
             advice = "the server listens and does not answer: is it a manager?"
             if code_of(error) == DENIED:
@@ -287,6 +287,16 @@ class Checks:
         auth = self._settings.auth
         roles = ", ".join(auth.roles) if auth is not None and auth.roles else "none named"
         return Finding(f"accepted; roles: {roles}")
+
+    def _authenticate(self, deadline: Deadline) -> frozenset[str]:
+        """Authenticate the socket, and return what the manager grants of all capabilities."""
+        settings = self._settings
+        auth = settings.auth or AuthContext()
+        exchange = AuthExchange(
+            self._endpoint, self._sockets[-1], fresh_uuid(auth.uuid), settings.max_reply_bytes, deadline
+        )
+        exchange.feed(self._rest)
+        return exchange.run(auth_request(auth, Credentials(settings).token()))
 
     def capability(self) -> Finding:
         """Report what the manager has granted."""

@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from tcm_sync._pool.call import Call
-from tcm_sync.cli import capability, checks, doctor
+from tcm_sync.cli import checks, doctor
 from tcm_sync.local import LocalManager
 
 from ..helpers.scripted_peer import ScriptedPeer
@@ -338,14 +338,16 @@ def test_a_manager_that_lets_in_and_says_no_more(examine):
 
 
 def test_a_manager_that_never_answers_the_authentication(examine, monkeypatch):
-    def ask(sock, rest, settings, deadline):
-        return capability.ask_capability(sock, rest, settings, deadline.at_most(0.1))
+    authenticate = checks.Checks._authenticate
+
+    def ask(self, deadline):
+        return authenticate(self, deadline.at_most(0.1))
 
     def deaf(connection):
         connection.accept()
         connection.wait_eof()
 
-    monkeypatch.setattr(checks, "ask_capability", ask)
+    monkeypatch.setattr(checks.Checks, "_authenticate", ask)
     with ScriptedPeer(deaf) as peer:
         code, steps, todo = examine("--uri", peer.uri)
     assert (code, failed(steps)) == (3, ["authentication"])
@@ -373,7 +375,7 @@ def test_a_clock_that_is_wrong(examine, manager, monkeypatch):
 @pytest.mark.parametrize(("granted", "status"), [(("json", "shm"), "warning"), (("json",), "ok")])
 def test_shared_memory_that_cannot_be_written_to(examine, manager, monkeypatch, granted, status):
     monkeypatch.setattr(checks, "SHM_FOLDER", "/no/such/folder")
-    monkeypatch.setattr(checks, "ask_capability", lambda *_: frozenset(granted))
+    monkeypatch.setattr(checks.Checks, "_authenticate", lambda *_: frozenset(granted))
     code, steps, todo = examine()
     assert (code, steps["shared memory"]["status"]) == (0, status)
     assert len(todo) == (status == "warning")
@@ -392,7 +394,7 @@ def test_shared_memory_that_cannot_be_written_to(examine, manager, monkeypatch, 
 def test_shared_memory_reports_whether_the_manager_can_see_it(
     examine, manager, monkeypatch, granted, local, said
 ):
-    monkeypatch.setattr(checks, "ask_capability", lambda *_: frozenset(granted))
+    monkeypatch.setattr(checks.Checks, "_authenticate", lambda *_: frozenset(granted))
     monkeypatch.setattr(checks, "is_local", lambda _: local)
     _, steps, todo = examine()
     assert "is writable" in steps["shared memory"]["detail"]

@@ -21,7 +21,7 @@ from tcm_sync import CallTimeoutError, ClientClosedError, RetryPolicy, ShuttingD
 from tcm_sync._calls import probes as probing
 from tcm_sync._pool import opening as pool_opening
 from tcm_sync._pool import pool
-from tcm_sync._transport import authentication as opening
+from tcm_sync._transport import opener as opening
 
 from ..helpers.peer_scripts import ask, background, connect, echo, failing
 from ..helpers.scripted_peer import ScriptedPeer

@@ -22,10 +22,10 @@ from tcm_sync._endpoint import Endpoint
 from tcm_sync._tensors.outputs import check_output_dtypes, decode_outputs
 from tcm_sync._transport import http
 from tcm_sync._transport.addresses import Addresses
-from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.frames import CLOSE, FrameDecoder, read_close
 from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.sockets import OpeningSockets
 from tcm_sync._wire.decode import (
     decode_failure,

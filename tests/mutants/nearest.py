@@ -50,8 +50,7 @@ NEAREST = {
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
     "tcm_sync/_transport/addresses.py": "unit/test_addresses peer/test_networks",
     "tcm_sync/_transport/authentication.py": (
-        "unit/test_opener unit/test_pool peer/test_auth peer/test_secrets_sent_back peer/test_closing "
-        "unit/test_logs"
+        "unit/test_opener unit/test_pool peer/test_auth peer/test_secrets_sent_back peer/test_closing"
     ),
     "tcm_sync/_transport/connection.py": "unit/test_connection peer/test_connection_endings",
     "tcm_sync/_transport/counters.py": "unit/test_counters peer/test_stats",
@@ -65,6 +64,10 @@ NEAREST = {
     ),
     "tcm_sync/_transport/liveness.py": "unit/test_liveness peer/test_networks peer/test_replies",
     "tcm_sync/_transport/nested_tls.py": "peer/test_proxies",
+    "tcm_sync/_transport/opener.py": (
+        "unit/test_opener unit/test_pool peer/test_auth peer/test_secrets_sent_back peer/test_closing "
+        "unit/test_logs"
+    ),
     "tcm_sync/_transport/poller.py": "unit/test_poller unit/test_reader peer/test_replies",
     "tcm_sync/_transport/proxies.py": "unit/test_proxies peer/test_proxies",
     "tcm_sync/_transport/reader.py": (

@@ -11,7 +11,7 @@ import pytest
 
 from tcm_sync import AuthContext, AuthenticationError, ConnectFailedError, ShuttingDownError
 from tcm_sync._pool import gate
-from tcm_sync._transport import authentication
+from tcm_sync._transport import opener
 from tcm_sync.errors import TcmError
 
 from ..helpers.peer_scripts import TOKEN, ask, background, connect, echo, echo_once, failing
@@ -268,7 +268,7 @@ def test_a_socket_is_closed_whose_opening_fails_behind_the_authentication(monkey
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(authentication, "tenant_of", fail)
+    monkeypatch.setattr(opener, "tenant_of", fail)
     with ScriptedPeer(script) as peer, connect(peer) as client:
         with failing(ConnectFailedError, "opening a socket failed: MemoryError"):
             client.open(wait=True)

@@ -13,7 +13,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._logs import flush
 from tcm_sync._pool import pool_state
 from tcm_sync._pool.gate import Prober
-from tcm_sync._transport import authentication as opening
+from tcm_sync._transport import opener as opening
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.replies import Refusal
 

@@ -11,10 +11,18 @@ import traceback
 
 import pytest
 
-from tcm_sync import AuthContext, AuthenticationError, ContractError, ShuttingDownError, TcmClient
+from tcm_sync import (
+    AuthContext,
+    AuthenticationError,
+    ConnectFailedError,
+    ContractError,
+    ShuttingDownError,
+    TcmClient,
+    TlsSettings,
+)
 from tcm_sync import _logs as logs
 from tcm_sync._deadline import Deadline
-from tcm_sync._transport import authentication
+from tcm_sync._transport import opener
 from tcm_sync.local import LocalManager
 
 from ..helpers.peer_connection import TIMEOUT
@@ -66,7 +74,7 @@ def test_an_answer_that_is_no_http_and_repeats_the_request():
         connection.send_raw(f"Bearer {BEARER} {COOKIE} {QUERY}\r\n\r\n".encode())
 
     with ScriptedPeer(babble) as peer, connect(At(peer), headers=HEADERS, connect_timeout=0.5) as client:
-        with failing(authentication.ConnectFailedError) as caught:
+        with failing(ConnectFailedError) as caught:
             client.open(wait=True)
     assert_hidden(everything(caught.value))
 
@@ -159,7 +167,7 @@ def test_the_log_of_a_local_manager_shows_no_secret(caplog):
     ],
 )
 def test_credentials_to_another_machine_without_tls_are_warned_of_once(caplog, monkeypatch, settings, named):
-    monkeypatch.setattr(authentication, "is_local", lambda sock: False)
+    monkeypatch.setattr(opener, "is_local", lambda sock: False)
     with ScriptedPeer(echo) as peer, connect(peer, max_requests=1, **settings) as client:
         for _ in range(3):
             ask(client)
@@ -180,8 +188,8 @@ def test_credentials_that_stay_on_this_machine_are_not_warned_of(caplog):
 
 
 def test_credentials_over_tls_are_not_warned_of(caplog, monkeypatch, server_tls, ca_file):
-    monkeypatch.setattr(authentication, "is_local", lambda sock: False)
-    tls = authentication.TlsSettings(ca_file=ca_file)
+    monkeypatch.setattr(opener, "is_local", lambda sock: False)
+    tls = TlsSettings(ca_file=ca_file)
     with caplog.at_level(logging.WARNING), ScriptedPeer(echo, tls=server_tls) as peer:
         with connect(peer, tls=tls) as client:
             ask(client)

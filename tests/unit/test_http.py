@@ -10,9 +10,9 @@ import pytest
 from tcm_sync import ConnectFailedError, ProtocolError, TcmClient, TlsSettings
 from tcm_sync._deadline import Deadline
 from tcm_sync._transport.addresses import Addresses
-from tcm_sync._transport.authentication import Opener
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.http import probe
+from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.sockets import OpeningSockets
 from tcm_sync.settings import Settings
 

@@ -12,7 +12,7 @@ import pytest
 from tcm_sync import _logs
 from tcm_sync._logs import Log, flush
 from tcm_sync._pool import gate, opening, pool, process_table, runtime
-from tcm_sync._transport import authentication, reader, unsolicited
+from tcm_sync._transport import opener, reader, unsolicited
 
 from ..helpers.peer_connection import TIMEOUT
 
@@ -147,9 +147,7 @@ def test_lines_are_written_before_the_process_ends():
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize(
-    "module", [authentication, gate, opening, pool, process_table, reader, runtime, unsolicited]
-)
+@pytest.mark.parametrize("module", [opener, gate, opening, pool, process_table, reader, runtime, unsolicited])
 def test_what_holds_a_lock_or_reads_sockets_runs_no_handler(module):
     """A handler that blocks there would hold up every call of the client."""
     assert module.log._queued

@@ -14,10 +14,12 @@ from tcm_sync import AuthContext, ConnectFailedError, ShuttingDownError
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._secrets import Secret
-from tcm_sync._transport import authentication, frames
+from tcm_sync._transport import frames
+from tcm_sync._transport import opener as module
 from tcm_sync._transport.addresses import Addresses
-from tcm_sync._transport.authentication import Opener, _auth_request, _AuthExchange
+from tcm_sync._transport.authentication import AuthExchange, auth_request
 from tcm_sync._transport.counters import Counts
+from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.sockets import OpeningSockets
 from tcm_sync.settings import Settings
 
@@ -31,7 +33,7 @@ def opener(**settings):
 
 @pytest.mark.parametrize(("shm", "offered"), [("auto", ("json", "shm")), ("off", ("json",))])
 def test_shared_memory_is_offered_unless_it_is_off(shm, offered):
-    request = _auth_request(AuthContext(), None, opener(shm=shm)._capability)
+    request = auth_request(AuthContext(), None, opener(shm=shm)._capability)
     assert msgspec.to_builtins(request)["capability"] == offered
 
 
@@ -43,7 +45,7 @@ def test_half_the_time_to_connect_is_left_after_asking_for_readiness(timeout, mo
         asked.append((name, deadline.remaining()))
         raise ConnectFailedError("an ingress passes /ws alone")
 
-    monkeypatch.setattr(authentication, "probe", probe)
+    monkeypatch.setattr(module, "probe", probe)
     opener(connect_timeout=timeout)._ask_ready(Deadline(timeout))
     ((name, left),) = asked
     assert name == "ready"
@@ -52,7 +54,7 @@ def test_half_the_time_to_connect_is_left_after_asking_for_readiness(timeout, mo
 
 
 def test_a_manager_that_is_not_ready_is_not_connected_to(monkeypatch):
-    monkeypatch.setattr(authentication, "probe", lambda *_: (503, NOT_READY))
+    monkeypatch.setattr(module, "probe", lambda *_: (503, NOT_READY))
     with pytest.raises(ShuttingDownError, match="is not ready yet"):
         opener().open(was_draining=True, ask_ready=True)
 
@@ -69,9 +71,9 @@ def test_a_manager_that_closes_instead_of_authenticating_is_quoted(payload, said
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(bytes([0x80 | frames.CLOSE, len(payload)]) + payload)
-        exchange = _AuthExchange(Endpoint.parse("ws://h:1/ws"), ours, "u", 1000, Deadline(TIMEOUT))
+        exchange = AuthExchange(Endpoint.parse("ws://h:1/ws"), ours, "u", 1000, Deadline(TIMEOUT))
         with pytest.raises(ConnectFailedError) as caught:
-            exchange.run(_auth_request(AuthContext(), None, ("json",)))
+            exchange.run(auth_request(AuthContext(), None, ("json",)))
     assert caught.value.message == f"h:1 closed the socket with {said} of authenticating it"
 
 

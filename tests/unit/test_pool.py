@@ -25,7 +25,7 @@ from tcm_sync import (
     ShuttingDownError,
     TcmClient,
 )
-from tcm_sync._transport import authentication as opening
+from tcm_sync._transport import opener as opening
 
 from ..helpers.peer_connection import CLOSE, PING, PONG
 from ..helpers.peer_scripts import TIMEOUT, ask, background, connect, echo, echo_once

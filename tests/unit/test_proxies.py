@@ -98,8 +98,8 @@ def test_headers_for_the_manager_are_not_sent_to_the_proxy():
         settings = Settings(
             MANAGER, headers={"Authorization": "Bearer x"}, proxy=f"http://127.0.0.1:{peer.port}"
         )
-        from tcm_sync._transport.authentication import Opener
         from tcm_sync._transport.counters import Counts
+        from tcm_sync._transport.opener import Opener
 
         opening = OpeningSockets()
         status, _ = probe(

@@ -13,7 +13,7 @@ from tcm_sync._calls.options import CallOptions
 from tcm_sync._calls.request import encode_tensors
 from tcm_sync._secrets import Secret
 from tcm_sync._tensors import check_inputs
-from tcm_sync._transport.authentication import _auth_request, fresh_uuid
+from tcm_sync._transport.authentication import auth_request, fresh_uuid
 from tcm_sync._wire.encode import check_size, encode_message, encode_payload, size_of
 from tcm_sync._wire.messages import (
     AuthRequest,
@@ -38,7 +38,7 @@ def test_a_message_is_its_envelope_around_the_payload_as_it_is():
 def auth_payload(**fields):
     token = fields.pop("token", None)
     secret = None if token is None else Secret(token)
-    return json.loads(*encode_payload(_auth_request(AuthContext(**fields), secret, ("json",))))
+    return json.loads(*encode_payload(auth_request(AuthContext(**fields), secret, ("json",))))
 
 
 def test_who_is_nobody_says_only_what_it_can():

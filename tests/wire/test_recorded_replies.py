@@ -33,7 +33,7 @@ from tcm_sync import (
 )
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
-from tcm_sync._transport.authentication import _AuthExchange, _UuidTakenError
+from tcm_sync._transport.authentication import AuthExchange, UuidTakenError
 from tcm_sync._wire.decode import (
     decode_failure,
     decode_inference,
@@ -145,7 +145,7 @@ def test_what_is_granted(frame):
 
 def exchange():
     """Make the opening side of an authentication, which has sent its message and reads the answers."""
-    return _AuthExchange(Endpoint.parse("ws://127.0.0.1/ws"), None, "c-1", 2**20, Deadline(None))
+    return AuthExchange(Endpoint.parse("ws://127.0.0.1/ws"), None, "c-1", 2**20, Deadline(None))
 
 
 # --- inferences ---
@@ -322,7 +322,7 @@ REFUSED_AUTHS = {
     "auth.bad_json": AuthenticationError,
     "auth.missing_uuid": AuthenticationError,
     "auth.payload_not_object": AuthenticationError,
-    "auth.duplicate_uuid": _UuidTakenError,  # an AuthenticationError, after some fresh uuids
+    "auth.duplicate_uuid": UuidTakenError,  # an AuthenticationError, after some fresh uuids
     "auth.strict.expired": AuthenticationError,
     "auth.strict.missing": AuthenticationError,
     "auth.strict.too_many": AuthenticationError,

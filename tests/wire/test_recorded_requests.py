@@ -13,7 +13,7 @@ from tcm_sync._pool.runtime import Runtime
 from tcm_sync._pool.stream_turns import StreamTurns
 from tcm_sync._secrets import Secret
 from tcm_sync._tensors.datatypes import DATATYPES
-from tcm_sync._transport.authentication import CAPABILITY, _auth_request
+from tcm_sync._transport.authentication import CAPABILITY, auth_request
 from tcm_sync._wire.encode import encode_message, encode_payload
 
 from ..helpers.scripted_peer import ScriptedPeer
@@ -182,7 +182,7 @@ def test_authentications_are_what_ours_are(frame):
     payload = frame.message["payload"]
     client = payload.get("client", {})
     token = Secret(payload["token"]) if "token" in payload else None
-    request = _auth_request(AuthContext(**client), token, CAPABILITY)
+    request = auth_request(AuthContext(**client), token, CAPABILITY)
     made = json.loads(b"".join(encode_message(frame.message["uuid"], "auth", encode_payload(request))))
     assert made == {**frame.message, "payload": with_our_capability(without_empty_roles(payload))}
 
