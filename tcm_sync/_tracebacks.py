@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 _US = "tcm_sync"
 # Whose frames are left out where they stand beside those of this package: what it calls, and what calls it.
 _BESIDE_US = frozenset(
-    {_US, "narwhals", "numpy", "onnx", "onnxruntime", "pandas", "polars", "pyarrow"}
+    {_US, "dask", "distributed", "narwhals", "numpy", "onnx", "onnxruntime", "pandas", "polars", "pyarrow"}
     | {"tenacity", "tqdm", "websocket", "websockets"}
     | sys.stdlib_module_names
 )

@@ -226,7 +226,8 @@ def _checked_dtype(column: Any) -> np.dtype[Any]:
     if missing:
         raise InputError(
             f"{where}: {missing:,} of {len(column):,} values are missing, and {column.dtype} has no value "
-            "for that on the wire; fill them, drop their rows, or make them floats (NaN can be sent)"
+            f"for that on the wire; fill them{', or' if kind in _TEXTS else ','} drop their rows"
+            f"{'' if kind in _TEXTS else ', or make them floats (NaN can be sent)'}"
         )
     return dtype
 

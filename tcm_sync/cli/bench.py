@@ -114,16 +114,17 @@ def bench(
         policy = None if batch is None else BatchPolicy(max_size=batch)
         model = client.model(model_name, allow_transient=allow_transient, batch=policy)
         ask = model.infer if batch is None else model.infer_sample
-        measured, code = _measure(client, lambda: ask(arrays), plan, report)
+        measured, code, reason = _measure(client, lambda: ask(arrays), plan, report)
     figures = {"model_name": model_name, "threads": threads, "rate": rate, "batch": batch, **measured}
     if session.as_json:
         session.output.json(figures)
     else:
         _print(session, figures)
+    why = "" if reason is None else f": {reason}"
     if report is not None:
-        report.write(figures, _settings(session, plan, arrays), _ENDS.get(code, ""))
+        report.write(figures, _settings(session, plan, arrays), _ENDS.get(code, "") + why)
     if code == UNREACHABLE:
-        raise CommandError(f"the manager is unreachable: no answer for {_SILENCE:g} s", code)
+        raise CommandError(f"the manager is unreachable, no answer for {_SILENCE:g} s{why}", code)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code == FAILED:
@@ -159,8 +160,8 @@ def _report(session: Session, file: Path) -> Report:
 
 def _measure(
     client: TcmClient, call: Callable[[], object], plan: _Plan, report: Report | None
-) -> tuple[dict[str, Any], int]:
-    """Run the load, and return what it measured with the exit status."""
+) -> tuple[dict[str, Any], int, str | None]:
+    """Run the load, and return what it measured, the exit status, and why the manager is lost, if it is."""
     from tcm_sync.cli.load import ClosedLoop, Load, OpenLoop
     from tcm_sync.cli.output import working
 
@@ -180,6 +181,7 @@ def _measure(
             watch.code = INTERRUPTED
         seconds = max(0.0, time.monotonic() - since)
     stats = client.stats().since(watch.before)
+    load.is_manager_lost = watch.code == UNREACHABLE
     client.close()  # ends the calls under way, if the run ends early
     load.stop()
     total = load.total()
@@ -197,7 +199,8 @@ def _measure(
         "bytes_received": stats.bytes_received,
         "bytes_shared": stats.shm_sent_bytes,
     }
-    return figures, watch.code or (FAILED if total.errors or not total.answered else 0)
+    code = watch.code or (FAILED if total.errors or not total.answered else 0)
+    return figures, code, watch.reason
 
 
 class _Watch:
@@ -209,13 +212,14 @@ class _Watch:
         self._is_counting = time.monotonic() >= since
         self.before = client.stats()
         self.code = 0
+        self.reason: str | None = None  # of a manager that is lost
 
     def check(self, silence: float) -> bool:
         """Return whether to end the run, after so many seconds without an answer."""
         if not self._is_counting and time.monotonic() >= self._since:
             self._is_counting, self.before = True, self._client.stats()
         if silence > _SILENCE and not self._client.health(timeout=1.0):
-            self.code = UNREACHABLE
+            self.code, self.reason = UNREACHABLE, self._client.ready(timeout=1.0).detail
         return self.code != 0
 
 

@@ -156,9 +156,9 @@ def _draw_rate(axes: Axes, timeline: Timeline, seconds: float) -> None:
 
 
 def _length(timeline: Timeline, number: int, seconds: float) -> float:
-    """Return how much of a slot was within the run; 0 if too little for a rate."""
+    """Return how much of a slot was within the run; 0 if too little for a rate, unless there is no other."""
     length = min(timeline.width, seconds - number * timeline.width)
-    return length if length > timeline.width / 4 else 0.0
+    return length if length > (timeline.width / 4 if number else 0.0) else 0.0
 
 
 def _draw_queue(axes: Axes, samples: Sequence[Sample], since: float, seconds: float, otherwise: str) -> None:

@@ -16,6 +16,8 @@ from tcm_sync.errors import ClientClosedError, TcmError
 if TYPE_CHECKING:
     from tcm_sync.cli.timeline import Timeline
 
+UNANSWERED = "UNANSWERED"  #: the code of requests that a lost manager did not answer
+
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
 _DIGITS = 3  # significant digits of a latency
@@ -153,6 +155,11 @@ class Load:
         Requests that are due before this are the warm-up, and do not count.
     timeline : Timeline, optional
         Where to record when it happened as well.
+
+    Attributes
+    ----------
+    is_manager_lost : bool
+        Whether the manager is lost: requests that end with the client have failed then, when they were due.
     """
 
     def __init__(
@@ -167,6 +174,7 @@ class Load:
         self._pace = pace
         self._since = since
         self._timeline = timeline
+        self.is_manager_lost = False
         self._stop = threading.Event()
         self._tallies = [Tally() for _ in range(threads)]
         self._threads = [
@@ -213,10 +221,12 @@ class Load:
             try:
                 self._call()
             except ClientClosedError:
+                if counted and self.is_manager_lost:
+                    self._record_error(tally, UNANSWERED, turn.due)
                 return
             except TcmError as error:
                 if counted:
-                    self._record_error(tally, error.code or type(error).__name__)
+                    self._record_error(tally, error.code or type(error).__name__, time.monotonic())
                 continue
             tally.answered_at = time.monotonic()
             if counted:
@@ -230,7 +240,7 @@ class Load:
         if self._timeline is not None:
             self._timeline.record_latency(due, seconds)
 
-    def _record_error(self, tally: Tally, code: str) -> None:
+    def _record_error(self, tally: Tally, code: str, at: float) -> None:
         tally.errors[code] += 1
         if self._timeline is not None:
-            self._timeline.record_error(time.monotonic(), code)
+            self._timeline.record_error(at, code)

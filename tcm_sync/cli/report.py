@@ -44,20 +44,21 @@ dl.tiles div { flex: 1 1 7rem; border: 1px solid var(--line); border-radius: 6px
 dl.tiles dt { color: var(--soft); font-size: 0.85rem; }
 dl.tiles dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 3rem; }
-.tables section { flex: 1 1 20rem; }
+.tables section { flex: 1 1 18rem; min-width: 0; }
+.charts { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 0.15rem 1rem 0.15rem 0;
   border-bottom: 1px solid var(--line); font-weight: normal; overflow-wrap: anywhere; }
-th { color: var(--soft); white-space: nowrap; }
-td.number { text-align: right; padding-right: 0; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; margin-top: 1rem; }
+th { color: var(--soft); min-width: 7rem; }
+td.number { text-align: right; padding-right: 0; white-space: nowrap; font-variant-numeric: tabular-nums; }
+svg { width: 100%; min-width: 38rem; height: auto; margin-top: 1rem; }
 </style>
 </head>
 <body>
 <h1>$title</h1>
 <p>$subtitle</p>
 <dl class="tiles">$tiles</dl>
-$charts
+<div class="charts">$charts</div>
 <div class="tables">
 <section><h2>Latency</h2>$latency</section>
 <section><h2>Requests</h2>$requests</section>

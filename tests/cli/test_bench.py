@@ -132,7 +132,7 @@ def test_what_cannot_be_measured_is_said_at_once(cli, manager, arguments, code, 
     assert said in done.err
 
 
-def test_a_manager_that_dies_amid_it(cli, monkeypatch):
+def test_a_manager_that_dies_during_it_is_reported_with_the_requests_that_it_left(cli, monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "_SILENCE", 0.3)
     gated = Gated()
     with LocalManager({"gated": gated}, tick=0) as manager:
@@ -145,13 +145,19 @@ def test_a_manager_that_dies_amid_it(cli, monkeypatch):
 
         killer = threading.Thread(target=kill)
         killer.start()
-        done = cli(
-            "bench", "gated", "--input", "x=[[1.0]]", "--duration", "3600", "--warm-up", "0", "--json", *where
-        )
+        how = ("--input", "x=[[1.0]]", "--duration", "3600", "--warm-up", "0", "--json")
+        done = cli("bench", "gated", *how, "--report", tmp_path / "out.html", *where)
         killer.join()
     assert done.code == 3
-    assert json.loads(done.out)["answered"] >= 10  # the first is not counted, and four may be on their way
-    assert done.err == "tcm-sync: the manager is unreachable: no answer for 0.3 s\n"
+    figures = json.loads(done.out)
+    assert figures["answered"] >= 10  # the first is not counted, and four may be on their way
+    assert figures["errors"] == {"UNANSWERED": 4}
+    assert done.err.startswith(
+        "tcm-sync: the manager is unreachable, no answer for 0.3 s: no connection to 127.0.0.1:"
+    )
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert "ended early, since the manager was unreachable: no connection to 127.0.0.1:" in page
+    assert page.count("UNANSWERED") == 2  # in the chart of failures over time, and with the requests
 
 
 def test_a_model_of_which_nothing_comes_is_a_failure(cli, monkeypatch):
