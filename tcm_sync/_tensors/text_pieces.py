@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tcm_sync._deadline import Deadline
 
 _PIECE = 64 * 1024  # bytes that are decoded at a time, besides the rest of a text
-_GLUE_BYTES = 4096  # in which the brackets and blanks between two texts must end
-_GLUE = re.compile(rb"([\] \t\r\n]*)(,?)")  # behind a text
+_LONGEST_GAP = 4096  # in which the brackets and blanks between two texts must end
+_BETWEEN_TEXTS = re.compile(rb"([\] \t\r\n]*)(,?)")  # behind a text
 
 _FEW = 4096  # different texts that are always remembered
 _MOST = 2**17  # those that are remembered while most texts are repeated
@@ -114,7 +114,7 @@ class _Reader:
             self._start = len(self._text)
             return
         end = self._end_of_text(start + _PIECE)
-        behind = _GLUE.match(self._text, end, end + _GLUE_BYTES)
+        behind = _BETWEEN_TEXTS.match(self._text, end, end + _LONGEST_GAP)
         assert behind is not None  # it may be empty
         closed = behind[1].count(b"]")
         if (not behind[2] and behind.end() < len(self._text)) or closed + bool(behind[2]) > self._depth:
@@ -127,14 +127,14 @@ class _Reader:
         before = without_escapes(bytes(self._text[self._start : place]))
         if before.count(b'"') % 2:
             return end_of_string(self._text, place - before.endswith(b"\\"))
-        mark = bytes(self._text[place : place + _GLUE_BYTES]).find(b'"')
+        mark = bytes(self._text[place : place + _LONGEST_GAP]).find(b'"')
         if mark < 0:
             raise TensorError(f"ragged lists, or elements that are no text, near byte {place:,}")
         return end_of_string(self._text, place + mark + 1)
 
     def _take(self, piece: memoryview, closed: int) -> None:
         """Decode a piece that ends some lists, and count its texts."""
-        if self._open and bytes(piece[:_GLUE_BYTES]).lstrip().startswith(b"]"):
+        if self._open and bytes(piece[:_LONGEST_GAP]).lstrip().startswith(b"]"):
             raise TensorError(f"not valid JSON from byte {self._start:,}")  # nothing is behind a comma
         whole = b"".join((b"[" * self._open, piece, b"]" * (self._depth - closed)))
         try:

@@ -108,7 +108,7 @@ def test_a_text_may_be_longer_than_many_pieces_and_end_anywhere(number):
 
 
 def test_blanks_without_an_end_and_other_elements_are_not_decoded_at_once(monkeypatch):
-    monkeypatch.setattr(text_pieces, "_GLUE_BYTES", 50)
+    monkeypatch.setattr(text_pieces, "_LONGEST_GAP", 50)
     for rest in (" " * 500, "1, " * 200, "[], " * 200):
         with pytest.raises(TensorError, match="elements that are no text"):
             decode_texts_in_pieces(memoryview(f'["{"a" * 70}", {rest}"b"]'.encode()), 1)
