@@ -79,17 +79,23 @@ def test_two_clients_of_one_process_share_their_turns(client, held, gated, threa
 @pytest.mark.parametrize("how", [{"timeout": 0.05}, {"pool_timeout": 0.05}])
 def test_a_call_that_gets_no_turn_in_time_was_not_sent(serve, client_of, gated, threads, monkeypatch, how):
     monkeypatch.setattr(turns, "LONG_AGE_NS", 10**15)
-    client = client_of(serve(), turns=1, **{k: v for k, v in how.items() if k == "pool_timeout"})
-    client.open(wait=False)
-    wait_until(lambda: client.stats().sockets == 1)
-    first = threads.submit(client.infer, "gated", ONE, timeout=GUARD)
+    monkeypatch.setattr(turns, "SHORT_AGE_NS", 10**15)  # of a model whose last reply was slow
+    client = client_of(serve(), turns=1)
+    first = threads.submit(client.infer, "gated", ONE)
     wait_until(lambda: client.stats().messages_sent == 1)
+    second = queue(client, threads, "echo", TWO)  # a second connection is opened for it
+    gated.open(1.0)
+    first.result(), second.result()
+    first = threads.submit(client.infer, "gated", {"x": np.array([3.0])})
+    wait_until(lambda: client.stats().messages_sent == 3)
+    if "pool_timeout" in how:
+        client._core.runtime.turns._longest_wait = how["pool_timeout"]
     with pytest.raises(PoolTimeoutError, match="the callers of this process share 1 messages") as caught:
         client.infer("echo", TWO, **{k: v for k, v in how.items() if k == "timeout"})
     assert not caught.value.outcome_unknown
-    gated.open(1.0)
+    gated.open(3.0)
     first.result()
-    assert client.stats().messages_sent == 1
+    assert client.stats().messages_sent == 3
     assert client.infer("echo", TWO)["x"].item() == 2.0
 
 

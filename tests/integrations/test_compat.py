@@ -222,9 +222,10 @@ def test_a_manager_that_is_away_is_an_oserror_at_once(both):
 def test_the_time_limit_is_a_timeout_error(manager):
     manager.delay_next(3600)
     client = compat.TcmClient(manager.uri, compat.AuthContext("c-1"), message_timeout_seconds=0.05)
-    client._client.open()
-    with client, pytest.raises(TimeoutError):
-        client.infer("vm-1", "local", "add_sub", inputs_of(compat))
+    with client:
+        client._client.open(timeout=GUARD)
+        with pytest.raises(TimeoutError):
+            client.infer("vm-1", "local", "add_sub", inputs_of(compat))
 
 
 @BOTH
