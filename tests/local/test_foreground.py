@@ -50,10 +50,12 @@ INPUTS = tensor([[1.0]], name="INPUT0"), tensor([[2.0]], name="INPUT1")
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_a_signal_and_drains(launch, number):
-    process, manager = launch()
+    process, manager = launch("--digits")
     with contextlib.closing(Raw(manager)) as raw:
         raw.auth("u")
         assert raw.infer("m", *INPUTS)["data"] == {"SUM": [[3.0]], "DIFF": [[-1.0]]}
+        (probabilities,) = raw.infer("digits", tensor([[0.0] * 64], name="image"))["data"]["probabilities"]
+        assert len(probabilities) == 10
         process.send_signal(number)
         wait_for_log(process, "tcm_sync.local: draining")
         assert raw.wait_for_close() == 1000
