@@ -23,6 +23,7 @@ def picture_of(array: npt.NDArray[Any]) -> str | None:
 
     Images are uint8, other integers from 0 to 255, floats from 0 to 1, or bool; of shape [height, width],
     with 3 or 4 colours after or before that, with or without axes of 1 or a batch, of which it is the first.
+    Three or four images without colours look like the colours of one.
     """
     pixels = _pixels(array)
     if pixels is None or (pixels := _bytes(pixels)) is None:
@@ -36,8 +37,8 @@ def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
         return None
     if array.ndim == 4:
         array = array[0]
-    if array.ndim == 3 and array.shape[0] == 1:
-        array = array[0]
+    if array.ndim == 3 and (array.shape[0] == 1 or not {array.shape[0], array.shape[2]} & _COLOURS.keys()):
+        array = array[0]  # of a batch without colours
     if array.ndim == 3 and array.shape[0] in _COLOURS and array.shape[2] not in _COLOURS:
         array = np.moveaxis(array, 0, 2)
     if array.ndim == 2:

@@ -164,6 +164,7 @@ WITH_ALPHA = np.dstack([COLOUR, GREY])
         (COLOUR, COLOUR),
         (np.moveaxis(COLOUR, 2, 0) / 255, COLOUR),
         (np.stack([COLOUR, COLOUR * 0]), COLOUR),  # the first of a batch
+        (np.stack([GREY, GREY * 0]), GREY),
         (WITH_ALPHA, WITH_ALPHA),
     ],
     ids=lambda each: f"{each.dtype}{list(each.shape)}",

@@ -41,7 +41,7 @@ def declared_outputs(
     if dtypes is None:
         if signature is None:
             raise InputError(
-                "pass output_dtypes or a signature: a Dask array has its dtype before anything is computed"
+                "pass output_dtypes or a signature: Dask needs the dtypes before anything is computed"
             )
         dtypes = signature.output_dtypes
     if not isinstance(dtypes, Mapping):
