@@ -2,6 +2,11 @@
 
 Python handles a signal in the main thread, between two steps. A wait for a lock ends early for a signal that
 comes to that thread during the wait, but not for one that comes right before it, or to another thread.
+
+Two waits are in one step. Those of `close` for the client's threads end within milliseconds, since nothing
+that these threads still do waits, and after 10 seconds at most. The futures of `submit` are the standard
+library's: their `result` waits as that of any other future does, like `concurrent.futures.wait` and
+`as_completed`.
 """
 
 from __future__ import annotations

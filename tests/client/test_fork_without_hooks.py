@@ -26,6 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from tcm_sync import BatchPolicy, ConnectionLostError, Route, TcmClient
+from tcm_sync._pool import pool_state
+from tcm_sync._transport import reader
 from tcm_sync.events import Listener, _listeners, flush
 from tests.client.test_fork import locks_in
 
@@ -159,6 +161,28 @@ assert [one["x"].tolist() for one in results] == [[number] for number in range(1
 assert ask()
 client.close()
 listened.close()
+
+def wait_until_suspended():
+    # until the reader has ended, with its descriptors, as it does when there is no socket to read
+    runtime = client._core.runtime
+    for connection in list(runtime.pool.state.inventory.all.values()):
+        runtime.pool.expire(connection, "planned")
+    until = time.monotonic() + 20
+    while not runtime.reader._suspended or runtime.reader._thread.is_alive():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+reader._IDLE_SECONDS = pool_state.AUDIT_INTERVAL = 0.001
+client = TcmClient(uri, route=Route("local"), timeout=20.0, pool_size=4)
+model = client.model("echo", container_id="local", batch=BatchPolicy(max_size=4, max_wait=0.0))
+for name in ("infer", "in_threads", "submit", "infer_sample", "stream", "close"):
+    assert ask()
+    wait_until_suspended()
+    files = os.listdir("/proc/self/fd")
+    statuses[name + " while the reader is suspended"] = in_child(USES[name])
+    assert client._core.runtime.reader._suspended and os.listdir("/proc/self/fd") == files
+assert in_threads()
+client.close()
 print(json.dumps(statuses))
 """
 
@@ -171,5 +195,5 @@ def test_every_use_of_a_client_works_in_the_child_though_all_locks_were_held_at_
     assert done.returncode == 0, done.stderr
     statuses = json.loads(done.stdout)
     assert statuses == dict.fromkeys(statuses, 0), done.stderr
-    assert len(statuses) == 23
+    assert len(statuses) == 29
     assert manager.stats().lost_replies == 0
