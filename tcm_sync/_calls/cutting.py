@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tcm_sync._calls.inference import encode_as_json, obstacle
 from tcm_sync._calls.shm_inference import Shareable, with_obstacle
 from tcm_sync._shm.policy import is_worth_sharing
+from tcm_sync._tensors import minimum_json_bytes
 from tcm_sync._wire.encode import size_of
 from tcm_sync.errors import InputError, MessageTooLargeError
 
@@ -48,6 +49,7 @@ class Job:
         self.most = most  # as the model does
         self.target = (options.route, options.model_name)
         self.row_bytes = max(1, row_bytes)
+        self.shortest_text: int | None = None  # bytes that a row has at least as JSON, once that was needed
         self.obstacle: str | None = None  # why the rows go as JSON from now on
         self.running: list[int] = []  # an entry for each message that runs, or has run
 
@@ -109,8 +111,7 @@ def _shared_cut(core: Core, job: Job, start: int, stop: int) -> tuple[int, int, 
     if options.transport == "json" or job.obstacle is not None:
         return None
     if job.rows is None:
-        most_bytes = min(core.message_limit(), core.settings.max_reply_bytes // _TEXT_BYTES)
-        stop = min(stop, start + max(1, most_bytes // job.row_bytes))
+        stop = min(stop, start + _shared_rows(core, job))
     tensors = job.take(start, stop)
     if options.transport == "auto" and not (
         len(tensors) <= _MOST_SHARED_INPUTS and is_worth_sharing(tensors)
@@ -126,6 +127,17 @@ def _shared_cut(core: Core, job: Job, start: int, stop: int) -> tuple[int, int, 
     core.counts.declined(why)
     job.obstacle = why
     return None
+
+
+def _shared_rows(core: Core, job: Job) -> int:
+    """Return how many rows go through shared memory together: as many as fit as JSON in the best case.
+
+    So there are never more messages than with JSON.
+    """
+    if job.shortest_text is None:
+        job.shortest_text = max(1, minimum_json_bytes(job.take(0, 1)))
+    fitting = core.message_limit() // job.shortest_text
+    return max(1, min(fitting, core.settings.max_reply_bytes // _TEXT_BYTES // job.row_bytes))
 
 
 def _json_cut(core: Core, job: Job, start: int, stop: int, fitting: int | None) -> tuple[int, int, Pieces]:

@@ -610,7 +610,7 @@ BATCH = np.random.default_rng(5).random((10, FLOATS), np.float32)  # of which a 
 @pytest.mark.parametrize(
     ("how", "rows", "shared"),
     [
-        ({}, [4, 4, 2], 3),  # as many as are max_message_bytes in memory
+        ({}, [4, 4, 2], 3),  # 4 bytes of text are the least of a float
         ({"rows": 7}, [7, 3], 2),
         ({"rows": 1}, [1] * 10, 10),
         ({"transport": "shm"}, [4, 4, 2], 3),
@@ -625,8 +625,16 @@ def test_chunks_of_a_batch_are_shared_where_that_is_worth_it(chunks, how, rows, 
 def test_chunks_that_are_too_few_to_be_worth_sharing_are_not(chunks):
     assert chunks(BATCH[:, : FLOATS // 10 - 1]) == ([10], 0)
     assert chunks(BATCH[:, :100], rows=2, transport="shm") == ([2] * 5, 5)
-    rows, shared = chunks(np.ones((2**16 + 50, 1), np.uint8))
-    assert (rows, shared) == ([2**16, 50], 1)
+    rows, shared = chunks(np.ones((2**15 + 50, 1), np.uint8))
+    assert (rows, shared) == ([2**15, 50], 1)
+
+
+def test_shared_chunks_are_never_more_than_those_of_json(chunks):
+    short = np.tile([0, 1], 40_000).reshape(-1, 1)  # 2 bytes of text each, and 8 in memory
+    shared, sends = chunks(short)
+    as_json, none = chunks(short, transport="json")
+    assert (len(shared), sends, none) == (3, 3, 0)
+    assert len(shared) <= len(as_json)
 
 
 def test_rows_that_fit_no_message_are_shared(chunks):
