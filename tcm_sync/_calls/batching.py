@@ -347,7 +347,7 @@ class Batcher:
 
 
 class BatchCall(InferenceCall):
-    """One batch on its way: it is closed and written once its connection is there."""
+    """One batch in flight: it is closed and written once its connection is there."""
 
     reported_as = "batch"
     samples: list[Sample]

@@ -41,7 +41,7 @@ def info(
 
 
 class InfoCall(Call):
-    """One question on its way, with the data of its answer once it has come."""
+    """One question in flight, with the data of its answer once it has come."""
 
     kind: ClassVar[str] = "info"
     reported_as = "info"

@@ -210,7 +210,7 @@ def _with(
 
 
 class ManagementCall(Call):
-    """One job on its way, with the data of its answer once it has come."""
+    """One job in flight, with the data of its answer once it has come."""
 
     kind: ClassVar[str] = "management"
     reported_as = "management"

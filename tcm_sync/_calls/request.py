@@ -118,7 +118,7 @@ def _around(
 
 
 class InferenceCall(Call):
-    """One inference on its way, with the reply once it has come."""
+    """One inference in flight, with the reply once it has come."""
 
     reply: InferenceReply
     _connection: Connection

@@ -45,7 +45,7 @@ class Shareable(Struct, frozen=True, eq=False):
 
 
 class SharedCall(InferenceCall):
-    """One inference on its way: each attempt acquires the segments that it names.
+    """One inference in flight: each attempt acquires the segments that it names.
 
     A segment goes back to the arena after a good reply alone, and after a refusal that says that the request
     was never run. After anything else it may still be read, so it is discarded.

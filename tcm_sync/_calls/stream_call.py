@@ -1,4 +1,4 @@
-"""One stream on its way: sent until an attempt brings a chunk, then read chunk by chunk."""
+"""One stream in flight: sent until an attempt brings a chunk, then read chunk by chunk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BUFFER_BYTES = 256 * 1024  # of chunks that wait to be taken before TCP holds t
 
 
 class StreamCall(Call):
-    """One stream on its way: it is sent until an attempt brings a chunk, and read on from there.
+    """One stream in flight: it is sent until an attempt brings a chunk, and read on from there.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.integrations.dask.clients import (
     SERVED_A_TICK,
-    Carried,
+    BlockClient,
     checked_client,
     checked_limit,
     lease,
@@ -102,7 +102,7 @@ def infer_array(
     inputs = _aligned(_inputs(x, input_name, signature))
     row_shape = next(iter(inputs.values())).shape[1:] if len(inputs) == 1 else None
     outputs = declared_outputs(output_dtypes, output_shapes, signature, row_shape)
-    run = _RunBlock(Carried(client), model_name, tuple(inputs), outputs, signature, rows, limit)
+    run = _RunBlock(BlockClient(client), model_name, tuple(inputs), outputs, signature, rows, limit)
     return run.over(list(inputs.values()))
 
 
@@ -172,7 +172,7 @@ def _index(place: int, x: da.Array) -> tuple[str, ...]:
 class _RunBlock:
     """Runs the model on one block; it is what the tasks of a graph have in common."""
 
-    client: Carried
+    client: BlockClient
     model_name: str
     names: tuple[str, ...]
     outputs: tuple[Output, ...]

@@ -58,11 +58,12 @@ def checked_limit(limit: int | None) -> int | None:
     return None if limit is None else check_whole("limit", limit, kind=InputError)
 
 
-class Carried:
-    """A client on its way to the blocks.
+class BlockClient:
+    """The client of the blocks of an array or a frame, as their tasks have it.
 
-    Where it was pickled, it becomes a client for each block anew, on the connections that the process has for
-    it: a task in the memory of a worker or of the scheduler holds nothing that would have to be closed.
+    In the process that made the tasks it is the user's client. Pickled for another process, it is unpickled
+    for each block, and uses the connections that this process has open to the same manager: a task that lies
+    in the memory of a worker or of the scheduler holds nothing that would have to be closed.
     """
 
     def __init__(self, client: TcmClient | bytes) -> None:
@@ -77,7 +78,7 @@ class Carried:
 
     def __reduce__(self) -> tuple[Any, ...]:
         client = self._client
-        return Carried, (dumps(client) if isinstance(client, TcmClient) else client,)
+        return BlockClient, (dumps(client) if isinstance(client, TcmClient) else client,)
 
     def __dask_tokenize__(self) -> object:
         return normalize_token(self.get())

@@ -13,7 +13,7 @@ from tcm_sync._tracebacks import shortened
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.integrations.dask.clients import (
     SERVED_A_TICK,
-    Carried,
+    BlockClient,
     checked_client,
     checked_limit,
     lease,
@@ -99,7 +99,7 @@ def infer_frame(
     outputs = declared_outputs(output_dtypes, output_shapes, signature, ())
     meta = _meta(outputs, ddf._meta.index)  # noqa: SLF001
     run = _RunPartition(
-        Carried(client),
+        BlockClient(client),
         model_name,
         columns,
         stack,
@@ -153,7 +153,7 @@ def _meta(outputs: Sequence[Output], index: pd.Index[Any]) -> pd.DataFrame:
 class _RunPartition:
     """Runs the model on one partition."""
 
-    client: Carried
+    client: BlockClient
     model_name: str
     columns: list[Any] | None
     stack: str | Mapping[str, Sequence[Any]] | None
