@@ -165,10 +165,10 @@ listened.close()
 def wait_until_suspended():
     # until the reader has ended, with its descriptors, as it does when there is no socket to read
     runtime = client._core.runtime
-    for connection in list(runtime.pool.state.inventory.all.values()):
-        runtime.pool.expire(connection, "planned")
     until = time.monotonic() + 20
     while not runtime.reader._suspended or runtime.reader._thread.is_alive():
+        for connection in list(runtime.pool.state.inventory.all.values()):  # one may just have been opened
+            runtime.pool.expire(connection, "planned")
         assert time.monotonic() < until
         time.sleep(0.001)
 

@@ -93,9 +93,13 @@ def test_a_call_on_an_open_socket(manager):
 def rest(client):
     """Close the sockets of a client, and wait until its reader has ended."""
     runtime = client._core.runtime
-    for connection in list(runtime.pool.state.inventory.all.values()):
-        runtime.pool.expire(connection, "planned")
-    wait_until(lambda: runtime.reader._suspended)
+
+    def is_suspended():
+        for connection in list(runtime.pool.state.inventory.all.values()):  # one may just have been opened
+            runtime.pool.expire(connection, "planned")
+        return runtime.reader._suspended
+
+    wait_until(is_suspended)
     return runtime
 
 

@@ -40,7 +40,9 @@ class HeldAt:
         self._thread = threading.Thread(target=self._run)
 
     def _run(self):
-        sys.setprofile(self._profile)
+        # kept: before 3.12 the interpreter may call it once more after it has dropped its own reference
+        callback = self._profile
+        sys.setprofile(callback)
         try:
             self._call()
         except BaseException as error:  # noqa: BLE001 - raised in the test

@@ -26,12 +26,16 @@ class InterruptAt:
         self.struck = False
         self.kept = None
         self._left = moment
+        self._callback = None
 
     def __enter__(self):
-        sys.setprofile(self._profile)
+        # kept: before 3.12 the interpreter may call it once more after it has dropped its own reference
+        self._callback = self._profile
+        sys.setprofile(self._callback)
 
     def __exit__(self, kind, error, trace):
         sys.setprofile(None)
+        self._callback = None
         self.kept = error
         return self.struck and kind is KeyboardInterrupt
 
