@@ -433,7 +433,9 @@ def test_slices_never_mix_under_load_timeouts_and_failures(serve):
     manager = serve({"picky": picky}, workers=8)
     counts = {"right": 0, "failed": 0, "late": 0}
     lock = threading.Lock()
-    with TcmClient(manager.uri, route=manager.route, timeout=GUARD) as client:
+    # Each of the six others of a batch may send it and leave by its short timeout before the reply comes.
+    retry = RetryPolicy(attempts=8)
+    with TcmClient(manager.uri, route=manager.route, timeout=GUARD, retry=retry) as client:
         client.open()
         model = client.model("picky", batch=BatchPolicy(max_size=7, max_wait=0.002))
 
