@@ -54,10 +54,16 @@ class Job:
         self.running: list[int] = []  # an entry for each message that runs, or has run
 
     def stops_sharing(self, prepared: Pieces | Shareable, error: TcmError) -> bool:
-        """Whether `error` says that rows went as JSON in the end, and are too many; the rest goes so too."""
+        """Whether rows could not be shared and were too many for a message as JSON; then the rest goes so too.
+
+        That was found before they were sent: there is a limit, and no connection. After anything else the
+        rows may have run, and only the retry policy decides whether they are sent again.
+        """
         stops = (
             isinstance(prepared, Shareable)
             and isinstance(error, MessageTooLargeError)
+            and error.uuid is None
+            and error.limit is not None
             and self.options.transport == "auto"
             and self.rows is None
         )

@@ -24,6 +24,7 @@ from tcm_sync import (
 from tcm_sync import _ttl_cache as ttl_cache
 from tcm_sync._shm import policy as module
 from tcm_sync._shm.policy import WORTH_SHARING
+from tcm_sync._tensors import outputs
 from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.local.mapping import is_usable
 
@@ -679,6 +680,61 @@ def test_chunks_for_which_no_file_can_be_made_are_cut_again(serve, client_of):
         MessageTooLargeError, match=r"^rows 0 to 9: .*shared memory cannot be used either: pinned"
     ):
         client.infer_chunked("echo", {"x": BATCH}, rows=10)
+
+
+def executed(*, answer):
+    """Make a model that answers with some outputs, and the list of the rows that it was run on."""
+    rows: list[float] = []
+
+    def model(arrays):
+        rows.extend(arrays["x"][:, 0].tolist())
+        return answer(arrays["x"])
+
+    return model, rows
+
+
+@pytest.mark.parametrize("retry", [None, RetryPolicy(resend_lost=False)])
+def test_shared_chunks_whose_reply_is_too_large_do_not_run_twice_unless_the_policy_allows_it(
+    serve, client_of, retry
+):
+    model, ran = executed(answer=lambda x: {"y": np.tile(x, 400)})
+    client = client_of(serve({"wide": model}), max_message_bytes=65_536, max_reply_bytes=300_000, retry=retry)
+    x = np.arange(20_000, dtype=np.float32).reshape(-1, 1)
+    with pytest.raises(MessageTooLargeError, match=r"^rows 0 to [\d,]+: the reply has at least ") as caught:
+        client.infer_chunked("wide", {"x": x}, concurrency=1)
+    assert caught.value.outcome_unknown
+    assert client.stats().shm_sends >= 1
+    assert len(ran) == len(set(ran)) > 1
+
+
+def test_shared_chunks_whose_reply_is_too_large_are_cut_again(serve, client_of):
+    model, ran = executed(answer=lambda x: {"y": np.tile(x, 40)})
+    client = client_of(serve({"wide": model}), max_message_bytes=65_536, max_reply_bytes=300_000)
+    x = np.random.default_rng(5).random((9_000, 1), np.float32)
+    found = client.infer_chunked("wide", {"x": x}, output_dtypes=np.float32)["y"]
+    assert np.array_equal(found, np.tile(x, 40))
+    ran.clear()
+    found = client.infer_chunked("wide", {"x": x}, output_dtypes=np.float32)["y"]
+    assert np.array_equal(found, np.tile(x, 40))
+    assert sorted(ran) == sorted(x[:, 0].tolist()), "what is learned is kept: no row ran twice"
+
+
+def test_shared_chunks_whose_reply_cannot_be_decoded_for_want_of_memory_are_not_sent_again(
+    serve, client_of, monkeypatch
+):
+    model, ran = executed(answer=lambda x: {"y": x})
+    client = client_of(serve({"echo": model}), max_message_bytes=65_536)
+
+    def out_of_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(outputs, "_arrays", out_of_memory)
+    x = np.arange(9_000, dtype=np.float32).reshape(-1, 1)
+    with pytest.raises(MessageTooLargeError, match=r"^rows 0 to [\d,]+: there is not enough memory") as caught:
+        client.infer_chunked("echo", {"x": x})
+    assert caught.value.outcome_unknown
+    assert client.stats().shm_sends >= 1
+    assert len(ran) == len(set(ran)) > 1
 
 
 def test_a_batch_of_many_inputs_has_them_in_the_message(serve, client_of):
