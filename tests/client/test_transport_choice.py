@@ -730,7 +730,9 @@ def test_shared_chunks_whose_reply_cannot_be_decoded_for_want_of_memory_are_not_
 
     monkeypatch.setattr(outputs, "_arrays", out_of_memory)
     x = np.arange(9_000, dtype=np.float32).reshape(-1, 1)
-    with pytest.raises(MessageTooLargeError, match=r"^rows 0 to [\d,]+: there is not enough memory") as caught:
+    with pytest.raises(
+        MessageTooLargeError, match=r"^rows 0 to [\d,]+: there is not enough memory"
+    ) as caught:
         client.infer_chunked("echo", {"x": x})
     assert caught.value.outcome_unknown
     assert client.stats().shm_sends >= 1

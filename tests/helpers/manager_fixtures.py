@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from functools import partial
 
 import pytest
 
 from tcm_sync import TcmClient
+from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.local import LocalManager, core, server, session
 from tcm_sync.local.limits import SlidingWindow, TokenBucket
 
@@ -72,6 +74,8 @@ def one_second(monkeypatch):
     """Have all messages come within one second, as the limits of managers see it."""
     monkeypatch.setattr(session, "SlidingWindow", partial(SlidingWindow, clock=lambda: 0.0))
     monkeypatch.setattr(core, "TokenBucket", partial(TokenBucket, clock=lambda: 0.0))
+    # A bucket is dropped after a second of the real clock, when it would be full by its own.
+    monkeypatch.setattr(core, "TtlCache", lambda _, most: TtlCache(math.inf, most))
 
 
 @pytest.fixture

@@ -52,7 +52,8 @@ class Player:
         self.jobs_before = len(self.manager.cloud.jobs)  # those are none of the recording's
         for at, entry in enumerate(exchange):
             self.entry, self.rest = entry, exchange[at + 1 :]
-            self.clock.now = entry.get("at_seconds", entry.get("from_seconds", self.clock.now))
+            said = entry.get("at_seconds", entry.get("from_seconds", 0.0))
+            self.clock.now = max(self.clock.now, said)  # some count anew once all are authenticated
             where = entry.get("socket", "A")
             kind = next(key for key in entry if key in STEPS)
             STEPS[kind](self, where, entry[kind])

@@ -380,7 +380,7 @@ def player(serve, dial, gated, talker, steps, segments, onnx_models, one_second,
             containers = {"container_id": "ctr-1", "transient_container_id": "ctr-9"}
             manager = serve(models, **{**containers, **setup.settings})
             stack.callback(manager.kill)  # also if it hangs
-            if name.startswith("limit.tenant."):
+            if name.startswith("limit.tenant"):
                 monkeypatch.setattr(core, "TokenBucket", partial(TokenBucket, clock=lambda: clock.now))
             manager.cloud._clock = lambda: clock.now
             for model in setup.models.values():
