@@ -54,7 +54,7 @@ class Job:
         self.running: list[int] = []  # an entry for each message that runs, or has run
 
     def stops_sharing(self, prepared: Pieces | Shareable, error: TcmError) -> bool:
-        """Whether rows could not be shared and were too many for a message as JSON; the rest goes as JSON too.
+        """Whether rows could not be shared and were too many for JSON; then the rest goes as JSON too.
 
         That was found before they were sent: there is a limit, and no connection. After anything else the
         rows may have run, and only the retry policy decides whether they are sent again.
