@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Hashable
 from time import monotonic, time
@@ -174,7 +175,11 @@ class Batcher:
             )
 
     def _leave(self, sample: Sample) -> None:
-        """Remove a sample, whatever its outcome; if its caller led, the next one does."""
+        """Remove a sample, whatever its outcome; if its caller led, the one with the most time left does.
+
+        A leader that leaves before the reply came has the batch sent again, as often as the retry policy
+        allows: callers with short timeouts must not use that up one after the other.
+        """
         with self._lock:
             self._inside.discard(sample)
             batch = getattr(sample, "batch", None)
@@ -184,7 +189,7 @@ class Batcher:
                 if not batch.samples:
                     self._shut(batch)
                 elif batch.leader is sample:
-                    batch.leader = batch.samples[0]
+                    batch.leader = max(batch.samples, key=_time_left)
                     batch.leader.wake()
             self._changed.notify_all()
 
@@ -374,6 +379,11 @@ class BatchCall(InferenceCall):
             if self.watch is not None:
                 self.watch.batch_size = len(self.samples)
         return self.payload
+
+
+def _time_left(sample: Sample) -> float:
+    remaining = sample.deadline.remaining()
+    return math.inf if remaining is None else remaining
 
 
 def copy_of(error: TcmError) -> TcmError:

@@ -29,6 +29,8 @@ from tcm_sync import (
     TcmError,
 )
 from tcm_sync._calls.batching import Batcher
+from tcm_sync._calls.samples import Sample
+from tcm_sync._deadline import Deadline
 from tcm_sync._pool.pool import Pool
 from tcm_sync._tensors import DATATYPES
 from tcm_sync.local import ModelFailure
@@ -398,6 +400,23 @@ def test_a_leader_that_runs_out_of_time_hands_its_batch_over(manager, recorder, 
     assert recorder.sizes == [1, 2]
 
 
+def test_the_caller_with_the_most_time_left_leads_next(manager):
+    """Others would send the batch and leave in turn, until the policy's attempts are used up."""
+    with TcmClient(manager.uri, route=manager.route) as client:
+        batcher = client.model("double", batch=BatchPolicy(max_size=9))._batcher
+        samples = [
+            Sample(batcher._checked({"x": [1.0]}), Deadline(timeout))
+            for timeout in (GUARD, GUARD, 2 * GUARD, None, 3 * GUARD)
+        ]
+        for sample in samples:
+            batcher._join(sample, batcher._room(sample))
+        batch = samples[0].batch
+        for leader in (0, 3, 4, 2, 1):
+            assert batch.leader is samples[leader]
+            batcher._leave(samples[leader])
+        assert not batcher._open
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no pthread_kill here")
 def test_a_leader_that_is_interrupted_hands_its_batch_over(manager, recorder):
     with TcmClient(manager.uri, route=manager.route, pool_size=1, timeout=GUARD) as client:
@@ -433,9 +452,7 @@ def test_slices_never_mix_under_load_timeouts_and_failures(serve):
     manager = serve({"picky": picky}, workers=8)
     counts = {"right": 0, "failed": 0, "late": 0}
     lock = threading.Lock()
-    # Each of the six others of a batch may send it and leave by its short timeout before the reply comes.
-    retry = RetryPolicy(attempts=8)
-    with TcmClient(manager.uri, route=manager.route, timeout=GUARD, retry=retry) as client:
+    with TcmClient(manager.uri, route=manager.route, timeout=GUARD) as client:
         client.open()
         model = client.model("picky", batch=BatchPolicy(max_size=7, max_wait=0.002))
 
