@@ -5,21 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sys
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-import tcm_sync
-
+from ..helpers.interrupts import Moments
 from ..helpers.peer_scripts import ROUTE
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import GUARD, wait_for, wait_until
 from .test_fork import Child, ask, forks, in_child
-
-_PACKAGE = str(Path(tcm_sync.__file__).parent)
 
 
 class HeldAt:
@@ -33,32 +28,26 @@ class HeldAt:
 
     def __init__(self, moment, call):
         self.reached = False
-        self._left = moment
+        self._moment = moment
         self._stopped, self._go_on = threading.Event(), threading.Event()
         self._error = None
         self._call = call
         self._thread = threading.Thread(target=self._run)
 
     def _run(self):
-        # kept: before 3.12 the interpreter may call it once more after it has dropped its own reference
-        callback = self._profile
-        sys.setprofile(callback)
         try:
-            self._call()
+            with Moments(self._hold):
+                self._call()
         except BaseException as error:  # noqa: BLE001 - raised in the test
             self._error = error
         finally:
-            sys.setprofile(None)
             self._stopped.set()
 
-    def _profile(self, frame, event, arg):
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
-            self._left -= 1
-            if not self._left:
-                sys.setprofile(None)
-                self.reached = True
-                self._stopped.set()
-                wait_for(self._go_on)
+    def _hold(self, number):
+        if number == self._moment:
+            self.reached = True
+            self._stopped.set()
+            wait_for(self._go_on)
 
     def __enter__(self):
         self._thread.start()

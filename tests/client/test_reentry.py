@@ -5,50 +5,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import tcm_sync
 from tcm_sync import BatchPolicy, ClientClosedError, ClientStats, ReentrantCallError
 from tcm_sync._pool import pool_state
 from tcm_sync._transport import reader
 
+from ..helpers.interrupts import Moments
 from ..helpers.waiting import GUARD, wait_until
 
-_PACKAGE = str(Path(tcm_sync.__file__).parent)
 SHARED = np.arange(8192.0)
-
-
-class AtEveryMoment:
-    """Calls something at each moment of a block at which a signal handler may run inside the package."""
-
-    def __init__(self, handler):
-        self._handler = handler
-        self.moments = 0
-        self._callback = None
-
-    def __enter__(self):
-        # kept: before 3.12 the interpreter may call it once more after it has dropped its own reference
-        self._callback = self._profile
-        sys.setprofile(self._callback)
-        return self
-
-    def __exit__(self, *_):
-        sys.setprofile(None)
-        self._callback = None
-
-    def _profile(self, frame, event, arg):
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
-            self.moments += 1
-            sys.setprofile(None)
-            try:
-                self._handler()
-            finally:
-                sys.setprofile(self._callback)
 
 
 def refused_or(work):
@@ -97,15 +66,15 @@ def test_a_handler_at_every_moment_of_a_call_is_answered_or_refused_and_the_call
     inner = itertools.cycle(calls.values())
     outcomes = []
 
-    def handler():
+    def handler(_):
         assert isinstance(client.stats(), ClientStats)
         assert repr(client).startswith("<TcmClient")
         outcomes.append(refused_or(next(inner)))
 
     for _ in range(2):  # the first starts what calls run on
-        with AtEveryMoment(handler) as every:
+        with Moments(handler) as every:
             assert calls[outer]()
-    assert every.moments > 20
+    assert every.number > 20
     assert set(outcomes) == {None, True}
     assert all(refused_or(call) for call in calls.values())
 
@@ -114,20 +83,19 @@ def test_closing_in_a_handler_ends_the_call_that_it_interrupted_at_every_moment(
     manager = serve(workers=8)
     for moment in itertools.count(1):
         client = connect(manager, pool_size=1, timeout=None)
-        left = iter(range(moment - 1, -1, -1))
 
-        def handler(client=client, left=left):
-            if next(left, None) == 0:
+        def handler(number, client=client, moment=moment):
+            if number == moment:
                 client.close()
 
-        with AtEveryMoment(handler) as every, contextlib.suppress(ClientClosedError):
+        with Moments(handler) as every, contextlib.suppress(ClientClosedError):
             assert client.infer("echo", {"x": [7]})["x"].tolist() == [7]
-        if every.moments < moment:
+        if every.number < moment:
             client.close()
         with pytest.raises(ClientClosedError):
             client.infer("echo", {"x": [7]})
         client.close()
-        if every.moments < moment:
+        if every.number < moment:
             break
     assert moment > 20
 
@@ -145,15 +113,14 @@ def test_closing_in_a_handler_before_a_reader_that_rests_is_started_again_ends_e
         (connection,) = runtime.pool.state.inventory.all.values()  # pool_size=1
         runtime.pool.expire(connection, "planned")
         wait_until(lambda runtime=runtime: runtime.reader._suspended)
-        left = iter(range(moment - 1, -1, -1))
 
-        def handler(client=client, left=left):
-            if next(left, None) == 0:
+        def handler(number, client=client, moment=moment):
+            if number == moment:
                 client.close()
 
-        with AtEveryMoment(handler) as every, contextlib.suppress(ClientClosedError):
+        with Moments(handler) as every, contextlib.suppress(ClientClosedError):
             client._core.background()
-        is_over = every.moments < moment
+        is_over = every.number < moment
         if is_over:
             client.close()
         wait_until(runtime.turns.closed.is_set)

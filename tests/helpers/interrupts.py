@@ -11,6 +11,40 @@ import tcm_sync
 _PACKAGE = str(Path(tcm_sync.__file__).parent)
 
 
+class Moments:
+    """Calls `act` with the number of each moment of a block that is inside the package: 1, 2, and so on.
+
+    These are the moments at which a signal handler may run: a Python function begins, or a C function has
+    returned. The code that `act` calls has none.
+
+    Attributes
+    ----------
+    number : int
+        How many there were so far.
+    """
+
+    def __init__(self, act, package=_PACKAGE):
+        self.number = 0
+        self._act = act
+        self._package = package
+        self._callback = None
+
+    def __enter__(self):
+        # kept: before 3.12 the interpreter may call it once more after it has dropped its own reference
+        self._callback = self._profile
+        sys.setprofile(self._callback)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+        self._callback = None
+
+    def _profile(self, frame, event, arg):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(self._package):
+            self.number += 1
+            self._act(self.number)
+
+
 class InterruptAt:
     """Raises KeyboardInterrupt at one moment of a block, counted from 1.
 
@@ -22,29 +56,24 @@ class InterruptAt:
         What ended the block, with its traceback.
     """
 
-    def __init__(self, moment):
+    def __init__(self, moment, package=_PACKAGE):
         self.struck = False
         self.kept = None
-        self._left = moment
-        self._callback = None
+        self._moment = moment
+        self._moments = Moments(self._strike, package)
 
     def __enter__(self):
-        # kept: before 3.12 the interpreter may call it once more after it has dropped its own reference
-        self._callback = self._profile
-        sys.setprofile(self._callback)
+        self._moments.__enter__()
 
     def __exit__(self, kind, error, trace):
-        sys.setprofile(None)
-        self._callback = None
+        self._moments.__exit__()
         self.kept = error
         return self.struck and kind is KeyboardInterrupt
 
-    def _profile(self, frame, event, arg):
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(_PACKAGE):
-            self._left -= 1
-            if not self._left:
-                self.struck = True
-                raise KeyboardInterrupt
+    def _strike(self, number):
+        if number == self._moment:
+            self.struck = True
+            raise KeyboardInterrupt
 
 
 def each_moment(prepare, *, kept=True):

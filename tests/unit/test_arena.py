@@ -19,6 +19,8 @@ from tcm_sync._shm import arena as module
 from tcm_sync._shm.arena import Arena, DeclinedError
 from tcm_sync._shm.segment import Segment, directory_space
 
+from ..helpers.interrupts import InterruptAt
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
 
 A, B = Route("a", "127.0.0.1"), Route("b", "127.0.0.1")
@@ -546,22 +548,10 @@ def test_an_interrupt_at_any_moment_of_making_a_segment_leaves_nothing_though_it
     package = str(Path(module.__file__).parent)
     kept = []
     for moment in itertools.count(1):
-        arena, left = make(), iter(range(moment - 1))
-
-        def strike(frame, event, arg, left=left):
-            ours = event in ("call", "c_return") and frame.f_code.co_filename.startswith(package)
-            if ours and next(left, None) is None:
-                sys.setprofile(None)
-                raise KeyboardInterrupt
-
-        segment = None
-        sys.setprofile(strike)
-        try:
+        arena, interrupt, segment = make(), InterruptAt(moment, package), None
+        with interrupt:
             segment = arena.acquire(A, 100, 0) if use == "acquire" else arena.empty(100)
-        except KeyboardInterrupt as error:
-            kept.append(error)
-        finally:
-            sys.setprofile(None)
+        kept.append(interrupt.kept)
         assert not arena._making
         if segment is not None:
             break
