@@ -90,6 +90,15 @@ def tcm_env(monkeypatch: pytest.MonkeyPatch, tcm_manager: LocalManager) -> Local
 
 
 @pytest.fixture
+def tcm_django(tcm_manager: LocalManager) -> Iterator[LocalManager]:
+    """Let all clients of a Django project's setting ``TCM`` use `tcm_manager`, and return that."""
+    from tcm_sync.integrations.django.test import clients_at
+
+    with clients_at(tcm_manager):
+        yield tcm_manager
+
+
+@pytest.fixture
 def tcm_faults(request: pytest.FixtureRequest, tcm_manager: LocalManager) -> Iterator[LocalManager]:
     """Return `tcm_manager` for its faults, and fail the test if it plans one that no request takes."""
     failed_before = request.session.testsfailed
@@ -135,8 +144,12 @@ class _Made:
         del self._made[number:]
 
     def left_open(self) -> list[str]:
-        """Describe those that are open."""
-        return [f"{core!r}, made at {line}" for core, line in self._made if core.state.name == "OPEN"]
+        """Describe those that are open and whose user has to close them."""
+        return [
+            f"{core!r}, made at {line}"
+            for core, line in self._made
+            if core.state.name == "OPEN" and not core.may_be_dropped
+        ]
 
 
 _STRICT = pytest.StashKey[_Made]()

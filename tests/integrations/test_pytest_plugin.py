@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,8 @@ import pytest
 from ..helpers.environment import without_settings
 from ..helpers.waiting import GUARD
 
-PAGE = Path(__file__).parents[2] / "docs" / "testing.rst"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "testing.rst"
 
 
 class Outcome(NamedTuple):
@@ -130,7 +132,9 @@ def test_the_fixtures_work_also_under_xdist(run):
 
 STRICT = """
     import pytest
+    from flask import Flask
     from tcm_sync import TcmClient
+    from tcm_sync.integrations.flask import Tcm
 
     @pytest.fixture(scope="module")
     def outliving():
@@ -157,6 +161,11 @@ STRICT = """
 
     def test_never_opened():
         TcmClient("ws://127.0.0.1:5/ws")
+
+    def test_of_an_application(tcm_env):
+        global app
+        app = Flask("app")
+        Tcm(app)["default"].__enter__()
 
     @pytest.mark.tcm_strict(False)
     def test_allowed():
@@ -199,18 +208,85 @@ def test_nothing_is_imported_until_a_test_uses_it_and_without_the_option_marked_
 
 
 def files_of_the_page():
-    """Return the files that the page shows, by their names."""
+    """Return the files that the page shows, by their names; those of a Django project are below django/."""
     pattern = r"^\.\. code-block:: \w+\n   :caption: (\S+)\n\n((?: {3}.*\n|\n)+)"
-    return dict(re.findall(pattern, PAGE.read_text(encoding="utf-8"), re.M))
+    found = re.findall(pattern, PAGE.read_text(encoding="utf-8"), re.M)
+    return {name: textwrap.dedent(text) for name, text in found}
 
 
 def test_the_tests_of_the_page_pass(run):
-    files = files_of_the_page()
+    files = {name: text for name, text in files_of_the_page().items() if not name.startswith("django/")}
     assert {"service.py", "conftest.py", "prices.py", "pytest.ini"} < set(files)
     outcome = run(files)
-    written = set(re.findall(r"^ +def (test_\w+)", "".join(files.values()), re.M))
+    written = set(re.findall(r"^ *def (test_\w+)", "".join(files.values()), re.M))
     assert outcome.tests == {"PASSED": written}, outcome.output
     assert len(written) >= 14
+
+
+OF_DJANGO = """
+    from urllib.request import urlopen
+
+    import pytest
+    from django.contrib.contenttypes.models import ContentType
+    from tcm_sync.integrations.django import tcm, tcms
+
+    pytestmark = pytest.mark.usefixtures("tcm_django")
+
+    @pytest.fixture
+    def tcm_models():
+        return {"digits": lambda inputs: {"probabilities": [[0.0, 1.0]]}}
+
+    def test_a_fault_that_the_next_test_does_not_meet(tcm_manager):
+        tcm_manager.fail_next("TRITON_MODEL_MISSING")
+
+    def test_a_fault_that_is_not_taken(tcm_faults):
+        tcm_faults.fail_next("TRITON_MODEL_MISSING")
+
+    def test_a_database(client, db):
+        assert ContentType.objects.count() == 1
+        assert client.get("/digits?number=3").json() == {"probabilities": [[0.0, 1.0]]}
+
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_a_server(live_server, tcm_faults, number):
+        tcm_faults.fail_next("TRITON_OVERLOADED")
+        with urlopen(f"{live_server.url}/digits?number={number}") as answer:
+            assert answer.read() == b'{"probabilities": [[0.0, 1.0]]}'
+
+    def test_the_clients_keep_their_other_settings(tcm_manager):
+        image = {"image": [[0.0]]}
+        assert tcms["slow"].infer("digits", image)["probabilities"].tolist() == [[0.0, 1.0]]
+        assert [each._core.settings.timeout for each in (tcm, tcms["slow"])] == [35.0, 120.0]
+"""
+A_CLASS = """
+    from django.test import SimpleTestCase
+    from tcm_sync.integrations.django.test import LocalManagerMixin
+
+    class TestDigits(LocalManagerMixin, SimpleTestCase):
+        tcm_models = {"digits": lambda inputs: {"probabilities": [[1.0]]}}
+
+        def test_a_client_for_all_tests_of_a_class(self):
+            self.assertEqual(self.client.get("/digits?number=1").json(), {"probabilities": [[1.0]]})
+
+        def test_another_of_its_tests(self):
+            self.test_a_client_for_all_tests_of_a_class()
+"""
+FOR_THE_DATABASE = """
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3"}}
+INSTALLED_APPS = [*INSTALLED_APPS, "django.contrib.contenttypes"]
+STATIC_URL = "static/"
+TCM["slow"] = {"uri": "wss://manager.invalid/ws", "ca_file": "/", "container_id": "c", "timeout": 120}
+"""
+
+
+def test_with_pytest_django_views_and_its_server_use_the_manager_of_the_test(run, tmp_path):
+    shutil.copytree(ROOT / "examples" / "django", tmp_path, dirs_exist_ok=True)
+    files = {name[7:]: text for name, text in files_of_the_page().items() if name.startswith("django/")}
+    files["pytest.ini"] += "filterwarnings = error\ntcm_strict = true\n"
+    files["settings_test.py"] += FOR_THE_DATABASE
+    outcome = run({**files, "test_more.py": OF_DJANGO, "test_class.py": A_CLASS})
+    assert outcome.tests.pop("ERROR") == {"test_a_fault_that_is_not_taken"}, outcome.output
+    written = re.findall(r"^ *def (test_\w+)", files["test_views.py"] + OF_DJANGO + A_CLASS, re.M)
+    assert outcome.tests == {"PASSED": set(written)}, outcome.output
 
 
 def test_the_page_counts_its_lines():

@@ -59,7 +59,9 @@ class Clients(Mapping[str, "TcmClient"]):
         if name not in given:
             there = ", ".join(map(repr, given)) or "none"
             raise ConfigError(f"there is no client {name!r} in the setting TCM; there are {there}")
-        return self._made.setdefault(name, client_from_dict(f"TCM[{name!r}]", given[name]))
+        client = client_from_dict(f"TCM[{name!r}]", given[name])
+        client._core.may_be_dropped = True  # noqa: SLF001 - with the process, which does not close it
+        return self._made.setdefault(name, client)
 
     def close(self) -> None:
         """Close all clients. The next use makes new ones, from the settings of that time."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import unittest
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
@@ -21,6 +22,19 @@ else:
 
 #: Keys of a client that lead to its manager.
 _ADDRESS = ("route", "vm_ip", "vm_id", "tls", "ca_file", "headers", "proxy")
+
+
+@contextmanager
+def clients_at(manager: LocalManager) -> Iterator[None]:
+    """Let all clients of the setting ``TCM`` use a manager meanwhile; there is at least the default one."""
+    near = {"uri": manager.uri, "container_id": manager.route.container_id}
+    given = {DEFAULT: {}, **(getattr(settings, "TCM", None) or {})}
+    kept = {
+        name: {key: value for key, value in each.items() if key not in _ADDRESS}
+        for name, each in given.items()
+    }
+    with override_settings(TCM={name: {**each, **near} for name, each in kept.items()}):
+        yield
 
 
 class LocalManagerMixin(_Base):
@@ -65,10 +79,9 @@ class LocalManagerMixin(_Base):
         cls.tcm_manager = LocalManager(models=dict(cls.tcm_models), **cls.tcm_manager_options)
         cls.tcm_manager.start()
         cls.addClassCleanup(cls.tcm_manager.stop)
-        given = {DEFAULT: {}, **(getattr(settings, "TCM", None) or {})}
-        override = override_settings(TCM={name: cls._at_local_manager(each) for name, each in given.items()})
-        override.enable()
-        cls.addClassCleanup(override.disable)
+        clients = clients_at(cls.tcm_manager)
+        clients.__enter__()
+        cls.addClassCleanup(clients.__exit__, None, None, None)
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """Run the test, and fail it if it leaves a planned fault, which the next test would meet.
@@ -91,8 +104,3 @@ class LocalManagerMixin(_Base):
         self.tcm_manager.clear_faults()
         if left:
             self.fail(f"no request has taken the planned faults {', '.join(left)}")
-
-    @classmethod
-    def _at_local_manager(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in given.items() if key not in _ADDRESS}
-        return {**kept, "uri": cls.tcm_manager.uri, "container_id": cls.tcm_manager.route.container_id}
