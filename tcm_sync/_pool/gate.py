@@ -116,17 +116,7 @@ class Gate:
             self._unlogged.append(
                 (level, f"{self.name} gate shut{self._where}: {cause}; the next try is in {seconds:.3f} s")
             )
-            if self._listeners.registered:
-                self._listeners.add(
-                    GateShut(
-                        at=time(),
-                        manager=self._listeners.manager,
-                        gate=self.name,
-                        code=cause_of(cause),
-                        message=cause.message,
-                        seconds=seconds,
-                    )
-                )
+            self._add_shut(cause, seconds)
             # A copy: the error itself holds on to the frames that it was raised in.
             self.cause, self._opens_at, self._prober = copy_for_call(cause), now + seconds, None
             self._condition.notify_all()
@@ -158,10 +148,27 @@ class Gate:
             self._add_opened(monotonic() - self._shut_at)
             wake()
 
+    def _add_shut(self, cause: TcmError, seconds: float) -> None:
+        listeners = self._listeners
+        if listeners.registered:
+            event = GateShut(
+                at=time(),
+                manager=listeners.manager,
+                gate=self.name,
+                code=cause_of(cause),
+                message=cause.message,
+                seconds=seconds,
+            )
+            if self.cause is None:
+                listeners.add_beginning(self, event)
+            else:  # it was shut already
+                listeners.add(event)
+
     def _add_opened(self, lasted: float) -> None:
         listeners = self._listeners
         if listeners.registered:
-            listeners.add(GateOpened(at=time(), manager=listeners.manager, gate=self.name, seconds=lasted))
+            event = GateOpened(at=time(), manager=listeners.manager, gate=self.name, seconds=lasted)
+            listeners.add_end(self, event)
 
     def write_log(self) -> None:
         """Log and report what changed; for those who changed it under a lock, which must not be held here."""

@@ -229,20 +229,22 @@ class PoolState:
         """Report that a connection was opened, which took so many seconds."""
         listeners = self.manager_state.listeners
         if listeners.registered:
-            listeners.add(
+            listeners.add_beginning(
+                connection.uuid,
                 ConnectionOpened(
                     at=time(),
                     manager=listeners.manager,
                     uuid=connection.uuid,
                     pool=self._kind,
                     seconds=seconds,
-                )
+                ),
             )
 
     def _report_closed(self, connection: Connection) -> None:
         listeners = self.manager_state.listeners
         if listeners.registered:
-            listeners.add(
+            listeners.add_end(
+                connection.uuid,
                 ConnectionClosed(
                     at=time(),
                     manager=listeners.manager,
@@ -251,7 +253,7 @@ class PoolState:
                     reason=hide(self.last_removed_for),
                     requests=connection.requests,
                     seconds=monotonic() - connection.opened_at,
-                )
+                ),
             )
 
     @property

@@ -7,9 +7,9 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextvars import Context
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from tcm_sync._handlers import is_of_handler
@@ -21,7 +21,7 @@ from tcm_sync.events._records import Event, Listener
 
 log = Log("tcm_sync.events", queued=True)
 
-_MOST_WAITING = 10_000  # events; where listeners are slower than that, further ones are dropped
+_MOST_WAITING = 10_000  # events; where listeners are slower than that, `_Delivery` drops further ones
 _SLOW = 1.0  # seconds for one event
 _IDLE = 1.0  # seconds after which the thread without work ends
 # Seconds in which the thread, when it has delivered all events, collects further ones. To wake it costs a
@@ -66,8 +66,18 @@ class Registration:
         return type(self.listener).__qualname__
 
 
+# Who is to receive what, and in which context. What `flush` waits for is received by nobody.
+_Entry = tuple[tuple[Registration, ...], Event | threading.Event, Context | None]
+
+
 class _Delivery:
-    """Calls listeners on one daemon thread, in the order of the events."""
+    """Calls listeners on one daemon thread, in the order of the events.
+
+    Where too many events wait, further ones are dropped, but never an end alone: listeners may count what has
+    begun and not ended. What begins then is held back, and dropped together with its end; if it has not ended
+    when all that waits is delivered, its beginning is delivered then. So what waits is bounded by twice the
+    limit, and what is held back by what is under way.
+    """
 
     def __init__(self) -> None:
         self._renew()
@@ -78,36 +88,54 @@ class _Delivery:
 
     def _renew(self) -> None:
         self._threads = DaemonThreads("tcm-sync-events", 1, idle=_IDLE)
-        # What waits. Its operations are atomic, so that events can be added under any lock.
-        self._waiting: deque[tuple[tuple[Registration, ...], Event, Context | None]] = deque()
+        # What waits, and the beginnings that are held back, by what began. The operations of both are atomic,
+        # so that events can be added under any lock.
+        self._waiting: deque[_Entry] = deque()
+        self._held_back: dict[Hashable, _Entry] = {}
         self._running = threading.RLock()  # held while a listener runs
         self._has_dropped = False  # whether that was logged
         self._is_collecting = False  # whether the thread delivers what is added now without being woken
-        self._hurry = threading.Event()  # set while a `flush` waits: it ends the pause
 
-    def add(self, registered: tuple[Registration, ...], event: Event, context: Context | None) -> None:
+    def add(self, entry: _Entry) -> None:
         """Have an event delivered after the next `wake`. It takes no lock."""
         if self._has_room():
-            self._waiting.append((registered, event, context))
+            self._waiting.append(entry)
 
-    def move(self, waiting: list[Any]) -> None:
-        """Take what `add` would take out of a list, if it is there. An interrupt comes before or after."""
+    def add_beginning(self, thing: Hashable, entry: _Entry) -> None:
+        """Have the beginning of a thing delivered after the next `wake`, if it has not ended by then."""
         if self._has_room():
-            with contextlib.suppress(IndexError):
-                self._waiting.extend(map(list.pop, (waiting,)))  # one step of the interpreter
-        waiting.clear()
+            self._waiting.append(entry)
+        else:
+            self._held_back[thing] = entry
+
+    def move_end(self, thing: Hashable, ends: list[Any]) -> None:
+        """Take the end of a thing out of a list, if it is there, and have it delivered like its beginning.
+
+        An interrupt comes before or after that.
+        """
+        if self._held_back.pop(thing, None) is None:
+            self._move(list.pop, ends)
+        ends.clear()
+
+    def _move(self, pop: Callable[[Any], _Entry], argument: object) -> None:
+        """Add what is popped, if it is there, to what waits, in one step of the interpreter."""
+        with contextlib.suppress(IndexError, KeyError):
+            self._waiting.extend(map(pop, (argument,)))
 
     def _has_room(self) -> bool:
-        if len(self._waiting) < _MOST_WAITING:
+        if len(self._waiting) < _MOST_WAITING and not self._held_back:
             return True
         if not self._has_dropped:
             self._has_dropped = True
             log.warning("events are dropped: the listeners are too slow, %d events wait", _MOST_WAITING)
         return False
 
+    def _is_empty(self) -> bool:
+        return not (self._waiting or self._held_back)
+
     def wake(self) -> None:
         """Have what waits delivered. It waits for nothing but a thread's start."""
-        if self._waiting and not self._is_collecting:
+        if not (self._is_empty() or self._is_collecting):
             try:
                 self._threads.submit(self._deliver_and_collect, key="deliver")
             except RuntimeError as error:  # no thread: the call is more important than its events
@@ -116,41 +144,47 @@ class _Delivery:
 
     def _deliver_and_collect(self) -> None:
         """Deliver events until none is added within a pause."""
-        while self._waiting:
+        while not self._is_empty():
             self._deliver_all()
             self._is_collecting = True
-            self._hurry.wait(_PAUSE)
+            sleep(_PAUSE)
             self._is_collecting = False  # before the look at what waits: an event that is added later wakes
 
     def _deliver_all(self) -> None:
-        while True:
+        while not self._is_empty():
             with self._running:  # a fork waits for one listener, and not for all that waits
-                try:
-                    registered, event, context = self._waiting.popleft()
-                except IndexError:
-                    return
-                for registration in registered:
-                    registration.deliver(event, context)
+                self._deliver_next()
+
+    def _deliver_next(self) -> None:
+        try:
+            registered, event, context = self._waiting.popleft()
+        except IndexError:
+            for thing in list(self._held_back):
+                self._move(self._held_back.pop, thing)
+            return
+        if isinstance(event, threading.Event):
+            event.set()
+            return
+        for registration in registered:
+            registration.deliver(event, context)
 
     def flush(self, timeout: float) -> bool:
         """Wait until what was added so far is delivered, in seconds; whether it is."""
         if threading.current_thread().name == "tcm-sync-events":
             return False
+        was_empty = self._is_empty()
         done = threading.Event()
-
-        def deliver_and_report() -> None:
-            self._hurry.clear()
-            self._deliver_all()
-            done.set()
-
-        self._hurry.set()
         try:
-            self._threads.submit(deliver_and_report)
-        except RuntimeError as error:
-            if is_of_handler(error):
-                raise
-            return not self._waiting
-        return done.wait(timeout)
+            self.add_beginning(done, ((), done, None))
+            try:
+                self._threads.submit(self._deliver_and_collect, key="deliver")
+            except RuntimeError as error:  # no thread
+                if is_of_handler(error):
+                    raise
+                return was_empty
+            return done.wait(timeout)
+        finally:
+            self._held_back.pop(done, None)
 
     def _before_fork(self) -> None:
         """Wait for the listener that is running: a child would inherit the locks that it holds."""
@@ -169,7 +203,7 @@ class _Delivery:
 
     def at_exit(self) -> None:
         """Deliver what is left, if the listeners let it."""
-        if self._waiting:
+        if not (self._is_empty() and self._threads.is_idle()):
             self.flush(_EXIT_TIMEOUT)
 
 
@@ -203,28 +237,48 @@ class Listeners:
 
     def add(self, event: Event, context: Context | None = None) -> None:
         """Have an event delivered after the next `wake`; for those who hold a lock, and finalizers."""
-        _delivery.add(self.registered, event, context)
+        _delivery.add((self.registered, event, context))
 
-    def add_last(self, event: Event, context: Context, ongoing: list[Any]) -> None:
-        """Have the last event of a call delivered after the next `wake`, but once.
+    def add_beginning(self, thing: Hashable, event: Event, context: Context | None = None) -> None:
+        """Have the beginning of a thing delivered after the next `wake`.
 
         Parameters
         ----------
+        thing : hashable
+            What begins; its end is added with an equal one, or with the same.
         event : Event
-            The last.
+            The beginning.
+        context : contextvars.Context, optional
+            In which it is delivered.
+        """
+        _delivery.add_beginning(thing, (self.registered, event, context))
+
+    def add_end(self, thing: Hashable, event: Event, context: Context | None = None) -> None:
+        """Have the end of a thing delivered after the next `wake`, unless its beginning was dropped."""
+        _delivery.move_end(thing, [(self.registered, event, context)])
+
+    def add_end_once(self, thing: Hashable, event: Event, context: Context, ongoing: list[Any]) -> None:
+        """Have the end of a thing delivered as `add_end` does, but once.
+
+        Parameters
+        ----------
+        thing : hashable
+            What has ended.
+        event : Event
+            The end.
         context : contextvars.Context
-            The call's.
+            In which it is delivered.
         ongoing : list
             One element until the event is added, none from then on.
         """
         if ongoing:
             ongoing[0] = (self.registered, event, context)
-            _delivery.move(ongoing)
+            _delivery.move_end(thing, ongoing)
 
     def report(self, event: Event, context: Context | None = None) -> None:
         """Have an event delivered."""
-        _delivery.add(self.registered, event, context)
-        _delivery.wake()
+        self.add(event, context)
+        wake()
 
 
 class _AllListeners:

@@ -64,12 +64,14 @@ class Watch:
     __slots__ = (
         "_context",
         "_facts",
+        "_id",
         "_listeners",
         "_ongoing",
         "_phase",
         "_seconds",
         "_since",
         "_wait",
+        "_wait_id",
         "attempts",
         "batch_size",
         "bytes_received",
@@ -81,9 +83,11 @@ class Watch:
         notice_fork()  # before an event wakes a thread that may be a parent's
         route, model_name = (None, "") if target is None else target
         self._listeners = listeners
+        self._id = next(_ids)
+        self._wait_id = ("wait", self._id)
         self._facts: dict[str, Any] = {
             "manager": listeners.manager,
-            "call_id": next(_ids),
+            "call_id": self._id,
             "kind": kind,
             "model_name": model_name,
             "container_id": None if route is None else route.container_id,
@@ -117,14 +121,17 @@ class Watch:
         if self._wait is not None:
             self._end_wait(now)
         self._wait = wait, now
-        self._listeners.report(WaitStarted(at=time(), wait=wait, **self._facts), self._context)
+        event = WaitStarted(at=time(), wait=wait, **self._facts)
+        self._listeners.add_beginning(self._wait_id, event, self._context)
+        wake()
 
     def _end_wait(self, now: float) -> None:
         """Have the end of the wait delivered after the next `wake`."""
         assert self._wait is not None
-        (wait, since), self._wait = self._wait, None
+        wait, since = self._wait
         event = WaitFinished(at=time(), wait=wait, seconds=now - since, **self._facts)
-        self._listeners.add(event, self._context)
+        self._listeners.add_end(self._wait_id, event, self._context)
+        self._wait = None  # at last: after an interrupt the end is reported once more, and not never
 
     def sends(self, payload: tuple[bytes, ...]) -> None:
         """Begin the sending of one attempt."""
@@ -155,7 +162,8 @@ class Watch:
         """Begin the call."""
         self._ongoing.append(None)
         self.enter("socket")
-        self._listeners.report(CallStarted(at=time(), **self._facts), self._context)
+        self._listeners.add_beginning(self._id, CallStarted(at=time(), **self._facts), self._context)
+        wake()
         return self
 
     def __exit__(
@@ -188,7 +196,7 @@ class Watch:
             batch_size=self.batch_size,
             **self._facts,
         )
-        self._listeners.add_last(event, self._context, self._ongoing)
+        self._listeners.add_end_once(self._id, event, self._context, self._ongoing)
         if not later:
             wake()
 

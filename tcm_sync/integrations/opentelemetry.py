@@ -40,7 +40,6 @@ __all__ = ["TcmInstrumentor"]
 _SCHEMA = "https://opentelemetry.io/schemas/1.39.0"
 #: The upper bounds, in seconds, that the conventions recommend.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_MOST_CALLS = 1000  # whose failed attempts are kept until they end; an event of an end may be dropped
 
 _Attributes = dict[str, str | int | float]
 
@@ -85,7 +84,8 @@ class _Reporter(Listener):
 
     def __init__(self, tracer: Tracer, meter: Meter) -> None:
         self._tracer = tracer
-        self._failed: dict[int, list[AttemptFailed]] = {}  # by call
+        self._failed: dict[int, list[AttemptFailed]] = {}  # by call, until it ends
+        self._open: set[str] = set()  # uuids of the sockets that are counted
         self._duration = meter.create_histogram(
             "rpc.client.call.duration",
             unit="s",
@@ -100,8 +100,6 @@ class _Reporter(Listener):
         )
 
     def attempt_failed(self, event: AttemptFailed) -> None:
-        if len(self._failed) >= _MOST_CALLS:
-            self._failed.pop(next(iter(self._failed)))
         self._failed.setdefault(event.call_id, []).append(event)
 
     def call_finished(self, event: CallFinished) -> None:
@@ -144,10 +142,13 @@ class _Reporter(Listener):
         span.end(_nanoseconds(event.at))
 
     def connection_opened(self, event: ConnectionOpened) -> None:
+        self._open.add(event.uuid)
         self._sockets.add(1, {**_server(event.manager), "tcm.pool": event.pool})
 
     def connection_closed(self, event: ConnectionClosed) -> None:
-        self._sockets.add(-1, {**_server(event.manager), "tcm.pool": event.pool})
+        if event.uuid in self._open:  # it was opened since this listens
+            self._open.remove(event.uuid)
+            self._sockets.add(-1, {**_server(event.manager), "tcm.pool": event.pool})
 
     def batch_sent(self, event: BatchSent) -> None:
         self._samples.record(event.size, {"tcm.model.name": event.model_name})

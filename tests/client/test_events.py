@@ -9,6 +9,8 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -46,6 +48,7 @@ from tcm_sync.events import (
     remove_listener,
 )
 from tcm_sync.events import _listeners as listeners
+from tcm_sync.events._watch import Watch
 from tcm_sync.local import ModelFailure
 
 from ..helpers.waiting import GUARD, wait_until
@@ -529,7 +532,8 @@ def test_nothing_is_made_for_events_when_nobody_listens(manager, monkeypatch):
 
     for module in (inference, retrying, streams):
         monkeypatch.delattr(module, "Watch")
-    monkeypatch.setattr(listeners._delivery, "add", None)
+    for name in ("add", "add_beginning", "move_end"):
+        monkeypatch.setattr(listeners._delivery, name, None)
     with TcmClient(manager.uri, route=manager.route) as client:
         client.infer("echo", {"x": [1.0]})
         client.queue_stats()
@@ -566,10 +570,99 @@ def test_no_call_waits_for_a_listener_and_what_is_too_much_is_dropped(manager, c
         assert slow.all == [] or isinstance(slow.all[0], CallStarted)
         go_on.set()
         assert flush(GUARD)
-        assert 0 < len(slow.all) <= 7
+        assert 0 < len(slow.all) <= 14  # no end of what had begun is dropped
     lines = [record.getMessage() for record in caplog.records if record.name == "tcm_sync.events"]
     assert sum("dropped: the listeners are too slow" in line for line in lines) == 1
     assert sum("Slow" in line for line in lines) == 1
+
+
+class Blocked(Recorder):
+    """Receives its first event until `go_on` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def receive(self, event):
+        self.begun.set()
+        assert self.go_on.wait(GUARD)
+        super().receive(event)
+
+    call_started = call_finished = wait_started = wait_finished = gate_opened = receive
+
+
+def test_what_begins_and_ends_while_events_are_dropped_is_not_delivered_and_the_rest_whole(monkeypatch):
+    monkeypatch.setattr(listeners, "_MOST_WAITING", 3)
+    blocked = Blocked()
+    reporter = listeners.Listeners([blocked], "here:1")
+    first, second, third, fourth = (Watch(reporter, "info") for _ in range(4))
+    first.__enter__()
+    assert blocked.begun.wait(GUARD)
+    second.__enter__()
+    second.waits("socket")
+    second.waits("turn")  # of which only the end of the wait for a socket has room
+    third.__enter__()
+    third.waits("gate")
+    fourth.__enter__()
+    for watch in (first, fourth):
+        watch.finish()
+    second.enter("sending")
+    blocked.go_on.set()
+    assert flush(GUARD)
+    third.enter("sending")
+    for watch in (second, third):
+        watch.finish()
+    assert flush(GUARD)
+    ids = [each._facts["call_id"] for each in (first, second, third, fourth)]
+    assert [(type(event), ids.index(event.call_id)) for event in blocked.all] == [
+        (CallStarted, 0),
+        (CallStarted, 1),
+        (WaitStarted, 1),
+        (WaitFinished, 1),
+        (CallFinished, 0),
+        (CallStarted, 2),
+        (WaitStarted, 2),
+        (WaitFinished, 2),
+        (CallFinished, 1),
+        (CallFinished, 2),
+    ]
+    assert not listeners._delivery._held_back
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_flush_that_fails_shortens_no_later_pause_and_keeps_nothing(monkeypatch, error):
+    def fails(job, key=None):
+        raise error
+
+    delivery = listeners._delivery
+    with monkeypatch.context() as patched:
+        patched.setattr(delivery._threads, "submit", fails)
+        patched.setattr(listeners, "_MOST_WAITING", 0)
+        if isinstance(error, RuntimeError):
+            assert flush(GUARD)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                flush(GUARD)
+        assert delivery._is_empty()
+    pauses = []
+    monkeypatch.setattr(listeners, "sleep", pauses.append)
+    recorder = Recorder()
+    listeners.Listeners([recorder]).report(GateOpened(at=0.0, manager="m", gate="manager", seconds=0.0))
+    wait_until(lambda: recorder.all and delivery._threads.is_idle())
+    assert pauses == [listeners._PAUSE]
+
+
+def test_a_flush_that_is_not_waited_for_keeps_nothing(monkeypatch):
+    monkeypatch.setattr(listeners, "_MOST_WAITING", 3)
+    blocked = Blocked()
+    listeners.Listeners([blocked]).report(GateOpened(at=0.0, manager="m", gate="manager", seconds=0.0))
+    assert blocked.begun.wait(GUARD)
+    for _ in range(10):
+        assert not flush(0.0)
+    assert len(listeners._delivery._waiting) <= 3
+    assert not listeners._delivery._held_back
+    blocked.go_on.set()
+    assert flush(GUARD)
 
 
 def test_events_of_a_pause_are_delivered_after_it_without_waking_the_thread_and_later_ones_wake_it(
@@ -583,13 +676,11 @@ def test_events_of_a_pause_are_delivered_after_it_without_waking_the_thread_and_
     submit = threads.submit
     monkeypatch.setattr(threads, "submit", lambda job, key=None: submitted.append(key) or submit(job, key))
 
-    class Pause(threading.Event):
-        def wait(self, timeout=None):
-            if len(recorder.all) == 1:
-                reporter.report(made[1])
-            return super().wait(timeout)
+    def pause(seconds):
+        if len(recorder.all) == 1:
+            reporter.report(made[1])
 
-    monkeypatch.setattr(listeners._delivery, "_hurry", Pause())
+    monkeypatch.setattr(listeners, "sleep", pause)
     reporter.report(made[0])
     wait_until(lambda: len(recorder.all) == 2 and threads.is_idle())
     assert submitted == ["deliver"]
@@ -626,21 +717,33 @@ def test_only_a_listener_can_be_added():
         add_listener(lambda event: None)
 
 
-def test_events_of_a_process_that_ends_are_delivered(manager):
-    import subprocess
-    import sys
-
+@pytest.mark.parametrize(
+    ("is_handled", "how", "printed"),
+    [
+        (False, "time.sleep(0.05)", "echo\n"),
+        (True, "time.sleep(0.3)", "echo\n"),
+        (True, "threading.Event().wait()", ""),
+    ],
+)
+def test_a_process_that_ends_waits_for_its_listeners_but_not_for_ever(manager, is_handled, how, printed):
+    """Also if a listener handles the last event already, and no other waits."""
     code = f"""
-import tcm_sync, tcm_sync.events as events
+import threading, time, tcm_sync, tcm_sync.events as events
+begun = threading.Event()
 class Slow(events.Listener):
     def call_finished(self, event):
-        import time; time.sleep(0.05); print(event.model_name, flush=True)
+        begun.set()
+        threading.main_thread().join(10 if {is_handled} else 0)
+        {how}
+        print(event.model_name, flush=True)
 route = tcm_sync.Route({manager.route.container_id!r})
 client = tcm_sync.TcmClient({manager.uri!r}, route=route, listeners=[Slow()])
 client.infer("echo", {{"x": [1.0]}})
-client.close()
+if {is_handled}:
+    begun.wait()
+else:
+    client.close()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD, check=True
-    )
-    assert done.stdout == "echo\n"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=GUARD, check=True)
+    assert (done.stdout, done.stderr) == (printed, "")

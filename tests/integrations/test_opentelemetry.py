@@ -184,6 +184,14 @@ def test_durations_sockets_and_batches_are_metrics(client, manager, collected):
     assert sockets.value == 0
 
 
+def test_a_socket_that_was_opened_before_is_not_taken_off_when_it_is_closed(client, manager, collected):
+    with TcmClient(manager.uri, route=manager.route) as other:
+        other.queue_stats()
+        client.close()
+        (sockets,) = collected.metrics()["tcm.client.open_sockets"].data.data_points
+        assert sockets.value == 1
+
+
 def test_nothing_is_reported_where_instrumentation_is_suppressed_or_ended(client, collected):
     with suppress_instrumentation():
         client.infer("echo", {"x": [1.5]})

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tcm_sync import BatchPolicy, InferenceError, TcmClient
+from tcm_sync._pool.gate import Gate
 from tcm_sync.events import CallFinished, Listener, Phases, add_listener, flush, remove_listener
 from tcm_sync.events import _listeners as listeners
 from tcm_sync.events._listeners import Listeners
@@ -176,6 +178,17 @@ def test_a_child_begins_its_gauges_at_zero(serve):
         os.waitpid(pid, 0)
 
 
+class Blocked(Listener):
+    """Receives the first beginning of a call until `go_on` is set."""
+
+    def __init__(self):
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def call_started(self, event):
+        self.begun.set()
+        assert self.go_on.wait(GUARD)
+
+
 class Kept(Listener):
     """Keeps the ids of calls that have begun, and of those that have ended."""
 
@@ -194,18 +207,25 @@ def gauges_of(registry):
     """Return the sums of the gauges that are not zero, by their names."""
     counts = Counter()
     for (name, *_), value in samples_of(generate_latest(registry).decode()).items():
-        if name in ("tcm_calls_in_progress", "tcm_calls_waiting", "tcm_sockets"):
+        if name in ("tcm_calls_in_progress", "tcm_calls_waiting", "tcm_sockets", "tcm_gate_shut"):
             counts[name] += value
     return dict(+counts)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a finalizer
-def test_a_call_that_is_interrupted_at_any_moment_is_not_counted_for_ever():
+@pytest.mark.parametrize("most_waiting", [10_000, 0])
+def test_a_call_that_is_interrupted_at_any_moment_is_not_counted_for_ever(monkeypatch, most_waiting):
     """Beside one that goes on to wait. Each that was reported to begin is reported to end, once."""
+    monkeypatch.setattr(listeners, "_MOST_WAITING", most_waiting)
     registry = CollectorRegistry()
     kept = Kept()
-    reported_to = Listeners([PrometheusListener(registry), kept], "m")
+    blocked = Blocked()
+    reported_to = Listeners([blocked, PrometheusListener(registry), kept], "m")
     other = Watch(reported_to, "infer").__enter__()
+    if most_waiting:
+        blocked.go_on.set()
+    else:
+        assert blocked.begun.wait(GUARD)  # all else is held back
     other.waits("gate")
 
     def call():
@@ -215,6 +235,7 @@ def test_a_call_that_is_interrupted_at_any_moment_is_not_counted_for_ever():
             watch.enter("reply")
 
     each_moment(lambda: contextlib.nullcontext(call), kept=False)
+    blocked.go_on.set()
     assert flush(GUARD)
     assert gauges_of(registry) == {"tcm_calls_in_progress": 1, "tcm_calls_waiting": 1}
     other.finish()
@@ -252,6 +273,67 @@ def test_what_begins_before_a_listener_is_added_changes_no_gauge_when_it_ends(se
             assert gauges_of(registry) == {}
         finally:
             remove_listener(listener)
+
+
+def test_gauges_are_true_after_events_were_dropped(serve):
+    """30,000 events: calls, sockets and gates that begin or end before, during and after."""
+    manager = serve()
+    registry = CollectorRegistry()
+    listener = PrometheusListener(registry)
+    blocked = Blocked()
+
+    def clients():
+        for _ in range(2):
+            yield TcmClient(manager.uri, route=manager.route, listeners=[blocked, listener])
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(blocked.go_on.set)
+        before, closed_before = map(stack.enter_context, clients())
+        _, also_closed = map(stack.enter_context, clients())
+        during, closed_during = map(stack.enter_context, clients())
+        reporter = before._core.listeners
+        gates = {name: Gate(name, 60.0, 60.0, listeners=reporter) for name in "abcde"}
+        begun = [Watch(reporter, "infer") for _ in range(7_502)]
+        for watch in begun[:2]:
+            watch.__enter__()
+            watch.waits("gate")
+        for client in (before, closed_before, also_closed):
+            client.open()
+        for name in "abe":
+            gates[name].shut(InferenceError("no"))
+        assert blocked.begun.wait(GUARD)
+        for watch in begun[2:]:  # the last of them are held back
+            watch.__enter__()
+            watch.waits("turn")
+        for client in (during, closed_during):
+            client.open()
+        for name in "cd":
+            gates[name].shut(InferenceError("no"))
+        for watch in begun[1:-1]:
+            watch.finish()
+        for client in (closed_before, also_closed, closed_during):
+            client.close()
+        for name in "ace":
+            gates[name].open()
+        waiting = len(listeners._delivery._waiting)
+        blocked.go_on.set()
+        assert flush(GUARD)
+        assert gauges_of(registry) == {
+            "tcm_calls_in_progress": 2,
+            "tcm_calls_waiting": 2,
+            "tcm_gate_shut": 2,
+            "tcm_sockets": before.stats().sockets + during.stats().sockets,
+        }
+        for watch in (begun[0], begun[-1]):
+            watch.finish()
+        for name in "bd":
+            gates[name].open()
+    assert flush(GUARD)
+    assert gauges_of(registry) == {}
+    gauges = (listener._in_progress, listener._waiting, listener._sockets, listener._shut)
+    assert [gauge._labels for gauge in gauges] == [{}] * 4
+    assert not listeners._delivery._held_back
+    assert listeners._MOST_WAITING <= waiting <= 2 * listeners._MOST_WAITING
 
 
 def scrape(port):
