@@ -67,3 +67,8 @@ def shown(value: object) -> str:
         if is_of_handler(error):
             raise
         return f"a {type(value).__name__}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, which gets an s unless there is one of it."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -445,7 +445,8 @@ class Model:
 
     def _repr_html_(self) -> str:
         """Show the model, and its signature if it has one, in a notebook."""
-        shown = html_table(repr(self), (), [])
+        rows = [("container", self._options.route.container_id), ("client", repr(self._client))]
+        shown = html_table(f"Model {self.model_name!r}", (), rows)
         return shown if self.signature is None else shown + self.signature._repr_html_()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
-from tcm_sync._numbers import shown
+from tcm_sync._numbers import plural, shown
 from tcm_sync._secrets import hide
 from tcm_sync._tables import Picture, html_table
 from tcm_sync._tensors.columns import columns_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 #: How many jobs, waiting and running ones together, the executors of a manager accept as it is shipped.
 _SHIPPED_SIZES = {"info": 100, "management": 50, "inference": 200}
 
-_MOST_SHOWN = 20  # outputs in a line
+_MOST_SHOWN = 20  # outputs
 
 
 def _quoted(name: str | None) -> str:
@@ -166,7 +167,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        first = list(self._arrays.items())[:_MOST_SHOWN]
+        first = list(islice(self._arrays.items(), _MOST_SHOWN))
         outputs = ", ".join(f"{quote(name)}: {a.dtype}{list(a.shape)}" for name, a in first)
         more = ", …" if len(first) < len(self._arrays) else ""
         return f"<InferResult {_quoted(self.model_name)} {{{outputs}{more}}} {self.elapsed * 1e3:.3g} ms>"
@@ -176,7 +177,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
         title = f"InferResult {_quoted(self.model_name)}, {self.elapsed * 1e3:.3g} ms"
         if self.attempts > 1:
             title += f", {self.attempts} attempts"
-        rows = [
+        rows: list[tuple[object, ...]] = [
             (
                 name,
                 "text" if array.dtype.kind in "OU" else array.dtype,
@@ -184,8 +185,10 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
                 _picture_or_values(name, array),
                 range_of(array),
             )
-            for name, array in self._arrays.items()
+            for name, array in islice(self._arrays.items(), _MOST_SHOWN)
         ]
+        if more := len(self._arrays) - len(rows):
+            rows.append((f"… {more} more", "", "", "", ""))
         return html_table(title, ("output", "dtype", "shape", "values", "range"), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -322,16 +325,16 @@ class QueueStats:
         """Show the jobs of each kind as a table in a notebook."""
         names = ("{}_users", "{}_total_queued", "executor_{}_pending", "executor_{}_available")
         rows = [(kind, *(getattr(self, name.format(kind)) for name in names)) for kind in _SHIPPED_SIZES]
-        total = f"QueueStats of {self.total_users} users"
-        return html_table(total, ("jobs", "users", "queued", "wait for a worker", "more accepted"), rows)
+        title = f"QueueStats of {plural(self.total_users, 'user')}"
+        return html_table(title, ("jobs", "users", "queued", "wait for a worker", "more accepted"), rows)
 
     def __repr__(self) -> str:
         kinds = ("info", "management", "inference")
         pending = sum(getattr(self, f"executor_{kind}_pending") for kind in kinds)
         available = "/".join(str(getattr(self, f"executor_{kind}_available")) for kind in kinds)
         return (
-            f"<QueueStats {self.total_users} users, {self.total_queued} queued, {pending} wait for a worker, "
-            f"{available} more accepted (info/management/inference)>"
+            f"<QueueStats {plural(self.total_users, 'user')}, {self.total_queued} queued, "
+            f"{pending} wait for a worker, {available} more accepted (info/management/inference)>"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from tcm_sync._numbers import plural
 from tcm_sync._tables import html_table
 
 _WIDTH = 79  # of a line of the repr
@@ -171,16 +172,18 @@ class ClientStats(Struct, frozen=True):
 
     def _traffic_lines(self) -> Iterator[str]:
         """Yield lines that are always shown, and that of turns where there are any."""
-        now = f"{self.sockets} open, {self.busy} busy, {self.waiting} calls wait"
+        now = f"{self.sockets} open, {self.busy} busy; calls waiting: {self.waiting}"
         yield f"  sockets: {now}; {self.sockets_opened:,} opened"
-        waited = f"{self.waits:,} times {self.wait_seconds:,.3g} s for a socket"
-        yield f"  waited: {waited}, {self.gate_waits:,} times {self.gate_wait_seconds:,.3g} s at gates"
+        for_sockets = f"{plural(self.waits, 'time')} {self.wait_seconds:,.3g} s for a socket"
+        at_gates = f"{plural(self.gate_waits, 'time')} {self.gate_wait_seconds:,.3g} s at gates"
+        yield f"  waited: {for_sockets}, {at_gates}"
         sent = f"{self.messages_sent:,} messages, {_bytes(self.bytes_sent)}"
         yield f"  sent: {sent}; received: {self.messages_received:,}, {_bytes(self.bytes_received)}"
         yield f"  unasked: {self.late} late, {self.unknown} unknown, {self.advisories} advisories"
         if self.turn_processes:
-            for_turns = f"{self.turn_waits:,} times {self.turn_wait_seconds:,.3g} s for one"
-            yield f"  turns: {self.turn_processes} processes share them; {for_turns}"
+            for_turns = f"{plural(self.turn_waits, 'time')} {self.turn_wait_seconds:,.3g} s for one"
+            shared = "1 process" if self.turn_processes == 1 else f"shared by {self.turn_processes} processes"
+            yield f"  turns: {shared}; {for_turns}"
 
     def _count_lines(self) -> Iterator[str]:
         """Yield lines of what has happened, where anything has."""
@@ -224,6 +227,8 @@ class ClientStats(Struct, frozen=True):
                 continue
             if name == "gates":
                 yield name, ", ".join(f"{gate} {state}" for gate, state in value.items())
+            elif name == "batch_sizes":
+                yield "batches", _by_frequency({f"of {size:,}:": times for size, times in value.items()})
             elif isinstance(value, Mapping):
                 yield name, _by_frequency(value)
             elif name.endswith("_bytes") or name.startswith("bytes_"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from contextvars import copy_context
+from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _MOST_AT_ONCE = 2**31  # which no number of threads reaches, and islice takes
 _AHEAD = 3  # inputs that are read ahead for each call under way
+_STATES = {GEN_CREATED: "not begun: list(...) or a for loop begins it", GEN_CLOSED: "ended"}
 
 Task = Callable[[], Any] | TcmError  # the work, or the reason why it cannot be done
 
@@ -39,6 +41,25 @@ def submit(core: Core, options: CallOptions, inputs: object) -> Future[InferResu
     notice_fork()
     with shortened_errors:
         return core.background().submit(_task(core, options, inputs))
+
+
+class MapResults(Iterator[Any]):
+    """What `map` returns: nothing is sent before the first result is asked for."""
+
+    def __init__(self, model_name: str, results: Generator[Any, None, None]) -> None:
+        self._model_name = model_name
+        self._results = results
+
+    def __next__(self) -> Any:
+        return next(self._results)
+
+    def close(self) -> None:
+        """End it; what has not begun is cancelled."""
+        self._results.close()
+
+    def __repr__(self) -> str:
+        state = _STATES.get(getgeneratorstate(self._results), "running")
+        return f"<results of map over {self._model_name!r}, {state}>"
 
 
 def map_inputs(
@@ -66,7 +87,8 @@ def map_inputs(
     tasks = (_task_or_failure(core, options, inputs) for inputs in many_inputs)
     how = in_order if ordered else as_completed
     outcomes = how(tasks, core.new_workers(most), most)
-    return _yielded(outcomes, shown, ordered=ordered, raising=on_error == "raise")
+    results = _yielded(outcomes, shown, ordered=ordered, raising=on_error == "raise")
+    return MapResults(options.model_name, results)
 
 
 def _task(core: Core, options: CallOptions, inputs: object) -> Callable[[], InferResult]:
@@ -151,7 +173,7 @@ def _stop(futures: Iterable[Future[Any]], workers: Workers) -> None:
 
 def _yielded(
     outcomes: Generator[tuple[int, Any], None, None], shown: Progress, *, ordered: bool, raising: bool
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield what the caller of `map` asked for."""
     with shortened_errors, shown, closing(outcomes):
         for index, outcome in outcomes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +14,7 @@ from tcm_sync._arguments import check_flag, check_whole, is_iterable
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._numbers import as_whole, shown
 from tcm_sync._secrets import hide
+from tcm_sync._tables import html_table
 from tcm_sync._tensors.datatypes import DATATYPES
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, ProtocolError
@@ -229,11 +229,9 @@ class ModelSignature(Struct, frozen=True, omit_defaults=True):
 
     def _repr_html_(self) -> str:
         """Show it as a table in a notebook."""
-        head, *rows = (tuple(map(html.escape, row)) for row in _rows(self))
-        lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
-        notes = "".join(f"<p>{html.escape(note.strip())}</p>" for note in _notes(self))
-        titles = "".join(f"<th>{cell}</th>" for cell in head)
-        return hide(f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>{notes}")
+        head, *rows = _rows(self)
+        notes = "".join(f"<p>{note.strip()}</p>" for note in _notes(self))
+        return html_table("", head, rows) + notes
 
 
 def possible_shapes(

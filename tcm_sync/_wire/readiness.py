@@ -44,7 +44,7 @@ class Readiness:
     reason: str | None = None
     detail: str | None = None
     error_id: str | None = None
-    raw: Mapping[str, Any] = field(default_factory=dict)
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what is above, once more
     triton: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod

@@ -206,6 +206,15 @@ def test_results_come_in_order(client):
     assert [number_of(result) for result in results] == [2 * (100 + number) for number in range(200)]
 
 
+def test_a_map_says_what_it_is_and_how_to_begin_it(client):
+    results = client.map("picky", [{"x": [1]}, {"x": [2]}])
+    assert repr(results) == "<results of map over 'picky', not begun: list(...) or a for loop begins it>"
+    next(results)
+    assert repr(results) == "<results of map over 'picky', running>"
+    results.close()
+    assert repr(results) == "<results of map over 'picky', ended>"
+
+
 def test_results_come_as_they_are_there_with_their_index(client):
     results = dict(client.map("picky", numbers(100), ordered=False))
     assert {index: number_of(result) for index, result in results.items()} == {

@@ -63,7 +63,7 @@ def test_a_second_call_waits_for_the_reply_of_the_first_and_is_counted(client, h
     assert stats.turn_waits == 1
     assert 0 < stats.turn_wait_seconds < GUARD
     assert stats.turn_processes == 1
-    assert "turns: 1 processes share them; 1 times" in repr(stats)
+    assert "turns: 1 process; 1 time " in repr(stats)
 
 
 def test_two_clients_of_one_process_share_their_turns(client, held, gated, threads):

@@ -7,6 +7,7 @@ import io
 import re
 from html.parser import HTMLParser
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,11 +24,13 @@ from tcm_sync import (
     TcmClient,
     TensorSpec,
 )
+from tcm_sync._tables import html_table
 from tcm_sync._transport import counters
 from tcm_sync._transport.counters import Counts
 from tcm_sync.local.digits import model_file
 from tcm_sync.models import analyze
 
+STYLES = {"text-align:left", "border:1px solid"}
 ALLOWED = {"div", "p", "code", "table", "thead", "tbody", "tr", "th", "td", "img"}
 
 
@@ -66,7 +69,8 @@ def read(shown):
     reader = Reader(shown._repr_html_())
     assert reader.tags <= ALLOWED
     for name, value in reader.attributes:
-        assert name == "alt" or (name == "src" and value.startswith("data:image/png;base64,"))
+        good = name == "alt" or (name == "src" and value.startswith("data:image/png;base64,"))
+        assert good or (name == "style" and value in STYLES)
     return reader
 
 
@@ -141,7 +145,29 @@ def test_a_client_shows_its_state_and_no_token(client):
 def test_a_model_shows_its_signature(client):
     signature = ModelSignature((TensorSpec("x", "FP32", (-1, 4)),), ())
     assert ["input", "x", "FP32", "[-1, 4]"] in read(client.model("m", signature=signature)).rows
-    assert read(client.model("<m>")).titles == [repr(client.model("<m>"))]
+    plain = read(client.model("<m>"))
+    assert plain.titles == ["Model '<m>'"]
+    assert plain.rows == [["container", "c"], ["client", repr(client)]]
+
+
+def test_all_is_aligned_on_the_left_but_numbers_below_a_head():
+    left = ' style="text-align:left"'
+    shown = html_table("", ("kind", "count"), [("a", 1)])
+    assert f"<th{left}>kind</th><th>count</th>" in shown
+    assert f"<td{left}>a</td><td>1</td>" in shown
+    assert f"<td{left}>a</td><td{left}>1</td>" in html_table("", (), [("a", 1)])
+
+
+def test_of_many_outputs_the_first_are_shown():
+    result = InferResult("m", {f"y{number}": [number] for number in range(23)})
+    rows = read(result).rows
+    assert len(rows) == 1 + 20 + 1
+    assert rows[-1] == ["… 3 more", "", "", "", ""]
+
+
+def test_batches_are_shown_by_their_size(client):
+    stats = msgspec.structs.replace(client.stats(), batch_sizes={1: 1, 8: 2})
+    assert ["batches", "of 8: 2, of 1: 1"] in read(stats).rows
 
 
 # --- pictures ---
@@ -280,6 +306,12 @@ def test_an_answer_of_ready_shows_why():
     )
     assert shown.titles == ["Readiness: not_ready"]
     assert shown.rows == [["reason", "triton"], ["Triton servers healthy", "0"]]
+
+
+def test_the_text_of_an_answer_of_ready_has_each_fact_once():
+    ready = Readiness.read(200, b'{"status": "ready", "triton": {"healthy": 3}}')
+    assert repr(ready).count("healthy") == 1
+    assert ready.raw["triton"] == {"healthy": 3}
 
 
 def test_an_analysis_shows_the_signature_and_the_size():

@@ -159,7 +159,7 @@ def test_its_text_is_one_line() -> None:
 
 def test_a_notebook_shows_a_table_with_names_escaped() -> None:
     shown = ModelSignature((TensorSpec("<b>&", "FP32", (1,)),), (), 8)._repr_html_()
-    assert "<td>&lt;b&gt;&amp;</td><td>FP32</td><td>[1]</td>" in shown
+    assert ">&lt;b&gt;&amp;</td>" in shown
     assert "<b>" not in shown
     assert "<p>at most 8 samples in a request</p>" in shown
 
