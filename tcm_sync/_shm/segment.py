@@ -191,8 +191,9 @@ def _is_orphaned(entry: os.DirEntry[str]) -> bool:
     new = not found.st_size and time.time() - found.st_ctime < _NEW
     if not mine or new:
         return False
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK
-    with io.FileIO(entry.path, "r+", opener=lambda path, mode: os.open(path, mode | flags)) as file:
+    # As above: an opener in Python, which could refuse links, would be a function that loses the descriptor
+    # when it is interrupted. A link that came meanwhile leads to another inode, and nothing is written.
+    with io.FileIO(entry.path, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

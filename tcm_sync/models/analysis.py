@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
@@ -198,17 +199,14 @@ def _of_bytes(data: bytes) -> ModelProto:
 def _file_without_weights(path: str) -> tuple[bytes, int]:
     """Return a file without its weights, and its size."""
     try:
-        # O_NONBLOCK: opening a named pipe would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise ModelFileError("it is not a file")
-            if not found.st_size:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for a writer
+            raise ModelFileError("it is not a file")
+        # A file object and not a descriptor, which an interrupt could lose before it is assigned.
+        with io.FileIO(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
                 raise ModelFileError("it is empty")
-            return strip_weights(FileBytes(descriptor, found.st_size)), found.st_size
-        finally:
-            os.close(descriptor)
+            return strip_weights(FileBytes(file.fileno(), size)), size
     except ModelFileError:
         raise
     except (OSError, ValueError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -88,3 +90,27 @@ def each_moment(prepare, *, kept=True):
         if not interrupt.struck:
             assert moment > 20, "there was hardly anything to interrupt"
             return
+
+
+def leaves_no_descriptor(work):
+    """Interrupt some work at each moment: no descriptor is left, though the error is kept."""
+    kept = []
+    for moment in itertools.count(1):
+        before = _descriptors()
+        interrupt = InterruptAt(moment)
+        with interrupt:
+            work()
+        kept.append(interrupt.kept)
+        assert _descriptors() == before, f"moment {moment} left a descriptor"
+        if not interrupt.struck:
+            assert moment > 3, "there was hardly anything to interrupt"
+            return
+
+
+def _descriptors():
+    """Return where each descriptor leads to, without that of the list itself."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+    return sorted(found)

@@ -14,6 +14,7 @@ from tcm_sync._tensors import TensorSpec
 from tcm_sync.models import analysis, analyze, strip_weights
 from tcm_sync.models.batch import guess_first_axis
 
+from ..helpers.interrupts import leaves_no_descriptor
 from ..helpers.onnx_build import FLOAT, double, model, outside, value, weight
 
 
@@ -168,6 +169,13 @@ def test_a_file_that_is_truncated_while_it_is_read_is_refused(
     monkeypatch.setattr(os, "pread", read_and_truncate)
     with pytest.raises(ModelFileError, match="truncated while it was read"):
         analyze(path)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_moment_leaves_no_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model().SerializeToString())
+    leaves_no_descriptor(lambda: analyze(path))
 
 
 def test_more_small_tensors_than_any_model_has_are_refused(

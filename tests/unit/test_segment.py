@@ -19,6 +19,8 @@ import pytest
 from tcm_sync._shm import segment as module
 from tcm_sync._shm.segment import Segment, directory_space, remove_orphans, segment_of, why_unsupported
 
+from ..helpers.interrupts import leaves_no_descriptor
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /dev/shm here")
 
 SHM = Path("/dev/shm")
@@ -352,6 +354,13 @@ def test_a_file_that_somebody_holds_the_lock_of_is_not_removed_for_as_long_as_an
     del array  # which unmaps it
     assert remove_orphans() == [path.name]
     assert not path.exists()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_moment_of_the_removal_leaves_no_descriptor(gone, left):
+    segment = Segment.make(4096)  # which is opened, and is locked
+    leaves_no_descriptor(lambda: (left(gone), remove_orphans()))
+    assert segment.exists()
 
 
 def test_two_that_remove_orphans_at_once_do_not_disturb_each_other(gone, left):
