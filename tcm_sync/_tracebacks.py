@@ -7,7 +7,6 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from functools import partial
 from itertools import groupby
 from types import TracebackType
 from typing import Any, TypeVar
@@ -33,8 +32,29 @@ def shortened(error: Error) -> Error:
     """
     if _shell() is not None and not hasattr(error, "_render_traceback_"):
         with contextlib.suppress(AttributeError, TypeError):  # a class of the user that takes no attributes
-            error._render_traceback_ = partial(shown_by_ipython, error)  # type: ignore[attr-defined]
+            error.__dict__ = _Attributes(vars(error), _render_traceback_=_shown_last)
     return error
+
+
+class _Attributes(dict[str, Any]):
+    """The attributes of an error; its pickle is without what is for IPython, and so needs no tcm_sync.
+
+    ImportError and AttributeError pickle a copy of the attributes, which has it.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ({name: value for name, value in self.items() if value is not _shown_last},)
+
+
+def _shown_last() -> list[str]:
+    """Return the lines that IPython is to show of the error that it is about to show.
+
+    IPython notes which one that is. An error that had a reference to itself here would keep its traceback,
+    and the arrays in the frames of that, until the garbage collector runs.
+    """
+    last: BaseException | None = getattr(sys, "last_value", None)
+    error = last if getattr(last, "_render_traceback_", None) is _shown_last else sys.exc_info()[1]
+    return traceback.format_exception(error) if error is None else shown_by_ipython(error)
 
 
 class _ShortenedErrors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from pathlib import Path
@@ -134,6 +135,68 @@ def test_an_error_that_ipython_shows_in_short_can_be_pickled_and_copied(kernel):
     alike
     """
     assert shown(kernel.run(textwrap.dedent(source))) == "[True, True]"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'client.infer("none", {"x": array})',
+        'client.infer("echo", Unreadable(x=array))',
+        'list(client.map("echo", breaks(array)))',
+        'client.infer_chunked("echo", {"x": array, "y": Unreadable()}, rows=1)',
+        "result[array.tobytes()]",
+    ],
+)
+def test_an_error_that_is_dropped_keeps_no_arrays(kernel, call):
+    source = f"""
+    import gc, weakref
+    import numpy as np
+
+    class Unreadable(dict):
+        def items(self):
+            raise RuntimeError("of the user")
+        __array__ = items
+
+    def breaks(array):
+        yield {{"x": array}}
+        raise RuntimeError("of the user")
+
+    def of_the_user():
+        array = np.ones(1000)
+        kept = weakref.ref(array)
+        try:
+            {call}
+        except Exception as error:
+            name = type(error).__name__
+        return name, kept
+
+    gc.collect()
+    gc.disable()
+    try:
+        name, kept = of_the_user()
+        freed = kept() is None
+    finally:
+        gc.enable()
+    name, freed
+    """
+    name, freed = ast.literal_eval(shown(kernel.run(textwrap.dedent(source))[-1:]))
+    assert name in ("InferenceFailedError", "RuntimeError", "InputError", "KeyError")
+    assert freed
+
+
+def test_an_error_of_the_user_can_be_read_from_its_pickle_without_this_package(kernel):
+    source = """
+    import pickle
+    try:
+        list(client.map("echo", broken()))
+    except RuntimeError as error:
+        error.of_the_user = 7
+        pickled = pickle.dumps(error)
+    copy = pickle.loads(pickled)
+    b"tcm_sync" in pickled, type(copy).__name__, copy.args, vars(copy)
+    """
+    shown_copy = "(False, 'RuntimeError', ('of the user',), {'of_the_user': 7})"
+    assert shown(kernel.run(textwrap.dedent(source))) == shown_copy
 
 
 def test_xmode_verbose_shows_every_frame(kernel, fails):
