@@ -1,14 +1,16 @@
 """A million rows over three worker processes of Dask: rows a second, the manager's share, and memory.
 
-    python -m benchmarks dask_rows [--rows 1000000] [--columns 8] [--rounds 1] [--pin] [--form NAME]...
+    python -m benchmarks dask_rows [--rows 1000000] [--columns 8] [--rounds 1] [--pin] [--hosts]
+                                   [--form NAME]...
 
 The forms, one after another and with the pace of a real manager: `infer_chunked` in one process;
-`infer_array` with the limit of the cluster and without; and three forms of `map_blocks` as one writes them by
-hand. The last one sends a message a block, takes longest, and therefore gets a tenth of the rows. Forms in
+`infer_array` as it is by default and with a limit of five; and two forms of `map_blocks` as one writes them
+by hand. The last one sends a message a block, takes longest, and therefore gets a tenth of the rows. Forms in
 "JSON" do what all do where the manager is on another machine: without shared memory.
 
 With `--rounds` the forms take turns, and the end shows the median of each beside that of the fastest by hand.
-With `--pin` the manager has a core to itself, and all others share the next one.
+With `--pin` the manager has a core to itself, and all others share the next one. With `--hosts` the workers
+share no turns, as if each was on a host of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,10 +95,10 @@ def forms_with(client: TcmClient) -> dict[str, Form]:
 
     return {
         "infer_array": Form(by_array()),
-        "infer_array, limit=None": Form(by_array(limit=None)),
+        "infer_array, limit=5": Form(by_array(limit=5)),
         "map_blocks, client.map": Form(by_hand(in_messages_of(client))),
         "infer_array, JSON": Form(by_array(as_json)),
-        "infer_array, limit=None, JSON": Form(by_array(as_json, limit=None)),
+        "infer_array, limit=5, JSON": Form(by_array(as_json, limit=5)),
         "map_blocks, client.map, JSON": Form(by_hand(in_messages_of(as_json))),
         "map_blocks, a message a block": Form(by_hand(in_one_message), block=MESSAGE_ROWS, share=10),
     }
@@ -168,6 +171,7 @@ def main() -> int:
     parser.add_argument("--columns", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--pin", action="store_true", help="give the manager a core to itself")
+    parser.add_argument("--hosts", action="store_true", help="let no worker share turns with another one")
     parser.add_argument("--form", action="append", help="only this one; may be given several times")
     options = parser.parse_args()
     core = None
@@ -175,6 +179,7 @@ def main() -> int:
         core, other, *_ = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {other})  # inherited by the workers
     with (
+        tempfile.TemporaryDirectory() as folders,
         local_manager(core) as manager,
         TcmClient(manager.uri, route=manager.route) as client,
         LocalCluster(
@@ -182,6 +187,10 @@ def main() -> int:
         ) as local,
         Client(local) as cluster,
     ):
+        if options.hosts:
+            for number, worker in enumerate(cluster.nthreads()):
+                folder = os.path.join(folders, str(number))
+                cluster.run(os.environ.update, TCM_TURNS_DIR=folder, workers=[worker])
         forms = forms_with(client)
         chosen = options.form or ["infer_chunked", *forms]
         if unknown := set(chosen) - {"infer_chunked", *forms}:

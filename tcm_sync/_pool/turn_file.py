@@ -193,6 +193,15 @@ class TurnFile:
 
     # --- reading ---
 
+    def identity(self) -> str:
+        """Return what all processes that have this file open have in common, and those of no other file."""
+        try:
+            header = os.pread(self._descriptor, _HEADER.size, 0)
+            found = os.fstat(self._descriptor)
+        except OSError as error:
+            raise TableError(f"the table of turns cannot be used: {error}") from error
+        return f"{header.hex()}-{found.st_dev}-{found.st_ino}"
+
     def arrivals(self) -> int:
         """Return how many processes have arrived so far: one short read, which needs no lock."""
         try:

@@ -9,8 +9,11 @@ from hashlib import blake2b
 
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._pool.process_table import ProcessTable
+from tcm_sync._pool.turn_file import TableBusyError, TableError
 from tcm_sync._pool.turns import Turns
 from tcm_sync._process import watch
+
+_TRIES = 20  # to open the table, while another process holds its lock; each waits 5 ms for it
 
 
 class _TurnsOfProcess:
@@ -19,7 +22,7 @@ class _TurnsOfProcess:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # guards the mapping
         self._turns: weakref.WeakValueDictionary[tuple[int, int], Turns] = weakref.WeakValueDictionary()
-        self._table = ProcessTable()
+        self.table = ProcessTable()
         watch(self)
 
     def get(self, endpoint: Endpoint, tenant: str, count: int) -> Turns:
@@ -28,7 +31,7 @@ class _TurnsOfProcess:
         with self._lock:
             turns = self._turns.get((key, count))
             if turns is None:
-                turns = self._turns[key, count] = Turns(key, count, self._table)
+                turns = self._turns[key, count] = Turns(key, count, self.table)
             return turns
 
     def after_fork(self) -> None:
@@ -45,6 +48,25 @@ _turns = _TurnsOfProcess()
 def turns_of(endpoint: Endpoint, tenant: str, count: int) -> Turns:
     """Return the turns of a tenant at a manager, which all clients of this process share."""
     return _turns.get(endpoint, tenant, count)
+
+
+def shared_table() -> str | None:
+    """Return what identifies the table of turns, and thus the processes that share turns with this one.
+
+    Returns
+    -------
+    str or None
+        Another one on each host. None if this process shares turns with no other now.
+    """
+    for _ in range(_TRIES):
+        try:
+            table = _turns.table.get()
+            return None if table is None else table.identity()
+        except TableBusyError:
+            continue
+        except TableError:
+            return None
+    return None
 
 
 def key_of(endpoint: Endpoint, tenant: str) -> int:

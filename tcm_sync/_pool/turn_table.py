@@ -67,6 +67,7 @@ class Table:
         self._file = TurnFile(folder, clock)
         #: Returns how many processes have arrived so far. No method of its own: every request calls it.
         self.arrivals = self._file.arrivals
+        self.identity = self._file.identity
         watch(self)
 
     def close(self) -> None:

@@ -79,6 +79,28 @@ def meeting():
     model.go_on.set()
 
 
+class Gathering:
+    """A model that counts how many messages of it are in flight at most; each waits for others to come."""
+
+    def __init__(self, wanted, patience) -> None:
+        self.wanted = wanted
+        self.patience = patience  # seconds that a message waits for so many
+        self.running = self.most = 0
+        self.met = threading.Event()  # as many as wanted were in flight at once
+        self._lock = threading.Lock()  # guards the numbers
+
+    def __call__(self, arrays):
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            if self.running == self.wanted:
+                self.met.set()
+        self.met.wait(self.patience)
+        with self._lock:
+            self.running -= 1
+        return {"y": arrays["x"]}
+
+
 def blocks(client, x, model="meeting", **options):
     return infer_array(x, model, client=client, input_name="x", output_dtypes=np.float64, **options)
 
@@ -103,28 +125,48 @@ def test_each_worker_has_one_client_which_opens_late_and_ends_with_its_plugin(
 
 
 def test_a_limit_holds_for_the_whole_cluster(cluster, registered, serve):
-    running, most, lock = 0, 0, threading.Lock()
-    met = threading.Event()  # two have run at once
-
-    def counting(arrays):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-            if running == WORKERS:
-                met.set()
-        met.wait(GUARD if arrays["x"][0] == 1 else 0.1)  # 0.1 s to be met, which must not happen
-        with lock:
-            running -= 1
-        return {"y": arrays["x"]}
-
-    client = registered(serve({"counting": counting}))
+    gathering = Gathering(wanted=WORKERS, patience=GUARD)
+    client = registered(serve({"gathering": gathering}))
     one = da.ones(6, chunks=1)
-    assert blocks(client, one, "counting", limit=WORKERS).sum().compute() == 6
-    most = 0
-    met.clear()
-    assert blocks(client, one * 2, "counting", limit=1).sum().compute() == 12
-    assert most == 1
+    assert blocks(client, one, "gathering", limit=WORKERS).sum().compute() == 6
+    gathering.most, gathering.patience = 0, 0.1  # which must not meet
+    gathering.met.clear()
+    assert blocks(client, one * 2, "gathering", limit=1).sum().compute() == 12
+    assert gathering.most == 1
+
+
+def test_blocks_of_workers_that_share_turns_have_as_many_messages_in_flight_as_their_clients_may(
+    cluster, registered, serve
+):
+    gathering = Gathering(wanted=WORKERS + 1, patience=GUARD)
+    client = registered(serve({"gathering": gathering}))
+    x = da.ones(12, chunks=6)
+    assert blocks(client, x, "gathering", rows=1).sum().compute() == 12
+    assert gathering.met.is_set()
+
+
+@pytest.mark.parametrize("why", ["another host", "a folder that cannot be used", "turns='off'"])
+def test_blocks_of_workers_that_do_not_share_turns_have_one_message_each(
+    cluster, registered, serve, tmp_path, why
+):
+    gathering = Gathering(wanted=WORKERS + 1, patience=0.1)  # which must not meet
+    client = registered(serve({"gathering": gathering}), turns="off" if why == "turns='off'" else "auto")
+    workers = sorted(cluster.nthreads())
+    folder = tmp_path / "turns"
+    if why == "a folder that cannot be used":
+        folder.touch()
+    elsewhere = workers[:1] if why != "turns='off'" else []
+    mine = os.environ["TCM_TURNS_DIR"]
+    cluster.run(lambda: os.environ.update(TCM_TURNS_DIR=str(folder)), workers=elsewhere)
+    try:
+        for worker in workers:  # each begins one block, and is known to the others then
+            few = blocks(client, da.ones(1, chunks=1), "gathering")
+            assert cluster.compute(few.sum(), workers=[worker]).result(GUARD) == 1
+        x = da.full(12, 2.0, chunks=3)
+        assert blocks(client, x, "gathering", rows=1).sum().compute() == 24
+    finally:
+        cluster.run(lambda: os.environ.update(TCM_TURNS_DIR=mine), workers=elsewhere)
+    assert gathering.most <= WORKERS
 
 
 def test_a_worker_that_is_killed_costs_no_block_and_doubles_no_row(cluster, registered, serve, meeting):

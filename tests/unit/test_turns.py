@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,7 +21,7 @@ from tcm_sync._pool import process_table, turn_file, turns
 from tcm_sync._pool.client_turns import ClientTurns
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_file import FILE, TableBusyError, TableError, TurnFile
-from tcm_sync._pool.turn_keys import key_of, turns_of
+from tcm_sync._pool.turn_keys import key_of, shared_table, turns_of
 from tcm_sync._pool.turn_table import Table
 from tcm_sync._pool.turns import LONG_AGE_NS, SHORT_AGE_NS, Turns
 from tcm_sync._transport.tenant import tenant_of
@@ -655,10 +656,6 @@ def test_a_table_that_others_hold_while_it_is_opened_is_opened_by_the_next_call(
     """As where many processes start at once."""
     caplog.set_level(logging.INFO, "tcm_sync.pool")
     tables = ProcessTable()
-
-    def busy(_self):
-        raise TableBusyError("planted")
-
     with monkeypatch.context() as held:
         held.setattr(TurnFile, "_take_record_lock", busy)
         with pytest.raises(TableBusyError):
@@ -681,6 +678,44 @@ def test_another_folder_or_user_has_another_table(folder, tmp_path, monkeypatch)
 
 
 # --- who shares ---
+
+
+@pytestmark_linux
+def test_the_processes_with_one_folder_have_one_table_and_others_another(folder, tmp_path, monkeypatch):
+    program = "from tcm_sync._pool.turn_keys import shared_table; print(shared_table())"
+    there = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    mine = shared_table()
+    assert there.stdout.strip() == mine
+    monkeypatch.setenv("TCM_TURNS_DIR", str(tmp_path / "another"))
+    assert shared_table() not in (mine, None)
+
+
+@pytestmark_linux
+def test_a_process_whose_table_cannot_be_used_shares_it_with_nobody(folder):
+    folder.touch()
+    assert shared_table() is None
+
+
+@pytestmark_linux
+def test_a_table_that_others_hold_while_it_is_opened_is_waited_for(folder, monkeypatch):
+    """Or this process would count as one that shares it with nobody."""
+    tries = iter([True] * 3)
+    take_lock = TurnFile._take_record_lock
+
+    def busy_at_first(file):
+        if next(tries, False):
+            raise TableBusyError("planted")
+        take_lock(file)
+
+    monkeypatch.setattr(TurnFile, "_take_record_lock", busy_at_first)
+    assert shared_table() is not None
+    monkeypatch.setenv("TCM_TURNS_DIR", str(folder / "another"))
+    monkeypatch.setattr(TurnFile, "_take_record_lock", busy)
+    assert shared_table() is None
+
+
+def busy(_file):
+    raise TableBusyError("planted")
 
 
 def key(uri, tenant=""):

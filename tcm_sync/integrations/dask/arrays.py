@@ -15,13 +15,8 @@ from dask.layers import ArrayValuesDep
 from tcm_sync._calls.chunked import checked_rows
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError, TcmError
-from tcm_sync.integrations.dask.clients import (
-    SERVED_A_TICK,
-    BlockClient,
-    checked_client,
-    checked_limit,
-    lease,
-)
+from tcm_sync.integrations.dask.clients import BlockClient, checked_client
+from tcm_sync.integrations.dask.limit import Limit, checked_limit, lease
 from tcm_sync.integrations.dask.outputs import Output, declared_outputs
 
 if TYPE_CHECKING:
@@ -41,7 +36,7 @@ def infer_array(
     output_shapes: Mapping[str, Sequence[int]] | Sequence[int] | None = None,
     signature: ModelSignature | None = None,
     rows: int | None = None,
-    limit: int | None = SERVED_A_TICK,
+    limit: Limit = "auto",
 ) -> Any:
     """Run a model on the rows of a Dask array, block by block, when the result is computed.
 
@@ -72,11 +67,12 @@ def infer_array(
         ``max_batch_size``.
     rows : int, optional
         How many rows a message carries; left out, as many as fit.
-    limit : int or None
+    limit : "auto", int or None
         The most messages that blocks of this manager have in flight in the whole cluster, for those
-        with the same limit; each block has one. Five is what the manager takes in a tick. None is no limit:
-        each block has as many messages in flight as its client has connections. Without a cluster only the
-        client's ``pool_size`` counts.
+        with the same limit; each block has one. "auto" is five, which the manager takes in a tick, where
+        workers that do not share turns have run blocks of this manager, as on several hosts. Where all share
+        turns, or with None, there is no limit but the turns: each block has as many messages in flight as
+        its client has connections. Without a cluster only the client's ``pool_size`` counts.
 
     Returns
     -------
@@ -178,7 +174,7 @@ class _RunBlock:
     outputs: tuple[Output, ...]
     signature: ModelSignature | None
     rows: int | None
-    limit: int | None
+    limit: Limit
 
     def over(self, inputs: list[da.Array]) -> Any:
         """Return the outputs for all blocks of the inputs, which are aligned."""

@@ -1,23 +1,16 @@
-"""The client in a worker process: how it gets there, what closes it, and the limit that all workers share."""
+"""The client in a worker process: how it gets there, and what closes it."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import weakref
 from typing import Any
 
 from dask.base import normalize_token, tokenize
-from distributed import Semaphore, WorkerPlugin, get_worker
+from distributed import WorkerPlugin
 from distributed.protocol.pickle import dumps, loads  # which also take a lambda as token
 
-from tcm_sync._arguments import check_whole
 from tcm_sync._numbers import shown
 from tcm_sync.client import TcmClient
 from tcm_sync.errors import InputError
-
-#: The limit by default: messages of one tenant that a manager takes in a tick (docs/wire.rst, "Timing").
-SERVED_A_TICK = 5
 
 
 class TcmPlugin(WorkerPlugin):
@@ -53,11 +46,6 @@ def checked_client(client: object) -> TcmClient:
     return client
 
 
-def checked_limit(limit: int | None) -> int | None:
-    """Return how many messages the cluster may have in flight, or raise an InputError."""
-    return None if limit is None else check_whole("limit", limit, kind=InputError)
-
-
 class BlockClient:
     """The client of the blocks of an array or a frame, as their tasks have it.
 
@@ -82,27 +70,3 @@ class BlockClient:
 
     def __dask_tokenize__(self) -> object:
         return normalize_token(self.get())
-
-
-# --- the limit of a cluster ---
-
-_semaphores: weakref.WeakKeyDictionary[object, dict[str, Semaphore]] = weakref.WeakKeyDictionary()
-_semaphores_lock = threading.Lock()  # guards the dictionaries: several threads of a worker run blocks
-
-
-@contextlib.contextmanager
-def lease(client: TcmClient, limit: int | None) -> Any:
-    """Take one of the leases of the cluster, and give the most messages that may be in flight meanwhile."""
-    try:
-        worker = get_worker()
-    except ValueError:  # another scheduler of Dask's
-        limit = None
-    if limit is None:
-        yield None
-        return
-    name = f"tcm-sync-{limit}-{tokenize(client._core.settings.uri)}"  # noqa: SLF001
-    with _semaphores_lock:
-        of_worker = _semaphores.setdefault(worker, {})
-        semaphore = of_worker.get(name) or of_worker.setdefault(name, Semaphore(limit, name))
-    with semaphore:
-        yield 1

@@ -11,13 +11,8 @@ from tcm_sync._tensors.columns import columns_of
 from tcm_sync._tensors.tables import Table
 from tcm_sync._tracebacks import shortened
 from tcm_sync.errors import InputError, TcmError
-from tcm_sync.integrations.dask.clients import (
-    SERVED_A_TICK,
-    BlockClient,
-    checked_client,
-    checked_limit,
-    lease,
-)
+from tcm_sync.integrations.dask.clients import BlockClient, checked_client
+from tcm_sync.integrations.dask.limit import Limit, checked_limit, lease
 from tcm_sync.integrations.dask.outputs import Output, declared_outputs
 
 if TYPE_CHECKING:
@@ -39,7 +34,7 @@ def infer_frame(
     output_shapes: Mapping[str, Sequence[int]] | None = None,
     signature: ModelSignature | None = None,
     rows: int | None = None,
-    limit: int | None = SERVED_A_TICK,
+    limit: Limit = "auto",
 ) -> Any:
     """Run a model on the rows of a Dask data frame, partition by partition, when the result is computed.
 
@@ -160,7 +155,7 @@ class _RunPartition:
     outputs: tuple[Output, ...]
     signature: ModelSignature | None
     rows: int | None
-    limit: int | None
+    limit: Limit
     meta: pd.DataFrame  # with an index of its own
 
     __name__ = "tcm-infer"  # what Dask calls the tasks
