@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
@@ -30,9 +31,8 @@ LARGE = 4 * 2**20  # bytes from which this is faster than decoding all at once
 MEDIUM = 256 * 1024  # bytes from which it is faster if there are many lists
 _MANY_LISTS = 10_000
 _PIECE = 64 * 1024  # bytes of text that are decoded at a time, besides the rest of a unit
-_LONGEST = 2 * 2**20  # bytes in which that unit must end
+_LONGEST = 2 * 2**20  # bytes in which that unit must end, those between elements not counted
 _SHORT = 32  # elements up to which innermost lists are too many to be made
-_LONGEST_GAP = 4096  # bytes in which the brackets and blanks between two elements must end
 _SCAN = 2**20  # bytes that are scanned at a time
 
 _SPACE = rb"[ \t\r\n]*"  # of JSON (RFC 8259, section 2)
@@ -129,7 +129,7 @@ class _Reader:
 
     def _first_unit(self, depth: int) -> tuple[int, int, tuple[int, ...]]:
         """Find the first unit, the largest list that fits a piece: where it begins, its axes, its shape."""
-        opened = [found.end() for found in re.finditer(rb"\[", self._text[: _LONGEST_GAP * 16])][:depth]
+        opened = [found.end() for found in islice(re.finditer(rb"\[", self._text), depth)]
         for axes in range(depth - 1, 0, -1):
             start = opened[depth - axes - 1]
             found = _ends(axes).search(self._text, start, start + _PIECE)
@@ -179,13 +179,12 @@ class _Reader:
 
     def _end_of_piece(self, start: int) -> int:
         """Return where a piece ends: at the comma behind a unit, or at the end of the text."""
-        comma = _commas_behind(self._axes)
-        found = comma.search(self._text, start + _PIECE, start + _PIECE + _LONGEST)
-        if found is not None:
-            return found.end() - 1
-        if len(self._text) - start > _PIECE + _LONGEST:
+        found = _commas_behind(self._axes).search(self._text, start + _PIECE)
+        end = len(self._text) if found is None else found.end() - 1
+        longest = _PIECE + _LONGEST
+        if end - start > longest and len(bytes(self._text[start:end]).translate(None, _BLANKS)) > longest:
             raise TensorError("ragged lists, or a number of over a million digits")
-        return len(self._text)
+        return end
 
     def _end_of_list(self, piece: bytes) -> int:
         """Return where the first list above the units ends in a piece: behind the last unit in it."""
@@ -199,7 +198,7 @@ class _Reader:
 
     def _skip_brackets(self, place: int) -> bool:
         """Continue behind the brackets that end some lists and begin others; return whether the text ends."""
-        found = _BETWEEN_ELEMENTS.match(self._text, place, place + _LONGEST_GAP)
+        found = _BETWEEN_ELEMENTS.match(self._text, place)
         assert found is not None  # it may be empty
         closed = found[1].count(b"]")
         if not 0 < closed <= len(self._lengths):

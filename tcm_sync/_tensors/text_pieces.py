@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tcm_sync._deadline import Deadline
 
 _PIECE = 64 * 1024  # bytes that are decoded at a time, besides the rest of a text
-_LONGEST_GAP = 4096  # in which the brackets and blanks between two texts must end
 _BETWEEN_TEXTS = re.compile(rb"([\] \t\r\n]*)(,?)")  # behind a text
+_END_OF_LIST = re.compile(rb"[ \t\r\n]*\]")
 
 _FEW = 4096  # different texts that are always remembered
 _MOST = 2**17  # those that are remembered while most texts are repeated
@@ -108,13 +108,14 @@ class _Reader:
         del self._array
 
     def _read_piece(self) -> None:
-        start = self._start
-        if len(self._text) - start <= 2 * _PIECE:
+        start, end = self._start, len(self._text)
+        if end - start > 2 * _PIECE:
+            end = self._end_of_text(start + _PIECE)
+        if end == len(self._text):
             self._take(self._text[start:], self._depth)
-            self._start = len(self._text)
+            self._start = end
             return
-        end = self._end_of_text(start + _PIECE)
-        behind = _BETWEEN_TEXTS.match(self._text, end, end + _LONGEST_GAP)
+        behind = _BETWEEN_TEXTS.match(self._text, end)
         assert behind is not None  # it may be empty
         closed = behind[1].count(b"]")
         if (not behind[2] and behind.end() < len(self._text)) or closed + bool(behind[2]) > self._depth:
@@ -123,18 +124,18 @@ class _Reader:
         self._start = behind.end()
 
     def _end_of_text(self, place: int) -> int:
-        """Return where the text ends that is open at a place, or the first one behind it."""
+        """Return where the text ends that is open at a place or the first behind it, or the end of all."""
         before = without_escapes(bytes(self._text[self._start : place]))
         if before.count(b'"') % 2:
             return end_of_string(self._text, place - before.endswith(b"\\"))
-        mark = bytes(self._text[place : place + _LONGEST_GAP]).find(b'"')
-        if mark < 0:
+        begin = end_of_string(self._text, place)  # the next mark, with which a text begins
+        if bytes(self._text[place:begin]).count(b",") > 1:  # it would be decoded at once
             raise TensorError(f"ragged lists, or elements that are no text, near byte {place:,}")
-        return end_of_string(self._text, place + mark + 1)
+        return end_of_string(self._text, begin)
 
     def _take(self, piece: memoryview, closed: int) -> None:
         """Decode a piece that ends some lists, and count its texts."""
-        if self._open and bytes(piece[:_LONGEST_GAP]).lstrip().startswith(b"]"):
+        if self._open and _END_OF_LIST.match(piece):
             raise TensorError(f"not valid JSON from byte {self._start:,}")  # nothing is behind a comma
         whole = b"".join((b"[" * self._open, piece, b"]" * (self._depth - closed)))
         try:

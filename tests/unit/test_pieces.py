@@ -158,6 +158,28 @@ def test_ragged_lists_are_found_early(rows: list[Any], monkeypatch: pytest.Monke
     assert counted.pieces < 20
 
 
+@pytest.mark.parametrize("count", [7, 300, 70_000])
+@pytest.mark.parametrize("shape", [(3, 2, 2), (4, 40, 1), (300, 1, 1)])
+def test_any_number_of_blanks_may_be_anywhere(count, shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_LONGEST", 5_000)
+    array = np.arange(np.prod(shape)).reshape(shape)
+    tokens = re.findall(r"\d+|.", json.dumps(array.tolist(), separators=(",", ":")))
+    last = len(tokens)
+    for place in {*range(1, 12), *range(last // 2, last // 2 + 8), *range(last - 5, last + 1)}:
+        spaced = "".join([*tokens[:place], (" \t\r\n" * count)[:count], *tokens[place:]])
+        found = read(spaced, 3, "i")
+        assert found is not None
+        assert np.array_equal(found, array)
+
+
+def test_a_number_without_an_end_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "_LONGEST", 5_000)
+    counted = Counted(monkeypatch)
+    for more in ("1" * 10_000, "1" * 5_000 + " " * 10_000 + "1" * 5_000):
+        assert read(f"[{'1,' * 200}{more}]", 1, "i") is None
+    assert counted.pieces < 20
+
+
 def test_lists_that_are_ragged_at_their_end_alone_are_refused() -> None:
     for last in ([1, 1], [], [[1]], 1):
         assert read(json.dumps([*[[1]] * 500, last]), 2, "i") is None

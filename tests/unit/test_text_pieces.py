@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,13 @@ def test_what_is_no_json_is_refused(broken, before, behind):
         decode_texts_in_pieces(memoryview(text), 1)
 
 
-@pytest.mark.parametrize(("broken", "depth"), [('["%s", ]', 1), ('[["%s"], ]', 2), ('[["%s", ], ["b"]]', 2)])
+@pytest.mark.parametrize(
+    ("broken", "depth"),
+    [
+        *(('["%s", ]', 1), ('[["%s"], ]', 2), ('[["%s", ], ["b"]]', 2)),
+        *((f'["%s",{" " * 70_000}]', 1), (f'[["%s"]{" " * 70_000},{" " * 70_000}]', 2)),
+    ],
+)
 @pytest.mark.parametrize("behind", ["", " " * 200])
 def test_a_comma_at_the_end_of_a_list_and_of_a_piece_is_no_json(broken, depth, behind):
     text = memoryview((broken % ("a" * 200)).encode() + behind.encode())
@@ -107,11 +114,19 @@ def test_a_text_may_be_longer_than_many_pieces_and_end_anywhere(number):
     assert read(texts, 1).tolist() == texts
 
 
-def test_blanks_without_an_end_and_other_elements_are_not_decoded_at_once(monkeypatch):
-    monkeypatch.setattr(text_pieces, "_LONGEST_GAP", 50)
-    for rest in (" " * 500, "1, " * 200, "[], " * 200):
-        with pytest.raises(TensorError, match="elements that are no text"):
-            decode_texts_in_pieces(memoryview(f'["{"a" * 70}", {rest}"b"]'.encode()), 1)
+@pytest.mark.parametrize("count", [7, 100, 70_000])
+def test_any_number_of_blanks_may_be_between_texts_and_behind_the_last(count):
+    rows = [[["a" * 70, "\\"], ["b", "]"]], [["c", '"'], ["d" * 70, ""]]]
+    tokens = re.findall(r'"(?:\\.|[^"\\])*"|.', json.dumps(rows, separators=(",", ":")))
+    for place in range(1, len(tokens) + 1):
+        spaced = "".join([*tokens[:place], (" \t\r\n" * count)[:count], *tokens[place:]])
+        assert decode_texts_in_pieces(memoryview(spaced.encode()), 3).tolist() == rows
+
+
+@pytest.mark.parametrize("rest", ["1, " * 200, "[], " * 200, f"{' ' * 500},{' ' * 500}, "])
+def test_other_elements_are_not_decoded_at_once(rest):
+    with pytest.raises(TensorError, match="elements that are no text"):
+        decode_texts_in_pieces(memoryview(f'["{"a" * 70}", {rest}"b"]'.encode()), 1)
 
 
 def test_ragged_texts_are_refused_and_others_are_of_the_dtype(monkeypatch):
