@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,9 @@ _MARKS = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ini option of the strict mode."""
+    """Add the ini options."""
     parser.addini("tcm_strict", "fail each test that leaves a TcmClient open", type="bool", default=False)
+    parser.addini("tcm_hide_frames", "leave tcm_sync's frames out of tracebacks", type="bool", default=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -122,6 +124,38 @@ def _arguments_of(request: pytest.FixtureRequest, name: str) -> dict[str, Any]:
         if models:
             arguments["models"] = models
     return arguments
+
+
+# --- tracebacks ---
+
+
+def _has_ours(excinfo: pytest.ExceptionInfo[BaseException] | None) -> bool:
+    frames = () if excinfo is None else excinfo.traceback
+    return any(_package(str(entry.frame.f_globals.get("__name__"))) == "tcm_sync" for entry in frames)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+# Whose frames to hide: always, or in the tracebacks that have frames of the package, which calls these.
+_HIDDEN: dict[str, Any] = {"tcm_sync": True, "tenacity": _has_ours, "concurrent": _has_ours}
+_looked_at = 0  # modules
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> None:
+    """Leave the frames of the package out of tracebacks; ``--full-trace`` shows them.
+
+    pytest looks for ``__tracebackhide__`` among the variables of a frame, and then of its module. It is set
+    here and not in each module, since no failure comes before this and modules are added without it.
+    """
+    global _looked_at
+    if len(sys.modules) != _looked_at and item.config.getini("tcm_hide_frames"):
+        _looked_at = len(sys.modules)
+        for name, module in list(sys.modules.items()):
+            if (hidden := _HIDDEN.get(_package(name))) is not None:
+                vars(module).setdefault("__tracebackhide__", hidden)
 
 
 # --- the strict mode ---

@@ -189,6 +189,67 @@ def test_in_the_strict_mode_a_test_fails_that_leaves_a_client_open(run):
     assert re.search(r"ws://127\.0\.0\.1:4/ws.*, made at .*test_it\.py:\d+: TcmClient\(", outcome.output)
 
 
+FAILING = """
+    import unittest
+    from concurrent.futures import ThreadPoolExecutor
+    from tcm_sync import RetryPolicy, TcmClient
+
+    def of_the_user():
+        yield {"x": [1.0]}
+        raise RuntimeError("of the user")
+
+    def test_refused(tcm_client):
+        tcm_client.infer("echo", {"x": [object()]})
+
+    def test_repeated(tcm_client, tcm_manager):
+        tcm_manager.fail_next("TRITON_OVERLOADED")
+        tcm_manager.fail_next("TRITON_OVERLOADED")
+        tcm_client.infer("echo", {"x": [1.0]}, retry=RetryPolicy(attempts=2, initial=0.001))
+
+    def test_in_the_background(tcm_client):
+        tcm_client.submit("none", {"x": [1.0]}).result()
+
+    def test_through_the_package(tcm_client):
+        list(tcm_client.map("echo", of_the_user()))
+
+    class TestCase(unittest.TestCase):
+        def test_of_unittest(self):
+            TcmClient("http://nowhere")
+
+    def test_without_the_package():
+        with ThreadPoolExecutor() as threads:
+            threads.submit(int, "x").result()
+"""
+
+
+def frames_of(output):
+    """Return the files of the frames that each failed test shows, by its name, outermost first."""
+    tests = re.findall(r"^_+ (?:TestCase\.)?(test_\w+) _+$(.*?)(?=^_{4,} |^={4,} )", output, re.M | re.S)
+    return {
+        name: [Path(file).name for file in re.findall(r"^(\S+\.py):\d+: ", text, re.M)]
+        for name, text in tests
+    }
+
+
+def test_failures_show_the_lines_of_the_user(run):
+    outcome = run({"test_it.py": FAILING, "conftest.py": CONFTEST})
+    mine = "test_it.py"
+    assert frames_of(outcome.output) == {
+        "test_refused": [mine],
+        "test_repeated": [mine],
+        "test_in_the_background": [mine],
+        "test_through_the_package": [mine, mine],
+        "test_of_unittest": [mine],
+        "test_without_the_package": [mine, "_base.py", "_base.py", "thread.py"],
+    }, outcome.output
+
+
+def test_an_option_shows_all_frames(run):
+    options = ("-o", "tcm_hide_frames=false", "-k", "test_refused")
+    outcome = run({"test_it.py": FAILING, "conftest.py": CONFTEST}, *options)
+    assert frames_of(outcome.output)["test_refused"][:3] == ["test_it.py", "client.py", "inference.py"]
+
+
 UNUSED = """
     import sys
 
