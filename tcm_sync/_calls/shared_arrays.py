@@ -45,7 +45,7 @@ def empty_shared(core: Core, shape: int | Sequence[int], dtype: npt.DTypeLike) -
         raise InputError(f"dtype must be of numbers or bool in native byte order, not {wanted}")
     try:
         sizes = tuple(map(operator.index, [shape] if isinstance(shape, (int, np.integer)) else shape))
-    except (TypeError, ValueError):  # a memoryview that was released
+    except (TypeError, ValueError, SystemError):  # a memoryview that was released; the last one by 3.10
         raise InputError(f"shape must be a size or a sequence of sizes, not {shown(shape)}") from None
     if not sizes or min(sizes) < 1:
         raise InputError(f"shape must have at least one dimension, and each at least 1, not {sizes}")

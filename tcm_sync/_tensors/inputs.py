@@ -281,7 +281,7 @@ def checked_shape(shape: Iterable[Any], *, scalars: bool = False) -> tuple[int, 
     """Return a stated shape as a tuple of int, or raise if it is not a shape."""
     try:
         sizes = tuple(-1 if isinstance(size, bool) else operator.index(size) for size in shape)
-    except (TypeError, ValueError):  # a memoryview that was released
+    except (TypeError, ValueError, SystemError):  # a memoryview that was released; the last one by 3.10
         sizes = (-1,)
     if min(sizes, default=0) < 0:
         raise TensorError(f"a shape must be a sequence of sizes, each 0 or more, not {shown(shape)}")

@@ -203,7 +203,7 @@ def odd_values() -> dict[str, Any]:
         "np.bool_": np.True_,
         "np.datetime64": np.datetime64("2020-01-01"),
         "np.timedelta64": np.timedelta64(1, "s"),
-        "NaT": np.datetime64("NaT"),
+        "NaT": np.datetime64("NaT", "s"),
         "0-d array": np.array(1.0),
         "empty array": np.empty((0, 3), np.float32),
         "array": np.ones((2, 3), np.float32),
