@@ -80,7 +80,8 @@ def split_off_arrays(message: bytes, *, sequences: bool = False) -> SplitJson | 
     sequences : bool
         Whether to leave out the brackets of arrays that have both: what is cut out of
         ``[[1],[2],["a"],[3]]`` are then ``[1],[2]`` and ``[3]``, and the rest is still JSON. Arrays of
-        strings alone are left where they are.
+        strings alone are left where they are. An output with such a part is refused, and the part is never
+        decoded: where several arrays begin or end in it, it may have only one of a pair of brackets.
     """
     parts: list[bytes | memoryview] = []
     arrays: list[memoryview] = []
