@@ -28,6 +28,7 @@ from tcm_sync import (
     TcmClient,
     TcmError,
 )
+from tcm_sync._calls import batching
 from tcm_sync._calls.batching import Batcher
 from tcm_sync._calls.samples import Sample
 from tcm_sync._deadline import Deadline
@@ -208,7 +209,8 @@ def test_who_is_alone_does_not_wait(client, recorder):
     assert recorder.sizes == [1] * 5
 
 
-def test_a_full_batch_leaves_at_once(client, recorder):
+def test_a_full_batch_leaves_at_once(client, recorder, monkeypatch):
+    monkeypatch.setattr(batching, "LONGEST", 2 * GUARD)  # its leader is woken, and does not look by itself
     model = client.model("double", batch=PATIENT)
     threads, calls = busy(recorder, model)
     with threads, ThreadPoolExecutor(4) as others:

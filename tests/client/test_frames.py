@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from tcm_sync import InferenceError, InferResult, InputError, ModelSignature, Route, TcmClient, TensorSpec
+from tcm_sync._calls import frames
 from tcm_sync.local import ModelFailure
 
 LIBRARIES = {"pandas": pd.DataFrame, "polars": pl.DataFrame, "pyarrow": pa.table}
@@ -233,6 +234,18 @@ def test_a_column_that_cannot_be_sent_is_refused_by_name_before_anything_is_sent
     with pytest.raises(InputError, match=r'(column|input) "bad"'):
         client.infer_frame("echo", frame)
     assert client.stats().messages_sent == 0
+
+
+def test_a_value_of_the_last_rows_that_cannot_be_sent_is_found_before_any_is_sent(
+    serve, client_of, monkeypatch
+):
+    monkeypatch.setattr(frames, "_CHECKED_ROWS", 4)
+    manager = serve()
+    signature = ModelSignature((TensorSpec("a", "UINT8", (-1,)),), (), batch_axis=True)
+    model = client_of(manager).model("echo", signature=signature)
+    with pytest.raises(InputError, match="300"):
+        model.infer_frame(pd.DataFrame({"a": [*[1] * 59, 300]}), rows=2, concurrency=1)
+    assert not manager.stats().executions
 
 
 def test_ids_that_floats_cannot_hold_are_not_stacked_with_them(client, frame_of):

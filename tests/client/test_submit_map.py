@@ -478,6 +478,27 @@ def test_messages_that_no_dtype_can_join_are_refused(cut, parts, words):
         cut(*parts)
 
 
+@pytest.mark.parametrize("second", [[[7], [8]], [[7, 8], [9, 0]], [7, 8]], ids=str)
+def test_rows_of_another_shape_than_those_before_are_refused(cut, second):
+    with pytest.raises(ProtocolError, match=r'^output "y": shape .* for rows 2 to 3, not \(2, 3\): '):
+        cut([[1, 2, 3], [4, 5, 6]], second)
+
+
+@pytest.mark.parametrize("names", ["y", "z", "yzu"])
+def test_a_message_with_other_outputs_than_those_before_is_refused(serve, client_of, names):
+    def said(arrays):
+        return dict.fromkeys("yz" if 0 in arrays["x"] else names, arrays["x"])
+
+    client = client_of(serve({"said": said}))
+    with pytest.raises(ProtocolError, match=r"^rows 2 to 3 have other outputs than those before: \['"):
+        client.infer_chunked("said", {"x": np.arange(4)}, rows=2)
+
+
+def test_a_batch_counts_the_attempts_of_the_message_that_took_most(manager, client):
+    manager.fail_next("TRITON_OVERLOADED")
+    assert client.infer_chunked("picky", {"x": np.arange(100, 103)}, rows=1, concurrency=1).attempts == 2
+
+
 def test_an_output_that_has_other_rows_is_refused(serve):
     def total(arrays):
         return {"y": arrays["x"].sum(axis=0, keepdims=True)}

@@ -14,11 +14,13 @@ from tcm_sync import (
     BatchPolicy,
     CallTimeoutError,
     ClientClosedError,
+    ConnectFailedError,
     InferenceFailedError,
     InputError,
     MessageTooLargeError,
     TcmClient,
 )
+from tcm_sync._calls.submitted_samples import BackgroundBatcher
 from tcm_sync.local import ModelFailure
 
 from ..helpers.waiting import GUARD, wait_for, wait_until
@@ -237,6 +239,29 @@ def test_each_timeout_is_kept(client, recorder):
     assert isinstance(short.exception(GUARD), CallTimeoutError)
     recorder.open.set()
     assert doubled([long]) == [[4.0]]
+
+
+def test_samples_of_different_timeouts_go_out_apart(client, recorder):
+    model = client.model("double", batch=BatchPolicy(max_size=2, max_wait=GUARD))
+    futures = [model.submit_sample({"x": [float(n)]}, timeout=GUARD + n % 2) for n in range(4)]
+    assert doubled(futures) == [[0.0], [2.0], [4.0], [6.0]]
+    assert sorted(recorder.rows) == [[0.0, 2.0], [1.0, 3.0]]
+
+
+def test_a_sample_that_no_thread_leads_leaves_its_batch_to_the_next(client, monkeypatch):
+    model = client.model("double", batch=AT_ONCE)
+    lead, joined = BackgroundBatcher._led, []
+
+    def fail_once_another_has_joined(batcher, leader):
+        monkeypatch.setattr(BackgroundBatcher, "_led", lead)
+        with ThreadPoolExecutor(1) as other:
+            joined.append(other.submit(model.submit_sample, {"x": [2.0]}).result(GUARD))
+        raise ConnectFailedError("no thread")
+
+    monkeypatch.setattr(BackgroundBatcher, "_led", fail_once_another_has_joined)
+    with pytest.raises(ConnectFailedError, match="no thread"):
+        model.submit_sample({"x": [1.0]})
+    assert doubled(joined) == [[4.0]]
 
 
 @pytest.mark.parametrize("most", [None, 1])

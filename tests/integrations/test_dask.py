@@ -41,6 +41,12 @@ def features(arrays):
     return {"outer": x[:, :, None] * np.array([1.0, 10.0]), "total": x.sum(axis=1)}
 
 
+def uncounted(blocks):
+    """Return an array of blocks whose lengths nobody has counted."""
+    x = da.arange(6, chunks=6 // blocks)
+    return x[x > 0]
+
+
 SHAPES = {"outer": (3, 2), "total": ()}
 DTYPES = {"outer": np.float32, "total": np.float64}
 
@@ -136,8 +142,11 @@ print(infer_array(da.zeros((4, 3), chunks=2), "m", client=client, output_dtypes=
         infer_array(x, "m", client=unused, output_dtypes=np.int16),
         infer_array(x, "m", client=unused.with_options(route=Route("d")), output_dtypes=np.int8),
         infer_array(x + 1, "m", client=unused, output_dtypes=np.int8),
+        infer_array(x, "m", client=unused, output_dtypes=np.int8, rows=1),
+        infer_array(x, "m", client=unused, output_dtypes=np.int8, limit=1),
+        infer_array(x, "m", client=unused, output_dtypes=np.int8, input_name="x"),
     ]
-    assert len({here.name, *(other.name for other in others)}) == 5
+    assert len({here.name, *(other.name for other in others)}) == 8
 
 
 def test_the_token_of_a_client_is_that_of_its_settings(unused):
@@ -205,6 +214,7 @@ def test_an_output_that_is_not_as_declared_is_refused(serve, client_of, options,
         ({}, {}, "no inputs"),
         ({"a": da.zeros(3), "b": da.zeros(4)}, {"output_shapes": ()}, "rows"),
         ({"a": da.zeros(3), "b": da.zeros(3)}, {}, "output_shapes"),
+        ({"a": uncounted(2), "b": uncounted(3)}, {}, "not known"),
         ({"a": da.zeros(3)}, {"input_name": "a"}, "input_name"),
         (da.zeros(3), {"output_dtypes": None}, "output_dtypes"),
         (da.zeros(3), {"output_dtypes": "what"}, "output_dtypes"),

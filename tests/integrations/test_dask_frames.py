@@ -104,6 +104,13 @@ def test_operations_come_before_and_after_and_partitions_may_be_empty(serve, cli
     assert (few.join(y)["sum"] - y["sum"]).abs().sum().compute() == 0
 
 
+def test_an_empty_partition_has_the_index_of_the_others(unused, frame):
+    ddf = dd.from_pandas(frame, npartitions=2)
+    y = infer_frame(ddf[ddf["a"] > 99], "m", client=unused, output_dtypes={"sum": np.float64})
+    pd.testing.assert_frame_equal(y.compute(), y._meta)
+    assert y.compute().index.name == "id"
+
+
 def test_columns_are_chosen_and_stacked_as_by_the_client(serve, client_of, frame):
     def rows(arrays):
         return {"y": arrays["x"] @ np.array([1.0, 100.0])}

@@ -23,7 +23,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tcm_sync import BatchPolicy, InferenceError, TcmClient
 from tcm_sync._pool.gate import Gate
-from tcm_sync.events import CallFinished, Listener, Phases, add_listener, flush, remove_listener
+from tcm_sync.events import (
+    CallFinished,
+    ConnectionClosed,
+    ConnectionOpened,
+    Listener,
+    Phases,
+    add_listener,
+    flush,
+    remove_listener,
+)
 from tcm_sync.events import _listeners as listeners
 from tcm_sync.events._listeners import Listeners
 from tcm_sync.events._watch import Watch
@@ -176,6 +185,29 @@ def test_a_child_begins_its_gauges_at_zero(serve):
         with os.fdopen(reading) as pipe:
             assert pipe.read() == "1.0"
         os.waitpid(pid, 0)
+
+
+def test_a_child_counts_what_has_the_number_of_something_of_its_parent(monkeypatch):
+    registry = CollectorRegistry()
+    listener = PrometheusListener(registry)
+    opened = ConnectionOpened(at=0.0, manager="h:1", pool="inference", uuid="1", seconds=0.1)
+    listener.connection_opened(opened)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    listener.connection_opened(opened)
+    assert gauges_of(registry) == {"tcm_sockets": 1}
+
+
+def test_sockets_are_counted_by_what_their_reason_begins_with():
+    registry = CollectorRegistry()
+    listener = PrometheusListener(registry)
+    for reason in ("lost: [Errno 104] reset", "lost: [Errno 32] broken pipe", "idle or old"):
+        closed = ConnectionClosed(
+            at=0.0, manager="h:1", pool="inference", uuid="1", reason=reason, requests=1, seconds=0.1
+        )
+        listener.connection_closed(closed)
+    found = samples_of(generate_latest(registry).decode())
+    assert found["tcm_sockets_closed_total", "h:1", "inference", "lost"] == 2
+    assert found["tcm_sockets_closed_total", "h:1", "idle or old", "inference"] == 1
 
 
 class Blocked(Listener):

@@ -370,6 +370,13 @@ def test_what_is_learned_is_bounded():
     assert limits.rows((Route("c"), "m999"), 4) == 8
 
 
+def test_a_milder_refusal_of_what_was_under_way_does_not_raise_the_limit():
+    limits, target = RowLimits(), (Route("c"), "m")
+    for failed, left in ((64, 32), (128, 32), (40, 20)):  # without a number each refusal halves them
+        assert limits.learn(target, PayloadTooLargeError("too many"), failed, 4, None) == left
+        assert limits.rows(target, 4) == left
+
+
 def test_what_is_learned_ends_since_the_model_may_be_another_one(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(ttl_cache, "monotonic", lambda: now[0])

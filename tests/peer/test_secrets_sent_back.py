@@ -104,20 +104,25 @@ def test_a_refusal_and_an_outputs_name_that_repeat_the_request(caplog):
     assert_hidden(caplog.text)
 
 
-def test_a_refusal_that_repeats_the_token_of_a_callable():
-    token = "callable-6612-never-shown"
+@pytest.mark.parametrize("place", ["token", "header"])
+def test_a_refusal_that_repeats_the_token_of_a_callable(place):
+    """Nobody keeps it but the socket that it was sent on."""
+    secret = "callable-6612-never-shown"
 
     def script(connection):
         connection.welcome()
         connection.recv_request()
-        connection.reply(f"no such token: {token}", status="FAILED")
+        connection.reply(f"no such token: {secret}", status="FAILED")
         connection.wait_eof()
 
-    auth = AuthContext(token=lambda: token)
-    with ScriptedPeer(script) as peer, connect(peer, auth=auth) as client:
+    token, header = {"auth": AuthContext(token=lambda: secret)}, {"headers": {"X-Key": lambda: secret}}
+    how = token if place == "token" else header
+    with ScriptedPeer(script) as peer, connect(peer, **how) as client:
+        client.open(wait=True)
+        gc.collect()
         with failing(ContractError, "no such token: ***") as caught:
             ask(client)
-    assert token not in everything(caught.value)
+    assert secret not in everything(caught.value)
 
 
 @pytest.mark.parametrize("body", [b"%s", b'{"status": "not_ready", "detail": "%s", "%s": ["%s"]}'])

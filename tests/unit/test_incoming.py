@@ -12,7 +12,7 @@ from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.frames import CLOSE, PING, TEXT, FrameDecoder
 from tcm_sync._transport.incoming import Incoming
-from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture
+from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture, StreamReplies
 
 
 def message(**envelope):
@@ -43,6 +43,10 @@ class Exchange:
     def ask(self):
         self.future = self._pending["u-1"] = ReplyFuture()
         self.future.started = True
+
+    def wait_for(self, future):
+        self._pending["u-1"] = future
+        return future
 
     def receive(self, *events):
         return self._incoming.handle_frames(self.connection, list(events))
@@ -88,6 +92,13 @@ def test_what_is_read_behind_an_answer_ends_the_connection_before_the_call_retur
     assert not exchange.receive(answer, behind)
     assert exchange.closed == [(failure, False)]
     assert exchange.answer() == expected
+
+
+def test_what_comes_before_a_stream_is_asked_for_is_no_chunk_of_it(exchange):
+    stream = exchange.wait_for(StreamReplies(2**20))
+    assert not exchange.receive(REPLY)
+    assert exchange.closed == [(ProtocolError, False)]
+    assert not stream.has_reply()
 
 
 def test_an_answer_is_handed_over_once(exchange):

@@ -121,6 +121,12 @@ def test_names_and_texts_of_a_manager_are_escaped():
     assert read(result).rows[1][0] == attack
 
 
+def test_the_name_of_a_picture_is_escaped():
+    attack = '"><script>alert(1)</script>'
+    shown = read(InferResult("m", {attack: GREY}))
+    assert ("alt", attack) in shown.attributes
+
+
 def test_statistics_show_what_is_not_zero(client):
     with pytest.raises(ConnectionError):
         client.infer("m", {"x": [1.0]}, timeout=0.5, retry=None)

@@ -77,6 +77,24 @@ def test_a_manager_that_closes_instead_of_authenticating_is_quoted(payload, said
     assert caught.value.message == f"h:1 closed the socket with {said} of authenticating it"
 
 
+def test_a_socket_that_does_not_authenticate_is_closed_and_kept_no_longer(monkeypatch):
+    ours, theirs = socket.socketpair()
+
+    def opened(*arguments):
+        arguments[4].add(ours)
+        return ours
+
+    monkeypatch.setattr(module, "open_socket", opened)
+    one = opener()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 503 No\r\n\r\n")
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(ConnectFailedError, match="HTTP 503"):
+            one.open(was_draining=False, ask_ready=False)
+        assert ours.fileno() == -1
+    assert not one.opening._sockets
+
+
 @pytest.mark.parametrize(
     ("uri", "peer", "headers", "warned"),
     [

@@ -161,6 +161,17 @@ def test_other_processes_are_counted_while_they_are_present(table, clock):
     assert claim(table, 2, clock.now).others == 0
 
 
+def test_a_process_in_the_place_of_one_that_has_gone_hides_none_behind_it(table, clock):
+    for owner in (1, 2, 3):
+        claim(table, owner, clock.now, turns=9)
+    clock.now += PRESENT_NS * 6 // 10
+    for owner in (2, 3):
+        claim(table, owner, clock.now, turns=9)
+    clock.now += PRESENT_NS * 6 // 10  # the first one has gone
+    claim(table, 4, clock.now, turns=9)
+    assert claim(table, 4, clock.now, turns=9).others == 2
+
+
 def test_a_process_that_continues_asking_stays_present(table, clock):
     claim(table, 1, clock.now)
     clock.now += PRESENT_NS * 6 // 10
