@@ -75,3 +75,7 @@ class Progress:
         if self._bar is not None:
             with Suppress(OSError, ValueError):
                 self._bar.close()
+                # In a notebook a bar without a total would become green.
+                mark = getattr(self._bar, "disp", None)
+                if mark is not None and kind is not None and kind is not GeneratorExit:
+                    mark(bar_style="danger", check_delay=False)

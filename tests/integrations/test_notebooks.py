@@ -35,6 +35,18 @@ def broken():
     yield {{"x": [1]}}
     raise RuntimeError("of the user")
 
+def create_slowly():
+    manager.delay_next(3600, kind="management")
+
+    def watch():
+        while manager.faults_left:
+            time.sleep(0.001)
+        started.touch()
+
+    threading.Thread(target=watch).start()
+    parts = {{"openstack": {{}}, "docker": {{}}, "minio": {{}}, "triton": {{"model_name": "echo"}}}}
+    return client.create(**parts, progress=True)
+
 models = {{"slow": slow, "word": word, "echo": lambda inputs: {{"y": inputs["x"]}}}}
 manager = LocalManager(models, tick=0).start()
 client = TcmClient(manager.uri, route=manager.route, retry=None)
@@ -220,6 +232,7 @@ def test_xmode_verbose_shows_every_frame(kernel, fails):
         'list(client.map("slow", [{"x": [n]} for n in range(100)], progress=True))',
         'list(client.map("slow", ({"x": [n]} for n in range(100)), ordered=False))',
         'client.infer_chunked("slow", {"x": range(100)}, rows=1)',
+        "create_slowly()",
     ],
 )
 def test_a_client_is_as_before_after_an_interrupt(kernel, call):
@@ -240,6 +253,21 @@ def test_a_client_is_as_before_after_an_interrupt(kernel, call):
     answer, busy
     """
     assert shown(kernel.run(textwrap.dedent(after))[-1:]) == "([7], 0)"  # a log line may come before
+
+
+def test_a_bar_is_green_only_where_nothing_failed(kernel):
+    source = """
+    from ipywidgets.widgets import widget
+    before = list(widget._instances)
+    list(client.map("echo", ({"x": [n]} for n in range(3)), progress=True))
+    try:
+        list(client.map("none", ({"x": [n]} for n in range(3)), progress=True))
+    except Exception:
+        pass
+    bars = [each for name, each in widget._instances.items() if name not in before]
+    [each.bar_style for each in bars if hasattr(each, "bar_style")]
+    """
+    assert shown(kernel.run(textwrap.dedent(source))[-1:]) == "['success', 'danger']"
 
 
 # --- cells that run again ---
@@ -292,7 +320,7 @@ def kinds_of(cell):
 
 def test_the_example_runs_and_shows_what_is_stored_in_it(kernel):
     stored = nbformat.read(EXAMPLE, as_version=4)
-    kernel.run("client.close()\nmanager.stop()")
+    kernel.run("client.close()\nmanager.kill()\nmanager.stop()")
     try:
         fresh = kernel.run_notebook(EXAMPLE)
     finally:
