@@ -36,6 +36,8 @@ _SHORT = 32  # elements up to which innermost lists are too many to be made
 _SCAN = 2**20  # bytes that are scanned at a time
 
 _SPACE = rb"[ \t\r\n]*"  # of JSON (RFC 8259, section 2)
+_EMPTY_LIST = re.compile(rb"%b\[%b\]%b" % (_SPACE, _SPACE, _SPACE))
+_END_OF_EMPTY_LIST = re.compile(_SPACE + rb"\]")
 _BETWEEN_ELEMENTS = re.compile(rb"([\] \t\r\n]*)(?:(,)([\[ \t\r\n]*))?")
 _WITHOUT_BRACKETS = bytes.maketrans(b"[]", b"  ")
 _BLANKS = b" \t\r\n"
@@ -122,17 +124,20 @@ class _Reader:
         self._lengths: list[int | None] = [None] * (depth - self._axes)
         self._read = [0] * (depth - self._axes)
         wanted = {"b": np.dtype(bool), "f": np.dtype(np.float64)}.get(kind, np.dtype(np.int64))
+        self._is_empty = _EMPTY_LIST.fullmatch(text) is not None
         # In nested lists without an empty one there is one element more than there are commas.
-        count = _count(text, ",") + 1 if self._elements else 0
+        count = _count(text, ",") + 1 if self._elements and not self._is_empty else 0
         self._array = np.empty(count, wanted if dtype is None else dtype)
         self._filled = 0
 
     def _first_unit(self, depth: int) -> tuple[int, int, tuple[int, ...]]:
         """Find the first unit, the largest list that fits a piece: where it begins, its axes, its shape."""
         opened = [found.end() for found in islice(re.finditer(rb"\[", self._text), depth)]
+        empty = _END_OF_EMPTY_LIST.match(self._text, opened[-1])  # no element in it could be the unit
         for axes in range(depth - 1, 0, -1):
             start = opened[depth - axes - 1]
-            found = _ends(axes).search(self._text, start, start + _PIECE)
+            limit = (empty.end() if empty else start) + _PIECE
+            found = _ends(axes).search(self._text, start, limit)
             if found is not None:
                 first = decode_lists(self._text[start : found.end()], axes, self._kind, self._dtype)
                 return start, axes, first.shape
@@ -140,7 +145,7 @@ class _Reader:
 
     def read(self, deadline: Deadline | None) -> npt.NDArray[Any]:
         """Read all of it."""
-        over = False
+        over = self._is_empty
         while not over:
             if deadline is not None and deadline.expired():
                 raise CallTimeoutError(
