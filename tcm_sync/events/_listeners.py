@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -95,6 +96,7 @@ class _Delivery:
         self._running = threading.RLock()  # held while a listener runs
         self._has_dropped = False  # whether that was logged
         self._is_collecting = False  # whether the thread delivers what is added now without being woken
+        self._is_registered = False  # whether `at_exit` runs before the handlers that exist
 
     def add(self, entry: _Entry) -> None:
         """Have an event delivered after the next `wake`. It takes no lock."""
@@ -136,11 +138,19 @@ class _Delivery:
     def wake(self) -> None:
         """Have what waits delivered. It waits for nothing but a thread's start."""
         if not (self._is_empty() or self._is_collecting):
+            if not self._is_registered:
+                self._register_at_exit()
             try:
                 self._threads.submit(self._deliver_and_collect, key="deliver")
             except RuntimeError as error:  # no thread: the call is more important than its events
                 if is_of_handler(error):
                     raise
+
+    def _register_at_exit(self) -> None:
+        """Have `at_exit` called before the handlers that exist: an exporter takes nothing after its own."""
+        self._is_registered = True
+        atexit.unregister(self.at_exit)  # that of a parent process
+        atexit.register(self.at_exit)
 
     def _deliver_and_collect(self) -> None:
         """Deliver events until none is added within a pause."""

@@ -726,9 +726,9 @@ def test_only_a_listener_can_be_added():
     ],
 )
 def test_a_process_that_ends_waits_for_its_listeners_but_not_for_ever(manager, is_handled, how, printed):
-    """Also if a listener handles the last event already, and no other waits."""
+    """Also if a listener handles the last event already, and no other waits; before an exporter ends."""
     code = f"""
-import threading, time, tcm_sync, tcm_sync.events as events
+import atexit, threading, time, tcm_sync, tcm_sync.events as events
 begun = threading.Event()
 class Slow(events.Listener):
     def call_finished(self, event):
@@ -738,6 +738,7 @@ class Slow(events.Listener):
         print(event.model_name, flush=True)
 route = tcm_sync.Route({manager.route.container_id!r})
 client = tcm_sync.TcmClient({manager.uri!r}, route=route, listeners=[Slow()])
+atexit.register(print, "the end of an exporter", flush=True)
 client.infer("echo", {{"x": [1.0]}})
 if {is_handled}:
     begun.wait()
@@ -746,4 +747,4 @@ else:
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=GUARD, check=True)
-    assert (done.stdout, done.stderr) == (printed, "")
+    assert (done.stdout, done.stderr) == (f"{printed}the end of an exporter\n", "")
