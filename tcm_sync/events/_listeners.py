@@ -97,6 +97,7 @@ class _Delivery:
         self._has_dropped = False  # whether that was logged
         self._is_collecting = False  # whether the thread delivers what is added now without being woken
         self._is_registered = False  # whether `at_exit` runs before the handlers that exist
+        self._is_registered = False  # whether `at_exit` runs before the handlers that exist
 
     def add(self, entry: _Entry) -> None:
         """Have an event delivered after the next `wake`. It takes no lock."""

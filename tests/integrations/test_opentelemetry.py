@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import http.server
 import subprocess
 import sys
+import threading
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from google.protobuf.json_format import MessageToDict
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -22,7 +28,7 @@ from tcm_sync.events import flush
 from tcm_sync.integrations.opentelemetry import TcmInstrumentor
 
 from ..helpers.waiting import GUARD, wait_until
-from .web_servers import environment
+from .web_servers import EXAMPLES, answers_of, end, environment, free_port, get
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +233,67 @@ def test_opentelemetry_instrument_finds_it(manager):
     command = [Path(sys.executable).parent / "opentelemetry-instrument", sys.executable, "-c", PROGRAM]
     given = environment(manager, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="")
     assert subprocess.check_output(command, env=given, text=True, timeout=GUARD) == "['tcm/infer']\n"
+
+
+@pytest.fixture
+def collector():
+    """A collector on a free port: what it received by path, as dictionaries."""
+    received = defaultdict(list)
+    kinds = {"/v1/traces": ExportTraceServiceRequest, "/v1/metrics": ExportMetricsServiceRequest}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received[self.path].append(MessageToDict(kinds[self.path].FromString(body)))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = False  # so that server_close waits for them
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    received["port"] = server.server_port
+    yield received
+    server.shutdown()
+    thread.join(GUARD)
+    server.server_close()
+
+
+def test_both_workers_of_gunicorn_export_the_example_to_their_last_call(digits_manager, collector):
+    port = free_port()
+    given = environment(
+        digits_manager,
+        BIND=f"127.0.0.1:{port}",
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector['port']}",
+    )
+    command = [sys.executable, "-m", "gunicorn", "service:app"]
+    server = subprocess.Popen(command, cwd=EXAMPLES / "opentelemetry", env=given, stderr=subprocess.DEVNULL)
+    try:
+        get(port, "/digits?number=0")
+        answers_of(port, range(99))
+    finally:
+        end(server)
+    spans = defaultdict(list)
+    for resource in (each for sent in collector["/v1/traces"] for each in sent["resourceSpans"]):
+        for scope in resource["scopeSpans"]:
+            spans[scope["scope"]["name"]] += scope["spans"]
+    requests = {each["spanId"]: each["traceId"] for each in spans["opentelemetry.instrumentation.flask"]}
+    assert len(spans["tcm_sync"]) == len(requests) == 100
+    assert {each["parentSpanId"]: each["traceId"] for each in spans["tcm_sync"]} == requests
+    counts = [
+        int(point["count"])
+        for sent in collector["/v1/metrics"]
+        for resource in sent["resourceMetrics"]
+        for scope in resource["scopeMetrics"]
+        for metric in scope["metrics"]
+        if metric["name"] == "rpc.client.call.duration"
+        for point in metric["histogram"]["dataPoints"]
+    ]
+    assert sum(counts) == 100
+    assert len(counts) <= 2  # each worker exports when it ends, if it has answered anything
 
 
 def test_what_is_missing_is_named(monkeypatch):
