@@ -2,6 +2,8 @@
 
 import os
 
+from export import start_export  # now, since a worker that imports it misses signals meanwhile
+
 bind = os.environ.get("BIND", "127.0.0.1:8080")
 worker_class = "gthread"
 workers = 2
@@ -11,7 +13,5 @@ timeout = 30
 
 
 def post_fork(server: object, worker: object) -> None:  # noqa: ARG001
-    """Export from each worker: threads and sums of the master are not to be in them."""
-    from export import start_export
-
+    """Export from each worker: its spans, and sums without those of the master."""
     start_export()

@@ -97,7 +97,7 @@ class _Delivery:
         self._has_dropped = False  # whether that was logged
         self._is_collecting = False  # whether the thread delivers what is added now without being woken
         self._is_registered = False  # whether `at_exit` runs before the handlers that exist
-        self._is_registered = False  # whether `at_exit` runs before the handlers that exist
+        self._has_waited = False  # whether `at_exit` has waited in vain
 
     def add(self, entry: _Entry) -> None:
         """Have an event delivered after the next `wake`. It takes no lock."""
@@ -213,9 +213,9 @@ class _Delivery:
         self._renew()
 
     def at_exit(self) -> None:
-        """Deliver what is left, if the listeners let it."""
-        if not (self._is_empty() and self._threads.is_idle()):
-            self.flush(_EXIT_TIMEOUT)
+        """Deliver what is left, if the listeners let it; a second call waits for none that does not."""
+        if not (self._has_waited or (self._is_empty() and self._threads.is_idle())):
+            self._has_waited = not self.flush(_EXIT_TIMEOUT)
 
 
 class Listeners:

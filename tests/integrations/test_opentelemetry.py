@@ -269,7 +269,8 @@ def test_both_workers_of_gunicorn_export_the_example_to_their_last_call(digits_m
         BIND=f"127.0.0.1:{port}",
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector['port']}",
     )
-    command = [sys.executable, "-m", "gunicorn", "service:app"]
+    # gunicorn loses the signal to end a worker that it has just forked
+    command = [Path(sys.executable).parent / "gunicorn", "--graceful-timeout", "3", "service:app"]
     server = subprocess.Popen(command, cwd=EXAMPLES / "opentelemetry", env=given, stderr=subprocess.DEVNULL)
     try:
         get(port, "/digits?number=0")
