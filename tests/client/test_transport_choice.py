@@ -660,6 +660,13 @@ def test_chunks_go_as_json_where_the_manager_grants_no_shared_memory(chunks):
     assert chunks(BATCH, shm=False) == ([1] * 10, 0)
 
 
+def test_it_is_found_once_that_the_chunks_of_a_batch_cannot_be_shared(serve, client_of):
+    client = client_of(serve({"echo": lambda arrays: arrays}, shm=False), max_message_bytes=65_536)
+    client.open(wait=True)
+    client.infer_chunked("echo", {"x": BATCH})
+    assert client.stats().shm_declined == {"not granted": 1}
+
+
 def test_chunks_that_must_be_shared_and_cannot_be_are_refused(client, manager):
     words = np.array([["word"]] * 5000, object)
     with pytest.raises(InputError, match=r"^transport='shm' cannot be: no fixed size: "):

@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "digits.ipynb"
 SETUP = """
 import threading, time
 from pathlib import Path
-from tcm_sync import AuthContext, TcmClient
+from tcm_sync import AuthContext, InputError, TcmClient
 from tcm_sync.local import LocalManager
 
 started, go_on = Path({started!r}), threading.Event()
@@ -126,6 +126,33 @@ def test_the_error_behind_an_error_is_shown_with_the_lines_of_the_user(fails):
     )
     assert text.startswith("AuthenticationError: the token callable raised KeyError")
     assert len(frames_of(text)) == 1, text
+
+
+def test_errors_that_are_each_others_cause_are_shown_once(fails):
+    text = fails(
+        """
+        first, second = InputError("first"), InputError("second")
+        first.__cause__, second.__cause__ = second, first
+        raise InputError("third") from first
+        """
+    )
+    assert re.findall(r"^InputError: (\w+)$", text, re.M) == ["third", "first", "second"]
+
+
+def test_an_error_that_was_shown_still_has_what_it_was_raised_in(kernel):
+    source = """
+    import traceback
+    try:
+        try:
+            {}["gone"]
+        except KeyError:
+            raise InputError("not sent")
+    except InputError as error:
+        error._render_traceback_()
+        whole = "".join(traceback.format_exception(error))
+    "KeyError: 'gone'" in whole
+    """
+    assert shown(kernel.run(textwrap.dedent(source))) == "True"
 
 
 def test_an_error_of_the_user_that_passes_through_a_call_shows_the_lines_of_the_user(fails):
