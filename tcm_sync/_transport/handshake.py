@@ -19,6 +19,7 @@ from websocket import WebSocket, WebSocketException, WebSocketTimeoutException
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._secrets import Secret
+from tcm_sync._transport.advice import advice_on_silence, advice_on_status
 from tcm_sync._transport.heads import HEAD_BYTES, HeadTooLongError, pause_asked_for, read_fields, receive_head
 from tcm_sync._transport.sockets import send_all
 from tcm_sync._transport.tls import failure_after_tls
@@ -67,6 +68,7 @@ def shake_hands(
     stand_in = _HandshakeSocket(sock, target, cookie, deadline)
     sent = [f"{name}: {value.reveal()}" for name, value in headers.items() if name.lower() != "cookie"]
     where = endpoint.authority
+    silence = advice_on_silence(secure=endpoint.secure)
     problem: str | None = None
     try:
         WebSocket().connect(  # type: ignore[no-untyped-call]
@@ -78,13 +80,13 @@ def shake_hands(
             redirect_limit=0,
         )
     except (WebSocketTimeoutException, TimeoutError) as error:
-        raise ConnectFailedError(f"{where} did not answer the handshake in time") from error
+        raise ConnectFailedError(f"{where} did not answer the handshake in time{silence}") from error
     except (WebSocketException, ValueError, LookupError) as error:
         problem = quote(str(error))
     except OSError as error:
         if isinstance(error, TcmError):
             raise
-        said = f"{where} ended the connection in the handshake: {error}"
+        said = f"{where} ended the connection in the handshake: {error}{silence}"
         raise failure_after_tls(sock, error, where) or ConnectFailedError(said) from error
     # Raised here, without a cause: websocket-client's error holds the answer, which may repeat the request.
     if problem is not None and stand_in.status in (None, 101):
@@ -109,6 +111,8 @@ def _refused(endpoint: Endpoint, status: int, answer: _HandshakeSocket) -> TcmEr
         said = _redirected(endpoint, answer.fields.get(b"location", b""))
     elif status == 404:
         said = _not_found(endpoint)
+    else:
+        said += advice_on_status(status, body, endpoint.path)
     permanent = 300 <= status < 500 and status not in (408, 425, 429)
     return ConnectFailedError(
         f"{where} answered the handshake with HTTP {status}{said}",

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from tcm_sync._deadline import Deadline
 from tcm_sync._numbers import LONGEST_PAUSE, asked_pause
 from tcm_sync._transport.sockets import receive
+from tcm_sync._wire.quote import quote
 
 #: The most bytes that the head of an answer may have.
 HEAD_BYTES = 64 * 1024
@@ -48,7 +49,9 @@ def receive_head(sock: socket.socket, deadline: Deadline) -> tuple[bytes, bytes]
             raise HeadTooLongError
         data = receive(sock, 16_384, deadline)
         if not data:
-            raise ConnectionResetError("closed before the answer was whole")
+            began = bytes(received[:80])
+            said = "it answered with TLS" if began.startswith(b"\x15\x03") else quote(began)  # an alert
+            raise ConnectionResetError(f"closed before the answer was whole{': ' + said if began else ''}")
         received += data
     return bytes(received[:end]), bytes(received[end + 4 :])
 

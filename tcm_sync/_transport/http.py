@@ -11,6 +11,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._transport.addresses import Addresses
+from tcm_sync._transport.advice import advise
 from tcm_sync._transport.credentials import Credentials
 from tcm_sync._transport.proxies import Proxy
 from tcm_sync._transport.sockets import OpeningSockets, open_socket, receive, send_all
@@ -64,9 +65,13 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
 
     endpoint, headers = target.endpoint, target.credentials.headers()
     addresses = target.addresses
-    sock = open_socket(
-        endpoint, target.context, target.server_hostname, deadline, opening, addresses, target.proxy
-    )
+    try:
+        sock = open_socket(
+            endpoint, target.context, target.server_hostname, deadline, opening, addresses, target.proxy
+        )
+    except ConnectFailedError as error:
+        advise(error, secure=endpoint.secure, through_proxy=target.proxy is not None)
+        raise
     try:
         head = [f"GET {endpoint.sibling(name)} HTTP/1.1", f"Host: {endpoint.authority}"]
         head += [f"{key}: {value.reveal()}" for key, value in headers.items()]

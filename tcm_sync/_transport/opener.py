@@ -11,6 +11,7 @@ from tcm_sync._endpoint import Endpoint
 from tcm_sync._logs import Log
 from tcm_sync._secrets import Secret, names_secret
 from tcm_sync._transport.addresses import Addresses
+from tcm_sync._transport.advice import advise
 from tcm_sync._transport.authentication import (
     CAPABILITY,
     AuthExchange,
@@ -28,7 +29,7 @@ from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket
 from tcm_sync._transport.tenant import tenant_of
 from tcm_sync._wire.quote import quote
 from tcm_sync._wire.readiness import Readiness
-from tcm_sync.errors import AuthenticationError, ShuttingDownError, TcmError
+from tcm_sync.errors import AuthenticationError, ConnectFailedError, ShuttingDownError, TcmError
 from tcm_sync.settings import AuthContext, Settings, TlsSettings
 
 log = Log("tcm_sync.pool", queued=True)
@@ -136,15 +137,19 @@ class Opener:
 
     def _open_once(self, deadline: Deadline, was_draining: bool) -> Connection:
         token, headers = self.credentials.token(), self.credentials.headers()
-        sock = open_socket(
-            self.endpoint,
-            self.context,
-            self.server_hostname,
-            deadline,
-            self.opening,
-            self.addresses,
-            self.proxy,
-        )
+        try:
+            sock = open_socket(
+                self.endpoint,
+                self.context,
+                self.server_hostname,
+                deadline,
+                self.opening,
+                self.addresses,
+                self.proxy,
+            )
+        except ConnectFailedError as error:
+            advise(error, secure=self.endpoint.secure, through_proxy=self.proxy is not None)
+            raise
         try:
             self._warn_of_clear_text(sock, token, headers)
             with self.addresses.noting_failures(sock):

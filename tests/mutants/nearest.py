@@ -49,6 +49,7 @@ NEAREST = {
     "tcm_sync/_pool/turns.py": "unit/test_turns client/test_turns",
     "tcm_sync/_pool/waiters.py": "unit/test_waiters unit/test_pool",
     "tcm_sync/_transport/addresses.py": "unit/test_addresses peer/test_networks",
+    "tcm_sync/_transport/advice.py": "unit/test_connect_advice unit/test_handshake",
     "tcm_sync/_transport/authentication.py": (
         "unit/test_opener unit/test_pool peer/test_auth peer/test_secrets_sent_back peer/test_closing"
     ),
