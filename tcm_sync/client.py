@@ -366,8 +366,8 @@ class TcmClient:
         inputs : mapping, sequence or array-like
             A mapping of names to array-likes; a sequence of `InferenceInput` or of dicts in either form of
             the wire (``name, shape, datatype, data`` or ``name, dims, type, value``), or of `SHMReference`
-            alone; or one array-like, whose name is then ``INPUT__0``. Datatypes are the arrays' own unless
-            they are stated. A data frame is refused: `infer_frame` takes it.
+            alone; or one array-like, for a model whose only input is called ``INPUT__0``. Datatypes are the
+            arrays' own unless they are stated. A data frame is refused: `infer_frame` takes it.
         vm_ip, container_id, vm_id : str, optional
             The route, where it differs from the client's. Naming a container leaves the client's ``vm_ip``
             and ``vm_id`` out, since they belong to another one.

@@ -39,6 +39,7 @@ _PAYLOAD_TOO_LARGE = re.compile(
 )
 _TOO_LARGE = re.compile(r"Message too large \(>(\d{1,18}) bytes\)")
 _BATCH_OVER_MAX = re.compile(r"inference request batch-size must be <= (\d{1,9}) ")
+_MISSING_INPUTS = re.compile(r"missing required input\(s\) \['([^\]]{1,500})'\]")
 _STREAM_TIMEOUT = "Stream timed out after"
 # Parts of failures of the manager's client for a registered server, and what users can do.
 _ADVICE = {
@@ -108,6 +109,9 @@ def failure_of_reply(failure: Failure | str) -> TcmError:
     for part, advice in _ADVICE.items():
         if part in failure.message:
             text += f": {advice}"
+    if found := _MISSING_INPUTS.search(text):
+        names = ", ".join(f'"{name}": array' for name in found[1].split("','"))
+        text += f" Pass each input by its name: {{{names}}}"
     if found := _BATCH_OVER_MAX.search(failure.message):
         return InferenceFailedError(
             f"{text}: send at most {found[1]} rows a call (infer_chunked cuts a batch)",

@@ -14,6 +14,22 @@ if TYPE_CHECKING:
 ModelFunction = Callable[[dict[str, Any]], Mapping[str, Any] | Iterator[Any]]
 
 
+class MissingInputError(KeyError):
+    """A model's function reads an input that the request does not have; in the words of Triton."""
+
+    __str__ = Exception.__str__  # a KeyError's is the repr of its text
+
+
+class Inputs(dict[str, Any]):
+    """The inputs of a request as a model's function gets them."""
+
+    def __missing__(self, name: str) -> Any:
+        raise MissingInputError(
+            f"the function of the model reads an input that the request does not have. Got input(s) "
+            f"{_quoted(list(self))}, but missing required input(s) {_quoted([str(name)])}."
+        )
+
+
 class TensorSpec(NamedTuple):
     """An input or output as a model declares it: Triton datatype, and dims (-1 is any; None is any shape)."""
 

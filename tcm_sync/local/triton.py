@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync.local.failures import CodedFailure
+from tcm_sync.local.loaded_model import Inputs
 from tcm_sync.local.models import ModelFailure
 from tcm_sync.local.tensors import encoded_bytes, nesting, to_array
 
@@ -161,7 +162,7 @@ class Triton:
         if model.decoupled and protocol == "http":
             raise ValueError(NOT_OVER_HTTP)
         self._count_execution(model.name)
-        return model.run(arrays)
+        return model.run(arrays if model.inputs is not None else Inputs(arrays))
 
     def _find(self, request: Request) -> LoadedModel:
         model = self._models.get(request.model_name)

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tcm_sync.errors import ConfigError, ModelFileError
+from tcm_sync import TcmClient
+from tcm_sync.errors import ConfigError, InferenceFailedError, ModelFileError
 from tcm_sync.local import LocalManager, ModelFailure
 from tcm_sync.local.loaded_model import TensorSpec
 from tcm_sync.local.models import load_model
@@ -380,3 +381,16 @@ def test_the_note_on_batching_is_for_models_that_are_batched(serve, dial):
     for name, noted in (("batched", True), ("open", True), ("whole", False)):
         message = raw.infer(name, tensor([1.0], name="INPUT__0"))["data"]["message"]
         assert ("NOTE: Setting a non-zero max_batch_size" in message) is noted
+
+
+def test_a_function_that_reads_an_input_that_is_not_there_fails_with_its_name(serve):
+    models = {"half": lambda inputs: {"y": inputs["x"] / 2}, "others": lambda inputs: {"y": {}["z"]}}
+    manager = serve(models)
+    with TcmClient(manager.uri, route=manager.route) as client:
+        with pytest.raises(InferenceFailedError) as failed:
+            client.infer("half", np.ones(2))
+        assert "Got input(s) ['INPUT__0'], but missing required input(s) ['x']" in failed.value.message
+        assert failed.value.message.endswith('Pass each input by its name: {"x": array}')
+        with pytest.raises(InferenceFailedError) as other:
+            client.infer("others", {"x": np.ones(2)})
+        assert "missing required" not in other.value.message

@@ -58,6 +58,7 @@ SOURCES = {
         an output that holds a
         has no JSON form
         not a mapping of tensors by name
+        the function of the model reads an input that the request does not have. Got input(s
         not a str
         not an iterator of chunks or a mapping of tensors by name
         not found: this local manager has

@@ -99,6 +99,19 @@ def test_a_request_that_triton_did_not_answer_may_have_run(code, reason, unknown
     assert (RetryPolicy(resend_lost=False).verdict(error) is Verdict.FATAL) is unknown
 
 
+@pytest.mark.parametrize(
+    ("missing", "advice"),
+    [
+        ("['image']", '{"image": array}'),
+        ("['a','b']", '{"a": array, "b": array}'),
+    ],
+)
+def test_inputs_that_are_missing_are_named_as_they_are_passed(missing, advice):
+    reason = f"Got input(s) ['INPUT__0'], but missing required input(s) {missing}."
+    error = failure_of_reply(Failure("TRITON_INFERENCE_FAILED", reason))
+    assert error.message == f"{reason} Pass each input by its name: {advice}"
+
+
 def test_words_alone_are_a_contract_error():
     error = failure_of_reply("Missing required field 'vm_ip'")
     assert type(error) is ContractError
