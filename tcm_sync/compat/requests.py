@@ -57,13 +57,26 @@ def inference_request(
         "pipeline": None,
         "request": {
             "protocol": "http",
-            "inputs": [_dumped(each) for each in inputs],
+            "inputs": [_dumped(each) for each in _listed(inputs)],
             "allow_transient": check_flag("allow_transient", allow_transient),
         },
     }
 
 
+def _listed(inputs: Any) -> Iterable[Any]:
+    if hasattr(inputs, "model_dump") or hasattr(inputs, "set_data_from_numpy"):
+        raise InputError(
+            f"inputs must be a list of InferenceInput: put the {type(inputs).__name__} in a list"
+        )
+    listed: Iterable[Any] = inputs
+    return listed
+
+
 def _dumped(given: Any) -> dict[str, Any]:
+    if hasattr(given, "set_data_from_numpy"):
+        raise InputError(
+            f"{type(given).__name__} is an input of tritonclient: pass an InferenceInput (docs/migrating.rst)"
+        )
     if not callable(getattr(given, "model_dump", None)):
         raise InputError(f"each input must be an InferenceInput, not {shown(given)}")
     dumped: dict[str, Any] = given.model_dump()

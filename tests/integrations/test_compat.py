@@ -416,6 +416,13 @@ def test_one_input_alone_belongs_in_a_list_and_tritonclients_is_named(manager, c
         client.infer("echo", [InferInput("x", [1], "FP32")])
     with pytest.raises(InputError, match="tritonclient: pass the array itself"):
         client.infer("echo", {"x": InferInput("x", [1], "FP32")})
+    theirs, ours = InferInput("x", [1], "FP32"), inputs_of(compat)[0]
+    with compat.TcmClient(manager.uri, compat.AuthContext("c-1")) as client:
+        with pytest.raises(InputError, match="tritonclient: pass an InferenceInput"):
+            client.infer("vm-1", "local", "echo", [theirs])
+        for one in (theirs, ours):
+            with pytest.raises(InputError, match=f"put the {type(one).__name__} in a list"):
+                client.infer("vm-1", "local", "echo", one)
 
 
 def test_shutting_down_is_an_error_of_the_main_client(manager, connect):

@@ -105,4 +105,4 @@ def test_the_call_of_tcm_client_runs(theirs, namespace):
 
 
 def test_the_tables_have_their_calls():
-    assert [len(table) for table in (OF_TCM_CLIENT, OF_TRITONCLIENT, OF_PYTRITON)] == [9, 11, 9]
+    assert [len(table) for table in (OF_TCM_CLIENT, OF_TRITONCLIENT, OF_PYTRITON)] == [9, 12, 9]
