@@ -225,6 +225,8 @@ def test_every_floor_is_among_the_lowest_tested_versions() -> None:
         "report",
     ):
         floors |= requirements(config["options.extras_require"][extra])
+    of_tests = requirements(config["options.extras_require"]["test"])
+    floors |= {library: of_tests[library] for library in ("pandas", "polars", "pyarrow")}  # users bring them
     assert all(specifier.startswith(">=") for specifier in floors.values())
     lowest = requirements((ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8"))
     release = {name: specifier.removeprefix(">=").split(".") for name, specifier in floors.items()}
