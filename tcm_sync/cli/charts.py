@@ -184,7 +184,7 @@ def _draw_queue(axes: Axes, samples: Sequence[Sample], since: float, seconds: fl
 
 
 def _draw_histogram(axes: Axes, latencies: Any) -> None:
-    axes.set_title("Histogram of latencies")
+    axes.set_title("Histogram")
     axes.set_xlabel("latency (ms)")
     axes.set_ylabel("requests")
     if not _count(latencies):
@@ -209,7 +209,8 @@ def _draw_histogram(axes: Axes, latencies: Any) -> None:
     for rank, color in ((50.0, _GREEN), (99.0, _RED)):
         value = _percentile(latencies, rank)
         axes.axvline(value, color=color, linewidth=1.4, label=f"p{rank:g}: {value:,.1f} ms")
-    axes.legend(loc="upper right")
+    # Above the bars, beside the title: inside, a line may cross its text.
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2, handlelength=1.2)
 
 
 def _draw_percentiles(axes: Axes, latencies: Any) -> None:
