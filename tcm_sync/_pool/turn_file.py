@@ -93,13 +93,15 @@ class TurnFile:
         The file cannot be made or used.
     """
 
+    # Of the class: an interrupt may come before `__init__` has set them, and `__del__` closes.
+    _descriptor = -1
+    _file: io.FileIO | None = None
+
     def __init__(self, folder: str, clock: Callable[[], int]) -> None:
         # Guards the file against other threads, as its record lock does against other processes.
         self._lock = threading.RLock()
         self._is_locked = False  # whether a thread is between taking and releasing the record lock
         self._clock = clock
-        self._descriptor = -1
-        self._file: io.FileIO | None = None
         try:
             if fcntl is None:
                 raise TableError("this system has no record locks")

@@ -443,6 +443,10 @@ def _is_free(folder):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
+def test_a_file_that_an_interrupt_kept_from_being_opened_is_dropped_without_a_failure():
+    turn_file.TurnFile.__new__(turn_file.TurnFile).close()  # which its finalizer is
+
+
 def test_an_interrupt_at_any_step_leaves_no_lock_held(table, folder, clock):
     step, kept = 0, []
     before = sys.getprofile()
