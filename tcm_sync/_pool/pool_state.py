@@ -27,6 +27,7 @@ WORN_OUT = "worn out"  # why most sockets are closed
 LEASE_LOST = "its lease was lost"
 AUDIT_INTERVAL = 5.0  # seconds between two searches for lost leases, while something is under way
 
+_LONGER = "; a timeout= above connect_timeout= reports what fails"
 _CONNECT_SLACK = 0.25  # seconds: the connector's own failure says more than a timeout here
 
 
@@ -312,7 +313,7 @@ class PoolState:
                 )
             return ConnectFailedError(
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
-                f"{self._opener.credentials.running()}"
+                f"{self._opener.credentials.running() or _LONGER}"
             )
         if len(inventory.busy()) < self.size and (refusal := self.tenant_rate.cause):
             return refusal  # it did not wait for a socket

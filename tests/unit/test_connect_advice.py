@@ -69,3 +69,10 @@ def test_a_manager_that_is_not_there_is_reported_with_what_to_do():
         with pytest.raises(ConnectFailedError, match="is the manager running, and is the port"):
             client.infer("m", {"x": [1.0]}, retry=None)
         assert "is the manager running" in client.ready(timeout=1.0).detail
+
+
+def test_a_call_that_ends_before_its_connection_is_made_says_how_to_learn_why():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = TcmClient(f"ws://127.0.0.1:{silent.getsockname()[1]}/ws", route=Route("c"))
+        with client, pytest.raises(ConnectFailedError, match="a timeout= above connect_timeout= reports"):
+            client.infer("m", {"x": [1.0]}, timeout=0.1)
