@@ -191,7 +191,12 @@ def test_a_shutdown_is_logged_once_and_closes_what_is_idle(caplog):
 )
 def test_events_of_connections_name_their_pool(setting, kind):
     events = []
-    listeners = SimpleNamespace(registered=(None,), manager="h", add=events.append)
+
+    def add(uuid, event):
+        assert event.uuid == uuid
+        events.append(event)
+
+    listeners = SimpleNamespace(registered=(None,), manager="h", add_beginning=add, add_end=add)
     pool = bare_pool(sockets=0, setting=setting, manager_state=ManagerState("h", listeners))
     pool.open_first()
     open_one(pool)
