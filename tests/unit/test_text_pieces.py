@@ -84,6 +84,7 @@ def test_what_is_no_array_of_texts_is_refused_and_all_else_is_read(nested, depth
     [
         *('["a", "b"', '["a", "b"]]', '["a" "b"]', '["a", "b"] x', "[[]]", '["a", ]', '["a", "b]', '["a",'),
         *('["a", "b\\"]', '["a", "b"]\\', '["a": "b"]', '["a", {"b": ["c"]}]', '["a", "\\x"]'),
+        f'["a", "{"b" * 400}"',  # nothing is behind a piece
     ],
 )
 @pytest.mark.parametrize("before", ["", '"x", ' * 100, '"xyz\\\\", ' * 25, '"\\"", ' * 25])
