@@ -67,8 +67,9 @@ class Mapping:
         If it cannot be mapped.
     """
 
+    _address: int | None = None  # of the class: an interrupt may come before `__init__` has set it
+
     def __init__(self, descriptor: int, size: int) -> None:
-        self._address = None
         libc = _libc()
         address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
         if address == ctypes.c_void_p(-1).value:

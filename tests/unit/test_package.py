@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import configparser
+import gc
 import json
 import pickle
 import pickletools
@@ -13,16 +14,17 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import tcm_sync
-from tcm_sync import errors
+from tcm_sync import TcmClient, errors
+from tcm_sync._calls.core import Core
+from tcm_sync._pool.turn_file import TurnFile
+from tcm_sync.events._watch import Watch
+from tcm_sync.local.mapping import Mapping
 from tcm_sync.settings import Route
-
-if TYPE_CHECKING:
-    pass
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tcm_sync"
@@ -321,3 +323,10 @@ def test_what_passes_with_time_is_one_tuple():
     assert set(tcm_sync.RETRIABLE) == direct
     assert len(tcm_sync.RETRIABLE) == len(direct)
     assert not issubclass(errors.CallTimeoutError, tcm_sync.RETRIABLE)
+
+
+@pytest.mark.parametrize("kind", [TcmClient, Core, Watch, TurnFile, Mapping])
+def test_what_an_interrupt_kept_from_being_initialised_is_dropped_without_a_failure(kind):
+    """A failure in `__del__` would be reported, and fail this test."""
+    kind.__new__(kind)
+    gc.collect()
