@@ -24,7 +24,7 @@ from ..helpers.scripted_peer import ScriptedPeer
 ROOT = Path(__file__).parents[2]
 CONFTEST = ROOT / "tests" / "conftest.py"
 LEAKY = """
-import os, socket, subprocess, sys, tempfile, threading, time
+import gc, mmap, os, socket, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 import leakcheck
 from leakcheck import kept
@@ -65,6 +65,24 @@ def test_after_all_these():
 def test_ends_by_itself():
     leakcheck.TIMEOUT = 30.0
     threading.Timer(0.1, lambda: None).start()
+
+def test_a_thread_that_ends_during_the_check_leaves_a_cycle():
+    leakcheck.TIMEOUT = 0.5
+    begun, collected = threading.Event(), threading.Event()
+    def collects(phase, info):
+        if phase == "stop" and info["generation"] == 2:
+            collected.set()
+    def hold():
+        with tempfile.TemporaryFile() as file:
+            file.truncate(4096)
+            cycle = [mmap.mmap(file.fileno(), 4096)]
+        cycle.append(cycle)
+        begun.set()
+        assert collected.wait(30)
+    threading.Thread(target=hold).start()
+    begun.wait()
+    gc.callbacks.append(collects)
+    kept.append(lambda: gc.callbacks.remove(collects))
 
 def test_closes_all():
     with socket.create_server(("127.0.0.1", 0)) as server:
