@@ -135,12 +135,12 @@ class DaemonThreads:
         """Wait for a job; None if it is time to end, and the thread counts no more."""
         with self._lock:
             while True:
-                key = next(iter(self._jobs), None)
-                if key is not None:
-                    job = self._jobs.pop(key, None)
-                    if job is not None:
-                        return job
-                    continue  # a finalizer withdrew it meanwhile
+                try:
+                    key = next(iter(self._jobs), None)
+                    if key is not None:
+                        return self._jobs.pop(key)
+                except (RuntimeError, KeyError):  # a finalizer withdrew a job meanwhile
+                    continue
                 self._waiting += 1
                 notified = not self._stopped and self._changed.wait(self._idle_seconds)
                 self._waiting -= 1

@@ -138,6 +138,23 @@ def test_jobs_run_in_their_order_and_not_at_all_once_withdrawn_or_stopped():
     assert not threads.submit(lambda: ran.append("e"))
 
 
+def test_a_job_that_a_finalizer_withdraws_while_the_next_one_is_looked_up_disturbs_no_other():
+    class Finalized(dict):
+        """Jobs of which the first is withdrawn, once, by a finalizer that runs after `iter`."""
+
+        def __iter__(self):
+            found = super().__iter__()
+            self.pop("a", None)
+            return found
+
+    threads, done = DaemonThreads("tcm-sync-test", 1), threading.Event()
+    threads._jobs = Finalized(a=lambda: None)
+    assert threads.submit(done.set, key="b")
+    assert done.wait(TIMEOUT)
+    threads.stop()
+    threads.join(TIMEOUT)
+
+
 def test_a_task_for_which_there_is_no_thread_is_refused_and_never_done(monkeypatch):
     def no_more(thread):
         raise RuntimeError("can't start new thread")
