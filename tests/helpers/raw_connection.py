@@ -70,6 +70,10 @@ class Raw:
         except (ConnectionError, ssl.SSLError):
             return 0, b""
 
+    def wait_for_reply(self) -> None:
+        """Wait until there is something to receive, and leave it there."""
+        assert self._reader.peek(1), "the connection has ended"
+
     def receive_text(self) -> str:
         opcode, payload = self._receive_frame()
         assert opcode == TEXT, (opcode, payload)
