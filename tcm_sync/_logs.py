@@ -11,6 +11,7 @@ from functools import partial
 from types import TracebackType
 
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._locks import RLock
 from tcm_sync._process import watch
 from tcm_sync._secrets import hide
 from tcm_sync._threads import DaemonThreads
@@ -29,7 +30,7 @@ class _Writer:
 
     def _renew(self) -> None:
         self._threads = DaemonThreads("tcm-sync-log", 1)
-        self._lock = threading.RLock()  # guards _waiting and _dropped
+        self._lock = RLock()  # guards _waiting and _dropped
         self._waiting = 0
         self._dropped = 0
 

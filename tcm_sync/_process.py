@@ -12,6 +12,7 @@ import threading
 import weakref
 from typing import Protocol
 
+from tcm_sync._locks import RLock
 from tcm_sync.errors import ConfigError
 
 
@@ -27,12 +28,13 @@ class Watched(Protocol):
 
 # By id. Plain operations of a dict are atomic; iterating over a WeakSet is not, and may fail.
 _watched: dict[int, weakref.ref[Watched]] = {}
-_starts = threading.Condition(threading.RLock())  # guards _starting and _exiting
+_starts_lock = RLock()  # guards _starting and _exiting
+_start_ended = threading.Condition(_starts_lock)
 _starting: set[threading.Thread] = set()  # those that are being started, by any client
 _exiting = False
 _START_TIMEOUT = 1.0  # seconds in which a thread starts; one that cannot start must not delay the exit
 _pid = os.getpid()  # of the process that the objects of this one belong to
-_noticing = threading.RLock()  # guards _pid: one thread of a child leaves the parent behind, others wait
+_noticing = RLock()  # guards _pid: one thread of a child leaves the parent behind, others wait
 
 
 def watch(what: Watched) -> None:
@@ -56,15 +58,15 @@ def start_thread(thread: threading.Thread) -> None:
         It is, or there can be no more threads.
     """
     try:
-        with _starts:
+        with _starts_lock:
             if _exiting:
                 raise RuntimeError("the interpreter is ending")
             _starting.add(thread)
         thread.start()
     finally:
-        with _starts:
+        with _starts_lock:
             _starting.discard(thread)
-            _starts.notify_all()
+            _start_ended.notify_all()
 
 
 def notice_fork() -> None:
@@ -80,8 +82,9 @@ def notice_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _starts, _pid
-    _starts = threading.Condition(threading.RLock())
+    global _starts_lock, _start_ended, _pid
+    _starts_lock = RLock()
+    _start_ended = threading.Condition(_starts_lock)
     _starting.clear()
     for what in _all_watched():
         what.after_fork()
@@ -91,9 +94,9 @@ def _after_fork_in_child() -> None:
 def _at_exit() -> None:
     global _exiting
     notice_fork()
-    with _starts:
+    with _starts_lock:
         _exiting = True
-        _starts.wait_for(lambda: not _starting, _START_TIMEOUT)
+        _start_ended.wait_for(lambda: not _starting, _START_TIMEOUT)
     for what in _all_watched():
         what.at_exit()
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
+from tcm_sync._locks import RLock
 from tcm_sync._process import start_thread
 
 Job = Callable[[], None]
@@ -31,7 +32,7 @@ class DaemonThreads:
         self._most = most
         self._idle_seconds = idle
         # Guards _jobs, _threads, _waiting and _stopped. Re-entrant, since finalizers withdraw jobs.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._changed = threading.Condition(self._lock)  # notified of a job, and of the stop
         self._jobs: dict[object, Job] = {}  # by key, in the order in which they came
         self._threads: set[threading.Thread] = set()

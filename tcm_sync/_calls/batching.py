@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tcm_sync._calls.request import InferenceCall, encode_request, is_readable
 from tcm_sync._calls.retrying import perform
 from tcm_sync._calls.samples import Batch, Sample
+from tcm_sync._locks import RLock
 from tcm_sync._process import watch
 from tcm_sync._reentry import entry_point
 from tcm_sync._tensors import (
@@ -72,7 +73,7 @@ class Batcher:
 
     def after_fork(self) -> None:
         """Start empty: the samples of a parent process are its own."""
-        self._lock = threading.RLock()  # guards what is below, and all batches and samples
+        self._lock = RLock()  # guards what is below, and all batches and samples
         self._changed = threading.Condition(self._lock)  # notified when a batch may leave
         self._open: dict[Hashable, Batch] = {}
         self._inside: set[Sample] = set()  # of all callers that wait here

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import threading
 import weakref
 from typing import TYPE_CHECKING
 
 from tcm_sync._calls.core import Core, State
+from tcm_sync._locks import RLock
 from tcm_sync._numbers import as_number, shown
 from tcm_sync._process import notice_fork, watch
 from tcm_sync.errors import ConfigError
@@ -31,7 +31,7 @@ class _Cores:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards both
+        self._lock = RLock()  # guards both
         self._cores: weakref.WeakValueDictionary[str, Core] = weakref.WeakValueDictionary()
         self._kept: dict[str, Core] = {}
         watch(self)
@@ -70,7 +70,7 @@ class _Cores:
 
     def after_fork(self) -> None:
         """Leave behind a lock that another thread of the parent may have held."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def at_exit(self) -> None:
         """Do nothing: each core refuses calls by itself."""

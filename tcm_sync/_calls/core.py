@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from tcm_sync._calls.learned_limits import MessageLimit, RowLimits
 from tcm_sync._calls.worker_threads import Workers
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._locks import RLock
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.runtime import Runtime
 from tcm_sync._process import notice_fork, refuse_green_threads, start_thread, watch
@@ -107,7 +108,7 @@ class Core:
         self.addresses = Addresses()
         self.row_limits = RowLimits()
         self.messages = MessageLimit(settings)
-        self.lock = threading.RLock()  # guards runtime, workers, counted_from and _all_workers
+        self.lock = RLock()  # guards runtime, workers, counted_from and _all_workers
         self.counted_from: ClientStats | None = None  # what the counters were when they were last reset
         self.runtime: Runtime | None = None
         self.workers: Workers | None = None
@@ -327,9 +328,9 @@ class Core:
 
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; a forked child does this by itself."""
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.callers.clear()
-        self.counts.lock = threading.RLock()  # the parent's streams continue to count with them
+        self.counts.lock = RLock()  # the parent's streams continue to count with them
         self.prober.opening.close_inherited()
         self.prober = Connector(self.callers)
         self.counts, self.counted_from = Counts(), None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._locks import RLock
 from tcm_sync._tensors import Tensor, encode_data
 from tcm_sync.results import InferResult
 
@@ -85,7 +86,7 @@ class SubmittedSample(Sample):
         self.key = ("submitted", deadline.timeout, self.key)
         self.future: Future[InferResult] = Future()
         self._woken = woken
-        self._lock = threading.RLock()  # guards the two below
+        self._lock = RLock()  # guards the two below
         self._running: bool | None = None  # False: it was cancelled
         self._settled = False
 

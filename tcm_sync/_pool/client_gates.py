@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 
+from tcm_sync._locks import RLock
 from tcm_sync._pool.gate import Gate, Prober
 from tcm_sync._wire.failures import TENANT_LIMIT
 from tcm_sync.errors import BackpressureError, CircuitOpenError, RateLimitedError, TcmError
@@ -41,7 +41,7 @@ class ClientGates:
         self.backpressure = Gate(
             "backpressure", 0.1, 5.0, refused_within=_REFUSED_WITHIN, of=manager, listeners=listeners
         )
-        self._lock = threading.RLock()  # guards circuits, not the gates in it
+        self._lock = RLock()  # guards circuits, not the gates in it
         self.circuits: dict[Target, Gate] = {}
 
     def before(self, target: Target | None) -> tuple[Gate, ...]:

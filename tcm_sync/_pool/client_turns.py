@@ -6,6 +6,7 @@ import threading
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
+from tcm_sync._locks import RLock
 from tcm_sync._pool.turn_keys import turns_of
 from tcm_sync._pool.turns import Turns
 from tcm_sync._transport.connection import Connection
@@ -37,7 +38,7 @@ class ClientTurns:
         self._longest_wait = longest_wait
         self.closed = threading.Event()
         self.by_tenant: dict[str, Turns] = {}  # what is made twice by two threads is the same
-        self._joining = threading.RLock()  # guards that no tenant's turns are joined and left at once
+        self._joining = RLock()  # guards that no tenant's turns are joined and left at once
 
     def join(self, connection: Connection) -> Turns | None:
         """Return the turns that a connection's requests take from now on, None if they take none."""

@@ -10,6 +10,7 @@ from math import inf
 from time import monotonic, time
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._locks import RLock
 from tcm_sync._logs import Log
 from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import TcmError
@@ -77,9 +78,8 @@ class Gate:
         self._refused_within = refused_within
         self._initial = initial
         self._maximum = maximum
-        self._condition = (
-            threading.Condition()
-        )  # guards all attributes below; `cause` is also read without it
+        self._lock = RLock()  # guards all attributes below; `cause` is also read without it
+        self._changed = threading.Condition(self._lock)  # notified when the gate may be passed
         self._pause = 0.0  # of the last shutting; 0.0 once the pause is reset
         self._opens_at = 0.0
         self._prober: weakref.ref[Prober] | None = None  # the probe that passed, until its outcome is known
@@ -101,7 +101,7 @@ class Gate:
         `pause` is the least pause, in seconds; `exactly` is the pause that the manager asked for. An outage
         is one line at the gate's level: until the pause is reset, shutting the gate again is logged at DEBUG.
         """
-        with self._condition:
+        with self._lock:
             now = monotonic()
             if self.cause is not None and self._prober is None and now < self._opens_at:
                 return False  # others of the same burst have failed before
@@ -119,14 +119,14 @@ class Gate:
             self._add_shut(cause, seconds)
             # A copy: the error itself holds on to the frames that it was raised in.
             self.cause, self._opens_at, self._prober = copy_for_call(cause), now + seconds, None
-            self._condition.notify_all()
+            self._changed.notify_all()
         if log_now:
             self.write_log()
         return True
 
     def open(self, *, reset_pause: bool = True, log_now: bool = True) -> None:
         """Open. Unless `reset_pause`, the next pause is still longer than the last one."""
-        with self._condition:
+        with self._lock:
             self._open(reset_pause=reset_pause)
         if log_now:
             self.write_log()
@@ -140,7 +140,7 @@ class Gate:
         self.cause, self._prober = None, None
         if reset_pause:
             self._pause = 0.0
-        self._condition.notify_all()
+        self._changed.notify_all()
 
     def report_end(self) -> None:
         """Report to listeners that nothing is held back here any more, if it is shut: it is used no more."""
@@ -190,7 +190,7 @@ class Gate:
     def reset_pause(self) -> None:
         """Begin the next shutting with the first pause again."""
         if self._pause and self.cause is None:
-            with self._condition:
+            with self._lock:
                 if self.cause is None:
                     self._pause = 0.0
 
@@ -200,10 +200,10 @@ class Gate:
 
     def end_probe(self, prober: Prober | None = None) -> None:
         """End the probe of `prober`, or of anyone, which had no outcome."""
-        with self._condition:
+        with self._lock:
             if prober is None or self.is_probed_by(prober):
                 self._prober = None
-                self._condition.notify_all()
+                self._changed.notify_all()
 
     def is_probed_by(self, prober: Prober) -> bool:
         """Whether `prober` has passed as the probe, and its outcome is not known."""
@@ -216,7 +216,7 @@ class Gate:
         """
         if self.cause is None:
             return 0.0
-        with self._condition:
+        with self._lock:
             return self._try_pass(prober, inf)
 
     def _try_pass(self, prober: Prober, lasting: float) -> float:
@@ -258,7 +258,7 @@ class Gate:
             self.write_log()
 
     def _wait(self, deadline: Deadline, prober: Prober) -> bool:
-        with self._condition:
+        with self._lock:
             while True:
                 left = deadline.remaining()
                 seconds = self._try_pass(prober, inf if left is None else left)
@@ -270,7 +270,7 @@ class Gate:
                     raise copy_for_call(cause)
                 if seconds == inf:
                     seconds = min(self._probe_ends - monotonic(), _AUDIT_INTERVAL)
-                self._condition.wait(max(0.0, min(seconds, LONGEST, inf if left is None else left)))
+                self._changed.wait(max(0.0, min(seconds, LONGEST, inf if left is None else left)))
 
 
 def copy_for_call(error: TcmError) -> TcmError:

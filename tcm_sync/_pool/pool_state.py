@@ -7,6 +7,7 @@ from math import inf
 from time import monotonic, time
 from typing import Any, Literal
 
+from tcm_sync._locks import RLock
 from tcm_sync._pool.concurrency_limit import ConcurrencyLimit
 from tcm_sync._pool.gate import Prober, copy_for_call
 from tcm_sync._pool.inventory import Inventory
@@ -75,7 +76,7 @@ class PoolState:
         self._opener = opener
         # Guards inventory, waiters, limit, counts and all plain attributes below, the pool's bookkeeping
         # fields of each connection, and ManagerState.epoch and .managers.
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.lease_ended = threading.Condition(self.lock)  # notified when a lease ends while the pool drains
         self.inventory = Inventory(settings, size)
         self.waiters = WaitQueue()

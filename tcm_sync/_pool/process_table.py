@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from time import monotonic_ns
 
+from tcm_sync._locks import RLock
 from tcm_sync._logs import Log
 from tcm_sync._pool.turn_file import TableBusyError, TableDeletedError, TableError
 from tcm_sync._pool.turn_table import Table
@@ -24,7 +24,7 @@ class ProcessTable:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards what follows
+        self._lock = RLock()  # guards what follows
         self._table: weakref.ref[Table] | None = None
         self._opened_by: tuple[int, int, str] | None = None  # process, user and folder
         self._not_before = 0  # when a table that failed is tried again
@@ -67,7 +67,7 @@ class ProcessTable:
 
     def after_fork(self) -> None:
         """Leave behind a lock that another thread of the parent may have held."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def at_exit(self) -> None:
         """Do nothing: the records of this process end by their times."""

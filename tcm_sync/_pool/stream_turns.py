@@ -8,6 +8,7 @@ from collections import deque
 from typing import Protocol
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._locks import RLock
 from tcm_sync._pool.gate import copy_for_call
 from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.errors import ClientClosedError, TcmError
@@ -34,7 +35,8 @@ class StreamTurns:
 
     def __init__(self) -> None:
         # Guards _refusals, _running, _queues and _closed. Re-entrant: a signal handler may close a stream.
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = RLock()
+        self._changed = threading.Condition(self._lock)  # notified when a stream may have its turn
         # By container, whose server runs one stream at a time.
         self._refusals = TtlCache[str, TcmError](_KEPT)
         self._running: dict[str, weakref.WeakSet[Stream]] = {}
@@ -51,7 +53,7 @@ class StreamTurns:
         ClientClosedError
             The client was closed meanwhile.
         """
-        with self._changed:
+        with self._lock:
             cause = self._refusals.get(container_id)
             if cause is not None:
                 self._wait(container_id, stream, cause)
@@ -76,7 +78,7 @@ class StreamTurns:
 
     def leave(self, container_id: str, stream: Stream) -> None:
         """End the turn of a stream, if it has one."""
-        with self._changed:
+        with self._lock:
             running = self._running.get(container_id)
             if running is not None:
                 running.discard(stream)
@@ -86,11 +88,11 @@ class StreamTurns:
 
     def refused(self, container_id: str, cause: TcmError) -> None:
         """Let no two streams of a container run at once for some time from now on."""
-        with self._changed:
+        with self._lock:
             self._refusals.put(container_id, copy_for_call(cause))
 
     def close(self) -> None:
         """End every wait."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()

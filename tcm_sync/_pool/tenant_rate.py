@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from time import monotonic
 
+from tcm_sync._locks import RLock
 from tcm_sync._pool.gate import copy_for_call
 from tcm_sync.errors import TcmError
 
@@ -29,7 +29,7 @@ class TenantRate:
 
     def __init__(self) -> None:
         # Guards all attributes below; the lock of a pool's state may be held around it.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self.active = False
         self._lowered_to = 0.0  # messages a second
         self._lowered_at = 0.0

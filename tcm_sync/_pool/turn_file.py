@@ -16,11 +16,12 @@ import io
 import os
 import stat
 import struct
-import threading
 from collections.abc import Callable
 from functools import partial
 from time import sleep
 from typing import NamedTuple, TypeVar
+
+from tcm_sync._locks import RLock
 
 try:
     import fcntl
@@ -99,7 +100,7 @@ class TurnFile:
 
     def __init__(self, folder: str, clock: Callable[[], int]) -> None:
         # Guards the file against other threads, as its record lock does against other processes.
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._is_locked = False  # whether a thread is between taking and releasing the record lock
         self._clock = clock
         try:

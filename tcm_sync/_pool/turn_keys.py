@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import threading
 import weakref
 from hashlib import blake2b
 
 from tcm_sync._endpoint import Endpoint
+from tcm_sync._locks import RLock
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_file import TableBusyError, TableError
 from tcm_sync._pool.turns import Turns
@@ -20,7 +20,7 @@ class _TurnsOfProcess:
     """The turns of this process, for all its clients. They are kept by those who use them."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards the mapping
+        self._lock = RLock()  # guards the mapping
         self._turns: weakref.WeakValueDictionary[tuple[int, int], Turns] = weakref.WeakValueDictionary()
         self.table = ProcessTable()
         watch(self)
@@ -36,7 +36,7 @@ class _TurnsOfProcess:
 
     def after_fork(self) -> None:
         """Leave behind a lock that another thread of the parent may have held."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def at_exit(self) -> None:
         """Do nothing: each user of the turns ends its calls."""

@@ -19,6 +19,7 @@ from math import inf
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
+from tcm_sync._locks import RLock
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_file import TableBusyError, TableError, TurnRecord
 from tcm_sync._pool.turn_table import PRESENT_NS, TICK_NS, Claim, Table
@@ -115,7 +116,7 @@ class Turns:
 
     def _begin(self) -> None:
         self._owner = secrets.randbits(63) | 1
-        self._lock = threading.RLock()  # guards what follows; the table's lock is taken inside it
+        self._lock = RLock()  # guards what follows; the table's lock is taken inside it
         self._table: Table | None = None  # kept open by this reference, while there are users
         self._users: set[int] = set()  # the ids of the runtimes that take turns; each step is atomic
         self._waiters: deque[_Waiter] = deque()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._locks import RLock
 from tcm_sync._shm.segment import DIRECTORY, Segment, directory_space, remove_orphans, segment_of
 from tcm_sync.errors import InputError
 
@@ -44,7 +45,7 @@ class Arena:
     def __init__(self, max_pinned: int, group: int | None = None) -> None:
         self.max_pinned = max_pinned
         self._group = group
-        self._lock = threading.RLock()  # guards every attribute below and the mutable ones of the segments
+        self._lock = RLock()  # guards every attribute below and the mutable ones of the segments
         self._idle: list[Segment] = []  # the most recently used last
         self._made = threading.Condition(self._lock)
         self._making: set[object] = set()  # one for each segment that is being made now

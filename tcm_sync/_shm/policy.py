@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._locks import RLock
 from tcm_sync._logs import Log
 from tcm_sync._shm.arena import Arena, DeclinedError
 from tcm_sync._shm.segment import directory_space, why_unsupported
@@ -81,7 +81,7 @@ class ShmPolicy:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = threading.RLock()  # guards changes of _arena, _pauses and _closed
+        self._lock = RLock()  # guards changes of _arena, _pauses and _closed
         self._arena: Arena | None = None
         self._pauses: dict[Route, _Pause] = {}
         self._closed = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import Suppress, is_of_handler
+from tcm_sync._locks import RLock
 from tcm_sync._secrets import Secret
 from tcm_sync._transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
 from tcm_sync._transport.nested_tls import SECURED
@@ -147,7 +147,7 @@ class Connection:
         self.sock = sock
         # Guards closed, loss, _controls, _control_begun, _mid_frame, and each single call on the socket,
         # which never blocks.
-        self.lock = threading.RLock()
+        self.lock = RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
         self.receive_into: Callable[[memoryview], int] = (
             partial(receive_secured, sock, self.lock) if self.secured else sock.recv_into
@@ -347,7 +347,7 @@ class Connection:
         self.sock.close()
 
 
-def receive_secured(sock: socket.socket, lock: threading.RLock, buffer: memoryview) -> int:
+def receive_secured(sock: socket.socket, lock: RLock, buffer: memoryview) -> int:
     """Read a TLS object, which must not be read and written at once: under the lock of its connection."""
     if not lock.acquire(timeout=0.001):  # its holder never blocks, so this is short
         raise BlockingIOError

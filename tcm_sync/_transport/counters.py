@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, deque
 from collections.abc import Collection
 from time import monotonic
 from typing import Any
 
+from tcm_sync._locks import RLock
 from tcm_sync._transport.connection import Connection
 from tcm_sync.events._watch import cause_of
 
@@ -58,7 +58,7 @@ class Counts:
         self._began = monotonic()
         self.pools = (PoolCounts(), PoolCounts())
         # Guards what follows, from `calls` to `turn_wait_seconds`.
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.calls = 0
         self._call_seconds = 0.0  # of all calls together
         # Before the first call of each second: when, the calls before it, and their seconds.

@@ -14,6 +14,7 @@ from math import inf
 from time import monotonic
 from typing import Protocol
 
+from tcm_sync._locks import RLock
 from tcm_sync._logs import Log
 from tcm_sync._process import start_thread
 from tcm_sync._reentry import Callers, is_entry_point
@@ -90,7 +91,7 @@ class Reader:
         self._due = inf  # when that is, or the connections are looked at
         # Guards _ended, _suspended, _thread, and _waker: it is not closed while a thread writes. Re-entrant,
         # for finalizers. They may run anywhere, so that no thread is started under it.
-        self._waker_lock = threading.RLock()
+        self._waker_lock = RLock()
         self._ended = False
         self._suspended = False  # whether there is no thread, and no descriptor, until there is work again
         self.is_reading = False  # whether the thread runs; a caller who sees False has it started
@@ -201,7 +202,7 @@ class Reader:
 
     def close_inherited(self) -> None:
         """Close the descriptors that a forked child inherited; nothing is written, unregistered or joined."""
-        self._waker_lock = threading.RLock()  # another thread may have held it
+        self._waker_lock = RLock()  # another thread may have held it
         self._ended = True
         for connection in self._connections.values():
             connection.close_inherited()
@@ -362,6 +363,8 @@ class Reader:
         if self._connections.get(fd) is not connection:
             return
         del self._connections[fd]
+        if not self._connections:
+            self._set_due(monotonic())  # what the pools asked for may have been about this one alone
         if not connection.paused:
             self._poller.unregister(fd)
         connection.closing = True

@@ -6,6 +6,7 @@ import threading
 from time import monotonic
 from typing import NamedTuple
 
+from tcm_sync._locks import RLock
 from tcm_sync._waiting import acquire
 from tcm_sync._wire.messages import ErrorReply
 from tcm_sync.errors import TcmError
@@ -78,7 +79,7 @@ class StreamReplies:
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
-        self._lock = threading.RLock()  # guards _items, size, _waiting and last_at
+        self._lock = RLock()  # guards _items, size, _waiting and last_at
         self._items: list[bytes | Refusal] = []
         self.size = 0  # bytes of them
         self._waiting = False  # whether the caller waits for the next one

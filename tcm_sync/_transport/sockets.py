@@ -7,12 +7,12 @@ import ipaddress
 import select
 import socket
 import ssl
-import threading
 from typing import Protocol
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import Suppress, is_of_handler
+from tcm_sync._locks import RLock
 from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect, resolve
 from tcm_sync._transport.nested_tls import SECURED, NestedTls
 from tcm_sync._transport.tcp_state import keep_alive
@@ -32,7 +32,7 @@ class OpeningSockets:
     """The sockets that are being opened, so that they can be shut down from elsewhere."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards the set, and the closing of what is in it
+        self._lock = RLock()  # guards the set, and the closing of what is in it
         self._sockets: set[socket.socket] = set()
         self._aborted = False
 

@@ -14,6 +14,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._locks import RLock
 from tcm_sync._logs import Log
 from tcm_sync._process import notice_fork, watch
 from tcm_sync._threads import DaemonThreads
@@ -93,7 +94,7 @@ class _Delivery:
         # so that events can be added under any lock.
         self._waiting: deque[_Entry] = deque()
         self._held_back: dict[Hashable, _Entry] = {}
-        self._running = threading.RLock()  # held while a listener runs
+        self._running = RLock()  # held while a listener runs
         self._has_dropped = False  # whether that was logged
         self._is_collecting = False  # whether the thread delivers what is added now without being woken
         self._is_registered = False  # whether `at_exit` runs before the handlers that exist
@@ -296,7 +297,7 @@ class _AllListeners:
     """All clients' listeners, and those who listen to all."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards both
+        self._lock = RLock()  # guards both
         self._common: tuple[Registration, ...] = ()
         self._members: dict[int, weakref.ref[Listeners]] = {}
         watch(self)
@@ -319,7 +320,7 @@ class _AllListeners:
 
     def after_fork(self) -> None:
         """Leave behind a lock that another thread of the parent may have held."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
 
     def at_exit(self) -> None:
         """Do nothing."""

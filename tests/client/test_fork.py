@@ -288,7 +288,7 @@ def locks_in(thing, seen):
         return
     seen.add(id(thing))
     kind = type(thing)
-    if kind in (LOCK, RLOCK):
+    if isinstance(thing, (LOCK, RLOCK)):
         yield thing
         return
     if isinstance(thing, dict):
@@ -312,7 +312,7 @@ def test_locks_that_are_held_at_the_fork_do_not_hold_up_the_child(serve, client_
     done = threading.Event()
 
     def hold():
-        found = [_process._starts, *locks_in(client, set())]  # another thread starts a third
+        found = [_process._starts_lock, *locks_in(client, set())]  # another thread starts a third
         locks = [lock for lock in found if lock.acquire(blocking=False)]
         held.set()
         done.wait(GUARD)

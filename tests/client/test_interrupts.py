@@ -2,7 +2,8 @@
 
 The interpreter raises it in the main thread only, at the start of a function and after a call of one that is
 written in C. A profile function does the same here, so that each such moment inside the client has its turn.
-Moments inside the standard library are the interpreter's own affair (`tests.helpers.interrupts`).
+Moments inside the standard library are the interpreter's own affair, but for the first of each of its
+functions that the client calls (`tests.helpers.interrupts`).
 
 Each interrupt is kept, as a notebook keeps the last traceback: the frames in it hold what they held.
 """
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -118,6 +121,19 @@ def test_the_first_call_after_a_rest(manager, monkeypatch, caplog):
 
         each_moment(prepare)
     assert "reader failed" not in caplog.text
+
+
+def test_the_reader_ends_soon_after_its_last_socket_though_a_pool_waits_for_another_time(
+    manager, monkeypatch
+):
+    monkeypatch.setattr(reader, "_IDLE_SECONDS", 0.001)
+    monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.001)
+    with client_of(manager) as client:
+        ask(client)
+        runtime = client._core.runtime
+        # A pool is to be called back when the idle socket is too old, in minutes, and no sooner.
+        wait_until(lambda: time.monotonic() + GUARD * 2 < runtime.reader._pools_due < math.inf)
+        rest(client)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])

@@ -226,7 +226,7 @@ def test_a_stream_may_be_collected_while_its_thread_holds_any_lock(manager, clie
     for lock in (
         runtime.pool.state.lock,
         runtime.reader._waker_lock,
-        runtime.manager_state.manager_gate._condition,
+        runtime.manager_state.manager_gate._lock,
     ):
         chunks = stream(client, "to be or not END")
         assert next(chunks) == "to"

@@ -17,7 +17,8 @@ class Moments:
     """Calls `act` with the number of each moment of a block that is inside the package: 1, 2, and so on.
 
     These are the moments at which a signal handler may run: a Python function begins, or a C function has
-    returned. The code that `act` calls has none.
+    returned. A function of another package that this one calls has the moment at which it begins. The code
+    that `act` calls has none.
 
     Attributes
     ----------
@@ -42,9 +43,14 @@ class Moments:
         self._callback = None
 
     def _profile(self, frame, event, arg):
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(self._package):
+        if event not in ("call", "c_return"):
+            return
+        if self._is_inside(frame) or (event == "call" and self._is_inside(frame.f_back)):
             self.number += 1
             self._act(self.number)
+
+    def _is_inside(self, frame):
+        return frame is not None and frame.f_code.co_filename.startswith(self._package)
 
 
 class InterruptAt:

@@ -164,7 +164,7 @@ def test_a_try_that_was_collected_is_found_within_a_second(gates, monkeypatch):
         waits.append(seconds)
         prober = None  # lost, and nobody says so
 
-    monkeypatch.setattr(gate._condition, "wait", wait)
+    monkeypatch.setattr(gate._changed, "wait", wait)
     assert gate.wait(Deadline(None), Prober())
     assert len(waits) == 1
     assert waits[0] <= 1.0

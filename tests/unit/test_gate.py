@@ -470,7 +470,7 @@ def test_callers_that_wait_are_woken_by_the_end_of_a_probe(gate, monkeypatch):
     passed = []
     waiter = threading.Thread(target=lambda: passed.append(gate.wait(Deadline(None))))
     waiter.start()
-    while not gate._condition._waiters:
+    while not gate._changed._waiters:
         assert waiter.is_alive()
     gate.end_probe()
     waiter.join(TIMEOUT)
