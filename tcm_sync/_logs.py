@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 
 from tcm_sync._handlers import is_of_handler
-from tcm_sync._locks import RLock
+from tcm_sync._locks import OnceEvent, RLock
 from tcm_sync._process import watch
 from tcm_sync._secrets import hide
 from tcm_sync._threads import DaemonThreads
@@ -60,7 +60,7 @@ class _Writer:
         """Wait until what was put so far is written, in seconds; whether it is."""
         if threading.current_thread().name == "tcm-sync-log":
             return False
-        written = threading.Event()
+        written = OnceEvent()
         try:
             self._threads.submit(written.set)
         except RuntimeError:  # no thread, so nothing waits for one

@@ -64,8 +64,8 @@ def start_thread(thread: threading.Thread) -> None:
             _starting.add(thread)
         thread.start()
     finally:
+        _starting.discard(thread)  # at once: an interrupt may come before the lock is taken
         with _starts_lock:
-            _starting.discard(thread)
             _start_ended.notify_all()
 
 

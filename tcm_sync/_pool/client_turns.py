@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
-from tcm_sync._locks import RLock
+from tcm_sync._locks import OnceEvent, RLock
 from tcm_sync._pool.turn_keys import turns_of
 from tcm_sync._pool.turns import Turns
 from tcm_sync._transport.connection import Connection
@@ -28,7 +26,7 @@ class ClientTurns:
 
     Attributes
     ----------
-    closed : threading.Event
+    closed : OnceEvent
         Set when the client is closed.
     """
 
@@ -36,7 +34,7 @@ class ClientTurns:
         self._endpoint = endpoint
         self._count = count
         self._longest_wait = longest_wait
-        self.closed = threading.Event()
+        self.closed = OnceEvent()
         self.by_tenant: dict[str, Turns] = {}  # what is made twice by two threads is the same
         self._joining = RLock()  # guards that no tenant's turns are joined and left at once
 

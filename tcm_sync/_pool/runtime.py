@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from time import monotonic
-
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._locks import OnceEvent
 from tcm_sync._logs import Log
 from tcm_sync._pool.attempt import CallSender
 from tcm_sync._pool.client_gates import ClientGates
@@ -19,7 +17,6 @@ from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.counters import Counts, PoolCounts
 from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.reader import Reader
-from tcm_sync._waiting import LONGEST
 from tcm_sync.errors import ClientClosedError, ConnectFailedError
 from tcm_sync.events._listeners import NO_LISTENERS, Listeners
 from tcm_sync.settings import SERVED_A_TICK, Settings
@@ -55,7 +52,7 @@ class Runtime:
         listeners: Listeners = NO_LISTENERS,
     ) -> None:
         self._settings = settings
-        self._closed = threading.Event()
+        self._closed = OnceEvent()
         self._connector = Connector(callers)
         self.opener = Opener(settings, self._connector.opening, counts, addresses)
         endpoint = self.opener.endpoint
@@ -123,9 +120,7 @@ class Runtime:
 
     def sleep(self, seconds: float) -> None:
         """Pause before a repeat, or until the client is closed."""
-        end = monotonic() + seconds
-        while (left := end - monotonic()) > 0.0 and not self._closed.wait(min(left, LONGEST)):
-            pass
+        self._closed.wait(seconds)
 
     def shut_gates(self) -> dict[str, str]:
         """Describe each gate that is shut; it takes no lock."""

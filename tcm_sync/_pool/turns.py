@@ -19,7 +19,7 @@ from math import inf
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from tcm_sync._locks import RLock
+from tcm_sync._locks import OnceEvent, RLock
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_file import TableBusyError, TableError, TurnRecord
 from tcm_sync._pool.turn_table import PRESENT_NS, TICK_NS, Claim, Table
@@ -151,7 +151,7 @@ class Turns:
         self,
         target: Hashable,
         deadline: Deadline,
-        closed: threading.Event,
+        closed: OnceEvent,
         watch: Watch | None = None,
     ) -> Turn | None:
         """Wait for a turn, first come first served.
@@ -162,7 +162,7 @@ class Turns:
             The route and model whose recent replies say how long the turn may last.
         deadline : Deadline
             Of the wait.
-        closed : threading.Event
+        closed : OnceEvent
             Set when the client is closed, before `wake_all` is called.
         watch : Watch, optional
             What reports a wait, if there are listeners.
@@ -256,7 +256,7 @@ class Turns:
     # --- the wait queue of this process ---
 
     def _wait(
-        self, waiter: _Waiter, age: int, deadline: Deadline, closed: threading.Event, *, tried: bool
+        self, waiter: _Waiter, age: int, deadline: Deadline, closed: OnceEvent, *, tried: bool
     ) -> Turn | None:
         """Try whenever it is time, as the first waiter; sleep until woken, as another one."""
         while True:

@@ -208,8 +208,8 @@ class Arena:
                     segment.arena_id = self._id
                     self._check_open()
             finally:
+                self._making.discard(token)  # at once: an interrupt may come before the lock is taken
                 with self._lock:
-                    self._making.discard(token)
                     self._made.notify_all()
             return segment
         except OSError as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from tcm_sync._locks import OnceEvent
 from tcm_sync.cli.latencies import new_histogram, record
 from tcm_sync.errors import ClientClosedError, TcmError
 
@@ -42,7 +43,7 @@ class Turn(NamedTuple):
 class Pace(Protocol):
     """Decides when requests are due."""
 
-    def wait(self, stop: threading.Event) -> Turn | None:
+    def wait(self, stop: OnceEvent) -> Turn | None:
         """Wait until the next request is due; None if there are no more."""
 
 
@@ -58,7 +59,7 @@ class ClosedLoop:
     def __init__(self, end: float) -> None:
         self._end = end
 
-    def wait(self, stop: threading.Event) -> Turn | None:
+    def wait(self, stop: OnceEvent) -> Turn | None:
         """Take a turn, unless it is over."""
         now = time.monotonic()
         return None if stop.is_set() or now >= self._end else Turn(now)
@@ -84,7 +85,7 @@ class OpenLoop:
         self._due = (start + number / rate for number in itertools.count())
         self._lock = threading.Lock()
 
-    def wait(self, stop: threading.Event) -> Turn | None:
+    def wait(self, stop: OnceEvent) -> Turn | None:
         """Wait until the next request is due; if all threads were busy, it was due earlier."""
         with self._lock:
             now = time.monotonic()
@@ -175,7 +176,7 @@ class Load:
         self._since = since
         self._timeline = timeline
         self.is_manager_lost = False
-        self._stop = threading.Event()
+        self._stop = OnceEvent()
         self._tallies = [Tally() for _ in range(threads)]
         self._threads = [
             threading.Thread(target=self._run, args=(tally,), daemon=True) for tally in self._tallies

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tcm_sync._locks import OnceEvent
 from tcm_sync.cli.latencies import new_histogram, record
 from tcm_sync.errors import ClientClosedError, TcmError
 
@@ -143,7 +144,7 @@ class QueueSampler:
         self.reason: str | None = None
         self._client = client
         self._interval = max(_SHORTEST_INTERVAL, duration / _SAMPLES)
-        self._stop = threading.Event()
+        self._stop = OnceEvent()
         self._thread = threading.Thread(target=self._run, name="tcm-sync-queue", daemon=True)
 
     def __enter__(self) -> None:

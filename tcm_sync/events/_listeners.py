@@ -14,7 +14,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from tcm_sync._handlers import is_of_handler
-from tcm_sync._locks import RLock
+from tcm_sync._locks import OnceEvent, RLock
 from tcm_sync._logs import Log
 from tcm_sync._process import notice_fork, watch
 from tcm_sync._threads import DaemonThreads
@@ -69,7 +69,7 @@ class Registration:
 
 
 # Who is to receive what, and in which context. What `flush` waits for is received by nobody.
-_Entry = tuple[tuple[Registration, ...], Event | threading.Event, Context | None]
+_Entry = tuple[tuple[Registration, ...], Event | OnceEvent, Context | None]
 
 
 class _Delivery:
@@ -174,7 +174,7 @@ class _Delivery:
             for thing in list(self._held_back):
                 self._move(self._held_back.pop, thing)
             return
-        if isinstance(event, threading.Event):
+        if isinstance(event, OnceEvent):
             event.set()
             return
         for registration in registered:
@@ -185,7 +185,7 @@ class _Delivery:
         if threading.current_thread().name == "tcm-sync-events":
             return False
         was_empty = self._is_empty()
-        done = threading.Event()
+        done = OnceEvent()
         try:
             self.add_beginning(done, ((), done, None))
             try:

@@ -43,6 +43,7 @@ class Moments:
         self._callback = None
 
     def _profile(self, frame, event, arg):
+        del arg  # it may be a method of what was just opened, and this frame is kept with the interrupt
         if event not in ("call", "c_return"):
             return
         if self._is_inside(frame) or (event == "call" and self._is_inside(frame.f_back)):

@@ -25,7 +25,7 @@ graph = _load()
 #: From the lowest to the highest: a module imports from lower layers, and from its own package.
 LAYERS = (
     {"_deadline", "_handlers", "_ttl_cache", "_waiting"},
-    {"_numbers"},
+    {"_locks", "_numbers"},
     {"_texts", "_secrets"},
     {"_tables", "_tracebacks"},
     {"_base_error"},
