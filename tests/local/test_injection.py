@@ -143,12 +143,14 @@ def test_a_job_that_is_refused_does_not_run(manager, connect):
 # --- drop_next, delay_next, garble_next, stale_next ---
 
 
-def test_a_connection_that_drops_has_no_close_frame_and_the_request_still_runs(manager, raw):
+def test_a_connection_that_drops_has_no_close_frame_and_the_request_still_runs(manager, raw, gated):
     manager.drop_next()
-    raw.ask("echo", SENT)
+    raw.ask("gated", SENT)
     assert raw.wait_for_close() is None
+    wait_until(lambda: not manager.stats().connected, "the drop is noticed")
+    gated.open(1.0)
     wait_until(lambda: manager.stats().lost_replies, "the reply has nowhere to go")
-    assert manager.stats().executions == {"echo": 1}
+    assert manager.stats().executions == {"gated": 1}
 
 
 def test_a_client_repeats_an_inference_whose_connection_dropped_unless_it_must_not(manager, connect):

@@ -349,7 +349,10 @@ def test_queue_stats_count_jobs(serve, dial, steps):
     raw, other = dial(manager, "u"), dial(manager, "v")
     for _ in range(4):
         raw.ask_job("create_vm", **NAMED)
-    wait_until(lambda: manager.stats().management_running == 2, "two are with the worker")
+    wait_until(
+        lambda: (manager.stats().management_running, manager.stats().management_waiting) == (2, 2),
+        "two are with the worker, and two wait",
+    )
     other.ask_info()
     stats = other.receive()["payload"]["data"]
     assert (stats["management_users"], stats["total_users"]) == (1, 1)

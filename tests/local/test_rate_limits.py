@@ -228,11 +228,15 @@ def test_a_starved_request_is_announced_as_delayed_just_before_its_turn(serve, d
 
 
 @pytest.mark.parametrize("advise_after", [None, 100])
-def test_a_delay_is_not_announced_when_it_is_short_or_when_nothing_is(serve, dial, advise_after):
-    manager = serve(quantum=1, tick=0.02, advise_after=advise_after)
+def test_a_delay_is_not_announced_when_it_is_short_or_when_nothing_is(serve, dial, gated, advise_after):
+    manager = serve(quantum=1, executor_queue_size=1, advise_after=advise_after)
     old, young = dial(manager, "old"), dial(manager, "young")
+    old.ask("gated", tensor([0.0]))
+    wait_until(lambda: manager.stats().running, "the executor is full, and no tick takes anything")
     for _ in range(5):
         old.ask("echo", tensor([1.0]))
-    wait_until(lambda: manager.stats().waiting, "the first of them wait")
-    assert young.infer("echo", tensor([2.0]))["data"] == {"x": [2.0]}
+    young.ask("echo", tensor([2.0]))
+    wait_until(lambda: manager.stats().waiting == 6, "all of them wait")
+    gated.open_all()
+    assert young.receive()["payload"]["data"] == {"x": [2.0]}
     assert manager.stats().nacks == {}

@@ -16,7 +16,7 @@ from tcm_sync._transport.addresses import Addresses, connect
 from tcm_sync._transport.sockets import OpeningSockets
 
 from ..helpers.deaf import deafen
-from ..helpers.waiting import wait_until
+from ..helpers.waiting import wait_for, wait_until
 
 TIMEOUT = 30.0
 NEVER = 10 * TIMEOUT  # between two attempts, where the second is to begin for another reason
@@ -103,11 +103,21 @@ def test_an_address_that_fails_while_another_is_waited_for_makes_room_for_the_ne
     apart(NEVER)
     good, failing = ports.good(), ports.silent()
     opening = OpeningSockets()
+    connecting = threading.Event()
+
+    class Announced(socket.socket):
+        def connect(self, address):
+            try:
+                super().connect(address)
+            finally:
+                connecting.set()
+
+    monkeypatch.setattr(module.socket, "socket", Announced)
 
     def fail_first():
-        wait_until(lambda: opening._sockets)
-        for sock in list(opening._sockets):
-            sock.shutdown(socket.SHUT_RDWR)
+        wait_for(connecting)
+        (sock,) = opening._sockets
+        sock.shutdown(socket.SHUT_RDWR)
 
     thread = threading.Thread(target=fail_first)
     thread.start()
