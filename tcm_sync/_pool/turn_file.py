@@ -12,6 +12,7 @@ SIGBUS. Whatever is wrong with the file raises a `TableError`, and the caller co
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -103,11 +104,12 @@ class TurnFile:
         self._lock = RLock()
         self._is_locked = False  # whether a thread is between taking and releasing the record lock
         self._clock = clock
+        self._path = os.path.join(folder, FILE)
         try:
             if fcntl is None:
                 raise TableError("this system has no record locks")
             _check_folder(folder)
-            self._open(os.path.join(folder, FILE))
+            self._open()
             self.locked(self._prepare)
         except (OSError, ValueError) as error:
             self.close()
@@ -116,8 +118,9 @@ class TurnFile:
             self.close()
             raise
 
-    def _open(self, path: str) -> None:
+    def _open(self) -> None:
         """Open a file of this user, made if it is missing, without following a link."""
+        path = self._path
         # A file object and not a descriptor, which an interrupt could lose before it is assigned.
         opener = partial(os.open, mode=0o600)
         try:
@@ -141,14 +144,30 @@ class TurnFile:
         found = os.pread(self._descriptor, _HEADER.size, 0)
         if found == header and os.fstat(self._descriptor).st_size == SIZE:
             return
-        if not header.startswith(found):  # neither ours nor cut short
+        is_unfinished = not any(found)  # the process that made it was killed, or found no room
+        if not is_unfinished and not header.startswith(found):  # neither ours nor cut short
             if not found.startswith(MAGIC):
-                raise TableError(f"{FILE} is not a table of turns")
+                raise TableError(f"{self._path} is not a table of turns")
             if found.startswith(header[:24]):
-                raise TableError(f"{FILE} has the times of another time namespace")
+                raise TableError(f"{self._path} has the times of another time namespace")
         os.ftruncate(self._descriptor, 0)
-        os.ftruncate(self._descriptor, SIZE)
+        self._reserve()
         self._write(0, header)
+
+    def _reserve(self) -> None:
+        """Give the empty file its size and all its room, so that a disk that fills up later does not matter.
+
+        Raises
+        ------
+        OSError
+            There is no room (ENOSPC, EDQUOT, EFBIG): then the file stays empty.
+        """
+        try:
+            os.posix_fallocate(self._descriptor, 0, SIZE)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system has no such operation
+                raise
+            os.ftruncate(self._descriptor, SIZE)
 
     def close(self) -> None:
         """Close the descriptor. Every later use is a TableError."""
@@ -179,7 +198,7 @@ class TurnFile:
                     self._is_locked = False
                     fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1)
             except (OSError, ValueError) as error:  # a ValueError if it was closed
-                raise TableError(f"the table of turns cannot be used: {error}") from error
+                raise TableError(f"{self._path} cannot be used: {error}") from error
 
     def _take_record_lock(self) -> None:
         ends = self._clock() + _LOCK_NS
@@ -202,7 +221,7 @@ class TurnFile:
             header = os.pread(self._descriptor, _HEADER.size, 0)
             found = os.fstat(self._descriptor)
         except OSError as error:
-            raise TableError(f"the table of turns cannot be used: {error}") from error
+            raise TableError(f"{self._path} cannot be used: {error}") from error
         return f"{header.hex()}-{found.st_dev}-{found.st_ino}"
 
     def arrivals(self) -> int:
@@ -210,7 +229,7 @@ class TurnFile:
         try:
             found = os.pread(self._descriptor, 8, _ARRIVALS_AT)
         except OSError as error:
-            raise TableError(f"the table of turns cannot be used: {error}") from error
+            raise TableError(f"{self._path} cannot be used: {error}") from error
         if len(found) != 8:
             raise TableError("the table of turns was cut short")
         return int.from_bytes(found, "little")

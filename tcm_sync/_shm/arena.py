@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcm_sync._handlers import is_of_handler
+from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._locks import RLock
-from tcm_sync._shm.segment import DIRECTORY, Segment, directory_space, remove_orphans, segment_of
+from tcm_sync._shm.segment import DIRECTORY, Segment, Space, directory_space, remove_orphans, segment_of
 from tcm_sync.errors import InputError
 
 if TYPE_CHECKING:
@@ -178,8 +178,12 @@ class Arena:
             pinned = self._pinned
         if pinned + byte_size > self.max_pinned:
             return f"pinned: servers keep {pinned:,} bytes mapped, and may keep {self.max_pinned:,}"
-        free = directory_space()[1]
-        return f"no room: {free:,} bytes are free in {DIRECTORY}" if free < byte_size else None
+        try:
+            return _lack_of_room(byte_size, directory_space())
+        except OSError as error:
+            if is_of_handler(error):
+                raise
+            return _not_made(error)
 
     def read(self) -> dict[str, int]:
         """Return how many segments there are, their bytes, and how many bytes are pinned."""
@@ -192,12 +196,12 @@ class Arena:
             }
 
     def _make(self, byte_size: int) -> Segment:
-        free = directory_space()[1]
-        if byte_size > free:  # reserving memory until the directory is full takes seconds
-            raise _no_room(byte_size, free)
         token = object()
         segment: Segment | None = None
         try:
+            space = directory_space()
+            if byte_size > space.free:  # reserving memory until the directory is full takes seconds
+                raise DeclinedError(_lack_of_room(byte_size, space))
             try:
                 with self._lock:
                     self._check_open()
@@ -215,9 +219,7 @@ class Arena:
         except OSError as error:
             if is_of_handler(error):
                 raise
-            if error.errno in (errno.ENOSPC, errno.ENOMEM):
-                raise _no_room(byte_size, directory_space()[1]) from None
-            raise DeclinedError(f"not made: no segment in {DIRECTORY}: {error}") from None
+            raise DeclinedError(_why_not_made(error, byte_size)) from None
         except BaseException:  # an interrupt, whose kept traceback would keep the segment
             if segment is not None:
                 segment.discarded = True
@@ -279,5 +281,26 @@ def _is_whole(array: np.ndarray[Any, Any], segment: Segment) -> bool:
     )
 
 
-def _no_room(byte_size: int, free: int) -> DeclinedError:
-    return DeclinedError(f"no room: {DIRECTORY} has no {byte_size:,} bytes ({free:,} are free)")
+def _lack_of_room(byte_size: int, space: Space) -> str | None:
+    """Return why there is no room for a file of this size, or None."""
+    if byte_size > space.free:
+        return f"no room: {DIRECTORY} has no {byte_size:,} bytes ({space.free:,} are free)"
+    if not space.has_inodes:
+        return f"no room: {DIRECTORY} has as many files as its file system may have (no inode is left)"
+    return None
+
+
+def _why_not_made(error: OSError, byte_size: int) -> str:
+    """Return why a file of this size could not be made, in the words of users."""
+    if error.errno == errno.ENOMEM:  # also where RLIMIT_AS is reached
+        return f"no room: there is no memory in which this process could map {byte_size:,} bytes"
+    if error.errno == errno.ENOSPC:
+        with Suppress(OSError):
+            space = directory_space()
+            lack = _lack_of_room(byte_size, space)
+            return lack or f"no room: {DIRECTORY} has no {byte_size:,} bytes ({space.free:,} are free again)"
+    return _not_made(error)
+
+
+def _not_made(error: OSError) -> str:
+    return f"not made: no segment in {DIRECTORY}: {error}"

@@ -157,9 +157,13 @@ class ShmPolicy:
         most = settings.shm_max_pinned
         try:
             group = None if settings.shm_group is None else group_id(settings.shm_group)
+            return Arena(directory_space().size // 4 if most is None else most, group)
         except ConfigError as error:
             raise DeclinedError(error.message) from None
-        return Arena(directory_space()[0] // 4 if most is None else most, group)
+        except OSError as error:
+            if is_of_handler(error):
+                raise
+            raise DeclinedError(f"not made: {error}") from None
 
     def record_refusal(self, route: Route, why: str) -> None:
         """Pause shared memory on a route whose server has refused two segments in a row, one of them new."""

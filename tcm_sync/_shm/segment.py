@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -155,15 +155,38 @@ def why_unsupported() -> str | None:
     """Return why shared memory cannot be used on this machine, or None."""
     if sys.platform != "linux":
         return f"shared memory needs Linux, and this is {sys.platform}"
-    if not os.access(DIRECTORY, os.W_OK | os.X_OK):
-        return f"{DIRECTORY} cannot be written to"
+    if not os.path.isdir(DIRECTORY):
+        return f"there is no {DIRECTORY}"
+    if not os.access(DIRECTORY, os.W_OK | os.X_OK, effective_ids=True):  # as os.open checks them
+        return f"{DIRECTORY} cannot be written to by user id {os.geteuid()}"
     return None
 
 
-def directory_space() -> tuple[int, int]:
-    """Return the size of the directory's file system and its free space, in bytes."""
+class Space(NamedTuple):
+    """What a file system has, in bytes, and whether another file can be made in it."""
+
+    size: int
+    free: int
+    has_inodes: bool
+
+
+def directory_space() -> Space:
+    """Return what the directory's file system has.
+
+    One without a limit (a tmpfs that was mounted with ``size=0``) counts as half of the machine's memory, the
+    default of a tmpfs.
+
+    Raises
+    ------
+    OSError
+        There is no directory.
+    """
     found = os.statvfs(DIRECTORY)
-    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    has_inodes = found.f_favail > 0 or found.f_files == 0  # both are 0 where there is no limit
+    if found.f_blocks == 0:
+        half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return Space(half, half, has_inodes)
+    return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, has_inodes)
 
 
 def remove_orphans() -> list[str]:
@@ -187,7 +210,7 @@ def _is_orphaned(entry: os.DirEntry[str]) -> bool:
     import fcntl
 
     found = entry.stat(follow_symlinks=False)
-    mine = found.st_uid == os.getuid() and stat.S_ISREG(found.st_mode)
+    mine = found.st_uid == os.geteuid() and stat.S_ISREG(found.st_mode)
     new = not found.st_size and time.time() - found.st_ctime < _NEW
     if not mine or new:
         return False

@@ -29,6 +29,10 @@ _FEW = 256
 # Elements that are encoded between two checks of the deadline: some 10 ms.
 _PIECE = 2**18
 
+# An array of so many elements is written only if there is memory for so many bytes an element: the longest
+# text (25 bytes), in a buffer that orjson doubles while it still has the one before.
+_MANY, _MOST_BYTES = 8192, 64
+
 
 def encode_inputs(tensors: Iterable[Tensor], deadline: Deadline | None = None) -> list[bytes]:
     """Encode tensors as the inputs of a request, as `encode_described` does.
@@ -109,6 +113,8 @@ def encode_data(tensor: Tensor) -> bytes:
     ------
     InputError
         It holds an infinity, which has no form in JSON.
+    MemoryError
+        There is none for the text.
     """
     array = tensor.array
     if not array.size:
@@ -156,7 +162,17 @@ def _text_of(array: npt.NDArray[Any]) -> bytes:
         return orjson.dumps(array.tolist())
     if not array.flags.c_contiguous:  # it repeats an array
         array = np.ascontiguousarray(array)
+    if array.size >= _MANY:
+        _check_memory(array.size)
     return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _check_memory(elements: int) -> None:
+    """Raise a MemoryError where orjson would get no memory, which ends the process (SIGSEGV)."""
+    try:
+        np.empty(elements * _MOST_BYTES, np.uint8)
+    except MemoryError:
+        raise MemoryError(f"there is no memory to write {elements:,} elements as JSON") from None
 
 
 def _empty(shape: tuple[int, ...]) -> bytes:

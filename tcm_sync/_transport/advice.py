@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 
@@ -37,6 +38,10 @@ def _advice(cause: BaseException | None, *, secure: bool, through_proxy: bool) -
         return "is a name server reachable?" if temporary else "is the host in the uri right?"
     if isinstance(cause, TimeoutError):
         return "is the host right, and does a firewall let the port through?"
+    if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+        return "this process, or the machine, may have no more open files (ulimit -n)"
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOBUFS, errno.ENOMEM):
+        return "the machine has no memory left for another socket"
     if isinstance(cause, OSError):  # no route to it
         return "is the network, or a VPN to it, up?"
     return None

@@ -307,13 +307,14 @@ class Checks:
         manager, wanted = self._manager_on_shm()
         try:
             with tempfile.NamedTemporaryFile(prefix="tcm-sync-doctor-", dir=SHM_FOLDER):
-                free = shutil.disk_usage(SHM_FOLDER).free
+                usage = shutil.disk_usage(SHM_FOLDER)
         except OSError as error:
             detail = f"{SHM_FOLDER} cannot be written to ({error.strerror}); {manager}"
             if wanted:
                 return Finding(detail, "warning", f"mount {SHM_FOLDER} writable (docker: --ipc=host)")
             return Finding(detail)
-        return Finding(f"{SHM_FOLDER} is writable, {free / 2**20:,.0f} MiB free; {manager}")
+        room = f"{usage.free / 2**20:,.0f} MiB free" if usage.total else "without a limit of its size"
+        return Finding(f"{SHM_FOLDER} is writable, {room}; {manager}")
 
     def _manager_on_shm(self) -> tuple[str, bool]:
         """Return what the manager does about shared memory in words, and whether it can be used."""

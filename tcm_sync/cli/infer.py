@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from tcm_sync.cli.bodies import output_dtypes, read_inputs
 from tcm_sync.cli.failures import CommandError
+from tcm_sync.cli.files import write_whole
 from tcm_sync.cli.options import Command, Session
 
 if TYPE_CHECKING:
@@ -157,7 +159,7 @@ def _save(result: InferResult, folder: Path) -> dict[str, Path]:
         path = folder / f"{stem}.npy"
         while path in files.values():
             path = path.with_name(f"_{path.name}")
-        np.save(path, arrays[name], allow_pickle=False)
+        write_whole(path, partial(np.save, arr=arrays[name], allow_pickle=False))
         files[name] = path
     return files
 

@@ -15,6 +15,7 @@ import click
 
 from tcm_sync._secrets import hide
 from tcm_sync.cli.failures import USAGE, CommandError
+from tcm_sync.cli.files import write_whole
 from tcm_sync.cli.timeline import QueueSampler, Timeline
 from tcm_sync.cli.versions import versions
 
@@ -134,6 +135,11 @@ class Report:
             What was run, by name.
         end : str
             How it ended, if not by its plan.
+
+        Raises
+        ------
+        CommandError
+            It cannot be written. A file that was there before is unchanged.
         """
         queue, seconds = self._queue, figures["seconds"]
         charts = self._draw(
@@ -153,7 +159,8 @@ class Report:
             requests=_table(_requests(figures, queue), "number"),
             settings=_table({**settings, "versions": ", ".join(versions())}),
         )
-        self._path.write_bytes(page.encode(errors="xmlcharrefreplace"))
+        text = page.encode(errors="xmlcharrefreplace")
+        write_whole(self._path, lambda file: file.write(text))
 
 
 def _tiles(figures: Mapping[str, Any]) -> str:

@@ -83,6 +83,8 @@ class Regions:
             If Triton refuses it.
         FileNotFoundError
             If there is no such file.
+        OSError
+            If it cannot be opened or mapped.
         """
         name = f"tcm_shm_{secrets.token_hex(6)}_{secrets.token_hex(4)}"
         other = self._regions.get((vm_ip, key))
@@ -90,8 +92,8 @@ class Regions:
             raise refused_arguments(name)
         if other is not None:
             raise _refused(f"[500] Invalid shared memory region: '{key}'")
-        if self._other_directory:  # not recorded: the message is from Triton's source
-            raise _refused(f"[500] Unable to open shared memory region: '{key}'")
+        if self._other_directory:
+            raise cannot_open(key)
         # Triton opens it for writing too. O_NONBLOCK: opening a named pipe would wait.
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path_of(key), flags)
@@ -120,6 +122,11 @@ class Regions:
         self._unreachable.append(region)
         if len(self._unreachable) > MOST_UNREACHABLE:
             self.unregister(self._unreachable.popleft())
+
+
+def cannot_open(key: str) -> ModelFailure:
+    """Make Triton's refusal of a file that it may not open. Not recorded: the message is from its source."""
+    return _refused(f"[500] Unable to open shared memory region: '{key}'")
 
 
 def refused_arguments(name: str) -> ModelFailure:

@@ -16,7 +16,7 @@ from tcm_sync import _process as process
 from tcm_sync.local import cleanup_process
 from tcm_sync.local.mapping import DIRECTORY, look_up
 from tcm_sync.local.models import ModelFailure
-from tcm_sync.local.regions import refused_arguments
+from tcm_sync.local.regions import cannot_open, refused_arguments
 from tcm_sync.local.tensors import dtype_of
 
 if TYPE_CHECKING:
@@ -129,8 +129,14 @@ class SharedMemory:
         known = self._known.setdefault(target.container.container_id, OrderedDict())
         region = (known if kept else own).get(key)
         if region is None or region.byte_size != byte_size:
-            self._unlink_at_the_end(key)
-            region = self._regions.register(target.vm_ip, key, byte_size, kept=kept)
+            try:
+                self._unlink_at_the_end(key)
+                region = self._regions.register(target.vm_ip, key, byte_size, kept=kept)
+            except FileNotFoundError:
+                raise
+            except OSError as error:  # it is another user's, or descriptors, memory or processes are used up
+                logger.warning("%s cannot be registered: %s", key, error)
+                raise cannot_open(key) from None
             known[key] = own[key] = region
             if len(known) > MOST_REGIONS:
                 self._drop_least_used(known)

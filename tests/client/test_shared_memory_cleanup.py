@@ -251,8 +251,10 @@ def test_an_interrupt_at_any_moment_of_the_first_call_leaves_no_file(manager, ou
 # --- no room ---
 
 FULL = """
-import os, sys
+import os, subprocess, sys
 import numpy as np
+from tcm_sync._pool.turn_file import TableError
+from tcm_sync._pool.turn_table import Table
 from tcm_sync import InputError, MessageTooLargeError, SharedMemoryUnavailableError, TcmClient
 from tcm_sync.local import LocalManager
 
@@ -297,6 +299,35 @@ with LocalManager({"sum": total}, tick=0, max_message_bytes=64 * MB) as manager:
         assert ask(client, 16 * MB, 1) == 1, "a quarter may be pinned"
         assert ask(client, 1 * MB, 1) == 1, "and no more"
         assert client.stats().shm_declined == {"pinned": 1}
+
+def remount(option):
+    subprocess.run(["mount", "-o", f"remount,{option}", "/dev/shm"], check=True)
+
+with LocalManager({"sum": total}, tick=0, max_message_bytes=64 * MB) as manager:
+    with TcmClient(manager.uri, route=manager.route, max_message_bytes=64 * MB, timeout=60.0) as client:
+        assert ask(client, 100_000, 1) == 1
+        found = os.statvfs("/dev/shm")
+        remount(f"nr_inodes={found.f_files - found.f_ffree}")
+        assert ask(client, 100_001, 1) == 1, "no other file may be made"
+        assert "no inode is left" in client.explain({"x": np.zeros(100_001, np.uint8)})
+        remount("nr_inodes=1000")
+        assert ask(client, 100_001, 1) == 2
+        with open("/dev/shm/filler", "wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, os.statvfs("/dev/shm").f_bavail * found.f_frsize)
+        assert ask(client, 100_002, 1) == 2, "another program has filled it"
+        assert client.stats().shm_declined == {"no room": 2}
+        try:
+            Table("/dev/shm/turns")
+        except TableError as error:
+            assert "No space left on device" in str(error), error
+        else:
+            raise AssertionError("a table without room")
+        os.unlink("/dev/shm/filler")
+        assert ask(client, 100_002, 1) == 3
+        assert Table("/dev/shm/turns").claim(1, 2, 3, turns=1, age_ns=10).slot == 0
+    remount("size=0")  # there is no limit, and statvfs reports 0 blocks of which 0 are free
+    with TcmClient(manager.uri, route=manager.route, timeout=60.0) as client:
+        assert ask(client, 100_000, 1) == 1
 print("done", flush=True)
 """
 
@@ -308,7 +339,9 @@ def may_mount():
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def test_a_full_directory_is_no_crash(tmp_path):
+@pytest.mark.needs_debian("mount")
+def test_a_full_directory_is_no_crash():
+    """No room, no inode, another program that fills it, and no limit: on a tmpfs of its own."""
     if not may_mount():
         pytest.skip("a mount of its own is not allowed here")
     mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm"

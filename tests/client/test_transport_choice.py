@@ -24,6 +24,7 @@ from tcm_sync import (
 from tcm_sync import _ttl_cache as ttl_cache
 from tcm_sync._shm import policy as module
 from tcm_sync._shm.policy import WORTH_SHARING
+from tcm_sync._shm.segment import Space
 from tcm_sync._tensors import outputs
 from tcm_sync._ttl_cache import TtlCache
 from tcm_sync.local.mapping import is_usable
@@ -361,7 +362,7 @@ def test_a_quarter_of_the_directory_may_be_pinned_by_default(client, client_of, 
     way(client)
     from tcm_sync._shm.segment import directory_space
 
-    assert client._core.shm._arena.max_pinned == directory_space()[0] // 4
+    assert client._core.shm._arena.max_pinned == directory_space().size // 4
 
 
 def test_a_full_directory_is_a_reason(client, monkeypatch):
@@ -377,8 +378,26 @@ def test_a_full_directory_is_a_reason(client, monkeypatch):
 
 
 def test_a_directory_that_is_nearly_full_is_reported(client, monkeypatch):
-    monkeypatch.setattr("tcm_sync._shm.arena.directory_space", lambda: (2**30, 5))
-    assert "and no room: 5 bytes are free in /dev/shm" in client.explain({"x": WORTH})
+    monkeypatch.setattr("tcm_sync._shm.arena.directory_space", lambda: Space(2**30, 5, has_inodes=True))
+    assert "and no room: /dev/shm has no 16,384 bytes (5 are free)" in client.explain({"x": WORTH})
+
+
+def test_a_directory_that_goes_away_is_a_reason_before_and_after_the_first_call(
+    client_of, manager, monkeypatch
+):
+    def gone(path):
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    for is_first in (True, False):
+        client = client_of(manager)
+        if not is_first:
+            assert way(client) == "shm"
+        with monkeypatch.context() as patch:
+            patch.setattr("os.statvfs", gone)
+            assert way(client, np.ones(WORTH.size + 1)) == "not made"
+            with pytest.raises(InputError, match=r"^no shared memory: not made: "):
+                client.empty_shared(5, np.uint8)
+        assert way(client, np.ones(WORTH.size + 1)) == "shm"
 
 
 # --- a server that cannot be told ---

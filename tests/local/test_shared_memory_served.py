@@ -67,6 +67,34 @@ def test_a_triton_with_a_dev_shm_of_its_own_refuses_every_registration(serve, di
 # What a model sees
 
 
+def test_a_file_that_the_manager_may_not_open_is_refused_as_triton_does(raw, segments, monkeypatch):
+    """As where the manager runs as another user. A client then sends JSON."""
+    segments.write("a", [1.0])
+    path, real = str(segments.path("a")), os.open
+
+    def denied(name, *how, **more):
+        if name == path:
+            raise PermissionError(13, "Permission denied", name)
+        return real(name, *how, **more)
+
+    monkeypatch.setattr(os, "open", denied)
+    code, reason = refused(use(raw, segments.reference("a", 1)))
+    assert code == "TRITON_SHM_REGISTRATION_FAILED"
+    assert reason.endswith(f"[500] Unable to open shared memory region: '/{segments.name('a')}'")
+    monkeypatch.undo()
+    assert use(raw, segments.reference("a", 1))["status"] == "COMPLETED"
+
+
+def test_a_manager_that_can_start_no_cleanup_process_refuses_the_registration(raw, segments, monkeypatch):
+    def none_left():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    segments.write("a", [1.0])
+    monkeypatch.setattr(shared_memory, "_start_cleanup_process", none_left)
+    code, _ = refused(use(raw, segments.reference("a", 1)))
+    assert code == "TRITON_SHM_REGISTRATION_FAILED"
+
+
 def test_a_model_is_given_the_very_memory_and_cannot_write_to_it(raw, segments, kept_arrays):
     segments.write("a", [1.0, 2.0])
     assert use(raw, segments.reference("a", 1, 2), model="keep")["status"] == "COMPLETED"

@@ -6,6 +6,7 @@ import errno
 import gc
 import itertools
 import os
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 from tcm_sync import InputError, Route
 from tcm_sync._shm import arena as module
 from tcm_sync._shm.arena import Arena, DeclinedError
-from tcm_sync._shm.segment import Segment, directory_space
+from tcm_sync._shm.segment import Segment, Space, directory_space
 
 from ..helpers.interrupts import InterruptAt
 
@@ -256,13 +257,21 @@ def test_a_server_keeps_so_many_and_forgets_the_least_recently_used(arena, monke
 # --- room ---
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM])
-def test_a_full_directory_is_reported_with_what_is_free(arena, monkeypatch, number):
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, r"no room: /dev/shm has no 1,000 bytes \([\d,]+ are free again\)"),
+        (errno.ENOMEM, "no room: there is no memory in which this process could map 1,000 bytes"),
+    ],
+)
+def test_a_directory_that_fills_up_between_the_check_and_the_reservation_is_reported(
+    arena, monkeypatch, number, said
+):
     def full(*_):
         raise OSError(number, "full")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DeclinedError, match=r"^no room: /dev/shm has no 1,000 bytes \([\d,]+ are free"):
+    with pytest.raises(DeclinedError, match=f"^{said}$"):
         arena.acquire(A, 1000, 0)
     with pytest.raises(DeclinedError, match=r"^no room"):
         arena.empty(1000)
@@ -274,6 +283,30 @@ def test_more_than_the_directory_has_is_no_room(make):
     with pytest.raises(DeclinedError, match=r"^no room"):
         arena.acquire(A, directory_space()[0] + 2**20, 0)
     assert not ours()
+
+
+def test_a_directory_without_an_inode_left_is_not_reported_as_one_without_bytes(arena, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "directory_space", lambda: Space(2**30, 2**29, has_inodes=False))
+    monkeypatch.setattr(os, "open", full)
+    said = "no room: /dev/shm has as many files as its file system may have (no inode is left)"
+    with pytest.raises(DeclinedError, match=f"^{re.escape(said)}$"):
+        arena.acquire(A, 1000, 0)
+    assert arena.obstacle(1000) == said
+
+
+def test_a_directory_that_is_gone_is_a_reason_and_no_failure(arena, monkeypatch):
+    def gone(path):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    monkeypatch.setattr(os, "statvfs", gone)
+    with pytest.raises(DeclinedError, match=r"^not made: no segment in /dev/shm: .*No such file"):
+        arena.acquire(A, 1000, 0)
+    with pytest.raises(DeclinedError, match=r"^not made: "):
+        arena.empty(1000)
+    assert arena.obstacle(1000).startswith("not made: ")
 
 
 def test_any_other_failure_is_reported_in_its_own_words(arena, monkeypatch):

@@ -26,6 +26,8 @@ def message(cause, *, secure=False, through_proxy=False):
         (ConnectionRefusedError(111, "refused"), "is the manager running, and is the port right?"),
         (TimeoutError(), "does a firewall let the port through?"),
         (OSError(101, "unreachable"), "is the network, or a VPN to it, up?"),
+        (OSError(24, "Too many open files"), "may have no more open files (ulimit -n)"),
+        (OSError(105, "No buffer space"), "the machine has no memory left for another socket"),
         (socket.gaierror(socket.EAI_NONAME, "unknown"), "is the host in the uri right?"),
         (socket.gaierror(socket.EAI_AGAIN, "later"), "is a name server reachable?"),
     ],

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,14 +231,35 @@ def test_other_systems_have_none(monkeypatch):
 
 def test_a_directory_that_cannot_be_written_to_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "DIRECTORY", str(tmp_path / "nowhere"))
-    assert why_unsupported() == f"{tmp_path}/nowhere cannot be written to"
+    assert why_unsupported() == f"there is no {tmp_path}/nowhere"
+    monkeypatch.setattr(module, "DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_, **how: not how["effective_ids"])
+    assert why_unsupported() == f"{tmp_path} cannot be written to by user id {os.geteuid()}"
 
 
 def test_the_room_is_that_of_the_directory():
-    total, free = directory_space()
+    size, free, has_inodes = directory_space()
     found = os.statvfs(SHM)
-    assert total == found.f_blocks * found.f_frsize
-    assert 0 <= free <= total
+    assert size == found.f_blocks * found.f_frsize
+    assert 0 <= free <= size
+    assert has_inodes
+
+
+def statvfs_of(monkeypatch, **changes):
+    found = os.statvfs(SHM)
+    fields = {name: getattr(found, name) for name in dir(found) if name.startswith("f_")}
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**{**fields, **changes}))
+
+
+def test_a_file_system_without_a_limit_has_the_room_of_half_the_memory(monkeypatch):
+    statvfs_of(monkeypatch, f_blocks=0, f_bavail=0, f_files=0, f_favail=0)
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    assert directory_space() == (half, half, True)
+
+
+def test_a_file_system_whose_inodes_are_used_up_is_noticed(monkeypatch):
+    statvfs_of(monkeypatch, f_files=30, f_favail=0)
+    assert not directory_space().has_inodes
 
 
 # --- files of processes that have ended ---
@@ -297,6 +319,13 @@ def test_the_file_of_another_user_is_not_removed(gone, left):
     os.chown(path, NOBODY, NOBODY)
     remove_orphans()
     assert path.exists()
+
+
+def test_whose_file_it_is_is_decided_by_the_user_that_makes_files(gone, left, monkeypatch):
+    """The effective user: the real one may differ in a process that has dropped its rights."""
+    path = left(gone)
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    assert remove_orphans() == [path.name]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -373,3 +375,33 @@ def test_small_arrays_are_written_in_one_go(dtype):
 )
 def test_whatever_is_unusual_or_much_has_a_closer_look(inputs):
     assert encode_small(inputs) is None
+
+
+SHORT_OF_MEMORY = """
+import os, resource
+import numpy as np
+from tcm_sync._tensors.encode import encode_inputs
+from tcm_sync._tensors.inputs import Tensor
+
+tensor = Tensor("x", "FP64", (2**20,), np.random.default_rng(1).normal(size=2**20) * 1e-300)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+ends = []
+for extra in (2, 4, 6, 8, 16, 512):
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_AS, (used + extra * 2**20,) * 2)
+        try:
+            encode_inputs([tensor])
+            os._exit(0)
+        except MemoryError:
+            os._exit(1)
+    ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(ends)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_memory_that_ends_while_a_tensor_is_written_is_an_error_and_not_the_end_of_the_process():
+    command = [sys.executable, "-c", SHORT_OF_MEMORY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout, done.stderr) == ("[1, 1, 1, 1, 1, 0]\n", "")

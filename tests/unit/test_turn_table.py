@@ -7,6 +7,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import re
 import shutil
 import stat
 import struct
@@ -287,6 +288,38 @@ def test_a_table_whose_times_are_of_another_namespace_is_refused(table, folder, 
     mangle(folder, 0, header[:24] + b"\1" * 8)
     with pytest.raises(TableError, match="time namespace"):
         Table(folder, clock)
+
+
+def test_a_table_whose_making_was_cut_off_by_a_full_disk_is_made_when_there_is_room(
+    folder, clock, monkeypatch
+):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for step in ("posix_fallocate", "pwrite"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, full)
+            with pytest.raises(TableError, match=f"{re.escape(folder)}.*{os.strerror(errno.ENOSPC)}"):
+                Table(folder, clock)
+    found = Table(folder, clock)
+    assert claim(found, 1, clock.now).slot == 0
+    found.close()
+
+
+def test_a_table_has_all_its_room_from_the_beginning(table, folder):
+    found = os.stat(Path(folder, FILE))
+    assert found.st_blocks * 512 >= SIZE == found.st_size
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_reserves_no_room_has_a_table(folder, clock, monkeypatch, number):
+    def unsupported(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    found = Table(folder, clock)
+    assert claim(found, 1, clock.now).slot == 0
+    found.close()
 
 
 def test_a_file_that_was_deleted_is_noticed(table, folder, clock):
