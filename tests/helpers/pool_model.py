@@ -259,7 +259,8 @@ class Model:
             *(patch.object(module, "monotonic", self.scheduler.monotonic) for module in _CLOCKED),
             # One step, so that a wait for ever is seen: steps are for signals, and there are none.
             *(patch.object(module, "LONGEST", inf) for module in (_waiting, gate, pool)),
-            *(patch.object(module, "threading", fake) for module in _LOCKING),
+            *(patch.object(module, "threading", fake) for module in _LOCKING if hasattr(module, "threading")),
+            *(patch.object(module, "RLock", fake.RLock) for module in _LOCKING if hasattr(module, "RLock")),
             *(patch.object(module, "log", SilentLog()) for module in (gate, opening, pool)),
             *(patch.object(module, "random", self.dice) for module in (gate, inventory)),
             patch.object(pool, "Waiter", OrderedWaiter),

