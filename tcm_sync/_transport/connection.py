@@ -19,7 +19,8 @@ from tcm_sync._secrets import Secret
 from tcm_sync._transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
 from tcm_sync._transport.nested_tls import SECURED
 from tcm_sync._transport.replies import Future
-from tcm_sync._transport.sockets import WOULD_BLOCK, is_local, send_flags, shut_down, wait_ready
+from tcm_sync._transport.sockets import is_local, send_flags, shut_down, wait_ready
+from tcm_sync._transport.tls_errors import WOULD_BLOCK, Secured, with_own_errors
 from tcm_sync._wire.encode import Pieces
 from tcm_sync.errors import CallTimeoutError, ConnectionLostError, ProtocolError, TcmError
 
@@ -81,6 +82,7 @@ class Connection:
         "_controls",
         "_flags",
         "_mid_frame",
+        "_send",
         "bytes_sent",
         "capability",
         "closed",
@@ -149,9 +151,12 @@ class Connection:
         # which never blocks.
         self.lock = RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
-        self.receive_into: Callable[[memoryview], int] = (
-            partial(receive_secured, sock, self.lock) if self.secured else sock.recv_into
-        )
+        self.receive_into: Callable[[memoryview], int] = sock.recv_into
+        # Write what the socket takes now: how many bytes. WOULD_BLOCK: none.
+        self._send: Callable[..., int] = sock.send
+        if isinstance(sock, SECURED):
+            self.receive_into = partial(receive_secured, sock, self.lock)
+            self._send = partial(with_own_errors, sock, sock.send)
         self.closed = False
         self.inherited = False  # whether this is a child process, and the connection its parent's
         self.loss: TcmError | None = None  # why it was closed
@@ -260,7 +265,7 @@ class Connection:
                 if self._controls and not self._mid_frame:
                     self._write_controls()
                 future.started = self._mid_frame = True
-                taken = self.sock.send(view, self._flags)
+                taken = self._send(view, self._flags)
             except ssl.SSLWantReadError:
                 return 0, False
             except WOULD_BLOCK:
@@ -311,7 +316,7 @@ class Connection:
         while self._controls:
             frame = self._controls[0]
             self._control_begun = True
-            taken = self.sock.send(frame, self._flags)
+            taken = self._send(frame, self._flags)
             if taken < len(frame):
                 self._controls[0] = frame[taken:]
                 raise BlockingIOError
@@ -337,7 +342,7 @@ class Connection:
             self.closed, self.loss = True, loss
             if close_frame is not None and not self._mid_frame and not self._control_begun:
                 with Suppress(OSError):  # the socket is closed anyway
-                    self.sock.send(close_frame, self._flags)
+                    self._send(close_frame, self._flags)
             shut_down(self.sock)
             self.sock.close()
 
@@ -347,11 +352,11 @@ class Connection:
         self.sock.close()
 
 
-def receive_secured(sock: socket.socket, lock: RLock, buffer: memoryview) -> int:
+def receive_secured(sock: Secured, lock: RLock, buffer: memoryview) -> int:
     """Read a TLS object, which must not be read and written at once: under the lock of its connection."""
     if not lock.acquire(timeout=0.001):  # its holder never blocks, so this is short
         raise BlockingIOError
     try:
-        return sock.recv_into(buffer)
+        return with_own_errors(sock, sock.recv_into, buffer)
     finally:
         lock.release()

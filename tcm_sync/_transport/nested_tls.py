@@ -37,6 +37,7 @@ class NestedTls(socket.socket):
         super().__init__(outer.family, outer.type, outer.proto, outer.fileno())
         super().detach()  # the descriptor is the outer socket's, which closes it
         self.outer = outer
+        self.context = context
         self._unsent = bytearray()  # what the inner connection has written, and the outer one has not taken
         self._unreported = 0  # bytes of the caller's that are in there, and are not reported as sent yet
 

@@ -25,7 +25,8 @@ from tcm_sync._transport.incoming import Incoming, lost
 from tcm_sync._transport.liveness import TICK, Liveness
 from tcm_sync._transport.poller import READ, WRITE, make_poller
 from tcm_sync._transport.replies import PendingReplies, Refusal, StreamReplies
-from tcm_sync._transport.sockets import NO_SIGNAL, WOULD_BLOCK
+from tcm_sync._transport.sockets import NO_SIGNAL
+from tcm_sync._transport.tls_errors import WOULD_BLOCK
 from tcm_sync.errors import ClientClosedError, ConnectionLostError, TcmError
 
 log = Log("tcm_sync.reader", queued=True)

@@ -17,9 +17,7 @@ from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect, reso
 from tcm_sync._transport.nested_tls import SECURED, NestedTls
 from tcm_sync._transport.tcp_state import keep_alive
 from tcm_sync._transport.tls import failure_of_tls, name_to_verify
-
-#: What a non-blocking socket raises when it has to wait; SSLWantRead and SSLWantWrite are its TLS forms.
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+from tcm_sync._transport.tls_errors import clear_errors
 
 #: Flags to send with on a plain socket; 0 where the system has no such flag.
 NO_SIGNAL: int = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -176,7 +174,7 @@ def receive(sock: socket.socket, size: int, deadline: Deadline) -> bytes:
     TimeoutError
         Nothing came within the deadline.
     """
-    sock.settimeout(_positive(deadline))
+    _prepare(sock, deadline)
     return sock.recv(size)
 
 
@@ -188,8 +186,14 @@ def send_all(sock: socket.socket, data: bytes | memoryview, deadline: Deadline) 
     TimeoutError
         The other side did not take it within the deadline.
     """
-    sock.settimeout(_positive(deadline))
+    _prepare(sock, deadline)
     sock.sendall(data, send_flags(sock))
+
+
+def _prepare(sock: socket.socket, deadline: Deadline) -> None:
+    if isinstance(sock, SECURED):
+        clear_errors(sock)
+    sock.settimeout(_positive(deadline))
 
 
 def send_flags(sock: socket.socket) -> int:

@@ -6,6 +6,7 @@ import socket
 import ssl
 
 from tcm_sync._handlers import is_of_handler
+from tcm_sync._transport.tls_errors import clear_errors
 from tcm_sync.errors import ConnectFailedError
 
 _CA_FILE = "TlsSettings(ca_file=...) must name the authority to trust"
@@ -98,6 +99,7 @@ def failure_after_tls(sock: socket.socket, error: OSError, name: str) -> Connect
     """
     if isinstance(sock, ssl.SSLSocket) and not isinstance(error, TimeoutError) and _permanent(error) is None:
         try:
+            clear_errors(sock)
             sock.settimeout(0.0)
             sock.recv(1)
         except OSError as waiting:

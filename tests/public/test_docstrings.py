@@ -8,7 +8,7 @@ from types import FunctionType
 
 import pytest
 from numpydoc.docscrape import ClassDoc, FunctionDoc
-from numpydoc.validate import validate
+from numpydoc.validate import Validator, validate
 
 import tcm_sync
 import tcm_sync.events
@@ -79,7 +79,9 @@ def refers(text: str, documented: object) -> bool:
 
 
 @pytest.mark.parametrize("name", public_names())
-def test_the_documentation_of_a_public_name_is_whole(name):
+def test_the_documentation_of_a_public_name_is_whole(name, monkeypatch):
+    # It looks for the line in the module that a name is exported from, where Python 3.14 finds none.
+    monkeypatch.setattr(Validator, "source_file_def_line", None)
     documented = find(name)
     left_out = LEFT_OUT | ({"PR01"} if documents_its_constructor_elsewhere(documented) else set())
     mistakes = [

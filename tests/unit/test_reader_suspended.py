@@ -127,6 +127,7 @@ class Model:
         threading.current_thread = lambda: self.threads[scheduler.current]
         self.fakes = {
             "threading": threading,
+            "RLock": threading.RLock,
             "monotonic": scheduler.monotonic,
             "make_poller": lambda: SimpleNamespace(
                 register=lambda *_: None, poll=self.poll, close=lambda: None
