@@ -79,6 +79,7 @@ NEAREST = {
     "tcm_sync/_transport/tcp_state.py": "unit/test_liveness peer/test_networks",
     "tcm_sync/_transport/tenant.py": "unit/test_turns peer/test_auth",
     "tcm_sync/_transport/tls.py": "unit/test_tls unit/test_sockets peer/test_tls_failures peer/test_tls",
+    "tcm_sync/_transport/tls_errors.py": "peer/test_tls_errors peer/test_proxies",
     "tcm_sync/_transport/unsolicited.py": (
         "unit/test_unsolicited unit/test_logs peer/test_stats peer/test_replies"
     ),
