@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from tcm_sync._deadline import Deadline
 from tcm_sync._handlers import Suppress, is_of_handler
@@ -82,7 +82,6 @@ class Connection:
         "_controls",
         "_flags",
         "_mid_frame",
-        "_send",
         "bytes_sent",
         "capability",
         "closed",
@@ -151,12 +150,9 @@ class Connection:
         # which never blocks.
         self.lock = RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
-        self.receive_into: Callable[[memoryview], int] = sock.recv_into
-        # Write what the socket takes now: how many bytes. WOULD_BLOCK: none.
-        self._send: Callable[..., int] = sock.send
-        if isinstance(sock, SECURED):
-            self.receive_into = partial(receive_secured, sock, self.lock)
-            self._send = partial(with_own_errors, sock, sock.send)
+        self.receive_into: Callable[[memoryview], int] = (
+            partial(receive_secured, sock, self.lock) if isinstance(sock, SECURED) else sock.recv_into
+        )
         self.closed = False
         self.inherited = False  # whether this is a child process, and the connection its parent's
         self.loss: TcmError | None = None  # why it was closed
@@ -265,7 +261,7 @@ class Connection:
                 if self._controls and not self._mid_frame:
                     self._write_controls()
                 future.started = self._mid_frame = True
-                taken = self._send(view, self._flags)
+                taken = self._send(view)
             except ssl.SSLWantReadError:
                 return 0, False
             except WOULD_BLOCK:
@@ -280,6 +276,12 @@ class Connection:
                 ) from error
             self._mid_frame = taken < len(view)
             return taken, True
+
+    def _send(self, data: bytes | memoryview) -> int:
+        """Write what the socket takes now: how many bytes. WOULD_BLOCK: none."""
+        if self.secured:
+            return with_own_errors(cast("Secured", self.sock), self.sock.send, data, self._flags)
+        return self.sock.send(data, self._flags)
 
     def shut_down(self) -> None:
         """End the connection from any thread; the reader sees it and closes the descriptor."""
@@ -316,7 +318,7 @@ class Connection:
         while self._controls:
             frame = self._controls[0]
             self._control_begun = True
-            taken = self._send(frame, self._flags)
+            taken = self._send(frame)
             if taken < len(frame):
                 self._controls[0] = frame[taken:]
                 raise BlockingIOError
@@ -342,7 +344,7 @@ class Connection:
             self.closed, self.loss = True, loss
             if close_frame is not None and not self._mid_frame and not self._control_begun:
                 with Suppress(OSError):  # the socket is closed anyway
-                    self._send(close_frame, self._flags)
+                    self._send(close_frame)
             shut_down(self.sock)
             self.sock.close()
 

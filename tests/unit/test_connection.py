@@ -119,6 +119,8 @@ def test_what_never_began_is_known_not_to_have_run(wire):
 class Unwilling:
     """A socket that takes nothing."""
 
+    context = ssl.create_default_context()
+
     def __init__(self, sock, error):
         self._sock = sock
         self._error = error

@@ -21,6 +21,7 @@ class TlsSocket(ssl.SSLSocket):
 
     def __init__(self, waiting):
         socket.socket.__init__(self)
+        self._context = ssl.create_default_context()
         self.waiting = waiting
         self.blocks = True
 
