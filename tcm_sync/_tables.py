@@ -56,4 +56,11 @@ def _cell(content: object, *, in_column: bool) -> str:
 
 
 def _safe(text: object) -> str:
-    return html.escape(hide(str(text)))
+    """Escape a text, and what a browser would obey or not show: names and messages come from anywhere."""
+    shown = hide(str(text))
+    if not shown.isprintable():
+        shown = "".join(
+            c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode()
+            for c in shown
+        )
+    return html.escape(shown)

@@ -16,7 +16,7 @@ import numpy as np
 
 from tcm_sync._handlers import is_of_callee
 from tcm_sync._tensors.datatypes import TensorError
-from tcm_sync._tensors.foreign import advice_on, check_unchanged
+from tcm_sync._tensors.foreign import advice_on, as_list, check_fields, check_unchanged
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -88,6 +88,7 @@ def _is_known_to_numpy(kind: type) -> bool:
 
 def _through_protocol(data: Any) -> npt.NDArray[Any]:
     kind = type(data)
+    check_fields(data)
     try:
         array = np.asarray(data) if _is_known_to_numpy(kind) else np.from_dlpack(data)
     except Exception as error:
@@ -98,6 +99,8 @@ def _through_protocol(data: Any) -> npt.NDArray[Any]:
         raise TensorError(f"{kind.__name__} did not become a numpy array: {error}") from error
     if array.dtype == object and array.ndim == 0:
         raise TensorError(f"{kind.__name__} did not become a numpy array")
+    if array.size and array.dtype.kind in "US" and (texts := as_list(data)) is not None:
+        return _from_lists(texts)  # numpy's own texts lose the NULs at their end
     made = _plain(array)
     if _is_converted(kind):
         check_unchanged(data, made)

@@ -76,6 +76,29 @@ def check_unchanged(data: Any, array: npt.NDArray[Any]) -> None:
         _check_elements(data, array)
 
 
+def check_fields(data: Any) -> None:
+    """Refuse a column of structs, of which its library makes a matrix without the names of the fields.
+
+    Raises
+    ------
+    TensorError
+        Its elements have fields.
+    """
+    fields = getattr(getattr(data, "dtype", None), "fields", None)
+    if fields and not isinstance(data, np.ndarray):
+        names = " and ".join(f'"{quote(str(getattr(each, "name", each)))}"' for each in list(fields)[:2])
+        raise TensorError(f"structs have no datatype; send each field ({names} …) as an input of its own")
+
+
+def as_list(data: Any) -> list[Any] | None:
+    """Return the elements of an array or a column of another library as it gives them itself, if it does."""
+    for name in _AS_LIST:
+        if callable(method := getattr(data, name, None)):
+            elements = method()
+            return elements if isinstance(elements, list) else None
+    return None
+
+
 def _declared_dtypes(data: Any) -> set[str]:
     """Return the dtypes that data declares, by numpy's names where it has them."""
     schema = getattr(data, "schema", None)  # of pyarrow, and of polars
@@ -123,10 +146,7 @@ def _check_elements(data: Any, array: npt.NDArray[Any]) -> None:
     """Compare the elements one by one, unless all floats are so small that every integer is exact."""
     if not _inexact(array).any():
         return
-    elements: Any = data if isinstance(data, (list, tuple)) else None
-    for name in _AS_LIST:
-        if elements is None and callable(method := getattr(data, name, None)):
-            elements = method()
+    elements: Any = data if isinstance(data, (list, tuple)) else as_list(data)
     while elements and isinstance(elements, (list, tuple)) and isinstance(elements[0], (list, tuple)):
         elements = list(chain.from_iterable(elements))
     if isinstance(elements, (list, tuple)) and len(elements) == array.size:

@@ -70,7 +70,7 @@ class TensorSpec(Struct, frozen=True, omit_defaults=True):
         return f"[{', '.join(_dim(size, name) for size, name in zip(self.dims, names, strict=True))}]"
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.datatype}{self.shape}"
+        return f"{quote(self.name)}: {self.datatype}{self.shape}"
 
 
 def _all_of(values: object, kind: type | tuple[type, ...]) -> bool:
@@ -276,7 +276,7 @@ def _rows(signature: ModelSignature) -> list[tuple[str, ...]]:
     for kind, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
             shown = f"{kind} (optional)" if spec.optional else kind
-            rows.append((shown, spec.name, spec.datatype, spec.shape))
+            rows.append((shown, quote(spec.name), spec.datatype, quote(spec.shape)))
     return rows
 
 

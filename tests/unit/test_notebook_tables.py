@@ -337,3 +337,16 @@ def test_an_analysis_shows_the_signature_and_the_size():
     assert text.startswith(f"<ModelAnalysis of {str(path)!r}\n")
     assert all(f"  {name}: {fact}" in text for name, fact in facts)
     assert "  input   image          FP32      [batch, 64]" in text.splitlines()
+
+
+HOSTILE = "a\x1b[31m\u202eb\nc"
+
+
+def test_control_characters_in_names_are_escaped():
+    signature = ModelSignature([TensorSpec(HOSTILE, "FP32", [1])], [TensorSpec("y", "FP32", [1])])
+    shown = [repr(signature), str(signature), str(signature.inputs[0]), signature._repr_html_()]
+    shown.append(html_table(HOSTILE, ["head"], [[HOSTILE]]))
+    for text in shown:
+        assert not set("\x1b\u202e") & set(text)
+        assert "\\x1b[31m" in text
+        assert "\\u202eb" in text

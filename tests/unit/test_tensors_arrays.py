@@ -517,3 +517,25 @@ def test_a_list_that_holds_itself_is_refused() -> None:
 @pytest.mark.parametrize("code_point", [0x110000, 0xFFFFFFFF, 0x6C6C756E])
 def test_an_array_of_text_whose_code_points_do_not_exist_is_refused(code_point: int) -> None:
     refused(np.array([0x61, code_point], np.uint32).view("<U1"), "its bytes are no text")
+
+
+def test_the_fields_of_a_polars_struct_are_not_sent_without_their_names():
+    polars = pytest.importorskip("polars")
+    for column in ([{"a": 1, "b": 2}], [{"a": 2**60 + 1, "b": 2.5}], [{"a": True, "b": 2}]):
+        with pytest.raises(InputError, match='structs have no datatype.*"a" and "b"'):
+            check_inputs({"x": polars.Series(column)})
+
+
+@pytest.mark.parametrize("texts", [["\u00e9\0", "b"], [b"a\0", b"b"]])
+def test_a_nul_at_the_end_of_a_text_of_polars_is_refused_and_not_lost(texts):
+    polars = pytest.importorskip("polars")
+    with pytest.raises(InputError, match="ends in NUL"):
+        check_inputs({"x": polars.Series(texts)})
+
+
+@pytest.mark.parametrize("texts", [[], ["a", "\u00e9"], ["a\0b", ""]])
+def test_texts_of_polars_arrive_as_they_are(texts):
+    polars = pytest.importorskip("polars")
+    (tensor,) = check_inputs({"x": polars.Series(texts, dtype=polars.String)})
+    assert tensor.array.tolist() == texts
+    assert tensor.datatype == "BYTES"
