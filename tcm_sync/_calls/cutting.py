@@ -51,6 +51,7 @@ class Job:
         self.row_bytes = max(1, row_bytes)
         self.shortest_text: int | None = None  # bytes that a row has at least as JSON, once that was needed
         self.obstacle: str | None = None  # why the rows go as JSON from now on
+        self.has_many_inputs = False  # more than are worth sharing, once a message was looked at
         self.running: list[int] = []  # an entry for each message that runs, or has run
 
     def stops_sharing(self, prepared: Pieces | Shareable, error: TcmError) -> bool:
@@ -114,15 +115,15 @@ def name_rows(error: TcmError, start: int, stop: int) -> None:
 def _shared_cut(core: Core, job: Job, start: int, stop: int) -> tuple[int, int, Shareable] | None:
     """Return the first rows, as many as go through shared memory together; None if they go as JSON."""
     options = job.options
-    if options.transport == "json" or job.obstacle is not None:
+    if options.transport == "json" or job.obstacle is not None or job.has_many_inputs:
         return None
     if job.rows is None:
         stop = min(stop, start + _shared_rows(core, job))
     tensors = job.take(start, stop)
-    if options.transport == "auto" and not (
-        len(tensors) <= _MOST_SHARED_INPUTS and is_worth_sharing(tensors)
-    ):
-        return None
+    if options.transport == "auto":
+        job.has_many_inputs = len(tensors) > _MOST_SHARED_INPUTS
+        if job.has_many_inputs or not is_worth_sharing(tensors):
+            return None
     why = obstacle(core, options, tensors)
     if why is None and options.transport == "auto" and (connection := core.any_connection()) is not None:
         why = core.shm.obstacle_on(connection, options.transport)

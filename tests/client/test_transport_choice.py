@@ -22,6 +22,7 @@ from tcm_sync import (
     SHMReference,
 )
 from tcm_sync import _ttl_cache as ttl_cache
+from tcm_sync._calls import chunked
 from tcm_sync._shm import policy as module
 from tcm_sync._shm.policy import WORTH_SHARING
 from tcm_sync._shm.segment import Space
@@ -684,6 +685,25 @@ def test_it_is_found_once_that_the_chunks_of_a_batch_cannot_be_shared(serve, cli
     client.open(wait=True)
     client.infer_chunked("echo", {"x": BATCH})
     assert client.stats().shm_declined == {"not granted": 1}
+
+
+def test_rows_of_many_inputs_go_as_json_and_are_looked_at_once_a_message(serve, client_of, monkeypatch):
+    taken = []
+
+    def take(tensors, start, stop):
+        taken.append((start, stop))
+        return rows_of(tensors, start, stop)
+
+    rows_of = chunked._rows_of
+    monkeypatch.setattr(chunked, "_rows_of", take)
+    client = client_of(serve({"echo": lambda arrays: arrays}), max_message_bytes=65_536)
+    client.open(wait=True)
+    inputs = {f"x{number}": np.arange(2000.0) + number for number in range(17)}
+    found = client.infer_chunked("echo", inputs, rows=100)
+    assert all((found[name] == inputs[name]).all() for name in inputs)
+    assert client.stats().shm_segments == 0
+    # The first message was looked at for shared memory, and nothing for it again.
+    assert sorted(taken) == [(0, 100), *((start, start + 100) for start in range(0, 2000, 100))]
 
 
 def test_chunks_that_must_be_shared_and_cannot_be_are_refused(client, manager):

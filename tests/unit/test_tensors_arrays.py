@@ -522,7 +522,7 @@ def test_an_array_of_text_whose_code_points_do_not_exist_is_refused(code_point: 
 def test_the_fields_of_a_polars_struct_are_not_sent_without_their_names():
     polars = pytest.importorskip("polars")
     for column in ([{"a": 1, "b": 2}], [{"a": 2**60 + 1, "b": 2.5}], [{"a": True, "b": 2}]):
-        with pytest.raises(InputError, match='structs have no datatype.*"a" and "b"'):
+        with pytest.raises(InputError, match=r'structs have no datatype.*"a" and "b"'):
             check_inputs({"x": polars.Series(column)})
 
 
