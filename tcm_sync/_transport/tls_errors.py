@@ -42,29 +42,26 @@ def with_own_errors(sock: Secured, operation: Callable[..., int], *arguments: ob
     OSError
         What the connection's own failure is. Nothing of it is left in the queue.
     """
+    own: OSError | None = None  # unless it does not fail again
+    while True:
+        try:
+            count = operation(*arguments)
+        except WOULD_BLOCK:
+            raise
+        except OSError as error:
+            if is_of_handler(error):
+                raise
+            clear_errors(sock)
+            if own is not None:
+                break
+            if isinstance(error, ssl.SSLError) and getattr(error, "library", None) != "SYS":
+                raise
+            own = error
+        else:
+            if count or own is None:
+                return count
+            break
     try:
-        return operation(*arguments)
-    except WOULD_BLOCK:
-        raise
-    except OSError as error:
-        if is_of_handler(error):
-            raise
-        clear_errors(sock)
-        if isinstance(error, ssl.SSLError) and getattr(error, "library", None) != "SYS":
-            raise
-        if count := _repeated(sock, operation, arguments):
-            return count
-        raise
-
-
-def _repeated(sock: Secured, operation: Callable[..., int], arguments: tuple[object, ...]) -> int:
-    """Read or write again; 0 if that fails too."""
-    try:
-        return operation(*arguments)
-    except WOULD_BLOCK:
-        raise
-    except OSError as error:
-        if is_of_handler(error):
-            raise
-        clear_errors(sock)
-        return 0
+        raise own
+    finally:
+        del own  # its traceback has this frame
