@@ -88,6 +88,7 @@ class Texts(ast.NodeVisitor):
         if getattr(node.func, "id", getattr(node.func, "attr", "")) in (
             "error_message",
             "_refuse",
+            "_refused",
             "missing",
         ):
             self.collect(*node.args)
