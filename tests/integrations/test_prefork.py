@@ -11,18 +11,21 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from ..helpers.waiting import GUARD, wait_until
-from .web_servers import EXAMPLES, answers_of, ask, end, environment, get, uses_no_manager
-
-
-def workers_of(server):
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
-    return set(map(int, children.read_text().split()))
-
+from .web_servers import (
+    EXAMPLES,
+    answers_of,
+    ask,
+    end,
+    environment,
+    get,
+    is_connected,
+    uses_no_manager,
+    workers_of,
+)
 
 PLAIN = "import os\nbind = os.environ['BIND']\nworkers = 2\n"
 GUNICORN = ["gunicorn", "--config", "../gunicorn.conf.py"]
@@ -47,6 +50,13 @@ def test_every_worker_answers(digits_manager, expected, serve_web, tmp_path, fra
     assert get(web.port, "/readyz")["status"] == "ready"
     answers = answers_of(web.port, range(40))
     assert answers == [(200, expected[number % len(expected)]) for number in range(40)]
+    wait_until(
+        lambda: (
+            answers_of(web.port, range(8))
+            and all(is_connected(worker, digits_manager) for worker in workers_of(web))
+        ),
+        "every worker has called the manager",
+    )
     assert digits_manager.stats().lost_replies == 0
     end(web)
     uses_no_manager(digits_manager)

@@ -73,8 +73,29 @@ def answers_of(port, numbers, threads=8):
         return list(pool.map(one, numbers))
 
 
+def workers_of(server):
+    """Return the pids of the workers that a server has forked."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    return set(map(int, children.read_text().split()))
+
+
+def is_connected(pid, manager):
+    """Return whether a process has a connection to a manager."""
+    remote = f":{manager.port:04X}"
+    rows = [row.split() for row in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    connected = {f"socket:[{row[9]}]" for row in rows if row[2].endswith(remote) and row[3] == "01"}
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(each) in connected:
+                return True
+    return False
+
+
 def end(server):
-    """End a server as a deployment does, and see that it ends."""
+    """End a server as a deployment does, and see that it ends.
+
+    Only once each worker has answered: uWSGI and gunicorn lose a signal to end one that is still starting.
+    """
     server.send_signal(signal.SIGTERM)
     server.wait(GUARD)
 
