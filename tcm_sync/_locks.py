@@ -6,14 +6,16 @@ of a worker or of a task. A lock that is left held then makes every other thread
 - ``with lock:`` is one step on every Python but 3.14, which checks for signals between taking the lock and
   the block (python/cpython#148874); hence `RLock`.
 - ``with condition:`` is none on any Python: ``__exit__`` is a Python function, and an interrupt at its
-  beginning leaves the lock held. Enter the lock that the condition was made with.
+  beginning leaves the lock held. Enter the lock that the condition was made with, or use `Condition`.
 - `threading.Event` enters a condition; hence `OnceEvent`.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from math import inf
+from operator import attrgetter
 from threading import Lock
 from time import monotonic
 
@@ -44,7 +46,19 @@ if sys.version_info[:2] == (3, 14):
 else:
     from threading import RLock
 
-__all__ = ["OnceEvent", "RLock"]
+__all__ = ["Condition", "OnceEvent", "RLock"]
+
+
+class Condition(threading.Condition):
+    """A condition that a ``with`` block enters and leaves by the lock's own methods, as it does the lock."""
+
+    def __init__(self) -> None:
+        self._entered = RLock()
+        super().__init__(self._entered)
+
+    # Properties are looked up before the lock is taken, and again none of Python's functions is called.
+    __enter__ = property(attrgetter("_entered.__enter__"))
+    __exit__ = property(attrgetter("_entered.__exit__"))
 
 
 class OnceEvent:

@@ -103,13 +103,11 @@ class DaemonThreads:
             return not self._jobs and len(self._threads) == self._waiting
 
     def stop(self) -> list[object]:
-        """Take no more jobs, and return the keys of those that will not be run."""
+        """Run no more jobs, and return the keys of those that wait, until they are withdrawn."""
         with self._lock:
             self._stopped = True
-            left = list(self._jobs)
-            self._jobs.clear()
             self._changed.notify_all()
-        return left
+            return list(self._jobs)
 
     def join(self, timeout: float) -> None:
         """Wait for the threads to end, in seconds for all of them."""
@@ -135,7 +133,7 @@ class DaemonThreads:
     def _next(self, thread: threading.Thread) -> Job | None:
         """Wait for a job; None if it is time to end, and the thread counts no more."""
         with self._lock:
-            while True:
+            while not self._stopped:
                 try:
                     key = next(iter(self._jobs), None)
                     if key is not None:
@@ -143,8 +141,9 @@ class DaemonThreads:
                 except (RuntimeError, KeyError):  # a finalizer withdrew a job meanwhile
                     continue
                 self._waiting += 1
-                notified = not self._stopped and self._changed.wait(self._idle_seconds)
+                notified = self._changed.wait(self._idle_seconds)
                 self._waiting -= 1
-                if self._stopped or not (notified or self._jobs):
-                    self._threads.discard(thread)
-                    return None
+                if not (notified or self._jobs):
+                    break
+            self._threads.discard(thread)
+            return None

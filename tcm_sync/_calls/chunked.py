@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from tcm_sync._arguments import check_whole
 from tcm_sync._calls.cutting import Job, cuts, name_rows, still_fits
 from tcm_sync._calls.inference import send_watched, watch_of
 from tcm_sync._calls.progress import Progress
-from tcm_sync._calls.submit_map import in_order
+from tcm_sync._calls.submit_map import outcomes_of
 from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
 from tcm_sync._tensors import Tensor, check_inputs
@@ -79,18 +78,21 @@ def run(
     core.begin()
     joined = _JoinedOutputs(job.length)
     try:
-        parts = in_order(_tasks(core, job), core.new_workers(threads), threads)
-        with shortened_errors, shown, closing(parts) as outcomes:
-            for _, outcome in outcomes:
-                if isinstance(outcome, TcmError):
-                    try:
-                        raise outcome
-                    finally:
-                        del outcome  # its traceback has this frame, and the whole batch in it
-                for start, stop, result in outcome:
-                    outputs = result if select is None else select(result)
-                    joined.add(result, outputs, start, stop)
-                    shown.update(stop - start)
+        outcomes = outcomes_of(_tasks(core, job), core.new_workers(threads), threads)
+        with shortened_errors, shown:
+            try:
+                for _, outcome in outcomes:
+                    if isinstance(outcome, TcmError):
+                        try:
+                            raise outcome
+                        finally:
+                            del outcome  # its traceback has this frame, and the whole batch in it
+                    for start, stop, result in outcome:
+                        outputs = result if select is None else select(result)
+                        joined.add(result, outputs, start, stop)
+                        shown.update(stop - start)
+            finally:
+                outcomes.close()
     except TcmError as error:
         error.outcome_unknown = error.outcome_unknown or bool(job.running)
         raise

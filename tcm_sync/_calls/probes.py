@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from functools import partial
-from math import inf
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from tcm_sync._calls.options import start_deadline
+from tcm_sync._futures import Future
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._tracebacks import shortened, shortened_errors
 from tcm_sync._transport.http import probe
 from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.sockets import OpeningSockets
-from tcm_sync._waiting import LONGEST
 from tcm_sync._wire.readiness import Readiness
 from tcm_sync.errors import CallTimeoutError, TcmError
 
@@ -68,10 +65,7 @@ def _ask(core: Core, name: str, deadline: Deadline, opening: OpeningSockets) -> 
     try:
         core.prober.submit(partial(_run_probe, answer, partial(probe, opener, name, deadline, opening)))
         left = deadline.remaining()
-        end = inf if left is None else monotonic() + left + _SLACK
-        while not answer.done() and (rest := end - monotonic()) > 0.0:
-            wait([answer], min(rest, LONGEST))
-        if not answer.done():
+        if not answer.wait(None if left is None else left + _SLACK):
             detail = f"no answer of {opener.endpoint.authority} within {deadline.elapsed():.3g} s"
             detail += opener.credentials.running()
             return Readiness(ok=False, status="unreachable", detail=detail)

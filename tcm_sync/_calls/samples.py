@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tcm_sync._deadline import Deadline
+from tcm_sync._futures import Future
 from tcm_sync._locks import RLock
 from tcm_sync._tensors import Tensor, encode_data
 from tcm_sync.results import InferResult

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import closing
 from contextvars import copy_context
 from inspect import GEN_CLOSED, GEN_CREATED, getgeneratorstate
 from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._arguments import check_choice, check_flag, check_whole, is_iterable
@@ -17,6 +15,7 @@ from tcm_sync._calls.inference import encode, send_watched, watch_of
 from tcm_sync._calls.options import OnError
 from tcm_sync._calls.progress import Progress
 from tcm_sync._deadline import Deadline
+from tcm_sync._futures import Future
 from tcm_sync._process import notice_fork
 from tcm_sync._tensors import refuse_frame
 from tcm_sync._tracebacks import shortened_errors
@@ -85,8 +84,7 @@ def map_inputs(
     shown = Progress(options.model_name, shown=progress, unit="inputs", total=total)
     core.begin()
     tasks = (_task_or_failure(core, options, inputs) for inputs in many_inputs)
-    how = in_order if ordered else as_completed
-    outcomes = how(tasks, core.new_workers(most), most)
+    outcomes = outcomes_of(tasks, core.new_workers(most), most, ordered=ordered)
     results = _yielded(outcomes, shown, ordered=ordered, raising=on_error == "raise")
     return MapResults(options.model_name, results)
 
@@ -110,37 +108,35 @@ def _task_or_failure(
         return error
 
 
-def in_order(tasks: Iterator[Task], workers: Workers, most: int) -> Generator[tuple[int, Any], None, None]:
-    """Do tasks several at a time, and yield each one's index and outcome in order; failures are outcomes."""
-    waiting: deque[Future[Any]] = deque()
-    try:
-        for index in itertools.count():
-            workers.check_process()
-            waiting.extend(_begun(tasks, workers, min(most, _MOST_AT_ONCE) * _AHEAD - len(waiting)))
-            if not waiting:
-                return
-            yield index, _outcome(waiting.popleft())
-    finally:
-        _stop(waiting, workers)
-
-
-def as_completed(
-    tasks: Iterator[Task], workers: Workers, most: int
+def outcomes_of(
+    tasks: Iterator[Task], workers: Workers, most: int, *, ordered: bool = True
 ) -> Generator[tuple[int, Any], None, None]:
-    """Do the same, and yield each outcome once it is there."""
-    waiting: dict[Future[Any], int] = {}
+    """Do tasks several at a time, and yield each one's index and outcome; failures are outcomes.
+
+    They come in the order of the tasks, or each once it is there.
+    """
+    ahead = min(most, _MOST_AT_ONCE) * _AHEAD
     counter = itertools.count()
+    waiting: dict[Future[Any], int] = {}  # with the index of each, the oldest first
+    done: SimpleQueue[Any] = SimpleQueue()
     try:
         while True:
             workers.check_process()
-            for future in _begun(tasks, workers, min(most, _MOST_AT_ONCE) * _AHEAD - len(waiting)):
-                waiting[future] = next(counter)
+            for begun in _begun(tasks, workers, ahead - len(waiting)):
+                waiting[begun] = next(counter)
+                if not ordered:
+                    begun.add_done_callback(done.put)
             if not waiting:
                 return
-            for future in wait(waiting, LONGEST, FIRST_COMPLETED).done:
-                yield waiting.pop(future), _outcome(future)
+            future = next(iter(waiting)) if ordered else _next_of(done)
+            yield waiting.pop(future), _outcome(future)
+            del future
     finally:
-        _stop(waiting, workers)
+        try:
+            _stop(workers)
+        except BaseException:  # a second interrupt
+            _stop(workers)
+            raise
 
 
 def _begun(tasks: Iterator[Task], workers: Workers, room: int) -> list[Future[Any]]:
@@ -156,32 +152,40 @@ def _failed(error: TcmError) -> Future[Any]:
     return future
 
 
+def _next_of(done: SimpleQueue[Any]) -> Any:
+    while True:
+        try:
+            return done.get(timeout=LONGEST)
+        except Empty:
+            continue
+
+
 def _outcome(future: Future[Any]) -> Any:
-    while not future.done():
-        wait((future,), LONGEST)
+    future.wait(None)
     error = future.exception()  # not raised: its traceback would have this frame, and the future in it
     return error if isinstance(error, TcmError) else future.result()
 
 
-def _stop(futures: Iterable[Future[Any]], workers: Workers) -> None:
-    if workers.is_inherited():  # after a fork another thread may have held any lock
-        return
-    for future in futures:
-        future.cancel()
-    workers.close()
+def _stop(workers: Workers) -> None:
+    """Do no more tasks."""
+    if not workers.is_inherited():  # after a fork another thread may have held any lock
+        workers.close()
 
 
 def _yielded(
     outcomes: Generator[tuple[int, Any], None, None], shown: Progress, *, ordered: bool, raising: bool
 ) -> Generator[Any, None, None]:
     """Yield what the caller of `map` asked for."""
-    with shortened_errors, shown, closing(outcomes):
-        for index, outcome in outcomes:
-            failed = isinstance(outcome, TcmError)
-            shown.update(1, failed=int(failed))
-            if failed and raising:
-                try:
-                    raise outcome
-                finally:
-                    del outcome  # its traceback has this frame
-            yield outcome if ordered else (index, outcome)
+    with shortened_errors, shown:
+        try:
+            for index, outcome in outcomes:
+                failed = isinstance(outcome, TcmError)
+                shown.update(1, failed=int(failed))
+                if failed and raising:
+                    try:
+                        raise outcome
+                    finally:
+                        del outcome  # its traceback has this frame
+                yield outcome if ordered else (index, outcome)
+        finally:
+            outcomes.close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING
 
 from tcm_sync._calls.batching import Batcher, copy_of
 from tcm_sync._calls.samples import Batch, SubmittedSample
+from tcm_sync._futures import Future
 from tcm_sync._reentry import entry_point
 from tcm_sync.errors import TcmError
 

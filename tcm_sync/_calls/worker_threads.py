@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from tcm_sync._futures import Future
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._reentry import Callers, entry_point
 from tcm_sync._threads import DaemonThreads
@@ -79,10 +81,11 @@ class Workers:
     def close(self) -> None:
         """End all that waits with `ClientClosedError`, and the threads once what they do is done."""
         for future in cast("list[Future[Any]]", self._threads.stop()):
-            if future.set_running_or_notify_cancel():
+            with suppress(InvalidStateError):  # it was cancelled, or another thread ends it
                 future.set_exception(
                     ClientClosedError("the client was closed while the call waited its turn")
                 )
+            self._threads.withdraw(future)
 
     def join(self, timeout: float) -> None:
         """Wait for the threads to end, in seconds."""

@@ -51,7 +51,8 @@ class Connector:
 
     def stop(self) -> None:
         """Drop the jobs that wait, and shut down the sockets of those under way."""
-        self._threads.stop()
+        for job in self._threads.stop():
+            self._threads.withdraw(job)
         self.opening.abort()
 
     def join(self, timeout: float) -> None:

@@ -10,6 +10,7 @@ Each interrupt is kept, as a notebook keeps the last traceback: the frames in it
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import itertools
 import math
@@ -18,6 +19,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +27,7 @@ from tcm_sync import ConnectFailedError, TcmClient
 from tcm_sync._pool import pool_state
 from tcm_sync._transport import reader
 
-from ..helpers.interrupts import each_moment
+from ..helpers.interrupts import InterruptAt, each_moment
 from ..helpers.waiting import GUARD, wait_until
 
 SOCKETS = 2
@@ -254,3 +256,58 @@ def test_a_call_that_tries_a_gate_which_was_shut(manager):
             ask(client)
 
     each_moment(prepare)
+
+
+FUTURES = str(Path(concurrent.futures.__file__).parent)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda client: client.ready(), id="ready"),
+        pytest.param(lambda client: client.submit("echo", {"x": [1]}).result(GUARD), id="submit"),
+        pytest.param(lambda client: list(client.map("echo", [{"x": [1]}] * 3)), id="map"),
+        pytest.param(
+            lambda client: list(client.map("echo", [{"x": [1]}] * 3, ordered=False)), id="map, not ordered"
+        ),
+    ],
+)
+def test_a_future_that_is_interrupted_leaves_no_thread_waiting(manager, use):
+    kept = []
+    for moment in itertools.count(1):
+        interrupt = InterruptAt(moment, FUTURES)
+        with client_of(manager) as client:
+            with interrupt:
+                use(client)
+            kept.append(interrupt.kept)
+            ask(client)
+            assert client.ready().ok
+        if not interrupt.struck:
+            break
+    assert moment > 5, "there was hardly anything to interrupt"
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_nothing_that_waits_is_sent_though_the_end_of_a_map_is_interrupted(manager, gated, ordered):
+    firsts = itertools.count(0, 10)
+    with client_of(manager) as client:
+
+        @contextlib.contextmanager
+        def prepare():
+            first = next(firsts)
+            results = client.map("gated", ({"x": [first + number]} for number in range(9)), ordered=ordered)
+            gated.open(first)
+            next(results)
+            wait_until(lambda: manager.stats().running == SOCKETS, "two are under way, and four wait")
+            before = manager.stats().executions["gated"]
+            yield results.close
+            results.close()
+            for number in range(9):
+                gated.open(first + number)
+            wait_until(
+                lambda: not any(each.name == "tcm-sync-worker" for each in threading.enumerate()),
+                "the threads of the map have ended",
+            )
+            assert manager.stats().executions["gated"] - before <= SOCKETS
+
+        each_moment(prepare)

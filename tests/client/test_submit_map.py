@@ -95,10 +95,13 @@ def test_what_waits_can_be_cancelled_and_what_runs_cannot(manager, client, gated
     waiting = [client.submit("picky", {"x": [number]}) for number in range(3)]
     assert [each.cancel() for each in running] == [False] * 4
     assert waiting[1].cancel()
+    assert concurrent.futures.wait(waiting, GUARD, concurrent.futures.FIRST_COMPLETED).done == {waiting[1]}
+    assert next(concurrent.futures.as_completed(waiting, GUARD)) is waiting[1]
     assert len(client._core.workers._threads._jobs) == 2, "what was cancelled is still in the queue"
     gated.open_all()
     assert [number_of(waiting[place].result(GUARD)) for place in (0, 2)] == [0, 4]
     assert waiting[1].cancelled()
+    assert waiting[1].cancel(), "it still is"
     assert manager.stats().executions["picky"] == 2
 
 

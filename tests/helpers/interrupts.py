@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import sys
+from inspect import CO_GENERATOR
 from pathlib import Path
 
 import tcm_sync
@@ -18,7 +19,8 @@ class Moments:
 
     These are the moments at which a signal handler may run: a Python function begins, or a C function has
     returned. A function of another package that this one calls has the moment at which it begins. The code
-    that `act` calls has none.
+    that `act` calls has none, and neither has the resumption of a generator: before 3.12 an exception of a
+    profile function ends it without its `finally` blocks, which no signal handler does.
 
     Attributes
     ----------
@@ -44,7 +46,7 @@ class Moments:
 
     def _profile(self, frame, event, arg):
         del arg  # it may be a method of what was just opened, and this frame is kept with the interrupt
-        if event not in ("call", "c_return"):
+        if event not in ("call", "c_return") or (event == "call" and frame.f_code.co_flags & CO_GENERATOR):
             return
         if self._is_inside(frame) or (event == "call" and self._is_inside(frame.f_back)):
             self.number += 1

@@ -26,7 +26,7 @@ graph = _load()
 LAYERS = (
     {"_deadline", "_handlers", "_ttl_cache", "_waiting"},
     {"_locks", "_numbers"},
-    {"_texts", "_secrets"},
+    {"_futures", "_texts", "_secrets"},
     {"_tables", "_tracebacks"},
     {"_base_error"},
     {"errors"},

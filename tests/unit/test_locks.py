@@ -14,7 +14,7 @@ import pytest
 
 import tcm_sync
 from tcm_sync import _locks
-from tcm_sync._locks import OnceEvent, RLock
+from tcm_sync._locks import Condition, OnceEvent, RLock
 
 from ..helpers.interrupts import InterruptAt
 from ..helpers.waiting import GUARD
@@ -22,6 +22,7 @@ from ..helpers.waiting import GUARD
 PACKAGE = Path(tcm_sync.__file__).parent
 #: What runs in threads of its own, or ends with the process at an interrupt.
 OTHERS = ("local",)
+NAMES = ("Condition", "Event", "RLock")
 
 
 class Alarm(BaseException):
@@ -48,8 +49,9 @@ def enter_until(lock, alarms, seconds):
             pass
 
 
-def test_a_signal_never_leaves_a_lock_held(alarms):
-    lock = RLock()
+@pytest.mark.parametrize("kind", [RLock, Condition])
+def test_a_signal_never_leaves_a_lock_held(alarms, kind):
+    lock = kind()
     for _ in range(300):
         with pytest.raises(Alarm):
             enter_until(lock, alarms, 0.000_3)
@@ -89,6 +91,23 @@ def test_a_thread_may_enter_a_lock_again_and_leaves_it_as_often():
     with pytest.raises(ZeroDivisionError), lock:
         raise ZeroDivisionError
     assert not lock._is_owned()
+
+
+def test_a_condition_hands_over_what_another_thread_waits_for():
+    condition, given, taken = Condition(), [], []
+
+    def take():
+        with condition:
+            assert condition.wait_for(lambda: given, GUARD)
+            taken.extend(given)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    with condition:
+        given.append(1)
+        condition.notify()
+    thread.join()
+    assert taken == [1]
 
 
 def test_an_event_wakes_all_that_wait_and_stays_set():
@@ -147,14 +166,14 @@ def uses_of(tree):
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign)
         and isinstance(node.value, ast.Call)
-        and getattr(node.value.func, "attr", getattr(node.value.func, "id", None)) == "Condition"
+        and ast.unparse(node.value.func) == "threading.Condition"
         for target in node.targets
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("threading.RLock", "threading.Event"):
             yield node.lineno, ast.unparse(node)
         if isinstance(node, ast.ImportFrom) and node.module == "threading":
-            yield from ((node.lineno, each.name) for each in node.names if each.name in ("RLock", "Event"))
+            yield from ((node.lineno, each.name) for each in node.names if each.name in NAMES)
         if isinstance(node, ast.With):
             for item in node.items:
                 entered = item.context_expr
