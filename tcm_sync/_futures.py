@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED
-from threading import Lock
-from typing import TypeVar
+from math import inf
+from time import monotonic
+from typing import Any, TypeVar
 
-from tcm_sync._locks import Condition
-from tcm_sync._waiting import acquire
+from tcm_sync._locks import Condition, OnceEvent
+from tcm_sync._waiting import LONGEST
 
 Result = TypeVar("Result")
 
@@ -24,6 +25,8 @@ class Future(concurrent.futures.Future[Result]):
     def __init__(self) -> None:
         super().__init__()
         self._condition = Condition()
+        self._ended = OnceEvent()
+        self.add_done_callback(_wake)
 
     def cancel(self) -> bool:
         """Cancel it, unless it runs or is done; return whether it is cancelled.
@@ -43,7 +46,31 @@ class Future(concurrent.futures.Future[Result]):
 
     def wait(self, seconds: float | None) -> bool:
         """Wait for so many seconds, or however long it takes, until it is done; return whether it is."""
-        done = Lock()
-        done.acquire()
-        self.add_done_callback(lambda _: done.release())
-        return acquire(done, seconds)
+        end = inf if seconds is None else monotonic() + seconds
+        while not self.done():
+            if (left := end - monotonic()) <= 0.0:
+                return False
+            self._ended.wait(min(left, LONGEST))  # an interrupt may come after its end, and before `_wake`
+        return True
+
+    # The standard library's own wait with the condition held, where an interrupt may become a RuntimeError.
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for so many seconds, or however long it takes, and return the result, or raise the failure."""
+        try:
+            if not self.wait(timeout):
+                raise concurrent.futures.TimeoutError
+            return super().result()
+        finally:
+            del self  # of this frame, which the traceback of a failure has
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for so many seconds, or however long it takes, and return the failure if it is one."""
+        if not self.wait(timeout):
+            raise concurrent.futures.TimeoutError
+        return super().exception()
+
+
+def _wake(future: concurrent.futures.Future[Any]) -> None:
+    assert isinstance(future, Future)
+    future._ended.set()  # noqa: SLF001 - a bound method would be a cycle

@@ -4,8 +4,8 @@ Python handles a signal in the main thread, between two steps. A wait for a lock
 comes to that thread during the wait, but not for one that comes right before it, or to another thread.
 
 Two waits are in one step. Those of `close` for the client's threads end within milliseconds, since nothing
-that these threads still do waits, and after 10 seconds at most. The futures of `submit` are waited for as
-those of the standard library are: by their `result`, `concurrent.futures.wait` and `as_completed`.
+that these threads still do waits, and after 10 seconds at most. Those of `concurrent.futures.wait` and
+`as_completed` are the standard library's, whatever futures they wait for.
 """
 
 from __future__ import annotations

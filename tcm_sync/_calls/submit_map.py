@@ -117,20 +117,21 @@ def outcomes_of(
     """
     ahead = min(most, _MOST_AT_ONCE) * _AHEAD
     counter = itertools.count()
-    waiting: dict[Future[Any], int] = {}  # with the index of each, the oldest first
-    done: SimpleQueue[Any] = SimpleQueue()
+    waiting: dict[int, Future[Any]] = {}  # by their indexes, the oldest first
+    done: SimpleQueue[int] = SimpleQueue()  # not of futures, whose callbacks have the queue: no cycle
     try:
         while True:
             workers.check_process()
-            for begun in _begun(tasks, workers, ahead - len(waiting)):
-                waiting[begun] = next(counter)
+            for future in _begun(tasks, workers, ahead - len(waiting)):
+                index = next(counter)
+                waiting[index] = future
                 if not ordered:
-                    begun.add_done_callback(done.put)
+                    future.add_done_callback(lambda _, index=index: done.put(index))  # type: ignore[misc]
+                del future
             if not waiting:
                 return
-            future = next(iter(waiting)) if ordered else _next_of(done)
-            yield waiting.pop(future), _outcome(future)
-            del future
+            index = next(iter(waiting)) if ordered else _next_of(done)
+            yield index, _outcome(waiting.pop(index))
     finally:
         try:
             _stop(workers)
@@ -152,7 +153,7 @@ def _failed(error: TcmError) -> Future[Any]:
     return future
 
 
-def _next_of(done: SimpleQueue[Any]) -> Any:
+def _next_of(done: SimpleQueue[int]) -> int:
     while True:
         try:
             return done.get(timeout=LONGEST)
@@ -161,7 +162,6 @@ def _next_of(done: SimpleQueue[Any]) -> Any:
 
 
 def _outcome(future: Future[Any]) -> Any:
-    future.wait(None)
     error = future.exception()  # not raised: its traceback would have this frame, and the future in it
     return error if isinstance(error, TcmError) else future.result()
 
