@@ -199,7 +199,8 @@ class Model:
     ) -> InferResult:
         """Run the model on a long batch: `TcmClient.infer_chunked` without its model and route.
 
-        No message has more rows than the signature's ``max_batch_size``.
+        No message has more rows than the signature's ``max_batch_size``; if the inputs have a fixed first
+        dimension, and no batch axis before it, each message has exactly so many rows.
 
         Parameters
         ----------
@@ -212,9 +213,14 @@ class Model:
             The outputs of all rows, in order.
         """
         options = changed_options(self._options, allow_transient, output_dtypes, timeout, retry, transport)
-        tensors, most = bound_model.checked_batch(self.signature, inputs)
         return chunked.infer_chunked(
-            self._core, options, tensors, rows=rows, concurrency=concurrency, progress=progress, most=most
+            self._core,
+            options,
+            inputs,
+            self.signature,
+            rows=rows,
+            concurrency=concurrency,
+            progress=progress,
         )
 
     def infer_frame(
@@ -237,7 +243,8 @@ class Model:
 
         With a signature and without `stack`, the signature decides: an input takes the column of its name, of
         shape [rows] or [rows, 1]; a model whose only input is a matrix takes all used columns, in order. No
-        message has more rows than the signature's ``max_batch_size``.
+        message has more rows than the signature's ``max_batch_size``; if the inputs have a fixed first
+        dimension, and no batch axis before it, each message has exactly so many rows.
 
         Parameters
         ----------

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tcm_sync._tensors import (
     EachInputsWithSignature,
-    InferenceInput,
     InputsWithSignature,
     ModelSignature,
     SizedInputsWithSignature,
-    fit_inputs,
     is_frame,
 )
-from tcm_sync._tracebacks import shortened_errors
 from tcm_sync.errors import InputError
 from tcm_sync.settings import UNSET, BatchPolicy, Unset
 
@@ -63,18 +60,6 @@ def each_with_signature(signature: ModelSignature | None, many_inputs: Iterable[
     if isinstance(many_inputs, Sized):
         return SizedInputsWithSignature(signature, many_inputs)
     return EachInputsWithSignature(signature, many_inputs)
-
-
-def checked_batch(signature: ModelSignature | None, inputs: object) -> tuple[object, int | None]:
-    """Check the inputs of a long batch; return them, and the most rows that the model takes."""
-    if signature is None:
-        return inputs, None
-    with shortened_errors:
-        fitting = fit_inputs(signature, inputs, will_be_cut=True)
-    tensors: list[Any] = [
-        InferenceInput(each.name, each.shape, each.datatype, each.array) for each in fitting
-    ]
-    return tensors, signature.max_batch_size
 
 
 def _bounded(batch: BatchPolicy, signature: ModelSignature) -> BatchPolicy:

@@ -16,7 +16,7 @@ from tcm_sync._calls.progress import Progress
 from tcm_sync._calls.submit_map import outcomes_of
 from tcm_sync._deadline import Deadline
 from tcm_sync._process import notice_fork
-from tcm_sync._tensors import Tensor, check_inputs
+from tcm_sync._tensors import ModelSignature, Tensor, check_inputs, fit_inputs
 from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import TensorError
 from tcm_sync._tracebacks import shortened_errors
@@ -40,26 +40,31 @@ def infer_chunked(
     core: Core,
     options: CallOptions,
     inputs: object,
+    signature: ModelSignature | None = None,
     *,
     rows: int | None,
     progress: bool,
     concurrency: int | None = None,
-    most: int | None = None,
 ) -> InferResult:
     """Run a model on a batch of any length, with at most so many rows a message as the model takes."""
     notice_fork()
     rows = checked_rows(rows)
     with shortened_errors:
-        tensors = check_inputs(inputs)
-    length = _common_rows(tensors)
-    row_bytes = sum(each.array.nbytes for each in tensors) // length
-    job = Job(options, partial(_rows_of, tensors), length, row_bytes, rows, most)
+        tensors = checked_batch(inputs, signature)
+        length = _common_rows(tensors)
+        row_bytes = sum(each.array.nbytes for each in tensors) // length
+        job = Job(options, partial(_rows_of, tensors), length, row_bytes, rows, signature)
     return run(core, job, progress=progress, concurrency=concurrency)
 
 
 def checked_rows(rows: int | None) -> int | None:
     """Return how many rows the caller wants in a message, or raise an InputError."""
     return rows if rows is None else check_whole("rows", rows, kind=InputError)
+
+
+def checked_batch(inputs: object, signature: ModelSignature | None) -> tuple[Tensor, ...]:
+    """Return the inputs of a batch as tensors that can be sent in parts, or raise an InputError."""
+    return check_inputs(inputs) if signature is None else fit_inputs(signature, inputs, will_be_cut=True)
 
 
 def run(

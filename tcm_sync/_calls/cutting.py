@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from tcm_sync._calls.inference import encode_as_json, obstacle
 from tcm_sync._calls.shm_inference import Shareable, with_obstacle
 from tcm_sync._shm.policy import is_worth_sharing
-from tcm_sync._tensors import minimum_json_bytes
+from tcm_sync._tensors import minimum_json_bytes, rows_of_a_message
 from tcm_sync._wire.encode import size_of
 from tcm_sync.errors import InputError, MessageTooLargeError
 
 if TYPE_CHECKING:
     from tcm_sync._calls.core import Core
     from tcm_sync._calls.options import CallOptions
-    from tcm_sync._tensors import Tensor
+    from tcm_sync._tensors import ModelSignature, Tensor
     from tcm_sync._wire.encode import Pieces
     from tcm_sync.errors import TcmError
 
@@ -40,13 +40,13 @@ class Job:
         length: int,
         row_bytes: int,
         rows: int | None,
-        most: int | None,
+        signature: ModelSignature | None,
     ) -> None:
         self.options = options
         self.take = take  # the rows from one number up to another, from any thread
         self.length = length
-        self.rows = rows  # as the caller wants it
-        self.most = most  # as the model does
+        self.rows = _rows_of_each(rows, signature, length)  # as the caller wants it, or the model
+        self.most = None if signature is None else signature.max_batch_size
         self.target = (options.route, options.model_name)
         self.row_bytes = max(1, row_bytes)
         self.shortest_text: int | None = None  # bytes that a row has at least as JSON, once that was needed
@@ -110,6 +110,22 @@ def still_fits(core: Core, job: Job, prepared: Pieces | Shareable) -> bool:
 def name_rows(error: TcmError, start: int, stop: int) -> None:
     """Begin the message of an error with the rows that it is about."""
     error.args = (f"rows {start:,} to {stop - 1:,}: {error.message}",)
+
+
+def _rows_of_each(rows: int | None, signature: ModelSignature | None, length: int) -> int | None:
+    """Return how many rows each message must have, None if that is open, or raise an InputError."""
+    fixed = None if signature is None else rows_of_a_message(signature)
+    if fixed is None:
+        return rows
+    if rows not in (None, fixed):
+        raise InputError(f"rows is {rows}, and the model takes exactly {fixed} at a time")
+    if length % fixed:
+        whole = -(-length // fixed) * fixed
+        raise InputError(
+            f"the batch has {length:,} rows, and the model takes exactly {fixed} at a time: add "
+            f"{whole - length} of any values, and drop their outputs"
+        )
+    return fixed
 
 
 def _shared_cut(core: Core, job: Job, start: int, stop: int) -> tuple[int, int, Shareable] | None:

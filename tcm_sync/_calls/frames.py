@@ -7,11 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tcm_sync._arguments import check_flag, is_iterable
-from tcm_sync._calls.chunked import checked_rows, run
+from tcm_sync._calls.chunked import checked_batch, checked_rows, run
 from tcm_sync._calls.cutting import Job
 from tcm_sync._numbers import shown
 from tcm_sync._process import notice_fork
-from tcm_sync._tensors import ModelSignature, Tensor, check_inputs, fit_inputs
+from tcm_sync._tensors import ModelSignature, Tensor
 from tcm_sync._tensors.columns import check_is_table
 from tcm_sync._tensors.tables import Table
 from tcm_sync._tracebacks import shortened_errors
@@ -53,14 +53,12 @@ def infer_frame(
         table = Table(frame, columns=columns, stack=stack, signature=signature)
 
     def take(start: int, stop: int) -> tuple[Tensor, ...]:
-        arrays = table.take(start, stop)
-        return check_inputs(arrays) if signature is None else fit_inputs(signature, arrays, will_be_cut=True)
+        return checked_batch(table.take(start, stop), signature)
 
     with shortened_errors:
         for start in range(0, table.length, _CHECKED_ROWS):
             take(start, min(start + _CHECKED_ROWS, table.length))
-    most = None if signature is None else signature.max_batch_size
-    job = Job(options, take, table.length, table.row_bytes, rows, most)
+        job = Job(options, take, table.length, table.row_bytes, rows, signature)
     select = partial(_columns_only, wanted)
     return table.like(run(core, job, progress=progress, concurrency=concurrency, select=select))
 

@@ -21,7 +21,7 @@ from tcm_sync._tensors.encode import (
 from tcm_sync._tensors.foreign import is_frame
 from tcm_sync._tensors.inputs import InferenceInput, Tensor, check_inputs, refuse_frame
 from tcm_sync._tensors.outputs import OutputDtypes, check_output_dtypes, decode_outputs
-from tcm_sync._tensors.signature import ModelSignature, TensorSpec
+from tcm_sync._tensors.signature import ModelSignature, TensorSpec, rows_of_a_message
 
 __all__ = [
     "DATATYPES",
@@ -46,4 +46,5 @@ __all__ = [
     "is_frame",
     "minimum_json_bytes",
     "refuse_frame",
+    "rows_of_a_message",
 ]

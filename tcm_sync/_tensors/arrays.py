@@ -16,7 +16,7 @@ import numpy as np
 
 from tcm_sync._handlers import is_of_callee
 from tcm_sync._tensors.datatypes import TensorError
-from tcm_sync._tensors.foreign import advice_on, as_list, check_fields, check_unchanged
+from tcm_sync._tensors.foreign import advice_on, as_list, check_dtype, check_unchanged
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -88,7 +88,7 @@ def _is_known_to_numpy(kind: type) -> bool:
 
 def _through_protocol(data: Any) -> npt.NDArray[Any]:
     kind = type(data)
-    check_fields(data)
+    check_dtype(data)
     try:
         array = np.asarray(data) if _is_known_to_numpy(kind) else np.from_dlpack(data)
     except Exception as error:
@@ -163,7 +163,8 @@ def _from_elements(elements: list[Any], shape: tuple[int, ...], types: set[type]
     kinds = {_KINDS.get(kind) or _kind_of(kind) for kind in types}
     if len(kinds) > 1 and kinds != {"int", "float"}:
         names = " and ".join(sorted(kind.__name__ for kind in types))
-        raise TensorError(f"mixes {names}; all elements must be of one kind")
+        missing = "; a NaN among texts is a missing one: fill it" if kinds == {"float", "text"} else ""
+        raise TensorError(f"mixes {names}; all elements must be of one kind{missing}")
     if kinds == {"array"}:
         return _stack(elements, shape)
     if not kinds:
@@ -191,8 +192,9 @@ def _kind_of(kind: type) -> str:
         raise TensorError(f"{kind.__name__} has no datatype; send real and imaginary parts as two tensors")
     if issubclass(kind, np.longdouble):
         raise TensorError("longdouble has no datatype; make the numbers float")
-    if kind is type(None):
-        raise TensorError("None is not a value; a missing float is float('nan')")
+    if kind is type(None) or kind.__name__ == "NAType":  # of pandas
+        missing = "None" if kind is type(None) else "NA"
+        raise TensorError(f"{missing} is not a value; a missing float is float('nan')")
     if issubclass(kind, (list, tuple)):
         raise TensorError(
             "ragged: lists beside elements, or in an object array; nest all elements equally deep"

@@ -12,7 +12,7 @@ from tcm_sync._tensors.casts import cast
 from tcm_sync._tensors.datatypes import TensorError, datatype_named
 from tcm_sync._tensors.foreign import is_frame
 from tcm_sync._tensors.inputs import InferenceInput, Tensor, check_inputs, fields_of_inputs
-from tcm_sync._tensors.signature import ModelSignature, TensorSpec, possible_shapes
+from tcm_sync._tensors.signature import ModelSignature, TensorSpec, possible_shapes, rows_of_a_message
 from tcm_sync._tensors.tables import Table
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import InputError
@@ -97,7 +97,7 @@ def fit_inputs(
     sample : bool
         Whether it is one sample, which gets its batch axis later.
     will_be_cut : bool
-        Whether it is a batch that will be cut, so that it may be larger than the model's maximum.
+        Whether it is a batch that will be cut, so that it may have more rows than the model takes at a time.
     infinities : bool
         Whether they may hold infinities, which have no form in JSON.
 
@@ -123,7 +123,9 @@ def fit_inputs(
             wrong.append(f"{where}: given twice")
             continue
         spec = specs.get(name) if isinstance(name, str) else None
-        given[key], shape, reasons = _fit(signature, spec, name, *what, sample=sample, infinities=infinities)
+        given[key], shape, reasons = _fit(
+            signature, spec, name, *what, sample=sample, will_be_cut=will_be_cut, infinities=infinities
+        )
         if reasons:
             wanted = "" if spec is None else f" expected {spec.datatype}{spec.shape},"
             wrong.append(f"{where}:{wanted} given {', and '.join(reasons)}")
@@ -160,6 +162,7 @@ def _fit(
     data: Any,
     *,
     sample: bool,
+    will_be_cut: bool,
     infinities: bool,
 ) -> tuple[Tensor | None, Dims, list[str]]:
     """Return one input as the model takes it, its shape, and the faults found."""
@@ -170,7 +173,7 @@ def _fit(
         return None, (), [f"what cannot be sent: {error.message.partition(': ')[2]}"]
     if spec is None:
         return None, (), [f"{tensor.datatype}{list(tensor.shape)}: the model has no input of this name"]
-    faults = _shape_faults(signature, spec, tensor.shape, sample=sample)
+    faults = _shape_faults(signature, spec, tensor.shape, sample=sample, will_be_cut=will_be_cut)
     fitted = None
     try:
         fitted = _converted(tensor, spec, plain=_is_plain(data, datatype))
@@ -221,11 +224,15 @@ def _is_narrower(dtype: np.dtype[Any], than: np.dtype[Any]) -> bool:
     return dtype.kind == "f" and dtype.itemsize < than.itemsize
 
 
-def _shape_faults(signature: ModelSignature, spec: TensorSpec, shape: Dims, *, sample: bool) -> list[str]:
+def _shape_faults(
+    signature: ModelSignature, spec: TensorSpec, shape: Dims, *, sample: bool, will_be_cut: bool
+) -> list[str]:
     """Describe how a shape differs from the one declared."""
     if spec.dims is None:
         return []
     forms = possible_shapes(signature, spec, sample=sample)
+    if will_be_cut and rows_of_a_message(signature) is not None:
+        forms = [(-1, *form[1:]) for form in forms]
     if not forms:
         return [f"samples are stacked, and dimension 0 can only be {(spec.dims or (1,))[0]}"]
     ranked = [form for form in forms if len(form) == len(shape)]

@@ -21,6 +21,10 @@ def check_is_table(outputs: Mapping[str, npt.NDArray[Any]], advice: str) -> None
                 f'output "{quote(name)}" has the shape [{shape}], and a table takes [rows] or '
                 f"[rows, columns]: {advice}"
             )
+        if array.ndim == 2 and array.shape[1] == 0:
+            raise InputError(
+                f'output "{quote(name)}" has the shape [rows, 0], which makes no column: {advice}'
+            )
 
 
 def columns_of(

@@ -76,15 +76,18 @@ def check_unchanged(data: Any, array: npt.NDArray[Any]) -> None:
         _check_elements(data, array)
 
 
-def check_fields(data: Any) -> None:
-    """Refuse a column of structs, of which its library makes a matrix without the names of the fields.
+def check_dtype(data: Any) -> None:
+    """Refuse a column of which its library makes something else, or nothing, when it becomes an array.
 
     Raises
     ------
     TensorError
-        Its elements have fields.
+        Its elements have fields, whose names would be lost, or are integers of 128 bits.
     """
-    fields = getattr(getattr(data, "dtype", None), "fields", None)
+    dtype = getattr(data, "dtype", None)
+    if str(dtype) in ("Int128", "UInt128"):
+        raise TensorError(f"{dtype} has no datatype; convert it to 64 bits")
+    fields = getattr(dtype, "fields", None)
     if fields and not isinstance(data, np.ndarray):
         names = " and ".join(f'"{quote(str(getattr(each, "name", each)))}"' for each in list(fields)[:2])
         raise TensorError(f"structs have no datatype; send each field ({names} …) as an input of its own")

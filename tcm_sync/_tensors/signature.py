@@ -258,6 +258,17 @@ def possible_shapes(
     return forms
 
 
+def rows_of_a_message(signature: ModelSignature) -> int | None:
+    """Return how many rows a message must have, if the first dimension of the inputs says so.
+
+    That is so for a model file that was exported with a fixed batch size, often 1.
+    """
+    if signature.batch_axis is not False:
+        return None
+    sizes = {spec.dims[0] for spec in signature.inputs if spec.dims} - {-1}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def _checked_dims(name: str, dims: Sequence[int]) -> tuple[int, ...]:
     """Return dims as a tuple of int."""
     sizes = [as_whole(size) for size in dims] if is_iterable(dims) else [None]

@@ -221,7 +221,9 @@ def _checked_dtype(column: Any) -> np.dtype[Any]:
     dtype = _OBJECT if kind in _TEXTS else _DTYPES.get(kind)
     if dtype is None:
         advice = _ADVICE.get(kind, "convert it to one of bool, integers, floats or text")
-        raise InputError(f"{where} is of dtype {column.dtype}, which has no datatype: {advice}")
+        native = column.to_native()  # whose dtype narwhals may not know
+        named = getattr(native, "dtype", getattr(native, "type", column.dtype))
+        raise InputError(f"{where} is of dtype {named}, which has no datatype: {advice}")
     missing = 0 if dtype.kind == "f" else column.null_count()  # a missing float is NaN
     if missing:
         raise InputError(
@@ -307,7 +309,7 @@ def _takes_all(signature: ModelSignature, spec: TensorSpec, places: Mapping[Any,
         return False
     if spec.dims is None:
         return spec.name not in places
-    widths = {form[1] for form in possible_shapes(signature, spec) if len(form) == 2 and form[0] != 1}
+    widths = {form[1] for form in possible_shapes(signature, spec) if len(form) == 2}
     if spec.name in places:  # then only if nothing else fits
         return len(places) > 1 and len(places) in widths
     return bool(widths)

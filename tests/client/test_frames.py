@@ -236,6 +236,39 @@ def test_a_column_that_cannot_be_sent_is_refused_by_name_before_anything_is_sent
     assert client.stats().messages_sent == 0
 
 
+@pytest.mark.parametrize(
+    ("frame", "dtype"),
+    [
+        (pd.DataFrame({"bad": pd.period_range("2020", periods=2, freq="D")}), r"period\[D\]"),
+        (pd.DataFrame({"bad": np.array([1, 2], ">i4")}), ">i4"),
+        (pd.DataFrame({"bad": pd.arrays.SparseArray([1, 2])}), r"Sparse\[int64, 0\]"),
+        (pl.DataFrame({"bad": [None, None]}), "Null"),
+        (pl.DataFrame({"bad": pl.Series([1]).cast(pl.Int128)}), "Int128"),
+        (pa.table({"bad": pa.nulls(3)}), "null"),
+    ],
+    ids=str,
+)
+def test_a_dtype_without_a_datatype_is_called_as_its_library_calls_it(client, frame, dtype):
+    with pytest.raises(InputError, match=f'column "bad" is of dtype {dtype}, which has no datatype: '):
+        client.infer_frame("echo", frame)
+
+
+@pytest.mark.parametrize(
+    ("series", "why"),
+    [
+        (pl.Series([1]).cast(pl.Int128), "Int128 has no datatype; convert it to 64 bits"),
+        (pd.Series([True, None], dtype="boolean"), "NA is not a value"),
+        (pd.Series(["a", np.nan], dtype=object), "a NaN among texts is a missing one: fill it"),
+    ],
+    ids=str,
+)
+def test_a_column_by_its_name_that_cannot_be_sent_is_refused(client, series, why):
+    for inputs in ({"x": series}, {"x": [series, series]}):
+        with pytest.raises(InputError, match=f'input "x": .*{why}'):
+            client.infer("echo", inputs)
+    assert client.stats().messages_sent == 0
+
+
 def test_a_value_of_the_last_rows_that_cannot_be_sent_is_found_before_any_is_sent(
     serve, client_of, monkeypatch
 ):
@@ -468,6 +501,46 @@ def test_no_message_has_more_rows_than_the_signature_allows(serve, client_of):
     assert sorted(sizes) == [4, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("dims", "size"),
+    [((1,), 1), ((3,), 3), ((1, 1), 1), ((2, 1), 2)],
+    ids=str,
+)
+def test_a_model_with_a_fixed_first_dimension_gets_messages_of_that_size(serve, client_of, dims, size):
+    shapes = []
+
+    def counting(arrays):
+        shapes.append(arrays["a"].shape)
+        return {"y": arrays["a"].reshape(-1) * 2}
+
+    client = client_of(serve({"counting": counting}))
+    model = client.model("counting", signature=signature(TensorSpec("a", "INT64", dims), batch_axis=False))
+    a = np.arange(6)
+    assert model.infer_frame(pl.DataFrame({"a": a}))["y"].to_list() == (a * 2).tolist()
+    assert model.infer_chunked({"a": a.reshape(-1, *dims[1:])}, rows=size)["y"].tolist() == (a * 2).tolist()
+    assert shapes == [(size, *dims[1:])] * (2 * 6 // size)
+
+
+def test_a_matrix_with_a_fixed_first_dimension_takes_all_columns_of_so_many_rows(client):
+    model = client.model("linear", signature=signature(TensorSpec("x", "INT64", (1, 2)), batch_axis=False))
+    made = model.infer_frame(pd.DataFrame({"a": [1, 2, 3], "b": [4, 5, 6]}, index=[7, 8, 9]))
+    assert made["sum"].to_dict() == {7: 5, 8: 7, 9: 9}
+
+
+def test_rows_that_a_fixed_first_dimension_does_not_divide_are_refused_before_anything_is_sent(client):
+    model = client.model("echo", signature=signature(TensorSpec("a", "INT64", (4,)), batch_axis=False))
+    wanted = (
+        "has 10 rows, and the model takes exactly 4 at a time: add 2 of any values, and drop their outputs"
+    )
+    with pytest.raises(InputError, match=wanted):
+        model.infer_frame(pd.DataFrame({"a": range(10)}))
+    with pytest.raises(InputError, match=wanted):
+        model.infer_chunked({"a": np.arange(10)})
+    with pytest.raises(InputError, match="rows is 2, and the model takes exactly 4 at a time"):
+        model.infer_chunked({"a": np.arange(8)}, rows=2)
+    assert client.stats().messages_sent == 0
+
+
 # --- results ---
 
 
@@ -485,6 +558,10 @@ def test_a_result_becomes_a_pandas_frame():
     [
         ({"x": np.zeros((2, 2, 2))}, r'output "x" has the shape \[rows, 2, 2\]'),
         ({"x": 3}, r'output "x" has the shape \[\]'),
+        (
+            {"x": np.zeros((2, 0)), "y": [1, 2]},
+            r'output "x" has the shape \[rows, 0\], which makes no column',
+        ),
         ({"x": [1, 2], "y": [1]}, '"x" has 2, "y" has 1'),
         ({"x": [[1, 2]], "x_1": [1]}, 'two columns would be called "x_1"'),
     ],

@@ -178,7 +178,7 @@ def test_what_pandas_holds_besides_is_refused() -> None:
     pd = pytest.importorskip("pandas")
     refused(pd.DataFrame({"a": [1], "b": ["x"]}), "mixes int and str")
     refused(pd.Series(["a", None], dtype=object), "None is not a value")
-    refused(pd.Series([1, pd.NA], dtype=object), "NAType has no datatype")
+    refused(pd.Series([1, pd.NA], dtype=object), "NA is not a value")
     refused(pd.Series(pd.to_datetime(["2020-01-01"])), "datetime64.*integers")
     refused(pd.Series(pd.to_datetime(["2020-01-01"])).astype(object), "Timestamp.*integers")
 
