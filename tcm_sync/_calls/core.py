@@ -182,7 +182,7 @@ class Core:
         if not wait:
             runtime.pool.open_first()
             return
-        lease = runtime.pool.acquire(deadline, eager=True)
+        lease = runtime.pool.acquire(deadline, fail_fast=True)
         try:
             lease.release(used=False)
         except BaseException:

@@ -65,7 +65,7 @@ class MessageLimit:
         stated = self._stated
         if stated is None:
             return self._set
-        if runtime is None or runtime.manager_state.managers == self._stated_by:
+        if runtime is None or runtime.manager_state.limits_epoch == self._stated_by:
             return stated
         self._stated = None
         self.inference_room = self._set - self.envelope_bytes("inference")
@@ -84,7 +84,7 @@ class MessageLimit:
                 )
             return
         if limit < self.now(runtime) and runtime is not None:
-            self._stated_by = runtime.manager_state.managers
+            self._stated_by = runtime.manager_state.limits_epoch
             self._stated = StatedLimit(limit)
             self.inference_room = limit - self.envelope_bytes("inference")
 

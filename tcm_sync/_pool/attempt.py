@@ -30,7 +30,7 @@ from tcm_sync.errors import (
     TcmError,
 )
 
-_EXPLANATION = 1.0  # seconds in which the reader finds out why a socket took no more
+_CLOSE_REASON_TIMEOUT = 1.0  # seconds to wait until the reader has read why the manager closed the socket
 # Why a lease is discarded that nothing else has released: a kept traceback would keep it.
 _INTERRUPTED = "the call was interrupted"
 
@@ -198,20 +198,20 @@ class CallSender:
             try:
                 connection.send(encode_message(connection.uuid, call.kind, payload), call.deadline, future)
             except ConnectionLostError as lost:
-                refusal: Refusal | None = self._explain(lost, connection, call, future)
+                refusal: Refusal | None = self._failure_of_send(lost, connection, call, future)
             else:
                 if watch is not None:
                     watch.enter("reply")
                 refusal = call.receive(connection, pending, future)
         except BaseException as error:
             pending.claim(connection.uuid)
-            self._unanswered(lease, call, future, error)
+            self._end_unanswered(lease, call, future, error)
             raise
         finally:
             if call.turn is not None:
                 call.turn.release()
         if refusal is not None:
-            raise self._refused(lease, call, refusal, gates, prober)
+            raise self._end_refused(lease, call, refusal, gates, prober)
         if turns is not None and not call.streaming:
             turns.replied(call.target, connection.last_sent, connection.last_received)
         call.accept(lease)
@@ -246,7 +246,7 @@ class CallSender:
             call.watch.enter("socket")
         return False
 
-    def _unanswered(self, lease: Lease, call: Call, future: Future, error: BaseException) -> None:
+    def _end_unanswered(self, lease: Lease, call: Call, future: Future, error: BaseException) -> None:
         """Discard the connection of an attempt that ended without an answer, and note that in `error`."""
         connection = lease.connection
         if isinstance(error, CallTimeoutError):
@@ -264,7 +264,7 @@ class CallSender:
             for pool in (self._pool, self._management):
                 pool.check_silent(sent_at)
 
-    def _refused(
+    def _end_refused(
         self, lease: Lease, call: Call, refusal: Refusal, gates: tuple[Gate, ...], prober: Prober | None
     ) -> TcmError:
         """Return the failure. The gates and the pool note it before others get the connection."""
@@ -290,19 +290,20 @@ class CallSender:
                 lease.discard(f"refused: {failure}")
         return failure
 
-    def _explain(
+    def _failure_of_send(
         self, lost: ConnectionLostError, connection: Connection, call: Call, future: Future
     ) -> Refusal:
         """Find out why the request could not be sent, or raise `lost`.
 
         The manager may have said why before it closed, and the reader is about to read it.
         """
-        if connection.closed and connection.loss and self._pending.claim(connection.uuid):
-            error = copy_for_call(connection.loss)  # the reader was done with it before the future was there
+        if connection.closed and connection.close_error and self._pending.claim(connection.uuid):
+            # The reader closed the socket before the future was there.
+            error = copy_for_call(connection.close_error)
             error.outcome_unknown = future.started
             return Refusal(_failure_to_send(error, future))
         left = call.deadline.remaining()
-        refusal = future.refusal(_EXPLANATION if left is None else min(_EXPLANATION, left))
+        refusal = future.refusal(_CLOSE_REASON_TIMEOUT if left is None else min(_CLOSE_REASON_TIMEOUT, left))
         if refusal is None:
             raise lost
         return Refusal(_failure_to_send(refusal.error, future), refusal.reusable)

@@ -44,8 +44,8 @@ class Gate:
     name : str
         What the log and the statistics call it.
     initial, maximum : float
-        Seconds of the first pause and of the longest, before they are spread.
-    spread : float
+        Seconds of the first pause and of the longest, without jitter.
+    jitter : float
         The largest random share by which a pause is longer, so that processes do not probe together; of
         `maximum` at most.
     refused_within : float, optional
@@ -64,7 +64,7 @@ class Gate:
         initial: float,
         maximum: float,
         *,
-        spread: float = 0.1,
+        jitter: float = 0.1,
         refused_within: float | None = None,
         of: str = "",
         level: int = logging.INFO,
@@ -74,7 +74,7 @@ class Gate:
         self._listeners = listeners
         self._where = f" at {of}" if of else ""
         self._level = level
-        self._spread = spread
+        self._jitter = jitter
         self._refused_within = refused_within
         self._initial = initial
         self._maximum = maximum
@@ -108,7 +108,7 @@ class Gate:
             first = self.cause is None and self._pause == 0.0  # not a manager that fails whatever passes
             doubled = min(max(self._initial, self._pause * 2), self._maximum)
             self._pause = exactly if exactly is not None else max(pause or 0.0, doubled)
-            longest = 1.0 + self._spread * self._maximum / max(self._pause, self._maximum)
+            longest = 1.0 + self._jitter * self._maximum / max(self._pause, self._maximum)
             seconds = self._pause * random.uniform(1.0, longest)  # noqa: S311 - spreads load, guards no secret
             if first:
                 self._shut_at = now

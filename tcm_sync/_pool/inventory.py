@@ -1,4 +1,4 @@
-"""The connections of a pool: which are idle, worn out, or within their budget of messages."""
+"""The connections of a pool: which are idle, which have expired, and which may send under the rate limit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tcm_sync._pool.lease import Lease
 from tcm_sync._transport.connection import Connection
 from tcm_sync.settings import Settings
 
-_SPREAD = 0.2  # by how much limits differ between sockets, so that they do not turn over together
-_COUNTED_FOR = 1.02  # seconds in which a manager counts messages, and a little
+_JITTER = 0.2  # share by which the limits of sockets differ, so that they are not all replaced at once
+_RATE_WINDOW = 1.02  # seconds: the manager counts the messages of one second; the rest is a margin
 
 
 class Inventory:
@@ -37,18 +37,18 @@ class Inventory:
         self.idle: deque[Connection] = deque()  # the most recently used last
         self.being_checked: set[Connection] = set()  # those that are not idle because they are being checked
         self.with_streams: set[Connection] = set()  # those that are leased to streams
-        self._sent_before: deque[deque[float]] = deque(
-            maxlen=16
-        )  # when those that were removed last had sent
-        self.limit = self.stated_limit()  # messages a second of one socket, where there is a limit
+        # When the connections that were removed last had sent their messages.
+        self._sent_by_removed: deque[deque[float]] = deque(maxlen=16)
+        # Messages a second of one socket, where there is a limit.
+        self.rate_limit = self.configured_rate_limit()
 
     def add(self, connection: Connection) -> None:
         """Add a fresh connection, idle, with limits of its own."""
-        connection.spread = random.uniform(1.0 - _SPREAD, 1.0)  # noqa: S311 - guards no secret
-        connection.most_requests = max(1, round(self._settings.max_requests * connection.spread))
-        connection.old_at = connection.opened_at + self._settings.max_lifetime * connection.spread
-        if self.limit is not None and self.limit > (connection.sent_at.maxlen or 0):
-            connection.sent_at = deque(maxlen=self.limit)
+        connection.jitter = random.uniform(1.0 - _JITTER, 1.0)  # noqa: S311 - guards no secret
+        connection.max_requests = max(1, round(self._settings.max_requests * connection.jitter))
+        connection.lifetime_ends_at = connection.opened_at + self._settings.max_lifetime * connection.jitter
+        if self.rate_limit is not None and self.rate_limit > (connection.sent_at.maxlen or 0):
+            connection.sent_at = deque(maxlen=self.rate_limit)
         self.all[connection.uuid] = connection
         self.idle.append(connection)
 
@@ -56,12 +56,12 @@ class Inventory:
         """Remove a connection; whether it was there."""
         if self.all.pop(connection.uuid, None) is None:
             return False
-        self._sent_before.append(connection.sent_at)
+        self._sent_by_removed.append(connection.sent_at)
         if connection in self.idle:
             self.idle.remove(connection)
         self.being_checked.discard(connection)
         self.with_streams.discard(connection)
-        connection.leased_at = connection.lease = connection.when_lost = None
+        connection.leased_at = connection.lease = connection.on_lease_lost = None
         return True
 
     def lost_leases(self, before: float) -> list[Connection]:
@@ -77,7 +77,7 @@ class Inventory:
 
     def choose(self) -> Connection | None:
         """Find the connection for the next caller; it stays idle until it is acquired."""
-        if self.limit is None:
+        if self.rate_limit is None:
             return self.idle[-1] if self.idle else None
         now = monotonic()  # in turn, the longest idle first, and within its budget
         return next((c for c in self.idle if self._budget_at(c) <= now), None)
@@ -92,7 +92,7 @@ class Inventory:
         if streaming:
             self.with_streams.add(connection)
         connection.leased_at = monotonic()
-        connection.lease = weakref.ref(lease, connection.when_lost)
+        connection.lease = weakref.ref(lease, connection.on_lease_lost)
 
     def release(self, connection: Connection, now: float) -> None:
         """Make a connection idle again."""
@@ -117,18 +117,18 @@ class Inventory:
         self.idle.append(connection)
         return True
 
-    def busy(self) -> list[float]:
-        """Return since when each leased connection is leased."""
+    def leased_since(self) -> list[float]:
+        """Return when each lease that is held began."""
         return [c.leased_at for c in self.all.values() if c.leased_at is not None]
 
     # --- budgets ---
 
-    def stated_limit(self) -> int | None:
+    def configured_rate_limit(self) -> int | None:
         """Messages that a socket may send in a second: one fewer than the manager's limit, to be safe."""
         limit = self._settings.messages_per_second
         return None if limit is None else max(1, int(min(limit, sys.maxsize)) - 1)
 
-    def learn_limit(self, connection: Connection) -> int | None:
+    def learn_rate_limit(self, connection: Connection) -> int | None:
         """Learn a limit from a refusal, and return it if it is lower than before.
 
         It is what the socket sent in its last second, the refused one not counted, less one.
@@ -136,14 +136,14 @@ class Inventory:
         sent = connection.sent_at
         counted = sum(1 for at in sent if sent[-1] - at <= 1.0) - 1
         learned = max(1, counted - 1)
-        if self.limit is not None and learned >= self.limit:
+        if self.rate_limit is not None and learned >= self.rate_limit:
             return None
-        self.limit = learned
+        self.rate_limit = learned
         return learned
 
     def sent_since(self, moment: float) -> int:
         """Count the messages that were sent after a moment, also on connections that were removed."""
-        sent = [*(connection.sent_at for connection in self.all.values()), *self._sent_before]
+        sent = [*(connection.sent_at for connection in self.all.values()), *self._sent_by_removed]
         return sum(at > moment for times in sent for at in times)
 
     def next_budget(self) -> float:
@@ -151,19 +151,19 @@ class Inventory:
         return min((self._budget_at(c) for c in self.idle), default=inf)
 
     def _budget_at(self, connection: Connection) -> float:
-        assert self.limit is not None
+        assert self.rate_limit is not None
         sent = connection.sent_at
-        return sent[-self.limit] + _COUNTED_FOR if len(sent) >= self.limit else 0.0
+        return sent[-self.rate_limit] + _RATE_WINDOW if len(sent) >= self.rate_limit else 0.0
 
     # --- ages ---
 
     def replaced(self) -> Connection | None:
-        """Find the connection in whose place another was opened, if it was."""
+        """Find the connection that a new one has replaced, if any."""
         staying = [c for c in self.all.values() if c.closing_reason is None]
-        worn = next((c for c in staying if c.replacing), None)
-        if worn is None and len(staying) > self._size:
+        replaced = next((c for c in staying if c.replacing), None)
+        if replaced is None and len(staying) > self._size:
             return staying[0]  # the oldest
-        return worn
+        return replaced
 
     def expired(self, now: float) -> list[Connection]:
         """Find the connections that were idle for too long, or are too old and idle."""
@@ -183,6 +183,6 @@ class Inventory:
     def _expires_at(self, connection: Connection) -> float:
         settings = self._settings
         return min(
-            connection.idle_since + settings.max_idle * connection.spread,
-            connection.old_at,
+            connection.idle_since + settings.max_idle * connection.jitter,
+            connection.lifetime_ends_at,
         )

@@ -10,7 +10,7 @@ from tcm_sync.events._listeners import NO_LISTENERS, Listeners
 
 # A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
 # calls wait ask at most 64 times a second, evenly. Without calls no process asks.
-_FIRST_PAUSE, _LONGEST_PAUSE, _SPREAD = 0.1, 2 / 3, 0.5
+_FIRST_PAUSE, _LONGEST_PAUSE, _JITTER = 0.1, 2 / 3, 0.5
 
 
 class ManagerState:
@@ -38,8 +38,9 @@ class ManagerState:
     epoch : int
         How often all inference sockets were lost, or the manager said that it ends: an earlier manager's
         registrations of shared memory are lost. Guarded by the lock of the inference pool's state.
-    managers : int
-        How often the manager could not be reached, or said that it ends: the next one may have other limits.
+    limits_epoch : int
+        How often the manager could not be reached, or said that it ends. Limits that were learned under an
+        earlier number are forgotten.
         Guarded as `epoch` is.
     """
 
@@ -49,7 +50,7 @@ class ManagerState:
             "manager",
             _FIRST_PAUSE,
             _LONGEST_PAUSE,
-            spread=_SPREAD,
+            jitter=_JITTER,
             of=where,
             level=logging.WARNING,
             listeners=listeners,
@@ -60,4 +61,4 @@ class ManagerState:
         self.tenant_rate = TenantRate()
         self.reached = False
         self.epoch = 0
-        self.managers = 0
+        self.limits_epoch = 0

@@ -104,7 +104,7 @@ class PoolOpening:
             if stale:
                 state.opening_ended()
                 state.auth_gate.end_probe(state.prober)
-                wanted = state.grow()
+                wanted = state.reserve_openings()
             else:  # before the reader can report a shutdown on this very socket
                 was_shut = state.gate_cause() is not None
                 state.manager_gate.open(reset_pause=False, log_now=False)
@@ -119,7 +119,7 @@ class PoolOpening:
             state.auth_gate.write_log()
             self._reader.wake_at(monotonic())  # another pool may wait for it
         self._reader.register(connection)
-        worn: Connection | None = None
+        replaced: Connection | None = None
         with state.lock:
             state.opening_ended()
             state.manager_state.reached = True
@@ -127,23 +127,23 @@ class PoolOpening:
             ended = state.ended is not None
             if not ended and not connection.closing:
                 connection.epoch = state.manager_state.epoch
-                connection.when_lost = partial(self._lease_lost, connection)
+                connection.on_lease_lost = partial(self._lease_lost, connection)
                 state.inventory.add(connection)
                 self._opener.opened(connection)  # before a caller has it: closing aborts what is being opened
                 state.counts.opened += 1
                 state.report_opened(connection, seconds)
-                worn = state.take_replaced()
+                replaced = state.take_replaced()
                 state.serve_waiters()
-            wanted = state.grow()
+            wanted = state.reserve_openings()
             due = min(state.inventory.next_expiry(monotonic()), monotonic() + pool_state.AUDIT_INTERVAL)
             self._reader.wake_at(due)
         log.info("connection %s opened", connection.uuid)
         wake()
         if ended:
             self._reader.close(connection, "the client was closed")
-        if worn is not None:
-            self._reader.close(worn, WORN_OUT)
-            log_closed(worn, WORN_OUT)
+        if replaced is not None:
+            self._reader.close(replaced, WORN_OUT)
+            log_closed(replaced, WORN_OUT)
         self.start(wanted)
 
     def _lease_lost(self, connection: Connection, lease: weakref.ref[Lease]) -> None:
@@ -169,10 +169,10 @@ class PoolOpening:
             if replacing is not None:
                 replacing.replacing = False  # it stays in use, and is replaced after its next release
             if not refused:
-                state.note_next_manager()
+                state.forget_manager_limits()
             if refused or (not error.retriable and not state.manager_state.reached):
                 state.fail_waiters(error, inf)
-            wanted = state.grow()
+            wanted = state.reserve_openings()
         self._reader.wake_at(monotonic())  # another pool may have waited for the outcome
         self.start(wanted)
 

@@ -96,7 +96,7 @@ class Pool:
         *,
         waits_for_manager: bool = True,
         streaming: bool = False,
-        eager: bool = False,
+        fail_fast: bool = False,
         watch: Watch | None = None,
     ) -> Lease:
         """Lease a connection, waiting in the queue for one.
@@ -109,7 +109,7 @@ class Pool:
             Whether to wait while the manager cannot be reached; without it the first failure is raised.
         streaming : bool
             Whether it is for a stream. At most ``size - 1`` have a connection at a time.
-        eager : bool
+        fail_fast : bool
             Whether the first failure to connect is raised as long as the manager was never reached.
         watch : Watch, optional
             What reports a wait, if there are listeners.
@@ -134,15 +134,19 @@ class Pool:
                     state.inventory.acquire(connection, lease)
                     return lease
                 waiter = Waiter(
-                    lease, deadline, waits_for_manager=waits_for_manager, streaming=streaming, eager=eager
+                    lease,
+                    deadline,
+                    waits_for_manager=waits_for_manager,
+                    streaming=streaming,
+                    fail_fast=fail_fast,
                 )
                 state.waiters.append(waiter)
                 state.serve_waiters()
-                wanted = state.grow()
+                wanted = state.reserve_openings()
                 if not wanted:  # it waits for what others do, and that may have been lost
                     self.reader.wake_at(monotonic() + pool_state.AUDIT_INTERVAL)
             self._opening.start(wanted)
-            if watch is not None and waiter.handed.locked():
+            if watch is not None and waiter.resolved.locked():
                 watch.waits("socket")
             self._wait(waiter)
         except BaseException:
@@ -154,7 +158,7 @@ class Pool:
         return lease
 
     def release(self, connection: Connection, lease: Lease, *, used: bool) -> None:
-        """Make a leased connection idle, or close it if it is worn or marked."""
+        """Make a leased connection idle, or close it if it is marked. Replace one that has expired."""
         now = monotonic()
         wanted = 0
         state = self.state
@@ -164,22 +168,22 @@ class Pool:
                 return  # the connection was lost meanwhile, or released before
             if used:
                 connection.requests += 1
-                if state.limit.exact is not None:
-                    state.limit.answered(connection)
+                if state.concurrency_limit.value is not None:
+                    state.concurrency_limit.count_reply(connection)
             reason = connection.closing_reason
             if reason is not None:
                 self.reader.close(connection, reason)  # before it is removed: an interrupt may come
                 state.remove(connection, reason)
             else:
-                worn = connection.requests >= connection.most_requests or now >= connection.old_at
-                if worn and state.may_replace(connection):
+                expired = connection.requests >= connection.max_requests or now >= connection.lifetime_ends_at
+                if expired and state.may_replace(connection):
                     connection.replacing = True
                     state.opening += 1
                     wanted = 1
                 state.inventory.release(connection, now)
             if state.waiters:
                 state.serve_waiters()
-                wanted += state.grow()
+                wanted += state.reserve_openings()
             if state.draining:
                 state.lease_ended.notify_all()
         if reason is not None:
@@ -200,7 +204,7 @@ class Pool:
         with state.lock:
             removed = state.remove(connection, reason)
             state.serve_waiters()  # the end of a stream may let another one begin
-            wanted = state.grow()
+            wanted = state.reserve_openings()
         if removed:
             log_closed(connection, reason)
         self._opening.start(wanted)
@@ -211,7 +215,7 @@ class Pool:
         with state.lock:
             removed = connection.lease is lease and state.remove(connection, reason)
             state.serve_waiters()
-            wanted = state.grow()
+            wanted = state.reserve_openings()
         if removed:
             connection.shut_down()
             self._close(connection, reason)
@@ -256,7 +260,7 @@ class Pool:
     def _wait(self, waiter: Waiter) -> None:
         """Wait until a connection or an error is handed over, or until there is no time left."""
         state = self.state
-        while not acquire(waiter.handed, min(state.time_left(waiter), LONGEST)):
+        while not acquire(waiter.resolved, min(state.time_left(waiter), LONGEST)):
             with state.lock:
                 if waiter in state.waiters and state.time_left(waiter) == 0.0:
                     state.expire_waiter(waiter)
@@ -302,7 +306,7 @@ class Pool:
             if removed and not ours and not state.inventory.all and state.setting == "pool_size":
                 state.manager_state.epoch += 1
             state.serve_waiters()
-            wanted = state.grow()
+            wanted = state.reserve_openings()
         if removed:
             log_closed(connection, reason)
         self._opening.start(wanted)
@@ -317,13 +321,13 @@ class Pool:
             state.manager_was_draining = True
             state.ready_asked_until = monotonic() + READY_ASKED_FOR
             shut = state.manager_gate.shut(error, SHUTDOWN_PAUSE, log_now=False)
-            state.note_next_manager()
+            state.forget_manager_limits()
             for connection in state.inventory.all.values():
                 connection.closing_reason = reason
             idle = list(state.inventory.idle)
             for connection in idle:
                 state.remove(connection, reason)
-            wanted = state.grow()
+            wanted = state.reserve_openings()
         if shut:
             state.manager_gate.write_log()
         for connection in idle:
@@ -338,11 +342,11 @@ class Pool:
             for connection in expired:
                 state.remove(connection, _EXPIRED)
             lost = state.audit(now, connector_idle=self._connector.is_idle())
-            state.limit.rested(now)
+            state.concurrency_limit.raise_after_quiet(now)
             state.serve_waiters()
-            wanted = state.grow()
+            wanted = state.reserve_openings()
             due = state.inventory.next_expiry(now)
-            if state.waiters or state.opening or state.inventory.busy():
+            if state.waiters or state.opening or state.inventory.leased_since():
                 due = min(due, now + pool_state.AUDIT_INTERVAL)
         with contextlib.suppress(RuntimeError):  # the next call of this tries again
             self._connector.ensure_thread()
@@ -360,8 +364,8 @@ class Pool:
 
     # --- closing ---
 
-    def refuse(self) -> None:
-        """Take no new calls."""
+    def stop_accepting(self) -> None:
+        """Refuse new calls from now on."""
         with self.state.lock:
             self.state.draining = True
 
@@ -369,7 +373,7 @@ class Pool:
         """Wait for the calls under way."""
         state = self.state
         with state.lock:
-            while state.waiters or state.inventory.busy():
+            while state.waiters or state.inventory.leased_since():
                 left = deadline.remaining()
                 if not left:
                     return

@@ -29,21 +29,21 @@ class PoolLimits:
     def read(self) -> tuple[int | None, int | None, float | None]:
         """Return how many requests may be under way; and messages a second, of a socket and of the client."""
         state = self._state
-        return state.limit.width, state.inventory.limit, state.tenant_rate.rate
+        return state.concurrency_limit.max_requests, state.inventory.rate_limit, state.tenant_rate.rate
 
     def lower_concurrency(self, connection: Connection, cause: TcmError) -> None:
         """Send less at a time: the manager had too much to do for the request on `connection`."""
         state = self._state
         with state.lock:
-            lowered = state.limit.refused(connection, state.under_way(), cause)
-            width = state.limit.width
+            lowered = state.concurrency_limit.lower(connection, state.under_way(), cause)
+            width = state.concurrency_limit.max_requests
         if lowered:
             log.info("at most %s requests at a time for now: %s", width, cause)
 
     def learn_socket_limit(self, connection: Connection) -> None:
         """Learn from a ``Rate limit exceeded`` how many messages a second a socket may send."""
         with self._state.lock:
-            learned = self._state.inventory.learn_limit(connection)
+            learned = self._state.inventory.learn_rate_limit(connection)
         if learned is not None:
             log.warning(
                 "the manager limits messages: a socket sends at most %d a second from now on", learned
@@ -55,7 +55,7 @@ class PoolLimits:
         with state.lock:
             sent_at = connection.sent_at[-1]
             accepted = state.inventory.sent_since(sent_at - 1.0) - 1
-            rate = state.tenant_rate.refused(sent_at, accepted, cause)
+            rate = state.tenant_rate.lower(sent_at, accepted, cause)
         if rate is not None:
             log.warning(
                 "the manager limits a tenant's messages: this client sends %.3g a second from now on: %s",

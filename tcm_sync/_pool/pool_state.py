@@ -24,7 +24,8 @@ from tcm_sync.settings import Settings
 
 #: Sockets beyond this many wait for the manager's scheduler, the youngest longest (docs/wire.rst, "Timing").
 
-WORN_OUT = "worn out"  # why most sockets are closed
+# The reason of a closing that users see: `max_requests` or `max_lifetime` was reached.
+WORN_OUT = "worn out"
 LEASE_LOST = "its lease was lost"
 AUDIT_INTERVAL = 5.0  # seconds between two searches for lost leases, while something is under way
 
@@ -66,7 +67,7 @@ class PoolState:
     ) -> None:
         self.size = size
         self.setting = setting
-        self.most_streams = max(1, size - 1)  # so that other calls always have a socket
+        self.max_streams = max(1, size - 1)  # so that other calls always have a socket
         self.manager_state = manager_state
         self.manager_gate, self.auth_gate = manager_state.manager_gate, manager_state.auth_gate
         self.tenant_rate = manager_state.tenant_rate
@@ -74,13 +75,13 @@ class PoolState:
         self._settings = settings
         self._reader = reader
         self._opener = opener
-        # Guards inventory, waiters, limit, counts and all plain attributes below, the pool's bookkeeping
-        # fields of each connection, and ManagerState.epoch and .managers.
+        # Guards inventory, waiters, concurrency_limit, counts and all plain attributes below, the pool's
+        # bookkeeping fields of each connection, and ManagerState.epoch and .limits_epoch.
         self.lock = RLock()
         self.lease_ended = threading.Condition(self.lock)  # notified when a lease ends while the pool drains
         self.inventory = Inventory(settings, size)
         self.waiters = WaitQueue()
-        self.limit = ConcurrencyLimit(size)
+        self.concurrency_limit = ConcurrencyLimit(size)
         self.counts = counts
         self.opening = 0  # how many connections are being opened
         self.shutdowns = 0  # how often the manager said that it is shutting down
@@ -89,7 +90,7 @@ class PoolState:
         self.draining = False  # whether new calls are refused
         self.ended: TcmError | None = None  # why no call is served any more
         self.last_removed_at = -inf  # when a connection was removed last
-        self.last_removed_for = ""  # why
+        self.last_removed_reason = ""
         self._miscounted = False  # whether `opening` was wrong at the last audit
 
     # --- serving ---
@@ -102,7 +103,7 @@ class PoolState:
 
     def choose(self) -> Connection | None:
         """Find the connection for a call, unless enough are under way."""
-        if self.limit.exact is not None and self.limit.left(self.under_way()) <= 0:
+        if self.concurrency_limit.value is not None and self.concurrency_limit.room(self.under_way()) <= 0:
             return None
         connection = self.inventory.choose()
         if self.tenant_rate.active and (connection is None or self.tenant_rate.admit() > 0.0):
@@ -122,30 +123,37 @@ class PoolState:
             waiters.leave(waiter)
             inventory.acquire(connection, waiter.lease, streaming=waiter.streaming)
             self.counts.waited(monotonic() - waiter.since)
-            waiter.settle(connection)
-        if waiters and inventory.limit is not None:
+            waiter.resolve(connection)
+        if waiters and inventory.rate_limit is not None:
             self._reader.wake_at(inventory.next_budget())
 
     def _left(self) -> tuple[int, int]:
         """Count the streams, and the other calls, that may begin."""
-        others = self.size if self.limit.exact is None else self.limit.left(self.under_way())
+        others = (
+            self.size
+            if self.concurrency_limit.value is None
+            else self.concurrency_limit.room(self.under_way())
+        )
         return self._streams_left(), others
 
     def _streams_left(self) -> int:
-        return self.most_streams - len(self.inventory.with_streams)
+        return self.max_streams - len(self.inventory.with_streams)
 
     def under_way(self) -> int:
         """Count the requests that are no streams."""
-        return len(self.inventory.busy()) - len(self.inventory.with_streams)
+        return len(self.inventory.leased_since()) - len(self.inventory.with_streams)
 
     # --- opening more connections ---
 
-    def grow(self) -> int:
-        """Count the connections to open for those who wait, as the gates allow; `opening` includes them."""
+    def reserve_openings(self) -> int:
+        """Decide how many connections to open for the wait queue, add them to `opening`, and return how many.
+
+        While a gate is shut that is one, the probe, or none; callers that cannot wait for the gate fail here.
+        """
         room = self.size - len(self.inventory.all) - self.opening
         if room <= 0 or self.ended is not None:
             return 0
-        wanted = min(self.waiters.servable(*self._left()) - self.opening, room)
+        wanted = min(self.waiters.count_servable(*self._left()) - self.opening, room)
         if self.tenant_rate.active:  # more sockets would send no more
             wanted = 0 if self.inventory.idle or self.opening else min(wanted, 1)
         if wanted <= 0:
@@ -179,8 +187,8 @@ class PoolState:
     def fail_waiters(self, cause: TcmError | None, seconds: float) -> None:
         """Fail those who cannot wait so long for a manager that cannot be reached."""
         if not self.inventory.all and cause is not None:
-            eager = not self.manager_state.reached and isinstance(cause, ConnectFailedError)
-            self.waiters.fail_short_waits(cause, seconds, eager=eager)
+            fail_fast = not self.manager_state.reached and isinstance(cause, ConnectFailedError)
+            self.waiters.fail_short_waits(cause, seconds, fail_fast=fail_fast)
 
     def may_replace(self, connection: Connection) -> bool:
         """Whether to open another in its place: not twice, and while a gate is shut only as its probe.
@@ -195,20 +203,20 @@ class PoolState:
         return True
 
     def take_replaced(self) -> Connection | None:
-        """Mark a connection in whose place another was opened; return it if it can be closed now."""
-        worn = self.inventory.replaced()
-        if worn is None:
+        """Mark the connection that a new one has replaced; return it if it can be closed now."""
+        replaced = self.inventory.replaced()
+        if replaced is None:
             return None
-        worn.closing_reason = WORN_OUT
-        if worn not in self.inventory.idle:
+        replaced.closing_reason = WORN_OUT
+        if replaced not in self.inventory.idle:
             return None  # closed when it is released
-        self.remove(worn, WORN_OUT)
-        return worn
+        self.remove(replaced, WORN_OUT)
+        return replaced
 
-    def note_next_manager(self) -> None:
+    def forget_manager_limits(self) -> None:
         """Forget what was learned of a manager that has ended: the next one may have other limits."""
-        self.inventory.limit = self.inventory.stated_limit()
-        self.manager_state.managers += 1
+        self.inventory.rate_limit = self.inventory.configured_rate_limit()
+        self.manager_state.limits_epoch += 1
 
     # --- removing connections ---
 
@@ -218,8 +226,8 @@ class PoolState:
             return False
         self.lease_ended.notify_all()
         counts = self.counts
-        self.last_removed_at, self.last_removed_for = monotonic(), connection.closing_reason or reason
-        counts.closed[self.last_removed_for.partition(":")[0]] += 1
+        self.last_removed_at, self.last_removed_reason = monotonic(), connection.closing_reason or reason
+        counts.closed[self.last_removed_reason.partition(":")[0]] += 1
         counts.messages_sent += connection.messages_sent
         counts.bytes_sent += connection.bytes_sent
         self._report_closed(connection)
@@ -252,7 +260,7 @@ class PoolState:
                     manager=listeners.manager,
                     uuid=connection.uuid,
                     pool=self._kind,
-                    reason=hide(self.last_removed_for),
+                    reason=hide(self.last_removed_reason),
                     requests=connection.requests,
                     seconds=monotonic() - connection.opened_at,
                 ),
@@ -296,7 +304,7 @@ class PoolState:
         """End the wait of a caller whose time is up."""
         self.waiters.leave(waiter)
         self.counts.waited(monotonic() - waiter.since)
-        waiter.settle(None, self._timeout_error(waiter))
+        waiter.resolve(None, self._timeout_error(waiter))
 
     def _timeout_error(self, waiter: Waiter) -> TcmError:
         waited = monotonic() - waiter.since
@@ -309,16 +317,20 @@ class PoolState:
             if without < waited / 2:
                 return PoolTimeoutError(
                     f"no socket came free within {waited:.3g} s: those that were open were busy, and the "
-                    f"last of them was closed {without:.3g} s ago ({self.last_removed_for}); another is "
+                    f"last of them was closed {without:.3g} s ago ({self.last_removed_reason}); another is "
                     "being opened"
                 )
             return ConnectFailedError(
                 f"no socket to {self._opener.endpoint.authority} within {waited:.3g} s: still connecting"
                 f"{self._opener.credentials.running() or _LONGER}"
             )
-        if len(inventory.busy()) < self.size and (refusal := self.tenant_rate.cause):
+        if len(inventory.leased_since()) < self.size and (refusal := self.tenant_rate.cause):
             return refusal  # it did not wait for a socket
-        if not waiter.streaming and len(inventory.busy()) < self.size and (refusal := self.limit.cause):
+        if (
+            not waiter.streaming
+            and len(inventory.leased_since()) < self.size
+            and (refusal := self.concurrency_limit.cause)
+        ):
             return refusal  # it did not wait for a socket
         return PoolTimeoutError(
             f"no socket came free within {waited:.3g} s: {self._describe()}. {self._advice(waiter)}"
@@ -327,9 +339,11 @@ class PoolState:
     def _describe(self) -> str:
         """Describe who has the sockets, and how many wait."""
         inventory = self.inventory
-        busy = inventory.busy()
+        busy = inventory.leased_since()
         oldest = f", the oldest for {monotonic() - min(busy):.3g} s" if busy else ""
-        limited = f", {inventory.limit} messages a second each" if inventory.limit is not None else ""
+        limited = (
+            f", {inventory.rate_limit} messages a second each" if inventory.rate_limit is not None else ""
+        )
         streams = f", {len(inventory.with_streams)} of them with streams" if inventory.with_streams else ""
         return (
             f"{len(inventory.all)} of {self.size} sockets open{limited}, {len(busy)} busy{streams}{oldest}; "
@@ -339,7 +353,7 @@ class PoolState:
     def _advice(self, waiter: Waiter) -> str:
         if waiter.streaming and self._streams_left() <= 0:
             return (
-                f"Streams have at most {self.most_streams} sockets when {self.setting} is {self.size}: "
+                f"Streams have at most {self.max_streams} sockets when {self.setting} is {self.size}: "
                 f"close one that is not needed, or raise {self.setting}"
             )
         if self.setting != "pool_size":

@@ -81,7 +81,7 @@ class Runtime:
             raise
 
     def start_reader(self) -> None:
-        """Have the sockets read, where the reader's thread does not run: at first, and after it has rested.
+        """Start the reader's thread where it does not run: at first, and after it was suspended.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class Runtime:
         if timeout > 0.0:
             deadline = Deadline(timeout)
             for pool in (self.pool, self.management):
-                pool.refuse()
+                pool.stop_accepting()
             for pool in (self.pool, self.management):
                 pool.drain(deadline)
         self.stop()

@@ -8,11 +8,11 @@ from tcm_sync._locks import RLock
 from tcm_sync._pool.gate import copy_for_call
 from tcm_sync.errors import TcmError
 
-_CUT = 0.8  # what a refusal leaves of the rate
-_REST = 30.0  # seconds after a refusal before the rate grows again
-_GROWTH = 0.01  # what it then grows by in a second, as a share of what the refusal left
-_LEAST_GROWTH = 0.03  # and at least, in messages a second, so that a process that came late gets its share
-_LEAST = 0.1  # messages a second, however many refusals
+_DECREASE_FACTOR = 0.8  # a refusal multiplies the rate by it
+_QUIET_SECONDS = 30.0  # after a refusal, before the rate is raised again
+_INCREASE_SHARE = 0.01  # how much it is then raised in a second, as a share of the lowered rate
+_MIN_INCREASE = 0.03  # at least, in messages a second, so that a process that starts late gets its share
+_MIN_RATE = 0.1  # messages a second
 
 
 class TenantRate:
@@ -49,8 +49,8 @@ class TenantRate:
             return None if self._cause is None else copy_for_call(self._cause)
 
     def _rate(self, now: float) -> float:
-        rested = max(0.0, now - self._lowered_at - _REST)
-        return self._lowered_to + max(_GROWTH * self._lowered_to, _LEAST_GROWTH) * rested
+        quiet = max(0.0, now - self._lowered_at - _QUIET_SECONDS)
+        return self._lowered_to + max(_INCREASE_SHARE * self._lowered_to, _MIN_INCREASE) * quiet
 
     def admit(self) -> float:
         """Return 0.0 if a message may go now, which is counted, else the seconds until one may."""
@@ -60,11 +60,12 @@ class TenantRate:
             now = monotonic()
             if now < self._next_at:
                 return self._next_at - now
-            gap = 1.0 / self._rate(now)
-            self._next_at = max(self._next_at, now - gap) + gap  # a thread that woke late costs no message
+            interval = 1.0 / self._rate(now)
+            # A thread that woke late costs no message.
+            self._next_at = max(self._next_at, now - interval) + interval
             return 0.0
 
-    def refused(self, sent_at: float, accepted: int, cause: TcmError) -> float | None:
+    def lower(self, sent_at: float, accepted: int, cause: TcmError) -> float | None:
         """Lower the rate, and return it, unless the refusal is of the same burst as the one before.
 
         Parameters
@@ -81,7 +82,7 @@ class TenantRate:
                 return None
             now = monotonic()
             rate = min(self._rate(now), accepted + 1) if self.active else max(accepted, 1)
-            self._lowered_to = max(_LEAST, _CUT * rate)
+            self._lowered_to = max(_MIN_RATE, _DECREASE_FACTOR * rate)
             self._lowered_at, self._cause = now, copy_for_call(cause)
             self._next_at = now + 1.0 / self._lowered_to
             self.active = True

@@ -15,15 +15,15 @@ from tcm_sync.errors import TcmError
 
 
 class Waiter:
-    """A caller in the wait queue. The lock of the pool's state guards all but `handed`."""
+    """A caller in the wait queue. The lock of the pool's state guards all but `resolved`."""
 
     __slots__ = (
         "connection",
         "deadline",
-        "eager",
         "error",
-        "handed",
+        "fail_fast",
         "lease",
+        "resolved",
         "since",
         "streaming",
         "waits_for_manager",
@@ -36,23 +36,23 @@ class Waiter:
         *,
         waits_for_manager: bool,
         streaming: bool,
-        eager: bool = False,
+        fail_fast: bool = False,
     ) -> None:
         self.lease = lease
-        self.handed = threading.Lock()  # guards nothing: it is held until there is an outcome
-        self.handed.acquire()
+        self.resolved = threading.Lock()  # guards nothing: it is held until there is an outcome
+        self.resolved.acquire()
         self.deadline = deadline
         self.waits_for_manager = waits_for_manager
-        self.eager = eager
+        self.fail_fast = fail_fast
         self.streaming = streaming
         self.since = monotonic()
         self.connection: Connection | None = None
         self.error: TcmError | None = None
 
-    def settle(self, connection: Connection | None, error: TcmError | None = None) -> None:
-        """Hand over a connection, or what came in its place."""
+    def resolve(self, connection: Connection | None, error: TcmError | None = None) -> None:
+        """End the wait with a connection or an error."""
         self.connection, self.error = connection, error
-        self.handed.release()
+        self.resolved.release()
 
 
 class WaitQueue(deque[Waiter]):
@@ -75,7 +75,7 @@ class WaitQueue(deque[Waiter]):
             return self[0] if self else None
         return next((w for w in self if (streams_left if w.streaming else others_left) > 0), None)
 
-    def servable(self, streams_left: int, others_left: int) -> int:
+    def count_servable(self, streams_left: int, others_left: int) -> int:
         """Count those who could have a connection if there were enough."""
         streams = sum(waiter.streaming for waiter in self)
         return min(len(self) - streams, others_left) + min(streams, max(0, streams_left))
@@ -83,13 +83,13 @@ class WaitQueue(deque[Waiter]):
     def fail_newest(self, count: int, cause: TcmError) -> None:
         """End the waiting of so many, those who came last."""
         for _ in range(count):
-            self.pop().settle(None, copy_for_call(cause))
+            self.pop().resolve(None, copy_for_call(cause))
 
-    def fail_short_waits(self, cause: TcmError, seconds: float, *, eager: bool = False) -> None:
-        """End the waiting of those who cannot wait so long, or are eager; with `math.inf`, of all."""
+    def fail_short_waits(self, cause: TcmError, seconds: float, *, fail_fast: bool = False) -> None:
+        """End the waiting of those who cannot wait so long, or are fail_fast; with `math.inf`, of all."""
         for waiter in list(self):
             left = waiter.deadline.remaining()
-            waits_for_none = not waiter.waits_for_manager or (eager and waiter.eager)
+            waits_for_none = not waiter.waits_for_manager or (fail_fast and waiter.fail_fast)
             if seconds == inf or waits_for_none or (left is not None and left < seconds):
                 self.remove(waiter)
-                waiter.settle(None, copy_for_call(cause))
+                waiter.resolve(None, copy_for_call(cause))

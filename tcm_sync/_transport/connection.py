@@ -63,7 +63,7 @@ class Connection:
     Parameters
     ----------
     sock : socket.socket
-        Connected, shaken hands with, authenticated.
+        Connected, after its WebSocket handshake and its authentication.
     uuid : str
         The manager's name for this socket.
     capability : frozenset of str
@@ -84,6 +84,7 @@ class Connection:
         "_mid_frame",
         "bytes_sent",
         "capability",
+        "close_error",
         "closed",
         "closing",
         "closing_reason",
@@ -93,15 +94,16 @@ class Connection:
         "idle_since",
         "inherited",
         "is_local",
+        "jitter",
         "last_received",
         "last_sent",
         "lease",
         "leased_at",
+        "lifetime_ends_at",
         "lock",
-        "loss",
+        "max_requests",
         "messages_sent",
-        "most_requests",
-        "old_at",
+        "on_lease_lost",
         "opened_at",
         "paused",
         "pinged_at",
@@ -116,10 +118,8 @@ class Connection:
         "sending",
         "sent_at",
         "sock",
-        "spread",
         "tenant",
         "uuid",
-        "when_lost",
     )
 
     def __init__(
@@ -146,8 +146,8 @@ class Connection:
         self._flags = send_flags(sock)
         self.is_local = is_local(sock)  # whether the other end is this machine
         self.sock = sock
-        # Guards closed, loss, _controls, _control_begun, _mid_frame, and each single call on the socket,
-        # which never blocks.
+        # Guards closed, close_error, _controls, _control_begun, _mid_frame, and each single call on the
+        # socket, which never blocks.
         self.lock = RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
         self.receive_into: Callable[[memoryview], int] = (
@@ -155,7 +155,7 @@ class Connection:
         )
         self.closed = False
         self.inherited = False  # whether this is a child process, and the connection its parent's
-        self.loss: TcmError | None = None  # why it was closed
+        self.close_error: TcmError | None = None
         self._controls: deque[memoryview] = deque()  # frames that go out before the next data frame
         self._control_begun = False  # whether the first of them is partly written
         self._mid_frame = False  # whether a data frame is partly written
@@ -172,12 +172,12 @@ class Connection:
         self.opened_at = self.idle_since = monotonic()
         self.leased_at: float | None = None
         self.lease: weakref.ref[Any] | None = None  # the last one
-        self.when_lost: Callable[[weakref.ref[Any]], None] | None = None  # called when that is collected
+        self.on_lease_lost: Callable[[weakref.ref[Any]], None] | None = None  # called when that is collected
         self.epoch = 0  # how often all sockets had been lost before it was opened
         self.requests = 0
-        self.most_requests = 0  # after which it is worn
-        self.old_at = inf  # from when on it is, too
-        self.spread = 1.0  # of its limits, against those of others
+        self.max_requests = 0  # after which it is replaced
+        self.lifetime_ends_at = inf  # when it is replaced, however few they were
+        self.jitter = 1.0  # factor of its limits, so that sockets are not all replaced at once
         self.closing_reason: str | None = None  # why it is closed when it is released
         self.replacing = False  # whether another one is being opened in its place
         self.sent_at: deque[float] = deque(maxlen=_MOST_SENT)
@@ -336,12 +336,12 @@ class Connection:
         self.queue_control(PING, b"")
         return self.flush()
 
-    def close(self, close_frame: bytes | None = None, loss: TcmError | None = None) -> None:
+    def close(self, close_frame: bytes | None = None, error: TcmError | None = None) -> None:
         """Close the descriptor, after a close frame if it can go out at once. Only the reader calls this."""
         with self.lock:
             if self.closed:
                 return
-            self.closed, self.loss = True, loss
+            self.closed, self.close_error = True, error
             if close_frame is not None and not self._mid_frame and not self._control_begun:
                 with Suppress(OSError):  # the socket is closed anyway
                     self._send(close_frame)

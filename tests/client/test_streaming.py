@@ -211,7 +211,7 @@ def test_streams_and_calls_of_many_threads_never_mix(serve, client_of):
     assert len(kept) == 4 * (5 + 4 + 40)
     assert all(kept)
     shelf = client._core.runtime.pool.state.inventory
-    wait_until(lambda: not shelf.busy(), "every socket is back or closed")
+    wait_until(lambda: not shelf.leased_since(), "every socket is back or closed")
     assert not client._core.runtime.reader.pending.claim_all()
 
 
@@ -239,7 +239,7 @@ def test_a_stream_may_be_collected_while_its_thread_holds_any_lock(manager, clie
             del kept  # its with block closes the stream
             gc.collect()
         assert list(stream(client, "to be END")) == ["to", "be"]
-    wait_until(lambda: not runtime.pool.state.inventory.busy(), "every socket is back or closed")
+    wait_until(lambda: not runtime.pool.state.inventory.leased_since(), "every socket is back or closed")
 
 
 def test_streams_wait_for_streams_and_calls_do_not(serve, client_of):

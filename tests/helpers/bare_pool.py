@@ -87,8 +87,8 @@ def bare_pool(*, size=1, setting="pool_size", sockets=1, manager_state=None, **s
 def add_socket(pool, socket):
     """Give a pool one more idle socket."""
     pool.state.inventory.add(socket)
-    socket.old_at = float("inf")
-    socket.most_requests = 1_000_000
+    socket.lifetime_ends_at = float("inf")
+    socket.max_requests = 1_000_000
 
 
 def open_one(pool):

@@ -72,10 +72,10 @@ class Socket:
         self.opened_at = self.idle_since = now
         self.leased_at: float | None = None
         self.lease: weakref.ref[Any] | None = None
-        self.when_lost: Any = None
-        self.epoch = self.requests = self.messages_sent = self.bytes_sent = self.most_requests = 0
-        self.old_at = inf
-        self.spread = 1.0
+        self.on_lease_lost: Any = None
+        self.epoch = self.requests = self.messages_sent = self.bytes_sent = self.max_requests = 0
+        self.lifetime_ends_at = inf
+        self.jitter = 1.0
         self.sent_at: deque[float] = deque(maxlen=16)
 
     def shut_down(self) -> None:
@@ -250,10 +250,10 @@ class Model:
                 self.place = model.order
                 model.queued.add(lease)
 
-            def settle(self, connection: Any, error: TcmError | None = None) -> None:
+            def resolve(self, connection: Any, error: TcmError | None = None) -> None:
                 if connection is not None:
                     model.check_turn(self)
-                super().settle(connection, error)
+                super().resolve(connection, error)
 
         patches = [
             *(patch.object(module, "monotonic", self.scheduler.monotonic) for module in _CLOCKED),
@@ -371,7 +371,7 @@ class Model:
         self.scheduler.sleep(self.dice.choice((0.0, 0.3, 1.5)))
         self.closed = True
         if self.dice.random() < 0.5:
-            self.pool.refuse()
+            self.pool.stop_accepting()
             self.pool.drain(Deadline(self.dice.choice((0.1, 10.0))))
         self.pool.close(ClientClosedError("planned"))
         for socket in self.manager.sockets:
@@ -405,7 +405,7 @@ class Model:
                 lease.release(used=False)
         scheduler.sleep(20.0)
         sockets = list(state.inventory.all.values())
-        assert (len(state.waiters), state.inventory.busy()) == (0, [])
+        assert (len(state.waiters), state.inventory.leased_since()) == (0, [])
         assert self.closed or state.opening == 0
         assert sorted(map(id, state.inventory.idle)) == sorted(map(id, sockets))
         assert not state.inventory.with_streams
@@ -445,7 +445,7 @@ class Model:
         for socket in sockets.values():
             assert (socket.leased_at is None) == (socket in idle) == (socket.lease is None)
         assert all(socket.uuid in sockets for socket in idle), "an idle socket is not there any more"
-        assert len(held.with_streams) <= state.most_streams, "more streams than there may be"
+        assert len(held.with_streams) <= state.max_streams, "more streams than there may be"
         served = state.waiters.next(*state._left()) if state.waiters and idle else None
         assert served is None, "a caller waits for a socket that is idle"
 

@@ -306,7 +306,7 @@ def test_cells_that_make_clients_again_and_again_give_threads_and_sockets_back(k
             """
             import os, time
             from tcm_sync._transport import reader
-            reader._REST = 0.05
+            reader._IDLE_SECONDS = 0.05
             for other in [value for value in Out.values() if isinstance(value, TcmClient)]:
                 other.close()
 

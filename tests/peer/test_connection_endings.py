@@ -252,7 +252,9 @@ def test_a_reply_and_the_end_in_one_segment():
 
 def test_a_socket_that_dies_as_it_is_taken_holds_up_nobody(monkeypatch):
     """The manager closes after each reply, so that calls meet sockets in every state of dying."""
-    monkeypatch.setattr(attempt, "_EXPLANATION", TIMEOUT)  # a call that waits for nothing is to be seen
+    monkeypatch.setattr(
+        attempt, "_CLOSE_REASON_TIMEOUT", TIMEOUT
+    )  # a call that waits for nothing is to be seen
     monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", TIMEOUT)
 
     def one_answer(connection):

@@ -299,7 +299,7 @@ def test_another_manager_may_have_another_limit():
     with ScriptedPeer(manager) as peer, connect(peer) as client:
         with pytest.raises(MessageTooLargeError):
             client.infer("m", {"x": X})
-        client._core.runtime.manager_state.managers += 1
+        client._core.runtime.manager_state.limits_epoch += 1
         manager.message = None
         assert np.array_equal(client.infer("m", {"x": X})["y"], X)
         small = client._core.settings.max_message_bytes - client._core.messages.envelope_bytes("inference")

@@ -163,7 +163,7 @@ def refused(runtime):
         call = type(
             "Tried", (), {"target": target, "may_have_run": False, "kind": "inference", "watch": None}
         )
-        runtime.sender._refused(Held(), call, Refusal(error, reusable=True), gates, prober)
+        runtime.sender._end_refused(Held(), call, Refusal(error, reusable=True), gates, prober)
 
     return refused
 

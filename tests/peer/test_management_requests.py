@@ -302,7 +302,7 @@ def test_what_found_a_full_queue_is_sent_again():
 
 def test_after_a_full_queue_as_many_jobs_are_under_way_as_before(monkeypatch):
     """They take minutes, so that answers would be long in coming that make room again."""
-    monkeypatch.setattr(window, "_REST", 1e9)
+    monkeypatch.setattr(window, "_QUIET_SECONDS", 1e9)
     go_on, lock, refused = threading.Event(), threading.Lock(), []
 
     def script(connection):

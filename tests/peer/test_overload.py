@@ -164,7 +164,7 @@ def test_after_a_refusal_fewer_are_under_way_and_who_cannot_wait_hears_why():
 
 def test_time_without_a_refusal_makes_room_where_answers_are_long_in_coming(monkeypatch):
     monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.05)
-    monkeypatch.setattr(window, "_REST", 0.1)
+    monkeypatch.setattr(window, "_QUIET_SECONDS", 0.1)
     go_on, lock, refused = threading.Event(), threading.Lock(), []
 
     def script(connection):

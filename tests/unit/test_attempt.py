@@ -20,10 +20,10 @@ def explain(loss, started):
     """Return the error of a call that could not send on a socket closed by `loss`."""
     future = ReplyFuture()
     future.started = started
-    connection = SimpleNamespace(uuid="u", closed=True, loss=loss)
+    connection = SimpleNamespace(uuid="u", closed=True, close_error=loss)
     pending = PendingReplies(u=future)
     sender = SimpleNamespace(_pending=pending)
-    refusal = CallSender._explain(sender, ConnectionLostError("lost"), connection, None, future)
+    refusal = CallSender._failure_of_send(sender, ConnectionLostError("lost"), connection, None, future)
     assert pending == {}
     assert refusal.error is not loss  # others may have met it too
     return refusal.error
@@ -48,9 +48,9 @@ def test_what_the_reader_finds_a_moment_later_is_why_nothing_more_could_be_sent(
     future.started = started
     future.resolve(Refusal(loss))
     sender = SimpleNamespace(_pending=PendingReplies())
-    connection = SimpleNamespace(uuid="u", closed=False, loss=None)
+    connection = SimpleNamespace(uuid="u", closed=False, close_error=None)
     call = SimpleNamespace(deadline=Deadline(10.0))
-    refusal = CallSender._explain(sender, ConnectionLostError("lost"), connection, call, future)
+    refusal = CallSender._failure_of_send(sender, ConnectionLostError("lost"), connection, call, future)
     assert refusal == Refusal(loss, reusable=False)
     assert loss.outcome_unknown is started
 

@@ -18,65 +18,65 @@ def leased(at=None):
 
 
 def refuse(limit, under_way):
-    assert limit.refused(leased(), under_way, CAUSE)
+    assert limit.lower(leased(), under_way, CAUSE)
 
 
 def answer(limit, times):
     for _ in range(times):
-        limit.answered(leased())
+        limit.count_reply(leased())
 
 
 def test_it_is_no_limit_until_something_was_refused():
     limit = ConcurrencyLimit(8)
     answer(limit, 5)
-    assert (limit.width, limit.cause, limit.left(3)) == (None, None, 8)
+    assert (limit.max_requests, limit.cause, limit.room(3)) == (None, None, 8)
 
 
 @pytest.mark.parametrize(("under_way", "width"), [(8, 4), (5, 2), (2, 1), (1, 1), (0, 1)])
 def test_a_refusal_leaves_half_of_what_was_under_way_and_at_least_one(under_way, width):
     limit = ConcurrencyLimit(8)
     refuse(limit, under_way)
-    assert limit.width == width
-    assert [limit.left(n) for n in (0, width - 1, width, 8)] == [width, 1, 0, 0]
+    assert limit.max_requests == width
+    assert [limit.room(n) for n in (0, width - 1, width, 8)] == [width, 1, 0, 0]
 
 
 def test_the_refusals_of_one_burst_count_once():
     limit = ConcurrencyLimit(8)
     before = [leased() for _ in range(8)]
-    assert limit.refused(before[0], 8, CAUSE)
-    assert not any(limit.refused(each, 7, CAUSE) for each in before[1:])
-    assert limit.width == 4
+    assert limit.lower(before[0], 8, CAUSE)
+    assert not any(limit.lower(each, 7, CAUSE) for each in before[1:])
+    assert limit.max_requests == 4
     refuse(limit, 8)
-    assert limit.width == 2  # of the limit, and not of what was sent before it was narrowed
+    assert limit.max_requests == 2  # of the limit, and not of what was sent before it was narrowed
 
 
 def test_answers_widen_it_slowly_until_it_is_forgotten():
     limit = ConcurrencyLimit(4)
     refuse(limit, 4)
     answer(limit, 16)
-    assert limit.width == 2
+    assert limit.max_requests == 2
     answer(limit, 6)
-    assert limit.width == 3
+    assert limit.max_requests == 3
     answer(limit, 30)
-    assert (limit.width, limit.cause) == (None, None)
+    assert (limit.max_requests, limit.cause) == (None, None)
 
 
 def test_time_widens_it_by_one_where_answers_take_long():
     limit = ConcurrencyLimit(4)
     refuse(limit, 4)
     now = monotonic()
-    limit.rested(now + 4.0)
-    assert limit.width == 2
+    limit.raise_after_quiet(now + 4.0)
+    assert limit.max_requests == 2
     for seconds in (5.5, 6.0, 9.0):
-        limit.rested(now + seconds)
-        assert limit.width == 3
+        limit.raise_after_quiet(now + seconds)
+        assert limit.max_requests == 3
     refuse(limit, 4)
-    assert limit.width == 1, "of three"
-    limit.rested(monotonic() + 4.0)
-    assert limit.width == 1
+    assert limit.max_requests == 1, "of three"
+    limit.raise_after_quiet(monotonic() + 4.0)
+    assert limit.max_requests == 1
     for seconds in (10.0, 20.0, 30.0):
-        limit.rested(monotonic() + seconds)
-    assert limit.width is None
+        limit.raise_after_quiet(monotonic() + seconds)
+    assert limit.max_requests is None
 
 
 def test_answers_to_what_was_sent_before_the_refusal_prove_nothing():
@@ -84,17 +84,17 @@ def test_answers_to_what_was_sent_before_the_refusal_prove_nothing():
     before = leased()
     refuse(limit, 4)
     for _ in range(1000):
-        limit.answered(before)
-    assert limit.width == 2
+        limit.count_reply(before)
+    assert limit.max_requests == 2
 
 
 def test_a_connection_that_is_in_no_lease_any_more_changes_nothing():
     limit = ConcurrencyLimit(4)
-    assert not limit.refused(SimpleNamespace(leased_at=None), 4, CAUSE)
+    assert not limit.lower(SimpleNamespace(leased_at=None), 4, CAUSE)
     refuse(limit, 4)
     for _ in range(1000):
-        limit.answered(SimpleNamespace(leased_at=None))
-    assert limit.width == 2
+        limit.count_reply(SimpleNamespace(leased_at=None))
+    assert limit.max_requests == 2
 
 
 def test_its_cause_is_a_copy_of_the_last_refusal():

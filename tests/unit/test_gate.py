@@ -23,7 +23,7 @@ CAUSE = ConnectFailedError("nobody there")
 
 @pytest.fixture(autouse=True)
 def no_spread(monkeypatch):
-    """Pauses are spread by a tenth; here they are what they are."""
+    """Pauses have no jitter."""
     monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda low, high: low)
 
 
@@ -430,9 +430,9 @@ def test_a_probe_that_passed_by_silence_is_logged_too(clock, caplog):
 # --- the gate in front of a manager that cannot be reached ---
 
 
-@pytest.mark.parametrize("spread", [min, max])
-def test_a_manager_is_probed_within_a_second_however_long_it_was_away(clock, monkeypatch, spread):
-    monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda low, high: spread(low, high))
+@pytest.mark.parametrize("jitter", [min, max])
+def test_a_manager_is_probed_within_a_second_however_long_it_was_away(clock, monkeypatch, jitter):
+    monkeypatch.setattr("tcm_sync._pool.gate.random.uniform", lambda low, high: jitter(low, high))
     gate = ManagerState("10.0.0.1:8000").manager_gate
     pauses = []
     for _ in range(50):

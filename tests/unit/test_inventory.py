@@ -61,7 +61,7 @@ def test_the_most_recently_used_is_chosen_and_in_turn_under_a_limit(connections)
     first, second, third = made = connections(3)
     inventory = shelf_of(made)
     assert inventory.choose() is third
-    inventory.limit = 2
+    inventory.rate_limit = 2
     assert inventory.choose() is first
     now = monotonic()
     first.sent_at.extend((now, now))
@@ -90,8 +90,8 @@ def test_a_limit_is_learned_from_what_was_sent_in_the_second_before_the_refusal(
     now = monotonic()
     # Long ago by now: the refusal came late.
     one.sent_at.extend(now - 50.0 + 0.04 * number for number in range(21))
-    assert inventory.learn_limit(one) == 19
-    assert inventory.learn_limit(one) is None
+    assert inventory.learn_rate_limit(one) == 19
+    assert inventory.learn_rate_limit(one) is None
 
 
 def test_a_lease_that_was_collected_is_found(connections):
@@ -142,7 +142,7 @@ def test_what_was_sent_in_the_second_before_a_refusal_counts_against_the_limit_o
     state = SimpleNamespace(
         lock=contextlib.nullcontext(),
         inventory=inventory,
-        tenant_rate=SimpleNamespace(refused=lambda *refusal: refusals.append(refusal)),
+        tenant_rate=SimpleNamespace(lower=lambda *refusal: refusals.append(refusal)),
     )
     PoolLimits(state).learn_tenant_limit(one, "the refusal")
     assert refusals == [(now, 2, "the refusal")]
@@ -162,18 +162,18 @@ def test_what_the_last_sixteen_removed_connections_sent_is_still_counted(connect
 def test_the_limits_of_connections_differ_by_a_fifth_at_most_and_none_is_exceeded(connections):
     made = connections(20)
     shelf_of(made, max_requests=1000, max_lifetime=100.0)
-    spreads = [connection.spread for connection in made]
+    spreads = [connection.jitter for connection in made]
     assert len(set(spreads)) > 1
     for connection in made:
-        assert 0.8 <= connection.spread <= 1.0
-        assert connection.most_requests == round(1000 * connection.spread)
-        assert connection.old_at == connection.opened_at + 100.0 * connection.spread
+        assert 0.8 <= connection.jitter <= 1.0
+        assert connection.max_requests == round(1000 * connection.jitter)
+        assert connection.lifetime_ends_at == connection.opened_at + 100.0 * connection.jitter
 
 
 def test_an_idle_connection_expires_after_its_share_of_the_longest_idleness(connections):
     (one,) = connections(1)
     inventory = shelf_of([one], max_idle=10.0, max_lifetime=1000.0)
-    last = one.idle_since + 10.0 * one.spread
+    last = one.idle_since + 10.0 * one.jitter
     assert inventory.next_expiry(one.idle_since) == last
     assert inventory.expired(last - 0.001) == []
     assert inventory.expired(last) == [one]

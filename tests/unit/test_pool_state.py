@@ -47,7 +47,7 @@ def failures(waiters):
 def test_a_call_that_waited_for_the_pace_alone_gets_the_refusal_that_slowed_it():
     pool = bare_pool(size=2, sockets=2)
     lease = pool.acquire(Deadline(0.0))
-    pool.state.tenant_rate.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
+    pool.state.tenant_rate.lower(monotonic(), 1, BackpressureError("too many of this tenant"))
     error = pool.state._timeout_error(waiter(pool))
     assert (type(error), error.message) == (BackpressureError, "too many of this tenant")
     lease.release()
@@ -56,7 +56,7 @@ def test_a_call_that_waited_for_the_pace_alone_gets_the_refusal_that_slowed_it()
 def test_the_error_of_a_call_that_found_all_sockets_busy_says_so_whatever_the_rate():
     pool = bare_pool()
     lease = pool.acquire(Deadline(0.0))
-    pool.state.tenant_rate.refused(monotonic(), 1, BackpressureError("too many of this tenant"))
+    pool.state.tenant_rate.lower(monotonic(), 1, BackpressureError("too many of this tenant"))
     error = pool.state._timeout_error(waiter(pool))
     assert type(error) is PoolTimeoutError
     assert "1 of 1 sockets open, 1 busy, the oldest" in error.message  # and no streams
@@ -96,7 +96,7 @@ def test_a_refused_token_fails_those_for_whom_no_socket_is_there(sockets, failed
     leases = [pool.acquire(Deadline(0.0)) for _ in range(sockets)]
     pool.state.auth_gate.shut(REFUSED)
     waiting = [waiter(pool) for _ in range(3)]
-    assert pool.state.grow() == 0
+    assert pool.state.reserve_openings() == 0
     assert failures(waiting) == [type(None)] * (3 - failed) + [AuthenticationError] * failed
     for lease in leases:
         lease.release()
@@ -109,7 +109,7 @@ def test_a_socket_is_opened_for_each_who_waits_and_one_to_try_a_manager_that_fai
         pool.state.manager_gate.shut(ConnectFailedError("nobody there"))
         pool.state.manager_gate._opens_at = 0.0
     waiting = [waiter(pool, timeout=TIMEOUT) for _ in range(3)]
-    assert pool.state.grow() == opened
+    assert pool.state.reserve_openings() == opened
     assert pool.state.opening == opened
     assert failures(waiting) == [type(None)] * 3
 
@@ -248,8 +248,8 @@ def test_the_limit_of_a_tenant_is_logged_once_it_is_lower(caplog):
 def test_no_more_requests_go_out_than_the_manager_took_at_a_time():
     pool = bare_pool(size=3, sockets=3)
     leases = [pool.acquire(Deadline(0.0)) for _ in range(2)]
-    pool.state.limit.refused(leases[0].connection, 2, BackpressureError("the queue is full"))
-    assert pool.state.limit.width == 1
+    pool.state.concurrency_limit.lower(leases[0].connection, 2, BackpressureError("the queue is full"))
+    assert pool.state.concurrency_limit.max_requests == 1
     assert pool.state.choose() is None
     for lease in leases:
         lease.release()

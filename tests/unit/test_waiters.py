@@ -54,14 +54,14 @@ def test_a_call_that_may_not_begin_lets_streams_pass(line):
     line.append(stream)
     assert line.next(1, 0) is stream
     assert line.next(0, 0) is None
-    assert (line.servable(1, 0), line.servable(1, 1)) == (1, 2)
+    assert (line.count_servable(1, 0), line.count_servable(1, 1)) == (1, 2)
 
 
 @pytest.mark.parametrize(("left", "servable"), [(-1, 2), (0, 2), (1, 3), (2, 4), (9, 5)])
 def test_only_those_who_could_have_a_socket_count(line, left, servable):
     for streaming in (True, True, False, True, False):
         line.append(waiter(streaming=streaming))
-    assert line.servable(left, 9) == servable
+    assert line.count_servable(left, 9) == servable
 
 
 def test_the_newest_are_failed_and_the_others_wait_on(line):
@@ -72,7 +72,7 @@ def test_the_newest_are_failed_and_the_others_wait_on(line):
     assert [each.error is not None for each in waiters] == [False, True, True]
     assert line.next(1, 9) is waiters[0]
     assert waiters[1].error is not waiters[2].error
-    assert waiters[1].handed.acquire(timeout=0)
+    assert waiters[1].resolved.acquire(timeout=0)
 
 
 def test_who_cannot_wait_so_long_is_failed(line):
