@@ -88,7 +88,7 @@ class DaemonThreads:
             start_thread(thread)
         except BaseException:  # an interrupt too: a thread that was never started takes no job
             with self._lock:
-                if thread is not None and thread.ident is None:
+                if thread is not None and not thread.is_alive():
                     self._threads.discard(thread)
             raise
 
@@ -115,7 +115,7 @@ class DaemonThreads:
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
-            if thread is not threading.current_thread() and thread.ident is not None:
+            if thread is not threading.current_thread() and thread.is_alive():
                 thread.join(max(0.0, until - monotonic()))
 
     def _run(self) -> None:

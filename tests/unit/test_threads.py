@@ -105,8 +105,15 @@ def interrupted(thread):
     raise KeyboardInterrupt
 
 
+def interrupted_late(thread):
+    """Leave a thread that exists and never begins: it waits for the lock of `Thread.start`'s event."""
+    thread._ident = 1
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupted", [interrupted, interrupted_late])
 @pytest.mark.parametrize("then", ["close", "submit"])
-def test_workers_whose_thread_was_never_started_close_and_continue(monkeypatch, then):
+def test_workers_whose_thread_was_never_started_close_and_continue(monkeypatch, then, interrupted):
     workers = Workers(1, Callers())
     with monkeypatch.context() as patch:
         patch.setattr(_threads, "start_thread", interrupted)
