@@ -1,7 +1,7 @@
 """A million rows over three worker processes of Dask: rows a second, the manager's share, and memory.
 
-    python -m benchmarks dask_rows [--rows 1000000] [--columns 8] [--rounds 1] [--pin] [--hosts]
-                                   [--form NAME]...
+    python -m benchmarks dask_rows [--rows 1000000] [--columns 8] [--block 25000] [--rounds 1] [--pin]
+                                   [--hosts] [--form NAME]...
 
 The forms, one after another and with the pace of a real manager: `infer_chunked` in one process;
 `infer_array` as it is by default and with a limit of five; and two forms of `map_blocks` as one writes them
@@ -9,6 +9,8 @@ by hand. The last one sends a message a block, takes longest, and therefore gets
 "JSON" do what all do where the manager is on another machine: without shared memory.
 
 With `--rounds` the forms take turns, and the end shows the median of each beside that of the fastest by hand.
+A number of blocks that is a multiple of five and of six, such as 30 (`--rows 375000 --block 12500`), leaves
+neither leases nor threads unused at the end.
 With `--pin` the manager has a core to itself, and all others share the next one. With `--hosts` the workers
 share no turns, as if each was on a host of its own.
 """
@@ -32,11 +34,11 @@ from distributed import Client, LocalCluster, Semaphore
 from manager import local_manager
 
 from tcm_sync import TcmClient
+from tcm_sync._pool.turn_keys import shared_table
 from tcm_sync.integrations.dask import TcmPlugin, infer_array
 
 WORKERS = 3
 MESSAGES = 484  # a second, which a manager with its default tick takes of a tenant
-BLOCK = 25_000  # rows
 MESSAGE_ROWS = 600  # which fit a message of 65,536 bytes: what one finds by hand
 
 
@@ -45,7 +47,7 @@ class Form:
     """A way to get the rows through the model."""
 
     run: Callable[[da.Array], da.Array]
-    block: int = BLOCK
+    block: int | None = None  # rows, if not those of the others
     share: int = 1  # it gets one row in so many
 
 
@@ -57,6 +59,11 @@ def peak_megabytes() -> float:
 def sent(dask_worker: Any, name: str) -> int:
     """Return the calls of a worker's client."""
     return int(dask_worker.plugins[name].client.stats().calls)
+
+
+def use_turns_in(folder: str) -> None:
+    """Have this process share turns with those that use the same folder."""
+    os.environ["TCM_TURNS_DIR"] = folder  # os.environ.update would be sent with a copy of os.environ
 
 
 def lease_milliseconds(count: int = 300) -> float:
@@ -132,11 +139,13 @@ def in_one_process(client: TcmClient, rows: int, columns: int) -> int:
     return int((y != x * 2).sum())
 
 
-def over_a_cluster(cluster: Client, name: str, form: Form, plugin: str, rows: int, columns: int) -> int:
+def over_a_cluster(
+    cluster: Client, name: str, form: Form, plugin: str, rows: int, columns: int, block: int
+) -> int:
     """Measure a form over a cluster, and return how many values are wrong."""
 
     def source(rows: int) -> da.Array:
-        return da.random.default_rng(7).random((rows, columns), np.float32, chunks=(form.block, -1))
+        return da.random.default_rng(7).random((rows, columns), np.float32, chunks=(form.block or block, -1))
 
     warm = source(rows // 10)
     (form.run(warm) != warm * 2).sum().compute()
@@ -169,6 +178,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=8)
+    parser.add_argument("--block", type=int, default=25_000, help="rows of a block")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--pin", action="store_true", help="give the manager a core to itself")
     parser.add_argument("--hosts", action="store_true", help="let no worker share turns with another one")
@@ -189,14 +199,16 @@ def main() -> int:
     ):
         if options.hosts:
             for number, worker in enumerate(cluster.nthreads()):
-                folder = os.path.join(folders, str(number))
-                cluster.run(os.environ.update, TCM_TURNS_DIR=folder, workers=[worker])
+                cluster.run(use_turns_in, os.path.join(folders, str(number)), workers=[worker])
         forms = forms_with(client)
         chosen = options.form or ["infer_chunked", *forms]
         if unknown := set(chosen) - {"infer_chunked", *forms}:
             parser.error(f"no form {', '.join(unknown)}; there are infer_chunked; {'; '.join(forms)}")
         plugin = TcmPlugin(client)
         cluster.register_plugin(plugin)
+        tables = len(set(cluster.run(shared_table).values()))
+        if tables != (WORKERS if options.hosts else 1):
+            raise RuntimeError(f"the {WORKERS} workers have {tables} tables of turns")
         print(f"a free lease: {cluster.submit(lease_milliseconds).result():.2f} ms", flush=True)
         wrong = 0
         for name in chosen * options.rounds:
@@ -205,7 +217,9 @@ def main() -> int:
             else:
                 form = forms[name]
                 rows = options.rows // form.share
-                wrong += over_a_cluster(cluster, name, form, plugin.name, rows, options.columns)
+                wrong += over_a_cluster(
+                    cluster, name, form, plugin.name, rows, options.columns, options.block
+                )
     show_ratios()
     print(f"max_message_bytes=65,536, tick=0.01; {wrong} values are wrong")
     return 1 if wrong else 0
