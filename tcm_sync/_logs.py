@@ -12,7 +12,7 @@ from types import TracebackType
 
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._locks import OnceEvent, RLock
-from tcm_sync._process import watch
+from tcm_sync._process import register_hooks
 from tcm_sync._secrets import hide
 from tcm_sync._threads import DaemonThreads
 
@@ -26,7 +26,7 @@ class _Writer:
 
     def __init__(self) -> None:
         self._renew()
-        watch(self)
+        register_hooks(self)
 
     def _renew(self) -> None:
         self._threads = DaemonThreads("tcm-sync-log", 1)

@@ -16,8 +16,8 @@ from tcm_sync._locks import RLock
 from tcm_sync.errors import ConfigError
 
 
-class Watched(Protocol):
-    """What takes part in a fork and in the end of the process."""
+class ProcessHooks(Protocol):
+    """An object that holds threads, sockets or locks: its hooks run after a fork and at the exit."""
 
     def after_fork(self) -> None:
         """Leave the parent's threads and sockets behind; called in the child."""
@@ -27,24 +27,24 @@ class Watched(Protocol):
 
 
 # By id. Plain operations of a dict are atomic; iterating over a WeakSet is not, and may fail.
-_watched: dict[int, weakref.ref[Watched]] = {}
+_registered: dict[int, weakref.ref[ProcessHooks]] = {}
 _starts_lock = RLock()  # guards _starting and _exiting
 _start_ended = threading.Condition(_starts_lock)
 _starting: set[threading.Thread] = set()  # those that are being started, by any client
 _exiting = False
 _START_TIMEOUT = 1.0  # seconds in which a thread starts; one that cannot start must not delay the exit
 _pid = os.getpid()  # of the process that the objects of this one belong to
-_noticing = RLock()  # guards _pid: one thread of a child leaves the parent behind, others wait
+_fork_lock = RLock()  # guards _pid: one thread of a child leaves the parent behind, others wait
 
 
-def watch(what: Watched) -> None:
-    """Have `what` called back in each child of this process, and when this process ends."""
-    key = id(what)
-    _watched[key] = weakref.ref(what, lambda _: _watched.pop(key, None))
+def register_hooks(hooks: ProcessHooks) -> None:
+    """Call the hooks of an object in each forked child of this process, and when this process ends."""
+    key = id(hooks)
+    _registered[key] = weakref.ref(hooks, lambda _: _registered.pop(key, None))
 
 
-def _all_watched() -> list[Watched]:
-    return [what for each in list(_watched.values()) if (what := each()) is not None]
+def _all_registered() -> list[ProcessHooks]:
+    return [hooks for reference in list(_registered.values()) if (hooks := reference()) is not None]
 
 
 def start_thread(thread: threading.Thread) -> None:
@@ -76,7 +76,7 @@ def notice_fork() -> None:
     this: the lock may have been held at the fork, and the thread is the parent's.
     """
     if os.getpid() != _pid:
-        with _noticing:
+        with _fork_lock:
             if os.getpid() != _pid:
                 _after_fork_in_child()
 
@@ -86,8 +86,8 @@ def _after_fork_in_child() -> None:
     _starts_lock = RLock()
     _start_ended = threading.Condition(_starts_lock)
     _starting.clear()
-    for what in _all_watched():
-        what.after_fork()
+    for hooks in _all_registered():
+        hooks.after_fork()
     _pid = os.getpid()
 
 
@@ -97,8 +97,8 @@ def _at_exit() -> None:
     with _starts_lock:
         _exiting = True
         _start_ended.wait_for(lambda: not _starting, _START_TIMEOUT)
-    for what in _all_watched():
-        what.at_exit()
+    for hooks in _all_registered():
+        hooks.at_exit()
 
 
 # Threads that are not daemons have ended by then, and handlers that users registered later have run.

@@ -12,7 +12,7 @@ from tcm_sync._calls.request import InferenceCall, encode_request, is_readable
 from tcm_sync._calls.retrying import perform
 from tcm_sync._calls.samples import Batch, Sample
 from tcm_sync._locks import RLock
-from tcm_sync._process import watch
+from tcm_sync._process import register_hooks
 from tcm_sync._reentry import entry_point
 from tcm_sync._tensors import (
     Tensor,
@@ -69,7 +69,7 @@ class Batcher:
         self._policy = policy
         self._callers = core.callers
         self.after_fork()
-        watch(self)
+        register_hooks(self)
 
     def after_fork(self) -> None:
         """Start empty: the samples of a parent process are its own."""

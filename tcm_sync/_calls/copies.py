@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tcm_sync._calls.core import Core, State
 from tcm_sync._locks import RLock
 from tcm_sync._numbers import as_number, shown
-from tcm_sync._process import notice_fork, watch
+from tcm_sync._process import notice_fork, register_hooks
 from tcm_sync.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class _Cores:
         self._lock = RLock()  # guards both
         self._cores: weakref.WeakValueDictionary[str, Core] = weakref.WeakValueDictionary()
         self._kept: dict[str, Core] = {}
-        watch(self)
+        register_hooks(self)
 
     def make(self, settings: Settings, key: str, listeners: Iterable[Listener]) -> Core:
         """Make the core of a new client."""

@@ -18,7 +18,7 @@ from tcm_sync._handlers import is_of_handler
 from tcm_sync._locks import RLock
 from tcm_sync._pool.connector import Connector
 from tcm_sync._pool.runtime import Runtime
-from tcm_sync._process import notice_fork, refuse_green_threads, start_thread, watch
+from tcm_sync._process import notice_fork, refuse_green_threads, register_hooks, start_thread
 from tcm_sync._reentry import Callers, entry_point
 from tcm_sync._shm.policy import ShmPolicy
 from tcm_sync._transport.addresses import Addresses
@@ -118,7 +118,7 @@ class Core:
         self._views: set[int] = set()
         self.may_be_dropped = False  # whether it may end without close(), and without a warning
         self._closing = False  # set without the lock: a signal handler may close while this thread holds it
-        watch(self)
+        register_hooks(self)
 
     @property
     def state(self) -> State:

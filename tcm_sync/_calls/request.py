@@ -84,14 +84,14 @@ def encode_references(options: CallOptions, references: tuple[SharedTensor, ...]
 def encode_request(options: CallOptions, inputs: Iterable[bytes], stream_of: str | None = None) -> Pieces:
     """Write a request whose inputs are written already, one after the other, however long it gets."""
     route = options.route
-    before, behind = _around(
+    prefix, suffix = _text_around_inputs(
         route.container_id, route.vm_ip, route.vm_id, options.model_name, options.allow_transient, stream_of
     )
-    return (before, *inputs, behind)
+    return (prefix, *inputs, suffix)
 
 
 @lru_cache(maxsize=256)
-def _around(
+def _text_around_inputs(
     container_id: str,
     vm_ip: str | None,
     vm_id: str | None,
@@ -113,8 +113,8 @@ def _around(
             ),
         )
     )
-    before, behind = text.split(_NO_INPUTS)  # once: within a text its quotes would be escaped
-    return before + b'"inputs":[', b"]" + behind
+    prefix, suffix = text.split(_NO_INPUTS)  # once: within a text its quotes would be escaped
+    return prefix + b'"inputs":[', b"]" + suffix
 
 
 class InferenceCall(Call):

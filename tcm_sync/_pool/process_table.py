@@ -10,7 +10,7 @@ from tcm_sync._locks import RLock
 from tcm_sync._logs import Log
 from tcm_sync._pool.turn_file import TableBusyError, TableDeletedError, TableError
 from tcm_sync._pool.turn_table import Table
-from tcm_sync._process import watch
+from tcm_sync._process import register_hooks
 
 log = Log("tcm_sync.pool", queued=True)
 
@@ -28,7 +28,7 @@ class ProcessTable:
         self._table: weakref.ref[Table] | None = None
         self._opened_by: tuple[int, int, str] | None = None  # process, user and folder
         self._not_before = 0  # when a table that failed is tried again
-        watch(self)
+        register_hooks(self)
 
     def get(self) -> Table | None:
         """Return the table, or None if there is none now.

@@ -11,7 +11,7 @@ from tcm_sync._locks import RLock
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_file import TableBusyError, TableError
 from tcm_sync._pool.turns import Turns
-from tcm_sync._process import watch
+from tcm_sync._process import register_hooks
 
 _TRIES = 20  # to open the table, while another process holds its lock; each waits 5 ms for it
 
@@ -23,7 +23,7 @@ class _TurnsOfProcess:
         self._lock = RLock()  # guards the mapping
         self._turns: weakref.WeakValueDictionary[tuple[int, int], Turns] = weakref.WeakValueDictionary()
         self.table = ProcessTable()
-        watch(self)
+        register_hooks(self)
 
     def get(self, endpoint: Endpoint, tenant: str, count: int) -> Turns:
         """Return the turns of a tenant at a manager."""

@@ -12,7 +12,7 @@ from time import monotonic_ns
 from typing import NamedTuple
 
 from tcm_sync._pool.turn_file import ProcessRecord, TurnFile, TurnRecord
-from tcm_sync._process import watch
+from tcm_sync._process import register_hooks
 
 TICK_NS = 10_000_000  # between two rounds of the manager's scheduler (docs/wire.rst, "Timing")
 GRACE_NS = 2_500_000  # how late a process may ask again and still keep its place in the order
@@ -68,7 +68,7 @@ class Table:
         #: Returns how many processes have arrived so far. No method of its own: every request calls it.
         self.arrivals = self._file.arrivals
         self.identity = self._file.identity
-        watch(self)
+        register_hooks(self)
 
     def close(self) -> None:
         """Close the file. Every later use is a TableError."""

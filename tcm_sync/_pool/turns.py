@@ -23,7 +23,7 @@ from tcm_sync._locks import OnceEvent, RLock
 from tcm_sync._pool.process_table import ProcessTable
 from tcm_sync._pool.turn_file import TableBusyError, TableError, TurnRecord
 from tcm_sync._pool.turn_table import PRESENT_NS, TICK_NS, Claim, Table
-from tcm_sync._process import watch
+from tcm_sync._process import register_hooks
 from tcm_sync.errors import ClientClosedError, PoolTimeoutError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Turns:
         self.is_needed = True  # whether the manager has a tick
         self._quickest: dict[Hashable, float] = {}  # seconds of the quickest recent replies, by target
         self._begin()
-        watch(self)
+        register_hooks(self)
 
     def _begin(self) -> None:
         self._owner = secrets.randbits(63) | 1

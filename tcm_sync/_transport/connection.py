@@ -17,10 +17,10 @@ from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._locks import RLock
 from tcm_sync._secrets import Secret
 from tcm_sync._transport.frames import PING, PONG, Event, FrameDecoder, encode_frame, encode_text
-from tcm_sync._transport.nested_tls import SECURED
+from tcm_sync._transport.nested_tls import TLS_SOCKETS
 from tcm_sync._transport.replies import Future
 from tcm_sync._transport.sockets import is_local, send_flags, shut_down, wait_ready
-from tcm_sync._transport.tls_errors import WOULD_BLOCK, Secured, with_own_errors
+from tcm_sync._transport.tls_errors import WOULD_BLOCK, TlsSocket, with_own_errors
 from tcm_sync._wire.encode import Pieces
 from tcm_sync.errors import CallTimeoutError, ConnectionLostError, ProtocolError, TcmError
 
@@ -94,6 +94,7 @@ class Connection:
         "idle_since",
         "inherited",
         "is_local",
+        "is_tls",
         "jitter",
         "last_received",
         "last_sent",
@@ -114,7 +115,6 @@ class Connection:
         "reply_prefixes",
         "requests",
         "secrets",
-        "secured",
         "sending",
         "sent_at",
         "sock",
@@ -142,7 +142,7 @@ class Connection:
             b'{"type": "inference", "uuid": "%b", "payload": ' % uuid.encode(),
             b'{"type":"inference","uuid":"%b","payload":' % uuid.encode(),
         )
-        self.secured = isinstance(sock, SECURED)
+        self.is_tls = isinstance(sock, TLS_SOCKETS)
         self._flags = send_flags(sock)
         self.is_local = is_local(sock)  # whether the other end is this machine
         self.sock = sock
@@ -151,7 +151,7 @@ class Connection:
         self.lock = RLock()
         # Read what there is into a buffer: how many bytes, 0 at the end. WOULD_BLOCK: there is nothing now.
         self.receive_into: Callable[[memoryview], int] = (
-            partial(receive_secured, sock, self.lock) if isinstance(sock, SECURED) else sock.recv_into
+            partial(receive_tls, sock, self.lock) if isinstance(sock, TLS_SOCKETS) else sock.recv_into
         )
         self.closed = False
         self.inherited = False  # whether this is a child process, and the connection its parent's
@@ -256,7 +256,7 @@ class Connection:
         with self.lock:
             if self.closed:
                 raise ConnectionLostError("the connection was lost", outcome_unknown=future.started)
-            begun = future.started or self.secured  # a TLS object may have sent part of what it refuses
+            begun = future.started or self.is_tls  # a TLS object may have sent part of what it refuses
             try:
                 if self._controls and not self._mid_frame:
                     self._write_controls()
@@ -279,8 +279,8 @@ class Connection:
 
     def _send(self, data: bytes | memoryview) -> int:
         """Write what the socket takes now: how many bytes. WOULD_BLOCK: none."""
-        if self.secured:
-            return with_own_errors(cast("Secured", self.sock), self.sock.send, data, self._flags)
+        if self.is_tls:
+            return with_own_errors(cast("TlsSocket", self.sock), self.sock.send, data, self._flags)
         return self.sock.send(data, self._flags)
 
     def shut_down(self) -> None:
@@ -354,7 +354,7 @@ class Connection:
         self.sock.close()
 
 
-def receive_secured(sock: Secured, lock: RLock, buffer: memoryview) -> int:
+def receive_tls(sock: TlsSocket, lock: RLock, buffer: memoryview) -> int:
     """Read a TLS object, which must not be read and written at once: under the lock of its connection."""
     if not lock.acquire(timeout=0.001):  # its holder never blocks, so this is short
         raise BlockingIOError

@@ -34,7 +34,7 @@ _DROPPED = re.compile(rb"^(?:set-cookie2?|content-length|transfer-encoding)[ \t]
 _UNREQUESTED = re.compile(rb"^sec-websocket-(?:extensions|protocol)[ \t]*:", re.IGNORECASE)
 
 
-def shake_hands(
+def perform_handshake(
     sock: socket.socket, endpoint: Endpoint, headers: Mapping[str, Secret], deadline: Deadline
 ) -> bytes:
     """Turn a connected socket into a WebSocket.

@@ -178,11 +178,11 @@ class Incoming:
         elif code in (1002, 1003, 1007):
             error = ProtocolError(f"the manager found our message faulty: {said}", outcome_unknown=True)
         else:
-            error = lost(said)
+            error = connection_lost_error(said)
         answer = frames.encode_close(1000 if code == 1005 else code)
         self._close(connection, answer, error, said)
 
 
-def lost(reason: str) -> ConnectionLostError:
+def connection_lost_error(reason: str) -> ConnectionLostError:
     """Return the error of a call whose connection was lost."""
     return ConnectionLostError(f"the connection was lost: {reason}")

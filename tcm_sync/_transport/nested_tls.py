@@ -176,4 +176,4 @@ class NestedTls(socket.socket):
 
 
 #: The classes of secured sockets.
-SECURED = (ssl.SSLSocket, NestedTls)
+TLS_SOCKETS = (ssl.SSLSocket, NestedTls)

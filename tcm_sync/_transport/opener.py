@@ -22,7 +22,7 @@ from tcm_sync._transport.authentication import (
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.credentials import Credentials
-from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.handshake import perform_handshake
 from tcm_sync._transport.http import probe
 from tcm_sync._transport.proxies import make_proxy
 from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket
@@ -153,7 +153,7 @@ class Opener:
         try:
             self._warn_of_clear_text(sock, token, headers)
             with self.addresses.noting_failures(sock):
-                rest = shake_hands(sock, self.endpoint, headers, deadline)
+                rest = perform_handshake(sock, self.endpoint, headers, deadline)
                 uuid = fresh_uuid(self._auth.uuid)
                 exchange = AuthExchange(self.endpoint, sock, uuid, self._settings.max_reply_bytes, deadline)
                 self._counts.used_uuid()

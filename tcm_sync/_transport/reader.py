@@ -21,7 +21,7 @@ from tcm_sync._reentry import Callers, is_entry_point
 from tcm_sync._transport import frames
 from tcm_sync._transport.connection import Connection, ConnectionOwner
 from tcm_sync._transport.counters import Counts
-from tcm_sync._transport.incoming import Incoming, lost
+from tcm_sync._transport.incoming import Incoming, connection_lost_error
 from tcm_sync._transport.liveness import TICK, Liveness
 from tcm_sync._transport.poller import READ, WRITE, make_poller
 from tcm_sync._transport.replies import PendingReplies, Refusal, StreamReplies
@@ -161,7 +161,7 @@ class Reader:
     def close(self, connection: Connection, reason: str) -> None:
         """Close `connection`, which the pool has removed, or is about to."""
         close_frame = frames.encode_close(1000)
-        self.run_soon(lambda: self._close(connection, close_frame, lost(reason), reason))
+        self.run_soon(lambda: self._close(connection, close_frame, connection_lost_error(reason), reason))
 
     def watch_writing(self, connection: Connection) -> None:
         """Write the control frames of `connection` as soon as its socket takes them."""
@@ -345,7 +345,7 @@ class Reader:
         """Close a connection that does not answer, and have the others checked: its network may be gone."""
         for pool in self._pools:  # first: the call on this one may be repeated on one of those at once
             pool.check_silent(monotonic() - TICK)
-        self._close(connection, None, lost(reason), reason)
+        self._close(connection, None, connection_lost_error(reason), reason)
 
     def _register(self, connection: Connection) -> None:
         self._connections[connection.fileno()] = connection
@@ -382,7 +382,7 @@ class Reader:
     # --- reading a socket ---
 
     def _read(self, connection: Connection) -> None:
-        for _ in range(_TLS_READS if connection.secured else 1):
+        for _ in range(_TLS_READS if connection.is_tls else 1):
             try:
                 size = connection.receive_into(self._buffer)
             except WOULD_BLOCK:
@@ -391,17 +391,17 @@ class Reader:
                 if error.errno in _UNANSWERED:
                     self._close_dead(connection, f"no sign of life: {error}")
                 else:
-                    self._close(connection, None, lost(str(error)), f"lost: {error}")
+                    self._close(connection, None, connection_lost_error(str(error)), f"lost: {error}")
                 return
             if size == 0:
                 reason = "closed by the manager without a close frame"
-                self._close(connection, None, lost(reason), reason)
+                self._close(connection, None, connection_lost_error(reason), reason)
                 return
             connection.last_received = monotonic()
             self._counts.bytes_received += size
             if not self._incoming.receive(connection, self._buffer[:size]) or connection.paused:
                 return
-        if connection.secured:  # it may hold more, which no selector sees
+        if connection.is_tls:  # it may hold more, which no selector sees
             self.run_soon(lambda: None if connection.closed or connection.paused else self._read(connection))
 
     def _pause(self, connection: Connection, stream: StreamReplies) -> None:

@@ -14,7 +14,7 @@ from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._locks import RLock
 from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect, resolve
-from tcm_sync._transport.nested_tls import SECURED, NestedTls
+from tcm_sync._transport.nested_tls import TLS_SOCKETS, NestedTls
 from tcm_sync._transport.tcp_state import keep_alive
 from tcm_sync._transport.tls import failure_of_tls, name_to_verify
 from tcm_sync._transport.tls_errors import clear_errors
@@ -191,7 +191,7 @@ def send_all(sock: socket.socket, data: bytes | memoryview, deadline: Deadline) 
 
 
 def _prepare(sock: socket.socket, deadline: Deadline) -> None:
-    if isinstance(sock, SECURED):
+    if isinstance(sock, TLS_SOCKETS):
         clear_errors(sock)
     sock.settimeout(_positive(deadline))
 
@@ -202,7 +202,7 @@ def send_flags(sock: socket.socket) -> int:
     Python ignores that signal, but programs may have put its default back, which ends the process. TLS takes
     no flags.
     """
-    return 0 if isinstance(sock, SECURED) else NO_SIGNAL
+    return 0 if isinstance(sock, TLS_SOCKETS) else NO_SIGNAL
 
 
 def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> None:

@@ -14,18 +14,18 @@ from collections.abc import Callable
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._transport.nested_tls import NestedTls
 
-Secured = ssl.SSLSocket | NestedTls
+TlsSocket = ssl.SSLSocket | NestedTls
 
 #: What a non-blocking socket raises when it has to wait; SSLWantRead and SSLWantWrite are its TLS forms.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-def clear_errors(sock: Secured) -> None:
+def clear_errors(sock: TlsSocket) -> None:
     """Empty OpenSSL's queue of this thread, which making a TLS object does; it takes some 5 us."""
     sock.context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="localhost")
 
 
-def with_own_errors(sock: Secured, operation: Callable[..., int], *arguments: object) -> int:
+def with_own_errors(sock: TlsSocket, operation: Callable[..., int], *arguments: object) -> int:
     """Read or write, without waiting, a TLS connection; repeat it if the error may be another connection's.
 
     Parameters

@@ -21,7 +21,7 @@ from tcm_sync._endpoint import Endpoint
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.authentication import AuthExchange, auth_request, fresh_uuid
 from tcm_sync._transport.credentials import Credentials
-from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.handshake import perform_handshake
 from tcm_sync._transport.proxies import Proxy, make_proxy
 from tcm_sync._transport.sockets import OpeningSockets, is_local, open_socket, wrap_socket
 from tcm_sync._transport.tls import failure_of_tls, name_to_verify
@@ -261,7 +261,7 @@ class Checks:
     def websocket(self) -> Finding:
         """Do the WebSocket handshake."""
         try:
-            self._rest = shake_hands(
+            self._rest = perform_handshake(
                 self._sockets[-1], self._endpoint, Credentials(self._settings).headers(), self._deadline()
             )
         except TcmError as error:

@@ -16,7 +16,7 @@ from typing import Any
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._locks import OnceEvent, RLock
 from tcm_sync._logs import Log
-from tcm_sync._process import notice_fork, watch
+from tcm_sync._process import notice_fork, register_hooks
 from tcm_sync._threads import DaemonThreads
 from tcm_sync.errors import ConfigError
 from tcm_sync.events._records import Event, Listener
@@ -84,7 +84,7 @@ class _Delivery:
     def __init__(self) -> None:
         self._renew()
         self._forking: set[int] = set()  # idents of threads that hold _running while they fork
-        watch(self)
+        register_hooks(self)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork_in_parent)
 
@@ -300,7 +300,7 @@ class _AllListeners:
         self._lock = RLock()  # guards both
         self._common: tuple[Registration, ...] = ()
         self._members: dict[int, weakref.ref[Listeners]] = {}
-        watch(self)
+        register_hooks(self)
 
     def add(self, listeners: Listeners) -> None:
         """Add those of one more client."""

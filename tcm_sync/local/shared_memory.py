@@ -92,7 +92,7 @@ class SharedMemory:
         self._known: dict[str, OrderedDict[str, Region]] = {}  # by container id, then by key
         self._cleanup: subprocess.Popen[bytes] | None = None
         self._is_closed = False
-        process.watch(self)
+        process.register_hooks(self)
 
     @property
     def _lock(self) -> threading.Lock:

@@ -343,12 +343,12 @@ def test_a_manager_that_never_answers_the_authentication(examine, monkeypatch):
     def ask(self, deadline):
         return authenticate(self, deadline.at_most(0.1))
 
-    def deaf(connection):
+    def not_reading(connection):
         connection.accept()
         connection.wait_eof()
 
     monkeypatch.setattr(checks.Checks, "_authenticate", ask)
-    with ScriptedPeer(deaf) as peer:
+    with ScriptedPeer(not_reading) as peer:
         code, steps, todo = examine("--uri", peer.uri)
     assert (code, failed(steps)) == (3, ["authentication"])
     assert "does not answer" in todo[0]

@@ -182,7 +182,7 @@ def silent():
 
 
 @contextlib.contextmanager
-def deaf():
+def full_backlog():
     """A port where nothing answers who wants to connect, because too many do."""
     with contextlib.ExitStack() as held:
         listener = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
@@ -197,7 +197,7 @@ def deaf():
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("peer", [silent, deaf])
+@pytest.mark.parametrize("peer", [silent, full_backlog])
 def test_closing_while_connecting(client_of, calling, peer):
     with peer() as port:
         client = client_of(f"ws://127.0.0.1:{port}/ws")

@@ -210,8 +210,8 @@ def test_streams_and_calls_of_many_threads_never_mix(serve, client_of):
         over.set()
     assert len(kept) == 4 * (5 + 4 + 40)
     assert all(kept)
-    shelf = client._core.runtime.pool.state.inventory
-    wait_until(lambda: not shelf.leased_since(), "every socket is back or closed")
+    inventory = client._core.runtime.pool.state.inventory
+    wait_until(lambda: not inventory.leased_since(), "every socket is back or closed")
     assert not client._core.runtime.reader.pending.claim_all()
 
 

@@ -24,7 +24,7 @@ from tcm_sync._transport import http
 from tcm_sync._transport.addresses import Addresses
 from tcm_sync._transport.counters import Counts
 from tcm_sync._transport.frames import CLOSE, FrameDecoder, read_close
-from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.handshake import perform_handshake
 from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.sockets import OpeningSockets
 from tcm_sync._wire.decode import (
@@ -268,7 +268,7 @@ def check_probe(data):
 def check_handshake(data):
     """No answer is taken for a handshake whose key is not the one that belongs to this request."""
     try:
-        answered(data, lambda sock: shake_hands(sock, ENDPOINT, {}, Deadline(GUARD)))
+        answered(data, lambda sock: perform_handshake(sock, ENDPOINT, {}, Deadline(GUARD)))
     except TcmError as error:
         check_error(error)
         return

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 TOKEN = "tok-4711-never-to-be-shown"
 ROUTE = Route("c1", "127.0.0.1")
 #: The default policy with pauses that a test need not wait for.
-BRISK = RetryPolicy(initial=0.01, maximum=0.02)
+SHORT_PAUSES = RetryPolicy(initial=0.01, maximum=0.02)
 
 
 def connect(peer: ScriptedPeer, **settings: Any) -> TcmClient:
     """Make a client for a peer. Its deadline is a hang guard unless the test sets it."""
     usual = {"auth": AuthContext(token=TOKEN, roles=("inference",)), "route": ROUTE, "timeout": TIMEOUT}
-    return TcmClient(peer.uri, **{**usual, "retry": BRISK, **settings})
+    return TcmClient(peer.uri, **{**usual, "retry": SHORT_PAUSES, **settings})
 
 
 def ask(client: TcmClient, value: float = 1.0, **how: Any) -> float:
@@ -62,7 +62,7 @@ def timing_out(ready: Callable[[], Any], attempt: int = 1) -> Iterator[None]:
     attempts = itertools.count(1)
     with pytest.MonkeyPatch.context() as patch:
 
-        def hurry(call: Call, *how: Any) -> Any:
+        def receive_and_time_out(call: Call, *how: Any) -> Any:
             if next(attempts) < attempt:
                 return receive(call, *how)
             patch.undo()
@@ -70,7 +70,7 @@ def timing_out(ready: Callable[[], Any], attempt: int = 1) -> Iterator[None]:
             call.deadline = Deadline(0.01)
             return receive(call, *how)
 
-        patch.setattr(Call, "receive", hurry)
+        patch.setattr(Call, "receive", receive_and_time_out)
         yield
 
 

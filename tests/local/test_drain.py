@@ -189,9 +189,9 @@ def test_stopping_twice_and_from_two_threads_does_no_harm(busy, gated, drain):
 
 def test_a_client_that_never_answers_the_close_holds_up_nothing(serve):
     manager = serve()
-    with socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD) as deaf:
-        deaf.sendall(HANDSHAKE)
-        assert deaf.recv(1000).startswith(b"HTTP/1.1 101")
+    with socket.create_connection(("127.0.0.1", manager.port), timeout=GUARD) as not_reading:
+        not_reading.sendall(HANDSHAKE)
+        assert not_reading.recv(1000).startswith(b"HTTP/1.1 101")
         manager.stop()
 
 

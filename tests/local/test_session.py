@@ -140,9 +140,9 @@ def test_a_reply_that_nobody_waits_for_is_lost(serve, dial, gated):
 
 def test_a_client_that_reads_nothing_holds_up_nobody(serve, dial):
     manager = serve({"large": lambda arrays: {"y": [0.5] * 500_000}})
-    deaf, other = dial(manager, "deaf"), dial(manager, "other")
+    not_reading, other = dial(manager, "not_reading"), dial(manager, "other")
     for _ in range(10):
-        deaf.ask("large", tensor([1.0]))
+        not_reading.ask("large", tensor([1.0]))
     wait_until(lambda: manager.stats().executions.get("large") == 10, "they run")
     assert other.infer("echo", tensor([1.0]))["status"] == "COMPLETED"
 

@@ -314,12 +314,12 @@ def test_many_chunks_come_in_order_and_none_is_lost(serve, dial):
 def test_a_client_that_does_not_read_holds_the_model_up_and_nobody_else(serve, dial):
     model = Endless(ends_after=100_000)  # 100 MB
     manager = serve({"llm": model})
-    deaf, other = dial(manager, "deaf"), dial(manager, "other")
-    deaf.ask_stream("")
+    not_reading, other = dial(manager, "not_reading"), dial(manager, "other")
+    not_reading.ask_stream("")
     wait_until_held_up(manager)
     assert model.said < 50_000
     assert other.infer("echo", tensor([1.0]))["status"] == "COMPLETED"
-    deaf.close()
+    not_reading.close()
     wait_until(lambda: not manager.stats().running, "the model is let go")
     assert model.said == 100_000
 

@@ -19,10 +19,10 @@ def sending_ends_early(monkeypatch):
     """Leave a message that the socket did not take whole a tenth of a second more."""
     write_rest = Connection._write_rest
 
-    def hurry(connection, rest, deadline, *how):
+    def write_rest_briefly(connection, rest, deadline, *how):
         write_rest(connection, rest, deadline.at_most(0.1), *how)
 
-    monkeypatch.setattr(Connection, "_write_rest", hurry)
+    monkeypatch.setattr(Connection, "_write_rest", write_rest_briefly)
 
 
 @pytest.fixture

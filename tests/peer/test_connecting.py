@@ -22,7 +22,7 @@ SECONDS = 0.5  # what a test lets a connect take that never comes about
 
 
 @contextlib.contextmanager
-def deaf_port():
+def port_with_full_backlog():
     """A port whose queue of connections is full: nothing answers a SYN there, and nothing refuses it."""
     with contextlib.ExitStack() as held:
         server = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
@@ -54,7 +54,7 @@ def never_authenticates(connection):
 
 
 def test_a_peer_that_never_answers_the_connect():
-    with deaf_port() as port:
+    with port_with_full_backlog() as port:
         uri = f"ws://127.0.0.1:{port}/ws"
         with TcmClient(uri, route=ROUTE, connect_timeout=SECONDS) as client:
             with failing(ConnectFailedError, str(port)):

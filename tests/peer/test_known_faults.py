@@ -32,7 +32,7 @@ from tcm_sync._pool.attempt import CallSender
 from tcm_sync._pool.stream_turns import StreamTurns
 
 from ..helpers.peer_connection import TIMEOUT
-from ..helpers.peer_scripts import BRISK, ask, connect, echo, echo_once, failing, timing_out
+from ..helpers.peer_scripts import SHORT_PAUSES, ask, connect, echo, echo_once, failing, timing_out
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_until
 
@@ -62,14 +62,19 @@ def test_each_known_fault_is_in_its_recording(fault):
 
 
 def test_a_known_fault_is_sent_again_and_counts_as_no_attempt():
-    with ScriptedPeer(faulty(6)) as peer, connect(peer, retry=replace(BRISK, attempts=1)) as client:
+    with ScriptedPeer(faulty(6)) as peer, connect(peer, retry=replace(SHORT_PAUSES, attempts=1)) as client:
         assert ask(client) == 1.0
         assert peer.requests == 7
         assert len(peer.connections) == 1
 
 
 @pytest.mark.parametrize(
-    "retry", [None, replace(BRISK, known_faults=False), replace(BRISK, fatal={"TRITON_INFERENCE_FAILED"})]
+    "retry",
+    [
+        None,
+        replace(SHORT_PAUSES, known_faults=False),
+        replace(SHORT_PAUSES, fatal={"TRITON_INFERENCE_FAILED"}),
+    ],
 )
 def test_a_known_fault_is_raised_where_that_is_wanted(retry):
     with ScriptedPeer(faulty(1)) as peer, connect(peer, retry=retry) as client:
@@ -86,14 +91,14 @@ def silent(connection):
 
 def test_an_attempt_that_hangs_is_sent_once_more_on_another_socket():
     with ScriptedPeer(silent, echo) as peer:
-        with connect(peer, retry=replace(BRISK, attempts=1, attempt_timeout=0.05)) as client:
+        with connect(peer, retry=replace(SHORT_PAUSES, attempts=1, attempt_timeout=0.05)) as client:
             assert ask(client) == 1.0
         assert len(peer.uuids) == 2
 
 
 def test_an_attempt_is_given_up_once_a_call():
     with ScriptedPeer(silent) as peer:
-        with connect(peer, retry=replace(BRISK, attempt_timeout=0.05)) as client:
+        with connect(peer, retry=replace(SHORT_PAUSES, attempt_timeout=0.05)) as client:
             with timing_out(lambda: peer.requests == 2, attempt=2), failing(CallTimeoutError) as caught:
                 ask(client)
         assert peer.requests == 2

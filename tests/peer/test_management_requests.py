@@ -35,7 +35,7 @@ from tcm_sync import (
     TensorSpec,
 )
 from tcm_sync._calls.progress import Progress
-from tcm_sync._pool import concurrency_limit as window
+from tcm_sync._pool import concurrency_limit
 from tcm_sync._pool.attempt import _failure_to_send
 from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.replies import ReplyFuture
@@ -302,7 +302,7 @@ def test_what_found_a_full_queue_is_sent_again():
 
 def test_after_a_full_queue_as_many_jobs_are_under_way_as_before(monkeypatch):
     """They take minutes, so that answers would be long in coming that make room again."""
-    monkeypatch.setattr(window, "_QUIET_SECONDS", 1e9)
+    monkeypatch.setattr(concurrency_limit, "_QUIET_SECONDS", 1e9)
     go_on, lock, refused = threading.Event(), threading.Lock(), []
 
     def script(connection):

@@ -22,8 +22,8 @@ from tcm_sync._pool import pool_state
 from tcm_sync._pool.pool import Pool
 from tcm_sync._transport import addresses, liveness, tcp_state
 
-from ..helpers.deaf import deafen
 from ..helpers.fixtures import Clock
+from ..helpers.packet_filter import discard_packets
 from ..helpers.peer_connection import PING, PONG, TIMEOUT
 from ..helpers.peer_scripts import (
     ROUTE,
@@ -64,7 +64,7 @@ def resolve_to(monkeypatch, *ports):
 
 @pytest.mark.parametrize("first", ["health", "ready", "open"])
 def test_the_address_that_answered_is_the_first_one_for_sockets_and_probes(monkeypatch, listener, first):
-    deafen(listener)
+    discard_packets(listener)
     with ScriptedPeer(echo) as peer:
         resolve_to(monkeypatch, listener.getsockname()[1], peer.port)
         with TcmClient("ws://manager.example/ws", route=ROUTE, connect_timeout=NEVER) as client:
@@ -120,7 +120,7 @@ def sockets_of(client):
 def drop_packets(client, peer):
     """Lose every packet of the connections that there are, in both directions."""
     for sock in [*sockets_of(client), *(connection.sock for connection in peer.connections)]:
-        deafen(sock)
+        discard_packets(sock)
 
 
 def warm(client, peer, count):

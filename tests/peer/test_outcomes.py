@@ -30,11 +30,11 @@ from tcm_sync._pool.pool import Pool
 from tcm_sync._pool.runtime import Runtime
 
 from ..helpers.peer_connection import TIMEOUT
-from ..helpers.peer_scripts import BRISK, ask, connect, echo
+from ..helpers.peer_scripts import SHORT_PAUSES, ask, connect, echo
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_until
 
-NEVER_TWICE = [None, replace(BRISK, resend_lost=False)]
+NEVER_TWICE = [None, replace(SHORT_PAUSES, resend_lost=False)]
 
 
 def lose(connection):
@@ -232,13 +232,13 @@ def out_of_time(ready):
     receive = Call.receive
     with pytest.MonkeyPatch.context() as patch:
 
-        def hurry(call, *how):
+        def receive_and_time_out(call, *how):
             patch.undo()
             wait_until(ready)
             call.deadline._at = time.monotonic()
             return receive(call, *how)
 
-        patch.setattr(Call, "receive", hurry)
+        patch.setattr(Call, "receive", receive_and_time_out)
         yield
 
 
@@ -263,7 +263,7 @@ def deserted(client, ready, size=2):
     return outcomes
 
 
-@pytest.mark.parametrize("retry", [*NEVER_TWICE, replace(BRISK, attempts=1)])
+@pytest.mark.parametrize("retry", [*NEVER_TWICE, replace(SHORT_PAUSES, attempts=1)])
 def test_a_batch_whose_leader_leaves_is_not_sent_again_where_that_is_forbidden(retry):
     taken = threading.Event()
 
@@ -308,7 +308,7 @@ def test_a_batch_that_is_divided_once_it_may_have_run_is_not_sent_again_where_th
         connection.wait_eof()
 
     taken = threading.Event()
-    retry = replace(BRISK, resend_lost=False)
+    retry = replace(SHORT_PAUSES, resend_lost=False)
     with ScriptedPeer(script, echo) as peer, connect(peer, retry=retry) as client:
         outcomes = deserted(client, taken.is_set, size=3)
         assert peer.requests == 1

@@ -22,8 +22,7 @@ from tcm_sync import (
     TcmClient,
     TcmError,
 )
-from tcm_sync._pool import concurrency_limit as window
-from tcm_sync._pool import pool_state
+from tcm_sync._pool import concurrency_limit, pool_state
 from tcm_sync.local import LocalManager
 
 from ..helpers.peer_connection import TIMEOUT
@@ -164,7 +163,7 @@ def test_after_a_refusal_fewer_are_under_way_and_who_cannot_wait_hears_why():
 
 def test_time_without_a_refusal_makes_room_where_answers_are_long_in_coming(monkeypatch):
     monkeypatch.setattr(pool_state, "AUDIT_INTERVAL", 0.05)
-    monkeypatch.setattr(window, "_QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(concurrency_limit, "_QUIET_SECONDS", 0.1)
     go_on, lock, refused = threading.Event(), threading.Lock(), []
 
     def script(connection):

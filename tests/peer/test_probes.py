@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from ..helpers.peer_connection import ClientLeft
-from ..helpers.peer_scripts import BRISK, ask, connect, echo
+from ..helpers.peer_scripts import SHORT_PAUSES, ask, connect, echo
 from ..helpers.scripted_peer import ScriptedPeer
 
 SECONDS = 0.5  # what a test lets a probe take that is never answered
@@ -87,7 +87,7 @@ def test_a_ready_answer_of_another_kind_is_no_crash(body):
         connection.read_handshake()
         connection.answer_http(200, body)
 
-    with ScriptedPeer(echo) as peer, connect(peer, retry=BRISK) as client:
+    with ScriptedPeer(echo) as peer, connect(peer, retry=SHORT_PAUSES) as client:
         peer.http["/ready"] = answer
         assert client.ready().ok in (True, False)
 

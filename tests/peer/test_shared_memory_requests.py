@@ -23,7 +23,7 @@ from tcm_sync import (
 )
 
 from ..helpers.peer_connection import TIMEOUT
-from ..helpers.peer_scripts import BRISK, connect, failing, timing_out
+from ..helpers.peer_scripts import SHORT_PAUSES, connect, failing, timing_out
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for
 
@@ -278,14 +278,14 @@ def test_what_was_lost_with_its_socket_is_not_named_again(seen, end, kind):
             with failing(kind):
                 ask(client)
             assert seen.are_there() == [False]
-            assert ask(client, 2.0, retry=BRISK) == 2.0
+            assert ask(client, 2.0, retry=SHORT_PAUSES) == 2.0
             assert seen.are_there() == [False, True]
     assert len(set(seen.keys)) == 2
 
 
 def test_a_repeat_after_a_lost_socket_has_a_file_of_its_own(seen):
     drop = served(seen, lambda connection: connection.drop())
-    with ScriptedPeer(drop, drop, served(seen)) as peer, client_of(peer, retry=BRISK) as client:
+    with ScriptedPeer(drop, drop, served(seen)) as peer, client_of(peer, retry=SHORT_PAUSES) as client:
         assert ask(client) == 1.0
         assert seen.are_there() == [False, False, True]
     assert len(set(seen.keys)) == 3

@@ -15,7 +15,7 @@ from tcm_sync._transport import addresses as module
 from tcm_sync._transport.addresses import Addresses, connect
 from tcm_sync._transport.sockets import OpeningSockets
 
-from ..helpers.deaf import deafen
+from ..helpers.packet_filter import discard_packets
 from ..helpers.waiting import wait_for, wait_until
 
 TIMEOUT = 30.0
@@ -34,7 +34,7 @@ def ports():
 
             def silent(self):
                 server = open_servers.enter_context(socket.create_server(("127.0.0.1", 0)))
-                deafen(server)
+                discard_packets(server)
                 return server.getsockname()[1]
 
             def refusing(self):

@@ -13,7 +13,7 @@ import pytest
 
 from tcm_sync import CallTimeoutError, ClientClosedError, ConnectionLostError
 from tcm_sync._deadline import Deadline
-from tcm_sync._transport.connection import Connection, receive_secured
+from tcm_sync._transport.connection import Connection, receive_tls
 from tcm_sync._transport.frames import CLOSE, FRAGMENT_BYTES, PING, PONG, TEXT, FrameDecoder, encode_close
 from tcm_sync._transport.replies import PendingReplies, Refusal, ReplyFuture, StreamReplies
 
@@ -357,10 +357,10 @@ def test_a_tls_object_is_not_read_while_somebody_writes_to_it(wire):
     lock, buffer = threading.Lock(), memoryview(bytearray(100))
     wire.far.sendall(b"abc")
     with lock, pytest.raises(BlockingIOError):
-        receive_secured(wire.connection.sock, lock, buffer)
-    assert receive_secured(wire.connection.sock, lock, buffer) == 3
+        receive_tls(wire.connection.sock, lock, buffer)
+    assert receive_tls(wire.connection.sock, lock, buffer) == 3
     with pytest.raises(BlockingIOError):
-        receive_secured(wire.connection.sock, lock, buffer)
+        receive_tls(wire.connection.sock, lock, buffer)
     assert not lock.locked()
 
 

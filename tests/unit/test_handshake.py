@@ -12,7 +12,7 @@ from tcm_sync import AuthenticationError, ConnectFailedError
 from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._secrets import Secret
-from tcm_sync._transport.handshake import shake_hands
+from tcm_sync._transport.handshake import perform_handshake
 from tcm_sync._transport.heads import HEAD_BYTES
 from tcm_sync._transport.sockets import shut_down
 
@@ -29,7 +29,7 @@ def shake(script, *, path="/ws", headers=None, timeout=TIMEOUT):
         endpoint = Endpoint.parse(peer.uri.removesuffix("/ws") + path)
         with socket.create_connection((endpoint.host, endpoint.port)) as sock:
             secrets = {name: Secret(value) for name, value in (headers or {}).items()}
-            rest = shake_hands(sock, endpoint, secrets, Deadline(timeout))
+            rest = perform_handshake(sock, endpoint, secrets, Deadline(timeout))
             shut_down(sock)
     return rest, peer.connections[0]
 

@@ -13,7 +13,7 @@ from tcm_sync._transport import tcp_state
 from tcm_sync._transport.liveness import TICK, Liveness
 from tcm_sync._transport.tcp_state import SILENCE, TcpState, read_tcp_state
 
-from ..helpers.deaf import deafen
+from ..helpers.packet_filter import discard_packets
 from ..helpers.waiting import wait_until
 
 
@@ -128,7 +128,7 @@ def test_the_system_says_what_was_acknowledged():
             ours.sendall(b"x")
             wait_until(lambda: read_tcp_state(ours).acknowledged)
             assert not read_tcp_state(ours).unanswered
-            deafen(far)
+            discard_packets(far)
             ours.sendall(b"y")
             wait_until(lambda: read_tcp_state(ours).unanswered)
             state = read_tcp_state(ours)

@@ -78,7 +78,7 @@ def test_the_other_connections_are_checked_before_the_call_of_a_dead_one_is_repe
         fileno=lambda: 99,
         paused=True,  # so that the poller is left alone
         pool=None,
-        secured=False,
+        is_tls=False,
         receive_into=fail,
         close=lambda *_: None,
     )
@@ -146,7 +146,7 @@ def test_a_tls_socket_that_was_closed_or_paused_is_read_no_further(reader, monke
     monkeypatch.setattr(reader._incoming, "receive", lambda *_: stays_open)
     monkeypatch.setattr(reader, "run_soon", later.append)
     connection = SimpleNamespace(
-        secured=True, paused=paused, receive_into=lambda _: reads.append(1) or 10, last_received=0.0
+        is_tls=True, paused=paused, receive_into=lambda _: reads.append(1) or 10, last_received=0.0
     )
     reader._read(connection)
     assert (len(reads), later) == (1, [])

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from tcm_sync import Route
 from tcm_sync._calls.options import CallOptions
-from tcm_sync._calls.request import _around, encode_request
+from tcm_sync._calls.request import _text_around_inputs, encode_request
 from tcm_sync._deadline import Deadline
 from tcm_sync._tensors import (
     DATATYPES,
@@ -187,7 +187,7 @@ def test_what_is_remembered_of_requests_is_bounded() -> None:
         encode_inputs(check_inputs({f"x{number}": np.zeros((1, number + 1), "f4")}))
         encode_request(CallOptions(f"m{number}", Route("c"), False, None, None, None), [])  # type: ignore[arg-type]
     assert encode._head.cache_info().currsize <= 1024
-    assert _around.cache_info().currsize <= 256
+    assert _text_around_inputs.cache_info().currsize <= 256
 
 
 # --- the recorded exchanges ---

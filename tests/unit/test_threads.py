@@ -11,7 +11,7 @@ import pytest
 
 from tcm_sync import ClientClosedError, ConnectFailedError, _process, _threads
 from tcm_sync._calls.worker_threads import Workers
-from tcm_sync._process import start_thread, watch
+from tcm_sync._process import register_hooks, start_thread
 from tcm_sync._reentry import Callers
 from tcm_sync._threads import DaemonThreads
 
@@ -66,12 +66,12 @@ def test_what_is_made_while_the_process_ends_does_not_disturb_the_end(monkeypatc
     monkeypatch.setattr(_process, "_exiting", False)
     before, made = [Ending() for _ in range(3)], []
     for each in before:
-        watch(each)
+        register_hooks(each)
 
     def make(frame, event, arg):
         sys.setprofile(None)
         made.append(Ending())
-        watch(made[-1])
+        register_hooks(made[-1])
         sys.setprofile(make)
 
     sys.setprofile(make)

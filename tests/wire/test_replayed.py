@@ -26,7 +26,7 @@ from tcm_sync import (
     TcmError,
 )
 
-from ..helpers.peer_scripts import BRISK, background
+from ..helpers.peer_scripts import SHORT_PAUSES, background
 from ..helpers.scripted_peer import ScriptedPeer
 from ..helpers.waiting import wait_for, wait_until
 from .recordings import CASES, sockets, text
@@ -203,7 +203,7 @@ def test_what_failed_is_sent_again_by_default_if_that_may_help_and_does_no_harm(
     kind, _, may_pass = expected_of(reply, table) if table else (ManagementError, None, False)
     may_have_run = kind is ShuttingDownError and case not in DROPPED
     repeated = may_pass and not (may_have_run and request["type"] == "management")
-    settings = {**SETTINGS.get(case, {}), "retry": BRISK}
+    settings = {**SETTINGS.get(case, {}), "retry": SHORT_PAUSES}
     with (
         ScriptedPeer(script([auth, turn]), script([auth])) as peer,
         client_of(peer, [auth], **settings) as client,
@@ -234,7 +234,7 @@ def whole(result):
 
 
 @pytest.mark.parametrize("case", NOT_LET_IN)
-@pytest.mark.parametrize("retry", [None, BRISK])
+@pytest.mark.parametrize("retry", [None, SHORT_PAUSES])
 def test_a_refused_client_gets_the_reason_and_does_not_repeat(case, retry):
     """But with a uuid that is taken: it tries two others."""
     for turns in turns_of(case):
@@ -269,7 +269,7 @@ def test_a_refusal_behind_a_good_reply_fails_no_call():
     ((auth, turn),) = turns_of("shutdown.idle")
     with (
         ScriptedPeer(script([auth, turn]), script([auth])) as peer,
-        client_of(peer, [auth], retry=BRISK) as client,
+        client_of(peer, [auth], retry=SHORT_PAUSES) as client,
     ):
         check_result(client.queue_stats(), turn.answers[0].message)
         wait_for(peer.connections[0].over)
@@ -281,7 +281,7 @@ def test_sockets_that_are_let_in_and_then_refused_fail_no_call():
     _, early, late = turns_of("shutdown.new_socket")
     let_in = early[0]._replace(answers=early[0].answers[:1], end=None)
     scripts = [script(early), script(late), script([let_in])]
-    with ScriptedPeer(*scripts) as peer, client_of(peer, early, retry=BRISK) as client:
+    with ScriptedPeer(*scripts) as peer, client_of(peer, early, retry=SHORT_PAUSES) as client:
         client.open()
         wait_for(peer.connections[0].over)
         assert client.info("x") == {}

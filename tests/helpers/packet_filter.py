@@ -12,7 +12,7 @@ import pytest
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 
 
-def deafen(sock: socket.socket) -> None:
+def discard_packets(sock: socket.socket) -> None:
     """Drop every packet for this socket from now on. A listening one answers no SYN, and refuses none.
 
     It takes neither rights nor a network namespace: the kernel applies a filter that accepts nothing before
@@ -25,6 +25,6 @@ def deafen(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
-def undeafen(sock: socket.socket) -> None:
+def accept_packets(sock: socket.socket) -> None:
     """Let packets arrive again."""
     sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
