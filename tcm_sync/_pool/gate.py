@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import threading
@@ -20,6 +21,7 @@ from tcm_sync.events._watch import cause_of
 
 log = Log("tcm_sync.pool", queued=True)
 
+_ids = itertools.count(1)
 _AUDIT_INTERVAL = 1.0  # seconds between two checks whether a prober was collected
 
 
@@ -71,6 +73,7 @@ class Gate:
         listeners: Listeners = NO_LISTENERS,
     ) -> None:
         self.name = name
+        self._id = next(_ids)
         self._listeners = listeners
         self._where = f" at {of}" if of else ""
         self._level = level
@@ -155,6 +158,7 @@ class Gate:
                 at=time(),
                 manager=listeners.manager,
                 gate=self.name,
+                gate_id=self._id,
                 code=cause_of(cause),
                 message=cause.message,
                 seconds=seconds,
@@ -167,7 +171,9 @@ class Gate:
     def _add_opened(self, lasted: float) -> None:
         listeners = self._listeners
         if listeners.registered:
-            event = GateOpened(at=time(), manager=listeners.manager, gate=self.name, seconds=lasted)
+            event = GateOpened(
+                at=time(), manager=listeners.manager, gate=self.name, gate_id=self._id, seconds=lasted
+            )
             listeners.add_end(self, event)
 
     def write_log(self) -> None:

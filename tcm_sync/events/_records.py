@@ -240,6 +240,9 @@ class GateShut(Event, frozen=True, kw_only=True, eq=False):
     gate : str
         ``"manager"`` (it cannot be reached), ``"authentication"``, ``"backpressure"``, or ``"circuit of …"``
         and the model.
+    gate_id : int
+        A number of its own in this process: several clients, and a model in several containers, have gates
+        of one name.
     code : str
         The manager's code of the failure, else the name of its class.
     message : str
@@ -251,6 +254,7 @@ class GateShut(Event, frozen=True, kw_only=True, eq=False):
     method = "gate_shut"
 
     gate: str
+    gate_id: int
     code: str
     message: str
     seconds: float
@@ -261,7 +265,7 @@ class GateOpened(Event, frozen=True, kw_only=True, eq=False):
 
     Attributes
     ----------
-    gate : str
+    gate, gate_id
         As in `GateShut`.
     seconds : float
         For how long it was shut.
@@ -270,6 +274,7 @@ class GateOpened(Event, frozen=True, kw_only=True, eq=False):
     method = "gate_opened"
 
     gate: str
+    gate_id: int
     seconds: float
 
 

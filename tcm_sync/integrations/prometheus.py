@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from tcm_sync._tracebacks import shortened
 
@@ -62,7 +62,7 @@ class PrometheusListener(Listener):
 
     It works with the multi-process mode of prometheus_client (``PROMETHEUS_MULTIPROC_DIR``). Gauges are sums
     over the processes that live (``livesum``): each counts its own calls and sockets, and what a process had
-    ends with it. ``tcm_gate_shut`` is the maximum (``livemax``): 1 if any of them holds calls back.
+    ends with it.
 
     Parameters
     ----------
@@ -81,10 +81,8 @@ class PrometheusListener(Listener):
         def seconds(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(name, text, labels, registry=registry, buckets=buckets)
 
-        def gauge(
-            name: str, text: str, *labels: str, mode: Literal["livesum", "livemax"] = "livesum"
-        ) -> _Gauge:
-            return _Gauge(Gauge(name, text, labels, registry=registry, multiprocess_mode=mode))
+        def gauge(name: str, text: str, *labels: str) -> _Gauge:
+            return _Gauge(Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum"))
 
         self._seconds = seconds(
             "tcm_call_seconds", "Calls, by their seconds in all.", "kind", "model", "outcome"
@@ -112,9 +110,7 @@ class PrometheusListener(Listener):
         self._closed = counter(
             "tcm_sockets_closed_total", "Sockets that were closed.", "manager", "pool", "reason"
         )
-        self._shut = gauge(
-            "tcm_gate_shut", "Whether calls are held back after a failure.", "manager", "gate", mode="livemax"
-        )
+        self._shut = gauge("tcm_gate_shut", "Gates that hold calls back after a failure.", "manager", "gate")
         self._shuttings = counter(
             "tcm_gate_shuttings_total", "How often calls were held back.", "manager", "gate", "code"
         )
@@ -229,7 +225,7 @@ class PrometheusListener(Listener):
             Its record.
         """
         self._shuttings.labels(event.manager, event.gate, event.code).inc()
-        self._shut.add((event.manager, event.gate), event.manager, event.gate)
+        self._shut.add(event.gate_id, event.manager, event.gate)
 
     def gate_opened(self, event: GateOpened) -> None:
         """Note that a gate is open.
@@ -239,7 +235,7 @@ class PrometheusListener(Listener):
         event : GateOpened
             Its record.
         """
-        self._shut.remove((event.manager, event.gate))
+        self._shut.remove(event.gate_id)
 
     def batch_sent(self, event: BatchSent) -> None:
         """Count a batch by its size.

@@ -360,6 +360,7 @@ def test_a_gate_is_reported_when_it_is_shut_and_when_it_opens(serve, recorder):
         client.infer("full", {"x": [1.0]})
     shut, opened = recorder.only(GateShut), recorder.only(GateOpened)
     assert shut.gate == opened.gate == "circuit of 'full'"
+    assert shut.gate_id == opened.gate_id
     assert (shut.code, shut.message) == ("TRITON_CIRCUIT_OPEN", shut.message)
     assert shut.seconds > 0.0
     assert opened.seconds > 0.0
@@ -387,6 +388,9 @@ def test_a_circuit_that_is_forgotten_is_reported_as_open(serve, recorder, monkey
                 client.infer("echo", {"x": [1.0]}, retry=None, container_id=container_id, vm_ip="127.0.0.1")
             assert len(recorder.of(GateShut)) == len(recorder.of(GateOpened)) + 1
     assert len(recorder.of(GateOpened)) == 2
+    ids = [each.gate_id for each in recorder.of(GateShut)]
+    assert ids[0] != ids[1]
+    assert ids == [each.gate_id for each in recorder.of(GateOpened)]
 
 
 @pytest.mark.parametrize("call", ["infer", "submit", "map", "infer_chunked"])
@@ -473,7 +477,7 @@ def test_listeners_are_kept_over_a_fork(client, manager, recorder):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_events_that_wait_at_a_fork_are_delivered_in_the_parent_alone(recorder):
     of_client = listeners.Listeners([recorder])
-    of_client.add(GateOpened(at=0.0, manager="m", gate="g", seconds=1.0))  # which wakes no thread
+    of_client.add(GateOpened(at=0.0, manager="m", gate="g", gate_id=1, seconds=1.0))  # which wakes no thread
     pid = os.fork()
     if not pid:
         code = 99
@@ -557,6 +561,7 @@ def test_a_listener_that_raises_is_logged_once_and_harms_nobody(manager, caplog,
 def test_no_call_waits_for_a_listener_and_what_is_too_much_is_dropped(manager, caplog, monkeypatch):
     monkeypatch.setattr(listeners, "_MOST_WAITING", 5)
     monkeypatch.setattr(listeners, "_SLOW", 0.0)
+    monkeypatch.setattr(listeners._delivery, "_has_dropped", False)  # another test may have had it logged
     go_on = threading.Event()
 
     class Slow(Recorder):
@@ -647,7 +652,9 @@ def test_a_flush_that_fails_shortens_no_later_pause_and_keeps_nothing(monkeypatc
     pauses = []
     monkeypatch.setattr(listeners, "sleep", pauses.append)
     recorder = Recorder()
-    listeners.Listeners([recorder]).report(GateOpened(at=0.0, manager="m", gate="manager", seconds=0.0))
+    listeners.Listeners([recorder]).report(
+        GateOpened(at=0.0, manager="m", gate="manager", gate_id=1, seconds=0.0)
+    )
     wait_until(lambda: recorder.all and delivery._threads.is_idle())
     assert pauses == [listeners._PAUSE]
 
@@ -655,7 +662,9 @@ def test_a_flush_that_fails_shortens_no_later_pause_and_keeps_nothing(monkeypatc
 def test_a_flush_that_is_not_waited_for_keeps_nothing(monkeypatch):
     monkeypatch.setattr(listeners, "_MOST_WAITING", 3)
     blocked = Blocked()
-    listeners.Listeners([blocked]).report(GateOpened(at=0.0, manager="m", gate="manager", seconds=0.0))
+    listeners.Listeners([blocked]).report(
+        GateOpened(at=0.0, manager="m", gate="manager", gate_id=1, seconds=0.0)
+    )
     assert blocked.begun.wait(GUARD)
     for _ in range(10):
         assert not flush(0.0)
@@ -670,7 +679,9 @@ def test_events_of_a_pause_are_delivered_after_it_without_waking_the_thread_and_
 ):
     recorder = Recorder()
     reporter = listeners.Listeners([recorder], "here:1")
-    made = [GateOpened(at=number, manager="here:1", gate="manager", seconds=0.0) for number in range(3)]
+    made = [
+        GateOpened(at=number, manager="here:1", gate="manager", gate_id=1, seconds=0.0) for number in range(3)
+    ]
     submitted = []
     threads = listeners._delivery._threads
     submit = threads.submit

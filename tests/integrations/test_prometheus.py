@@ -308,6 +308,23 @@ def test_what_begins_before_a_listener_is_added_changes_no_gauge_when_it_ends(se
             remove_listener(listener)
 
 
+def test_gates_of_one_name_are_counted_each():
+    registry = CollectorRegistry()
+    listener = PrometheusListener(registry)
+    # as of two clients of one manager, and of a model in two containers
+    gates = [Gate("circuit of 'm'", 60.0, 60.0, listeners=Listeners([listener], "m")) for _ in range(3)]
+    for gate in (*gates, gates[0]):
+        gate.shut(InferenceError("no"))
+    seen = []
+    for gate in gates:
+        assert flush(GUARD)
+        seen.append(gauges_of(registry))
+        gate.open()
+    assert seen == [{"tcm_gate_shut": number} for number in (3, 2, 1)]
+    assert flush(GUARD)
+    assert gauges_of(registry) == {}
+
+
 def test_gauges_are_true_after_events_were_dropped(serve):
     """30,000 events: calls, sockets and gates that begin or end before, during and after."""
     manager = serve()
