@@ -25,6 +25,14 @@ from ..helpers.waiting import GUARD, wait_until
 FUTURES = str(Path(concurrent.futures.__file__).parent)
 
 
+@pytest.fixture(autouse=True)
+def _no_collector():
+    """Run no finalizer of other tests inside a block, where it would be interrupted."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def end_if_not_done(future):
     if not future.done():
         future.set_result(1)
@@ -121,24 +129,14 @@ def test_an_interrupt_ends_a_wait_as_it_is(wait):
     assert moment > 2, "there was hardly anything to interrupt"
 
 
-@contextlib.contextmanager
-def no_collector():
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def test_a_failure_that_was_raised_does_not_keep_its_future():
-    with no_collector():
-        future = Future()
-        future.set_exception(ValueError("planned"))
-        with contextlib.suppress(ValueError):
-            future.result()
-        kept = weakref.ref(future)
-        del future
-        assert kept() is None
+    future = Future()
+    future.set_exception(ValueError("planned"))
+    with contextlib.suppress(ValueError):
+        future.result()
+    kept = weakref.ref(future)
+    del future
+    assert kept() is None
 
 
 @pytest.mark.parametrize("ordered", [True, False])
@@ -153,14 +151,13 @@ def test_results_that_nobody_took_are_freed_with_the_map(ordered):
         weakref.finalize(output, freed.append, 1)
         return output
 
-    with no_collector():
-        outcomes = outcomes_of(iter([work] * 3), workers, 1, ordered=ordered)
-        next(outcomes)
-        wait_until(lambda: workers._threads.is_idle())
-        outcomes.close()
-        del outcomes
-        workers.join(GUARD)
-        assert len(freed) == 3
+    outcomes = outcomes_of(iter([work] * 3), workers, 1, ordered=ordered)
+    next(outcomes)
+    wait_until(lambda: workers._threads.is_idle())
+    outcomes.close()
+    del outcomes
+    workers.join(GUARD)
+    assert len(freed) == 3
 
 
 def test_workers_whose_closing_was_interrupted_end_all_that_waits_when_closed_again():
