@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from tcm_sync.settings import Settings
     from tcm_sync.stats import ClientStats
 
-# What calls, failures and probes need: when they come there may be no descriptor left to load it with, and a
-# fork in the middle of an import leaves its lock to the child. Resolving a name takes the codec.
+# Imported when a client is made. Later there may be no descriptor left to load them with, and a fork during
+# an import leaves the import lock held in the child. Name resolution needs encodings.idna.
 _NEEDED_LATER = ["email.utils", "encodings.idna", "http.client", "tenacity"]
 if sys.platform != "win32":
     _NEEDED_LATER += ["fcntl", "grp"]
@@ -108,8 +108,8 @@ class Core:
         self.addresses = Addresses()
         self.row_limits = RowLimits()
         self.messages = MessageLimit(settings)
-        self.lock = RLock()  # guards runtime, workers, counted_from and _all_workers
-        self.counted_from: ClientStats | None = None  # what the counters were when they were last reset
+        self.lock = RLock()  # guards runtime, workers, stats_at_reset and _all_workers
+        self.stats_at_reset: ClientStats | None = None  # the counters at the last reset
         self.runtime: Runtime | None = None
         self.workers: Workers | None = None
         self._all_workers: weakref.WeakSet[Workers] = weakref.WeakSet()  # of `submit` and of each `map`
@@ -117,7 +117,7 @@ class Core:
         self._clients: set[int] = set()
         self._views: set[int] = set()
         self.may_be_dropped = False  # whether it may end without close(), and without a warning
-        self._closing = False  # set without the lock: a signal handler may close while this thread holds it
+        self._closing = False  # set without the lock: a signal handler may interrupt its holder
         register_hooks(self)
 
     @property
@@ -144,7 +144,7 @@ class Core:
 
     @entry_point
     def begin(self) -> Runtime:
-        """Return what calls run on, started if need be."""
+        """Return the runtime, started if it does not run."""
         return self.running()
 
     def running(self) -> Runtime:
@@ -190,13 +190,13 @@ class Core:
             raise
 
     @entry_point
-    def new_workers(self, most: int) -> Workers:
+    def new_workers(self, max_threads: int) -> Workers:
         """Return threads for calls, which end when the client is closed."""
-        return self._new_workers(most)
+        return self._new_workers(max_threads)
 
-    def _new_workers(self, most: int) -> Workers:
+    def _new_workers(self, max_threads: int) -> Workers:
         notice_fork()
-        workers = Workers(most, self.callers)
+        workers = Workers(max_threads, self.callers)
         with self.lock:
             if self._closing:
                 workers.close()
@@ -260,7 +260,7 @@ class Core:
     def closed_copy(self) -> Core:
         """Return a closed core with these counters: that of a client whose copies are still open."""
         closed = Core(self.settings, self.key)
-        closed.counts, closed.counted_from = self.counts, self.counted_from
+        closed.counts, closed.stats_at_reset = self.counts, self.stats_at_reset
         closed._closing = True
         return closed
 
@@ -274,15 +274,15 @@ class Core:
         return self._closing
 
     def close(self, seconds: float) -> None:
-        """End all calls, after waiting so many seconds for those under way."""
+        """End all calls, after waiting up to so many seconds for those in flight."""
         if not self.callers.has_this_thread():
             self._close(seconds)
         elif (runtime := self.runtime) is not None:
-            self._end_soon(runtime)
+            self._stop_on_other_thread(runtime)
 
     @entry_point
     def _close(self, timeout: float) -> None:
-        runtime, all_workers = self._parts()
+        runtime, all_workers = self._runtime_and_workers()
         for workers in all_workers:
             workers.close()
         if runtime is not None:
@@ -291,24 +291,24 @@ class Core:
             workers.join(1.0)
         self.shm.close()
 
-    def _end_soon(self, runtime: Runtime) -> None:
-        """Have everything end on another thread: it waits for the locks that this one may hold."""
+    def _stop_on_other_thread(self, runtime: Runtime) -> None:
+        """Stop on another thread, which waits for the locks that this one may hold."""
         if not runtime.reader.is_reading:  # it is suspended, and the interrupted call may not start it
             with contextlib.suppress(RuntimeError):  # there can be no more threads
-                start_thread(threading.Thread(target=self._end, name="tcm-sync-closer", daemon=True))
+                start_thread(threading.Thread(target=self._stop, name="tcm-sync-closer", daemon=True))
                 return
-        runtime.reader.run_soon(self._end)
+        runtime.reader.run_soon(self._stop)
 
-    def _end(self) -> None:
-        """Have everything end, without waiting for it."""
-        runtime, all_workers = self._parts()
+    def _stop(self) -> None:
+        """Stop everything, without waiting for it to end."""
+        runtime, all_workers = self._runtime_and_workers()
         for workers in all_workers:
             workers.close()
         if runtime is not None:
             runtime.stop()
         self.shm.close()
 
-    def _parts(self) -> tuple[Runtime | None, list[Workers]]:
+    def _runtime_and_workers(self) -> tuple[Runtime | None, list[Workers]]:
         with self.lock:
             return self.runtime, list(self._all_workers)
 
@@ -333,7 +333,7 @@ class Core:
         self.counts.lock = RLock()  # the parent's streams continue to count with them
         self.prober.opening.close_inherited()
         self.prober = Connector(self.callers)
-        self.counts, self.counted_from = Counts(), None
+        self.counts, self.stats_at_reset = Counts(), None
         self.shm = ShmPolicy(self.settings)  # the segments are the parent's
         self.workers, self._all_workers = None, weakref.WeakSet()
         runtime, self.runtime = self.runtime, None

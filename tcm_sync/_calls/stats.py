@@ -19,9 +19,9 @@ def stats(core: Core, *, reset: bool) -> ClientStats:
     reset = check_flag("reset", reset)
     with core.lock:
         now = ClientStats(**_figures(core))
-        earlier = core.counted_from
+        earlier = core.stats_at_reset
         if reset:
-            core.counted_from = now
+            core.stats_at_reset = now
     return now if earlier is None else now.since(earlier)
 
 

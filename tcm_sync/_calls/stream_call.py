@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tcm_sync._wire.encode import Pieces
     from tcm_sync.settings import Route
 
-_BUFFER_BYTES = 256 * 1024  # of chunks that wait to be taken before TCP holds the manager up
+_BUFFER_BYTES = 256 * 1024  # of chunks that wait to be taken; beyond, the socket is not read
 
 
 class StreamCall(Call):

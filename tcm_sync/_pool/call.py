@@ -1,4 +1,4 @@
-"""One call as it travels: what is sent in each attempt, and how its answer is waited for and read."""
+"""One call: what each of its attempts sends, and how its reply is waited for and read."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class PoolOpening:
                 state.manager_gate.open(reset_pause=False, log_now=False)
                 state.auth_gate.open(log_now=False)
         if stale:
-            connection.close()  # to the manager that is shutting down: it proves nothing
+            connection.close()  # it was opened to a manager that has shut down since
             self._reader.wake_at(monotonic())
             self.start(wanted)
             return

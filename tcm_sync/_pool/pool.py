@@ -244,7 +244,7 @@ class Pool:
             self.reader.check(silent)
 
     def passed_check(self, connection: Connection) -> None:
-        """Lease a connection again that was checked, and lives."""
+        """Make a connection available again that was checked and is alive."""
         state = self.state
         with state.lock:
             reason = connection.closing_reason
@@ -335,7 +335,7 @@ class Pool:
         self._opening.start(wanted)
 
     def on_timer(self, now: float) -> float:
-        """Do what time asks for, and return when to be called again, or `math.inf`."""
+        """Close expired connections and audit leases; return when to be called again, or `math.inf`."""
         state = self.state
         with state.lock:
             expired = state.inventory.expired(now)

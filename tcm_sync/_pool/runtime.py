@@ -141,7 +141,7 @@ class Runtime:
         self.reader.join(10.0)
 
     def stop(self) -> None:
-        """Have everything end, without waiting for it."""
+        """Stop everything, without waiting for it to end."""
         self._closed.set()
         for pool in (self.pool, self.management):
             pool.close(ClientClosedError("the client was closed while the call waited for a socket"))

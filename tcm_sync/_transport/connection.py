@@ -41,7 +41,7 @@ class ConnectionOwner(Protocol):
         """Lease no idle connection on which nothing came since a moment, before it was checked."""
 
     def passed_check(self, connection: Connection) -> None:
-        """Lease a connection again that was checked, and lives."""
+        """Make a connection available again that was checked and is alive."""
 
 
 class ConnectionReader(Protocol):

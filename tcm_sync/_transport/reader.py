@@ -265,7 +265,7 @@ class Reader:
                 continue
             if ready & WRITE:
                 self._watch_writing(connection, connection.flush())
-            if ready & ~WRITE and not connection.closed:  # a hang-up shows itself to a read
+            if ready & ~WRITE and not connection.closed:  # a read finds out about a hang-up
                 self._read(connection)
         if self._commands:
             for _ in range(len(self._commands)):  # what they add waits for its turn
@@ -352,7 +352,7 @@ class Reader:
         self._poller.register(connection.fileno(), READ)
         self._due = min(self._due, monotonic() + min(TICK, self._liveness.ping_interval))
         if self._incoming.handle_frames(connection, connection.early):
-            self._read(connection)  # a TLS object may hold bytes that no selector sees
+            self._read(connection)  # a TLS object may hold decrypted bytes, which the poller does not report
 
     def _watch_writing(self, connection: Connection, wanted: bool) -> None:
         if not connection.closed and not connection.paused:
@@ -401,11 +401,11 @@ class Reader:
             self._counts.bytes_received += size
             if not self._incoming.receive(connection, self._buffer[:size]) or connection.paused:
                 return
-        if connection.is_tls:  # it may hold more, which no selector sees
+        if connection.is_tls:  # it may hold decrypted bytes, which the poller does not report
             self.run_soon(lambda: None if connection.closed or connection.paused else self._read(connection))
 
     def _pause(self, connection: Connection, stream: StreamReplies) -> None:
-        """Stop reading a socket whose stream is not taken fast enough, so that TCP holds the manager up."""
+        """Stop reading a socket whose stream is not taken fast enough: TCP flow control slows the manager."""
         if not connection.paused:
             connection.paused = True
             self._poller.unregister(connection.fileno())
@@ -419,4 +419,4 @@ class Reader:
             connection.last_received = monotonic()  # it was not read meanwhile
             self._poller.register(connection.fileno(), READ)
             self._watch_writing(connection, connection.flush())
-            self._read(connection)  # a TLS object may hold bytes that no selector sees
+            self._read(connection)  # a TLS object may hold decrypted bytes, which the poller does not report
