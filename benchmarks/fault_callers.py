@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
-from fault_manager import MOST_BYTES, answer, chunks
+from fault_manager import MAX_BYTES, answer, chunks
 
 from tcm_sync import (
     BatchPolicy,
@@ -403,7 +403,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     retry = RetryPolicy(attempt_timeout=ATTEMPT if has_attempt_timeout(options.number) else None)
     route = Route(options.route, options.vm_ip)
     uri = f"ws://127.0.0.1:{options.port}/ws"
-    client = TcmClient(uri, route=route, timeout=FULL_TIMEOUT, retry=retry, max_message_bytes=MOST_BYTES)
+    client = TcmClient(uri, route=route, timeout=FULL_TIMEOUT, retry=retry, max_message_bytes=MAX_BYTES)
     callers = [Caller(client, ledger, first + thread, options) for thread in range(THREADS)]
     main = callers[0]
 

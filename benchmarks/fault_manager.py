@@ -21,7 +21,7 @@ import numpy as np
 from tcm_sync.local import LocalManager
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
-MOST_BYTES = 2**20  # of a message
+MAX_BYTES = 2**20  # of a message
 ECHOED = 500  # the most elements that a reply repeats
 SLOW = 0.1  # seconds
 
@@ -73,7 +73,7 @@ def serve() -> None:
     logging.disable()  # connections are cut on purpose
     models = Models()
     served = {"mix": models.mix, "slow": models.slow, "rows": models.rows, "talk": models.talk}
-    manager = LocalManager(served, workers=8, max_message_bytes=MOST_BYTES)
+    manager = LocalManager(served, workers=8, max_message_bytes=MAX_BYTES)
     manager.start()
     figures = {"port": manager.port, "vm_ip": manager.route.vm_ip, "route": manager.route.container_id}
     print(json.dumps({**figures, "transient": manager.transient_route.container_id}), flush=True)

@@ -23,7 +23,7 @@ from typing import Any
 CHUNK = 2**14
 ENDS = {"none": 40, "reset": 25, "fin": 20, "silence, then reset": 12, "permanent silence": 3}
 FEWEST, MOST = 100, 1_000_000  # bytes after which a connection ends: from within the handshake to late
-LONGEST_SILENCE = 15.0
+MAX_SILENCE = 15.0
 FOR_GOOD = 120.0  # seconds of silence, longer than any client keeps a connection
 DAMAGE = 0.01  # of the pieces
 
@@ -49,7 +49,7 @@ class Treatment:
             rate=10 ** draw.uniform(4.5, 6) if 0.7 < dice < 0.85 else 0.0,
             end=draw.choices(list(ENDS), list(ENDS.values()))[0],
             after=round(FEWEST * (MOST / FEWEST) ** draw.random()),
-            silence=draw.uniform(1.0, LONGEST_SILENCE),
+            silence=draw.uniform(1.0, MAX_SILENCE),
         )
 
 

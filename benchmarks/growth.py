@@ -26,7 +26,7 @@ from runner import Crew, Plan, Work, again, alternate, duration, instant_server,
 THREADS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SOCKETS = (1, 2, 4, 8, 16, 32, 64)
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 64_000_000)  # bytes of JSON, roughly
-MOST_BYTES = 128 * 2**20
+MAX_BYTES = 128 * 2**20
 DIGITS = 11  # bytes of a number in the JSON of a request or reply, roughly
 
 COLOURS = ("#4878a8", "#80a860", "#c05040")
@@ -96,7 +96,7 @@ def measure(plan: Plan, curves: Curves, at: int, infers: Mapping[str, list[Infer
 def of_size(plan: Plan, uri: str) -> Curves:
     """Measure longer and longer messages, sent and received."""
     curves: Curves = {"the request, from FP32": [], "the reply, to FP32": []}
-    limits = {"max_message_bytes": MOST_BYTES, "max_reply_bytes": MOST_BYTES}
+    limits = {"max_message_bytes": MAX_BYTES, "max_reply_bytes": MAX_BYTES}
     for size in points(plan, SIZES):
         values = max(1, size // DIGITS)
         array = np.random.default_rng(7).random((1, values), np.float32)

@@ -9,7 +9,8 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from tcm_sync._locks import Condition, OnceEvent
-from tcm_sync._waiting import LONGEST
+from tcm_sync._tracebacks import shortened_errors
+from tcm_sync._waiting import MAX_STEP
 
 Result = TypeVar("Result")
 
@@ -50,7 +51,7 @@ class Future(concurrent.futures.Future[Result]):
         while not self.done():
             if (left := end - monotonic()) <= 0.0:
                 return False
-            self._ended.wait(min(left, LONGEST))  # an interrupt may come after its end, and before `_wake`
+            self._ended.wait(min(left, MAX_STEP))  # an interrupt may come after its end, and before `_wake`
         return True
 
     # The standard library's own wait with the condition held, where an interrupt may become a RuntimeError.
@@ -58,17 +59,19 @@ class Future(concurrent.futures.Future[Result]):
     def result(self, timeout: float | None = None) -> Result:
         """Wait for so many seconds, or however long it takes, and return the result, or raise the failure."""
         try:
-            if not self.wait(timeout):
-                raise concurrent.futures.TimeoutError
-            return super().result()
+            with shortened_errors:
+                if not self.wait(timeout):
+                    raise concurrent.futures.TimeoutError
+                return super().result()
         finally:
             del self  # of this frame, which the traceback of a failure has
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for so many seconds, or however long it takes, and return the failure if it is one."""
-        if not self.wait(timeout):
-            raise concurrent.futures.TimeoutError
-        return super().exception()
+        with shortened_errors:
+            if not self.wait(timeout):
+                raise concurrent.futures.TimeoutError
+            return super().exception()
 
 
 def _wake(future: concurrent.futures.Future[Any]) -> None:

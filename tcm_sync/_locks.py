@@ -19,7 +19,7 @@ from operator import attrgetter
 from threading import Lock
 from time import monotonic
 
-from tcm_sync._waiting import LONGEST
+from tcm_sync._waiting import MAX_STEP
 
 if sys.version_info[:2] == (3, 14):
     import _thread
@@ -82,7 +82,7 @@ class OnceEvent:
         """Wait for it, in seconds, and return whether it has happened."""
         end = inf if timeout is None else monotonic() + timeout
         while not self._is_set and (left := end - monotonic()) > 0.0:
-            if self._wakes.acquire(timeout=min(left, LONGEST)):
+            if self._wakes.acquire(timeout=min(left, MAX_STEP)):
                 self._wake()  # the next one that waits
         return self._is_set
 

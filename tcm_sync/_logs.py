@@ -16,7 +16,7 @@ from tcm_sync._process import register_hooks
 from tcm_sync._secrets import hide
 from tcm_sync._threads import DaemonThreads
 
-_MOST_WAITING = 1000  # records; where handlers are slower than that, further ones are dropped
+_MAX_WAITING = 1000  # records; where handlers are slower than that, further ones are dropped
 _DROPPED = "%d log lines before this one were dropped: the handlers are too slow, or there was no thread"
 _EXIT_TIMEOUT = 1.0  # seconds in which handlers write what is left when the process ends
 
@@ -37,7 +37,7 @@ class _Writer:
     def put(self, logger: logging.Logger, record: logging.LogRecord) -> None:
         """Have a record written. It waits for nothing but a thread's start."""
         with self._lock:
-            if self._waiting >= _MOST_WAITING:
+            if self._waiting >= _MAX_WAITING:
                 self._dropped += 1
                 return
             self._waiting += 1

@@ -8,7 +8,7 @@ import numpy as np
 
 from tcm_sync._handlers import is_of_handler
 
-LONGEST_PAUSE = 60.0  # seconds: who asks for a longer pause is asked again after this one
+MAX_PAUSE = 60.0  # seconds: who asks for a longer pause is asked again after this one
 
 _NOT_NUMBERS = (bool, str, bytes, bytearray, memoryview, complex)
 
@@ -49,7 +49,7 @@ def asked_pause(value: object) -> float | None:
     seconds = as_number(value)
     if seconds is None or seconds != seconds:
         return None
-    return float(min(max(0, seconds), LONGEST_PAUSE))
+    return float(min(max(0, seconds), MAX_PAUSE))
 
 
 def _may_be_number(value: object, kinds: str) -> bool:

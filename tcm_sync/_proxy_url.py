@@ -12,7 +12,7 @@ from tcm_sync.errors import ConfigError
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 _EXAMPLES = "for example 'http://proxy.example.org:3128' or 'socks5h://USER:PASSWORD@proxy.example.org:1080'"
-_LONGEST_SOCKS = 255  # bytes of a user name or password (RFC 1929)
+_MAX_SOCKS_BYTES = 255  # bytes of a user name or password (RFC 1929)
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def _credentials(parts: SplitResult, source: str) -> tuple[str, str]:
             raise ConfigError(f"the {what} of {source} must have printable characters alone")
         if parts.scheme.startswith("socks") and username and not password:
             raise ConfigError(f"{source} has a user name without a password, which SOCKS5 does not have")
-        if parts.scheme.startswith("socks") and not (text.isascii() and len(text) <= _LONGEST_SOCKS):
+        if parts.scheme.startswith("socks") and not (text.isascii() and len(text) <= _MAX_SOCKS_BYTES):
             raise ConfigError(
-                f"the {what} of {source} must be ASCII of at most {_LONGEST_SOCKS} characters for SOCKS5"
+                f"the {what} of {source} must be ASCII of at most {_MAX_SOCKS_BYTES} characters for SOCKS5"
             )
     if parts.scheme.startswith("http") and ":" in username:
         raise ConfigError(f"the user name of {source} must have no colon (RFC 7617, section 2)")

@@ -20,7 +20,7 @@ HIDDEN = "***"
 
 # A secret of few characters is found in words that have nothing to do with it. Up to 3 it hides nothing that
 # could not be guessed; up to 15 it is hidden as a whole word; a longer one anywhere, glued to others too.
-_SHORTEST_HIDDEN, _SHORTEST_HIDDEN_IN_WORDS = 4, 16
+_MIN_HIDDEN_LENGTH, _MIN_HIDDEN_LENGTH_IN_WORDS = 4, 16
 
 # What is in the names of headers, cookies and parameters whose values are secrets, however short.
 _OF_SECRETS = (
@@ -49,7 +49,7 @@ class Secret:
 
     __slots__ = ("__weakref__", "_text", "forms")
 
-    def __init__(self, text: str, *parts: str, shortest: int = _SHORTEST_HIDDEN) -> None:
+    def __init__(self, text: str, *parts: str, shortest: int = _MIN_HIDDEN_LENGTH) -> None:
         self._text = text
         hidden = (each for each in (text, *parts) if len(each) >= shortest)
         self.forms = frozenset(form for each in hidden for form in _forms(each))
@@ -119,7 +119,7 @@ def hide(text: str) -> str:
     """
     for form in forms_of_secrets():
         if form in text:
-            if len(form) >= _SHORTEST_HIDDEN_IN_WORDS:
+            if len(form) >= _MIN_HIDDEN_LENGTH_IN_WORDS:
                 text = text.replace(form, HIDDEN)
             else:
                 text = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", HIDDEN, text)
@@ -190,7 +190,7 @@ def shown_uri(uri: str) -> str:
 
 def _shortest_hidden(name: str) -> int:
     """Return from how many characters on the value of this name is hidden."""
-    return _SHORTEST_HIDDEN if names_secret(name) else _SHORTEST_HIDDEN_IN_WORDS
+    return _MIN_HIDDEN_LENGTH if names_secret(name) else _MIN_HIDDEN_LENGTH_IN_WORDS
 
 
 def _basic(scheme: str, credentials: str) -> Iterable[str]:
@@ -206,7 +206,7 @@ def _basic(scheme: str, credentials: str) -> Iterable[str]:
 
 def _forms(text: str) -> Iterator[str]:
     """Yield a secret as it is, and as it stands in JSON, URLs, HTML and a repr."""
-    if len(text) < _SHORTEST_HIDDEN:
+    if len(text) < _MIN_HIDDEN_LENGTH:
         return
     yield text
     if text.isalnum() and text.isascii():

@@ -14,16 +14,16 @@ from math import inf
 from threading import Lock
 from time import monotonic
 
-LONGEST = 1.0  # seconds of one step
+MAX_STEP = 1.0  # seconds of one step
 
 
 def acquire(lock: Lock, seconds: float | None) -> bool:
     """Acquire a lock within so many seconds, or however long it takes; return whether it was."""
     left = inf if seconds is None else max(0.0, seconds)
-    if lock.acquire(timeout=min(left, LONGEST)):  # most waits are over in one step, and read no clock
+    if lock.acquire(timeout=min(left, MAX_STEP)):  # most waits are over in one step, and read no clock
         return True
-    end = monotonic() + left - LONGEST
+    end = monotonic() + left - MAX_STEP
     while (left := end - monotonic()) > 0.0:
-        if lock.acquire(timeout=min(left, LONGEST)):
+        if lock.acquire(timeout=min(left, MAX_STEP)):
             return True
     return False

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: How many jobs, waiting and running ones together, the executors of a manager accept as it is shipped.
 _SHIPPED_SIZES = {"info": 100, "management": 50, "inference": 200}
 
-_MOST_SHOWN = 20  # outputs
+_MAX_SHOWN = 20  # outputs
 
 
 def _quoted(name: str | None) -> str:
@@ -146,7 +146,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
         try:
             return self._arrays[name]
         except (KeyError, TypeError):  # an output is hashable, a list of them is not
-            there = ", ".join(map(_quoted, list(self._arrays)[:_MOST_SHOWN])) or "none"
+            there = ", ".join(map(_quoted, list(self._arrays)[:_MAX_SHOWN])) or "none"
             model = _quoted(self.model_name)
             how = "" if isinstance(name, str) else "; take an output by its name, which is a str"
             raise shortened(
@@ -167,7 +167,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        first = list(islice(self._arrays.items(), _MOST_SHOWN))
+        first = list(islice(self._arrays.items(), _MAX_SHOWN))
         outputs = ", ".join(f"{quote(name)}: {a.dtype}{list(a.shape)}" for name, a in first)
         more = ", …" if len(first) < len(self._arrays) else ""
         return f"<InferResult {_quoted(self.model_name)} {{{outputs}{more}}} {self.elapsed * 1e3:.3g} ms>"
@@ -185,7 +185,7 @@ class InferResult(Mapping[str, "np.ndarray[Any, Any]"]):
                 _picture_or_values(name, array),
                 range_of(array),
             )
-            for name, array in islice(self._arrays.items(), _MOST_SHOWN)
+            for name, array in islice(self._arrays.items(), _MAX_SHOWN)
         ]
         if more := len(self._arrays) - len(rows):
             rows.append((f"… {more} more", "", "", "", ""))

@@ -42,7 +42,7 @@ UNSET: Final = Unset.UNSET
 SERVED_A_TICK = 5
 #: Sockets of a client at most, with turns and without (docs/throughput.rst).
 POOL_SIZE, POOL_SIZE_WITHOUT_TURNS = 16, 4
-_MOST_TURNS = 100
+_MAX_TURNS = 100
 
 Turns = Literal["auto", "off"] | int
 Token = str | Callable[[], str]
@@ -315,8 +315,8 @@ def check_turns(name: str, value: object) -> int:
         number = check_whole(name, value)
     except ConfigError:
         raise ConfigError(f"{name} must be {wanted}, not {shown(value)}") from None
-    if number > _MOST_TURNS:
-        raise ConfigError(f"{name} must be {wanted} from 1 to {_MOST_TURNS}, not {shown(value)}")
+    if number > _MAX_TURNS:
+        raise ConfigError(f"{name} must be {wanted} from 1 to {_MAX_TURNS}, not {shown(value)}")
     return number
 
 

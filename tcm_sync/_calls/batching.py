@@ -22,7 +22,7 @@ from tcm_sync._tensors import (
     minimum_json_bytes,
 )
 from tcm_sync._tracebacks import shortened_errors
-from tcm_sync._waiting import LONGEST, acquire
+from tcm_sync._waiting import MAX_STEP, acquire
 from tcm_sync._wire.encode import Pieces, check_size, size_of
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from tcm_sync.settings import BatchPolicy
 
 _DIGITS = 10  # of a batch's size, at most
-_MOST_KINDS = 256  # kinds of samples that are remembered
+_MAX_KINDS = 256  # kinds of samples that are remembered
 
 
 class Batcher:
@@ -119,7 +119,7 @@ class Batcher:
         if empty is None:
             text = self._text(sample.tensors, [[] for _ in sample.texts], 10**_DIGITS)
             empty = size_of(text) + self._core.messages.envelope_bytes("inference")
-            if len(self._empty_message_bytes) >= _MOST_KINDS:
+            if len(self._empty_message_bytes) >= _MAX_KINDS:
                 self._empty_message_bytes.clear()
             self._empty_message_bytes[sample.key] = empty
         check_size(empty + sample.size, limit)
@@ -286,7 +286,7 @@ class Batcher:
                 left = ends - monotonic() if remaining is None else min(ends - monotonic(), remaining)
                 if left <= 0.0:
                     return
-                self._changed.wait(min(left, LONGEST))
+                self._changed.wait(min(left, MAX_STEP))
 
     def close(self, batch: Batch) -> tuple[list[Sample], Pieces]:
         """Close a batch to further samples, and write it: its connection is there."""

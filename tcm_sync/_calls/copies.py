@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tcm_sync.events import Listener
     from tcm_sync.settings import Settings
 
-_MOST_KEPT = 8  # cores of unpickled clients
+_MAX_KEPT = 8  # cores of unpickled clients
 
 
 class _Cores:
@@ -54,7 +54,7 @@ class _Cores:
             core = self._cores[key] = Core(settings, key)
             core.attach(client, is_view=False)
             core.may_be_dropped = True  # the process keeps it for copies that are still to come
-            dropped = [] if len(self._kept) < _MOST_KEPT else [self._kept.pop(next(iter(self._kept)))]
+            dropped = [] if len(self._kept) < _MAX_KEPT else [self._kept.pop(next(iter(self._kept)))]
             self._kept.pop(key, None)
             self._kept[key] = core
         del dropped  # outside the lock

@@ -27,7 +27,7 @@ _TEXT_BYTES = 8
 _FULL = 0.9  # how full a message is meant to be: rows differ in their text
 # Each input of a message has its own segment. So many of four messages at a time are all kept for later ones;
 # with 64 inputs shared memory is slower than JSON.
-_MOST_SHARED_INPUTS = 16
+_MAX_SHARED_INPUTS = 16
 
 
 class Job:
@@ -137,7 +137,7 @@ def _shared_cut(core: Core, job: Job, start: int, stop: int) -> tuple[int, int, 
         stop = min(stop, start + _shared_rows(core, job))
     tensors = job.take(start, stop)
     if options.transport == "auto":
-        job.has_many_inputs = len(tensors) > _MOST_SHARED_INPUTS
+        job.has_many_inputs = len(tensors) > _MAX_SHARED_INPUTS
         if job.has_many_inputs or not is_worth_sharing(tensors):
             return None
     why = obstacle(core, options, tensors)

@@ -26,7 +26,7 @@ log = Log("tcm_sync.pool", queued=True)
 #: would fail by it.
 LOWEST_LIMIT = 1_024
 
-_MOST_TARGETS = 256  # routes and models that limits are kept of
+_MAX_TARGETS = 256  # routes and models that limits are kept of
 _FULL = 0.9  # how full a reply is meant to be: rows differ in their text
 _KEPT = 600.0  # seconds after which a model may have been replaced by one that accepts more rows
 
@@ -93,8 +93,8 @@ class RowLimits:
     """The most rows of a request, by route and model; a limit is kept for ten minutes after a refusal."""
 
     def __init__(self) -> None:
-        self._rows: TtlCache[Target, int] = TtlCache(_KEPT, _MOST_TARGETS)
-        self._bytes: TtlCache[Target, int] = TtlCache(_KEPT, _MOST_TARGETS)  # of arrays: a payload budget
+        self._rows: TtlCache[Target, int] = TtlCache(_KEPT, _MAX_TARGETS)
+        self._bytes: TtlCache[Target, int] = TtlCache(_KEPT, _MAX_TARGETS)  # of arrays: a payload budget
 
     def rows(self, target: Target, row_bytes: int) -> int | None:
         """Return the most rows that a request may have, None if there is no such limit.

@@ -130,7 +130,7 @@ def management(
         call = ManagementCall((payload,), deadline, waits_for_manager=policy is not None)
         call.action, call.progress = action, shown
         try:
-            attempts = perform(core, call, policy, once=True)
+            attempts = perform(core, call, policy, at_most_once=True)
         except TcmError as error:
             if error.uuid is not None and not _states_outcome(error):
                 error.outcome_unknown = True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SLACK = 0.1  # seconds: the failure of the probe itself says more than that it took too long
 _PROBE_TIMEOUT = 5.0  # seconds that one probe may take
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two probes, doubled each time
+_FIRST_PAUSE, _MAX_PAUSE = 0.05, 1.0  # seconds between two probes, doubled each time
 
 
 def ask(core: Core, name: str, timeout: float) -> Readiness:
@@ -51,7 +51,7 @@ def wait_until_ready(core: Core, timeout: float) -> Readiness:
             )
         with shortened_errors:
             runtime.sleep(pause if left is None else min(pause, left))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _MAX_PAUSE)
 
 
 def _ask(core: Core, name: str, deadline: Deadline, opening: OpeningSockets) -> Readiness:

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 log = Log("tcm_sync.retry", queued=False)
 
 _WITHOUT_GATE = (ConnectionLostError, KnownFaultError)
-_LONGEST_HISTORY = 50  # failures that an error keeps
+_MAX_HISTORY = 50  # failures that an error keeps
 
 Result = TypeVar("Result")
 
 
 @is_entry_point
 def perform(
-    core: Core, call: Call, policy: RetryPolicy | None, *, once: bool = False, inside: bool = False
+    core: Core, call: Call, policy: RetryPolicy | None, *, at_most_once: bool = False, inside: bool = False
 ) -> int:
     """Send a call until it is answered or its failure is final; return how many attempts counted.
 
@@ -47,7 +47,7 @@ def perform(
         Holds the answer afterwards.
     policy : RetryPolicy or None
         When to repeat it; None: never.
-    once : bool
+    at_most_once : bool
         Whether it is never repeated when it may have run.
     inside : bool
         Whether this thread is inside an entry point already, which then is the caller.
@@ -61,7 +61,7 @@ def perform(
     """
     if core.listeners.registered and call.watch is None:
         with Watch(core.listeners, call.reported_as, call.target) as call.watch:
-            return perform(core, call, policy, once=once, inside=inside)
+            return perform(core, call, policy, at_most_once=at_most_once, inside=inside)
     first: TcmError | None
     callers, ident = core.callers, get_ident()
     if not inside and ident in callers:
@@ -71,7 +71,7 @@ def perform(
             callers.add(ident)
         runtime = core.running()
         counts = core.counts
-        if policy is not None and policy.attempt_timeout is not None and not once:
+        if policy is not None and policy.attempt_timeout is not None and not at_most_once:
             call.attempt_timeout = policy.attempt_timeout
         try:
             try:
@@ -80,7 +80,7 @@ def perform(
                 first = error
             else:
                 return 1
-            return _repeat(core, call, policy, runtime, first, once=once)
+            return _repeat(core, call, policy, runtime, first, at_most_once=at_most_once)
         except TcmError as error:
             core.failed(error, call)
             # The frames of its traceback hold it and the inputs, which would wait for the garbage collector.
@@ -99,10 +99,16 @@ def perform(
 
 
 def _repeat(
-    core: Core, call: Call, policy: RetryPolicy | None, runtime: Runtime, first: TcmError, *, once: bool
+    core: Core,
+    call: Call,
+    policy: RetryPolicy | None,
+    runtime: Runtime,
+    first: TcmError,
+    *,
+    at_most_once: bool,
 ) -> int:
     """Repeat a call after its first failure; return how many attempts counted."""
-    repeats = Repeats(policy, call.deadline, once=once, report=core.counts.repeated)
+    repeats = Repeats(policy, call.deadline, at_most_once=at_most_once, report=core.counts.repeated)
     repeats.run(first, partial(call.attempt, runtime.sender), runtime.sleep)
     return repeats.counted + 1
 
@@ -116,7 +122,7 @@ class Repeats:
         When to repeat it; None: never.
     deadline : Deadline
         The call's.
-    once : bool
+    at_most_once : bool
         Whether the call is never repeated when it may have run.
     report : callable, optional
         Called with each failure after which there is a repeat.
@@ -134,12 +140,12 @@ class Repeats:
         policy: RetryPolicy | None,
         deadline: Deadline,
         *,
-        once: bool = False,
+        at_most_once: bool = False,
         report: Callable[[TcmError], None] | None = None,
     ) -> None:
         self._policy = policy
         self._deadline = deadline
-        self._once = once
+        self._at_most_once = at_most_once
         self._report = report
         self._started = 0.0  # when the latest attempt began, in seconds since the call did
         self.history: list[TcmError] = []
@@ -232,14 +238,14 @@ class Repeats:
         if self._policy is None or error.uuid is None:
             return Verdict.FATAL
         verdict = self._policy.verdict(error)
-        if self._once and (error.outcome_unknown or verdict is not Verdict.FREE):
+        if self._at_most_once and (error.outcome_unknown or verdict is not Verdict.FREE):
             return Verdict.FATAL
         return verdict
 
     def _record(self, error: TcmError) -> None:
         """Add a failure to the history, of which the latest is kept."""
         self.history.append(error)
-        del self.history[:-_LONGEST_HISTORY]
+        del self.history[:-_MAX_HISTORY]
         if error.uuid is not None and self._verdict(error) is not Verdict.FREE:
             self.counted += 1
         error.attempts = self.counted

@@ -19,7 +19,7 @@ from tcm_sync._futures import Future
 from tcm_sync._process import notice_fork
 from tcm_sync._tensors import refuse_frame
 from tcm_sync._tracebacks import shortened_errors
-from tcm_sync._waiting import LONGEST
+from tcm_sync._waiting import MAX_STEP
 from tcm_sync.errors import InputError, TcmError
 from tcm_sync.results import InferResult
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tcm_sync._calls.options import CallOptions
     from tcm_sync._calls.worker_threads import Workers
 
-_MOST_AT_ONCE = 2**31  # which no number of threads reaches, and islice takes
+_MAX_CONCURRENCY = 2**31  # which no number of threads reaches, and islice takes
 _AHEAD = 3  # inputs that are read ahead for each call under way
 _STATES = {GEN_CREATED: "not begun: list(...) or a for loop begins it", GEN_CLOSED: "ended"}
 
@@ -115,7 +115,7 @@ def outcomes_of(
 
     They come in the order of the tasks, or each once it is there.
     """
-    ahead = min(most, _MOST_AT_ONCE) * _AHEAD
+    ahead = min(most, _MAX_CONCURRENCY) * _AHEAD
     counter = itertools.count()
     waiting: dict[int, Future[Any]] = {}  # by their indexes, the oldest first
     done: SimpleQueue[int] = SimpleQueue()  # not of futures, whose callbacks have the queue: no cycle
@@ -156,7 +156,7 @@ def _failed(error: TcmError) -> Future[Any]:
 def _next_of(done: SimpleQueue[int]) -> int:
     while True:
         try:
-            return done.get(timeout=LONGEST)
+            return done.get(timeout=MAX_STEP)
         except Empty:
             continue
 

@@ -9,7 +9,7 @@ from tcm_sync._pool.turn_keys import turns_of
 from tcm_sync._pool.turns import Turns
 from tcm_sync._transport.connection import Connection
 
-_MOST_TENANTS = 16  # whose turns a client keeps, where a callable hands out tokens of several
+_MAX_TENANTS = 16  # whose turns a client keeps, where a callable hands out tokens of several
 
 
 class ClientTurns:
@@ -46,7 +46,7 @@ class ClientTurns:
         with self._joining:
             turns.join(self)
             self.by_tenant[connection.tenant] = turns
-            if len(self.by_tenant) > _MOST_TENANTS:
+            if len(self.by_tenant) > _MAX_TENANTS:
                 self._leave_oldest()
         if self.closed.is_set():
             self.leave()  # `close` may have done so before they were there

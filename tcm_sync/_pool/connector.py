@@ -10,7 +10,7 @@ from tcm_sync._reentry import Callers, is_entry_point
 from tcm_sync._threads import DaemonThreads
 from tcm_sync._transport.sockets import OpeningSockets
 
-_MOST_THREADS = 2
+_MAX_THREADS = 2
 
 
 class Connector:
@@ -28,7 +28,7 @@ class Connector:
 
     def __init__(self, callers: Callers) -> None:
         self._callers = callers
-        self._threads = DaemonThreads("tcm-sync-connector", _MOST_THREADS)
+        self._threads = DaemonThreads("tcm-sync-connector", _MAX_THREADS)
         self.opening = OpeningSockets()
 
     def submit(self, job: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from time import monotonic, time
 from tcm_sync._deadline import Deadline
 from tcm_sync._locks import RLock
 from tcm_sync._logs import Log
-from tcm_sync._waiting import LONGEST
+from tcm_sync._waiting import MAX_STEP
 from tcm_sync.errors import TcmError
 from tcm_sync.events._listeners import NO_LISTENERS, Listeners, wake
 from tcm_sync.events._records import GateOpened, GateShut
@@ -276,7 +276,7 @@ class Gate:
                     raise copy_for_call(cause)
                 if seconds == inf:
                     seconds = min(self._probe_ends - monotonic(), _AUDIT_INTERVAL)
-                self._changed.wait(max(0.0, min(seconds, LONGEST, inf if left is None else left)))
+                self._changed.wait(max(0.0, min(seconds, MAX_STEP, inf if left is None else left)))
 
 
 def copy_for_call(error: TcmError) -> TcmError:

@@ -10,7 +10,7 @@ from tcm_sync.events._listeners import NO_LISTENERS, Listeners
 
 # A manager that is back is found within a second by each process whose calls wait, and 64 processes whose
 # calls wait ask at most 64 times a second, evenly. Without calls no process asks.
-_FIRST_PAUSE, _LONGEST_PAUSE, _JITTER = 0.1, 2 / 3, 0.5
+_FIRST_PAUSE, _MAX_PAUSE, _JITTER = 0.1, 2 / 3, 0.5
 
 
 class ManagerState:
@@ -49,7 +49,7 @@ class ManagerState:
         self.manager_gate = Gate(
             "manager",
             _FIRST_PAUSE,
-            _LONGEST_PAUSE,
+            _MAX_PAUSE,
             jitter=_JITTER,
             of=where,
             level=logging.WARNING,

@@ -21,7 +21,7 @@ from tcm_sync._transport.connection import Connection
 from tcm_sync._transport.counters import PoolCounts
 from tcm_sync._transport.opener import Opener
 from tcm_sync._transport.reader import Reader
-from tcm_sync._waiting import LONGEST, acquire
+from tcm_sync._waiting import MAX_STEP, acquire
 from tcm_sync.errors import TcmError
 from tcm_sync.events._listeners import wake
 from tcm_sync.settings import Settings
@@ -260,7 +260,7 @@ class Pool:
     def _wait(self, waiter: Waiter) -> None:
         """Wait until a connection or an error is handed over, or until there is no time left."""
         state = self.state
-        while not acquire(waiter.resolved, min(state.time_left(waiter), LONGEST)):
+        while not acquire(waiter.resolved, min(state.time_left(waiter), MAX_STEP)):
             with state.lock:
                 if waiter in state.waiters and state.time_left(waiter) == 0.0:
                     state.expire_waiter(waiter)
@@ -377,7 +377,7 @@ class Pool:
                 left = deadline.remaining()
                 if not left:
                     return
-                state.lease_ended.wait(min(left, LONGEST))
+                state.lease_ended.wait(min(left, MAX_STEP))
 
     def close(self, error: TcmError) -> None:
         """End every wait with `error`, and every call to come; the reader closes the sockets."""

@@ -39,12 +39,12 @@ _TURN = struct.Struct("<QQq")  # the fields of `TurnRecord`
 _ARRIVALS_AT = 40  # where the number of processes that have arrived is, modulo 2 ** 64
 _USED_AT = 48
 _TURNS_AT = 64
-MOST_PROCESSES, MOST_TURNS = 1024, 512
-_PROCESSES_AT = _TURNS_AT + MOST_TURNS * _TURN.size
-SIZE = _PROCESSES_AT + MOST_PROCESSES * _PROCESS.size
+MAX_PROCESSES, MAX_TURNS = 1024, 512
+_PROCESSES_AT = _TURNS_AT + MAX_TURNS * _TURN.size
+SIZE = _PROCESSES_AT + MAX_PROCESSES * _PROCESS.size
 
 _LOCK_NS = 5_000_000  # the longest wait for the lock, which is held for some tens of microseconds
-_LONGEST_NS = 60 * 10**9  # a record that ends later than this is damaged, or of another clock
+_MAX_TURN_NS = 60 * 10**9  # a record that ends later than this is damaged, or of another clock
 
 Result = TypeVar("Result")
 
@@ -240,11 +240,11 @@ class TurnFile:
         What ends far in the future, or began in it, is damaged or of another clock, and counts as absent.
         """
         used = _USED.unpack(self._part(_USED_AT, _USED.size))
-        if used[0] > MOST_PROCESSES or used[1] > MOST_TURNS:
+        if used[0] > MAX_PROCESSES or used[1] > MAX_TURNS:
             raise TableError("the table of turns is damaged")
         processes = self._part(_PROCESSES_AT, used[0] * _PROCESS.size)
         turns = self._part(_TURNS_AT, used[1] * _TURN.size)
-        latest = now + _LONGEST_NS
+        latest = now + _MAX_TURN_NS
         return (
             {
                 slot: ProcessRecord(*fields)
@@ -276,7 +276,7 @@ class TurnFile:
     ) -> None:
         """Write a record of a process, in a free slot if it has none."""
         if slot is None:
-            slot = _free(processes, MOST_PROCESSES)
+            slot = _free(processes, MAX_PROCESSES)
             self._write(_USED_AT, struct.pack("<I", max(slot, max(processes, default=0)) + 1))
             arrivals = (self.arrivals() + 1) % 2**64
             self._write(_ARRIVALS_AT, arrivals.to_bytes(8, "little"))
@@ -284,7 +284,7 @@ class TurnFile:
 
     def put_turn(self, taken: dict[int, TurnRecord], record: TurnRecord) -> int:
         """Write a record of a turn in a free slot, and return the slot."""
-        slot = _free(taken, MOST_TURNS)
+        slot = _free(taken, MAX_TURNS)
         used = max(slot, max(taken, default=0)) + 1
         self._write(_USED_AT + 4, struct.pack("<I", used))
         self._write(_TURNS_AT + slot * _TURN.size, _TURN.pack(*record))

@@ -16,7 +16,7 @@ from tcm_sync._process import register_hooks
 
 TICK_NS = 10_000_000  # between two rounds of the manager's scheduler (docs/wire.rst, "Timing")
 GRACE_NS = 2_500_000  # how late a process may ask again and still keep its place in the order
-_SHORTEST_PAUSE_NS = 1_000_000  # between two claims of a process that is among the next to be served
+_MIN_PAUSE_NS = 1_000_000  # between two claims of a process that is among the next to be served
 PRESENT_NS = 10 * 10**9  # for which a process counts as present after a claim
 
 
@@ -156,7 +156,7 @@ def pause_ns(older: int, turns: int) -> int:
     turns : int
         How many are served in a tick.
     """
-    return _SHORTEST_PAUSE_NS + max(0, older - turns + 1) * TICK_NS // turns
+    return _MIN_PAUSE_NS + max(0, older - turns + 1) * TICK_NS // turns
 
 
 def _slot_of(processes: dict[int, ProcessRecord], key: int, owner: int) -> int | None:

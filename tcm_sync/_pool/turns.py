@@ -45,10 +45,10 @@ _BELOW_TICK = 0.0025  # seconds
 _LESS_THAN_A_TICK = TICK_NS / 2e9
 _RUN_WITHOUT_TICK = 8
 _RUN_WITH_TICK = -32  # this many slower replies in a row, after which turns are taken again
-_MOST_BUSY = 3  # claims in a row that find the table's lock taken, after which none is made for a while
+_MAX_BUSY = 3  # claims in a row that find the table's lock taken, after which none is made for a while
 _BUSY_PAUSE_NS = 100_000_000
 _OVERDUE_NS = 10**9  # the first waiter tries every few milliseconds, unless its thread does not run
-_MOST_TARGETS = 256  # whose times are remembered
+_MAX_TARGETS = 256  # whose times are remembered
 
 
 class Turn:
@@ -219,7 +219,7 @@ class Turns:
                 self.is_needed = True
         quickest = self._quickest.get(target)
         if quickest is None or seconds < quickest:
-            if quickest is None and len(self._quickest) >= _MOST_TARGETS:
+            if quickest is None and len(self._quickest) >= _MAX_TARGETS:
                 self._quickest.clear()
             self._quickest[target] = seconds
         else:
@@ -388,5 +388,5 @@ class Turns:
             self._table = None
             return
         self._busy += 1
-        if self._busy >= _MOST_BUSY:  # each call has waited 5 ms for it
+        if self._busy >= _MAX_BUSY:  # each call has waited 5 ms for it
             self._busy_until = monotonic_ns() + _BUSY_PAUSE_NS

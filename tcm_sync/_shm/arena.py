@@ -18,9 +18,9 @@ from tcm_sync.errors import InputError
 if TYPE_CHECKING:
     from tcm_sync.settings import Route
 
-_MOST_IDLE = 64  # segments that are kept for later requests
+_MAX_IDLE = 64  # segments that are kept for later requests
 _CLOSE_TIMEOUT = 5.0  # seconds that close() waits for segments that are being made
-_MOST_REGISTERED = 256  # keys that a server keeps; it drops the least recently used (docs/wire.rst)
+_MAX_REGISTERED = 256  # keys that a server keeps; it drops the least recently used (docs/wire.rst)
 
 
 class DeclinedError(Exception):
@@ -147,7 +147,7 @@ class Arena:
             elif not segment.owned:
                 self._idle.append(segment)
                 kept = sum(each.byte_size for each in self._idle)
-                while len(self._idle) > _MOST_IDLE or kept > self.max_pinned:
+                while len(self._idle) > _MAX_IDLE or kept > self.max_pinned:
                     surplus.append(self._idle.pop(0))
                     kept -= surplus[-1].byte_size
         for each in surplus:
@@ -260,7 +260,7 @@ class Arena:
             self._check_budget(segment.byte_size)
             self._pinned += segment.byte_size
             known[segment.name] = segment.byte_size
-            if len(known) > _MOST_REGISTERED:
+            if len(known) > _MAX_REGISTERED:
                 self._pinned -= known.popitem(last=False)[1]
         segment.busy, segment.route, segment.epoch = True, route, epoch
 

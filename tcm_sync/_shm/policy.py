@@ -31,7 +31,7 @@ WORTH_SHARING = 16_384
 
 _LOG_INTERVAL = 3600.0  # seconds between two log lines about one kind of reason
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0  # seconds for which a route gets JSON after a refusal
+_FIRST_PAUSE, _MAX_PAUSE = 5.0, 600.0  # seconds for which a route gets JSON after a refusal
 
 #: Kinds of reasons that are logged: a user who has set shared memory up does not expect them.
 _UNEXPECTED = ("no room", "not checked", "not made", "pinned", "refused")
@@ -171,7 +171,7 @@ class ShmPolicy:
             before = self._pauses.get(route)
             if before is not None and monotonic() < before.until:
                 return  # a call that was under way at the same time has recorded it
-            seconds = _FIRST_PAUSE if before is None else min(before.seconds * 2, _LONGEST_PAUSE)
+            seconds = _FIRST_PAUSE if before is None else min(before.seconds * 2, _MAX_PAUSE)
             self._pauses[route] = _Pause(monotonic() + seconds, seconds, why)
 
     def record_success(self, route: Route) -> None:

@@ -31,7 +31,7 @@ _PIECE = 2**18
 
 # An array of so many elements is written only if there is memory for so many bytes an element: the longest
 # text (25 bytes), in a buffer that orjson doubles while it still has the one before.
-_MANY, _MOST_BYTES = 8192, 64
+_MANY, _MAX_BYTES = 8192, 64
 
 
 def encode_inputs(tensors: Iterable[Tensor], deadline: Deadline | None = None) -> list[bytes]:
@@ -170,7 +170,7 @@ def _text_of(array: npt.NDArray[Any]) -> bytes:
 def _check_memory(elements: int) -> None:
     """Raise a MemoryError where orjson would get no memory, which ends the process (SIGSEGV)."""
     try:
-        np.empty(elements * _MOST_BYTES, np.uint8)
+        np.empty(elements * _MAX_BYTES, np.uint8)
     except MemoryError:
         raise MemoryError(f"there is no memory to write {elements:,} elements as JSON") from None
 

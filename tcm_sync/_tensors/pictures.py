@@ -12,8 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_LEAST, _MOST = 16, 256  # pixels of a side: what is smaller is a table, what is larger is thinned out
-_LONGEST = 4  # times its other side; longer ones are tables too
+_MIN_SIDE, _MAX_SIDE = 16, 256  # pixels of a side: what is smaller is a table, what is larger is thinned out
+_MAX_ASPECT = 4  # times its other side; longer ones are tables too
 _SHOWN = 192  # pixels of the longer side, up to which small pictures are enlarged
 _COLOURS = {1: 0, 3: 2, 4: 6}  # PNG's number for grey, RGB and RGBA
 
@@ -46,9 +46,9 @@ def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
     if array.ndim != 3 or array.shape[2] not in _COLOURS:
         return None
     short, long = sorted(array.shape[:2])
-    if short < _LEAST or long > short * _LONGEST:
+    if short < _MIN_SIDE or long > short * _MAX_ASPECT:
         return None
-    step = -(-long // _MOST)
+    step = -(-long // _MAX_SIDE)
     return array[::step, ::step]
 
 

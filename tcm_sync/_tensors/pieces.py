@@ -31,7 +31,7 @@ LARGE = 4 * 2**20  # bytes from which this is faster than decoding all at once
 MEDIUM = 256 * 1024  # bytes from which it is faster if there are many lists
 _MANY_LISTS = 10_000
 _PIECE = 64 * 1024  # bytes of text that are decoded at a time, besides the rest of a unit
-_LONGEST = 2 * 2**20  # bytes in which that unit must end, those between elements not counted
+_MAX_UNIT_BYTES = 2 * 2**20  # bytes in which that unit must end, those between elements not counted
 _SHORT = 32  # elements up to which innermost lists are too many to be made
 _SCAN = 2**20  # bytes that are scanned at a time
 
@@ -186,7 +186,7 @@ class _Reader:
         """Return where a piece ends: at the comma behind a unit, or at the end of the text."""
         found = _commas_behind(self._axes).search(self._text, start + _PIECE)
         end = len(self._text) if found is None else found.end() - 1
-        longest = _PIECE + _LONGEST
+        longest = _PIECE + _MAX_UNIT_BYTES
         if end - start > longest and len(bytes(self._text[start:end]).translate(None, _BLANKS)) > longest:
             raise TensorError("ragged lists, or a number of over a million digits")
         return end

@@ -30,7 +30,7 @@ _BETWEEN_TEXTS = re.compile(rb"([\] \t\r\n]*)(,?)")  # behind a text
 _END_OF_LIST = re.compile(rb"[ \t\r\n]*\]")
 
 _FEW = 4096  # different texts that are always remembered
-_MOST = 2**17  # those that are remembered while most texts are repeated
+_MAX_REMEMBERED = 2**17  # those that are remembered while most texts are repeated
 
 
 def decode_texts_in_pieces(
@@ -183,6 +183,6 @@ class _Repeated:
             return texts
         texts = list(map(self._kept.setdefault, texts, texts))
         self._count += len(texts)
-        if len(self._kept) > min(max(_FEW, self._count // 2), _MOST):
+        if len(self._kept) > min(max(_FEW, self._count // 2), _MAX_REMEMBERED):
             self._kept = None
         return texts

@@ -17,7 +17,7 @@ from tcm_sync._handlers import is_of_handler
 from tcm_sync.errors import AuthenticationError, ConnectFailedError
 
 #: The longest wait, in seconds: the system's own types hold little more.
-LONGEST_WAIT = 86_400.0
+MAX_WAIT = 86_400.0
 
 _ATTEMPT_DELAY = 0.25  # seconds between the beginnings of two attempts (RFC 8305, section 5)
 
@@ -175,7 +175,7 @@ class _ConnectAttempts:
                 for sock in list(self._attempts):
                     self._fail(sock, TimeoutError("timed out"))
                 break
-            bounds = [LONGEST_WAIT if left is None else min(left, LONGEST_WAIT)]
+            bounds = [MAX_WAIT if left is None else min(left, MAX_WAIT)]
             if to_begin:
                 bounds.append(max(0.0, next_at - monotonic()))
             for key, _ in self._selector.select(min(bounds)):

@@ -24,8 +24,8 @@ from tcm_sync._transport.tls_errors import WOULD_BLOCK, TlsSocket, with_own_erro
 from tcm_sync._wire.encode import Pieces
 from tcm_sync.errors import CallTimeoutError, ConnectionLostError, ProtocolError, TcmError
 
-_MOST_CONTROLS = 4  # control frames waiting to go out; of pongs only the latest matters (RFC 6455, 5.5.3)
-_MOST_SENT = 1024  # how many times of sending are remembered, to keep a limit of messages a second
+_MAX_CONTROLS = 4  # control frames waiting to go out; of pongs only the latest matters (RFC 6455, 5.5.3)
+_MAX_SENT = 1024  # how many times of sending are remembered, to keep a limit of messages a second
 
 
 class ConnectionOwner(Protocol):
@@ -180,7 +180,7 @@ class Connection:
         self.jitter = 1.0  # factor of its limits, so that sockets are not all replaced at once
         self.closing_reason: str | None = None  # why it is closed when it is released
         self.replacing = False  # whether another one is being opened in its place
-        self.sent_at: deque[float] = deque(maxlen=_MOST_SENT)
+        self.sent_at: deque[float] = deque(maxlen=_MAX_SENT)
 
     def __repr__(self) -> str:
         return f"<Connection {self.uuid}{' closed' if self.closed else ''}>"
@@ -295,7 +295,7 @@ class Connection:
         """Queue a ping or a pong; it goes out before the next data frame, or with `flush`."""
         frame = memoryview(encode_frame(opcode, payload))
         with self.lock:
-            if len(self._controls) >= _MOST_CONTROLS:
+            if len(self._controls) >= _MAX_CONTROLS:
                 self._controls.pop()
             self._controls.append(frame)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 from tcm_sync._deadline import Deadline
-from tcm_sync._numbers import LONGEST_PAUSE, asked_pause
+from tcm_sync._numbers import MAX_PAUSE, asked_pause
 from tcm_sync._transport.sockets import receive
 from tcm_sync._wire.quote import quote
 
@@ -68,7 +68,7 @@ def pause_asked_for(fields: dict[bytes, bytes]) -> float | None:
     """
     text = fields.get(b"retry-after", b"")
     if re.fullmatch(rb"\d+", text):
-        return asked_pause(int(text) if len(text) <= 20 else LONGEST_PAUSE)
+        return asked_pause(int(text) if len(text) <= 20 else MAX_PAUSE)
     until = _read_date(text)
     if until is None:
         return None

@@ -19,7 +19,7 @@ from tcm_sync._transport.tls import failure_after_tls
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ConnectFailedError, ProtocolError
 
-_MOST_BYTES = 256 * 1024  # head and body together
+_MAX_BYTES = 256 * 1024  # head and body together
 
 
 class Target(Protocol):
@@ -80,7 +80,7 @@ def probe(target: Target, name: str, deadline: Deadline, opening: OpeningSockets
             send_all(sock, "\r\n".join(head).encode("ascii"), deadline)
             with http.client.HTTPResponse(_Stream(sock, deadline)) as response:  # type: ignore[arg-type]
                 response.begin()
-                return response.status, response.read(_MOST_BYTES)  # whatever length was announced
+                return response.status, response.read(_MAX_BYTES)  # whatever length was announced
     except OSError as error:
         if is_of_handler(error):
             raise
@@ -103,7 +103,7 @@ class _Stream(io.RawIOBase):
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self._sock = sock
         self._deadline = deadline
-        self._left = _MOST_BYTES
+        self._left = _MAX_BYTES
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
@@ -113,7 +113,7 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         if self._left <= 0:
-            raise ValueError(f"over {_MOST_BYTES:,} bytes")
+            raise ValueError(f"over {_MAX_BYTES:,} bytes")
         data = receive(self._sock, min(len(buffer), self._left), self._deadline)
         self._left -= len(data)
         buffer[: len(data)] = data

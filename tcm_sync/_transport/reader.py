@@ -33,7 +33,7 @@ log = Log("tcm_sync.reader", queued=True)
 
 _BUFFER_BYTES = 64 * 1024  # what is read of one socket before the others have their turn
 _TLS_READS = 4  # of 16 KiB at most
-_LONGEST_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
+_MAX_SLEEP = 86_400.0  # seconds; epoll takes less than 25 days
 _IDLE_SECONDS = 5.0  # seconds without a socket after which the thread ends until there is work again
 
 # What the system ends a connection with that no packet came back for.
@@ -251,8 +251,8 @@ class Reader:
     def _poll_once(self) -> bool:
         """Wait for something to do, and do it; return whether the thread is to end, as there is nothing."""
         left = self._due - monotonic()
-        if not 0.0 <= left < _LONGEST_SLEEP:
-            longest = _LONGEST_SLEEP if self._connections else _IDLE_SECONDS
+        if not 0.0 <= left < _MAX_SLEEP:
+            longest = _MAX_SLEEP if self._connections else _IDLE_SECONDS
             left = max(0.0, min(left, longest))  # below zero, epoll would wait without a limit
         events = self._poller.poll(left)
         if not (events or self._commands or self._connections) and self._due == inf:

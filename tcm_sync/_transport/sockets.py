@@ -13,7 +13,7 @@ from tcm_sync._deadline import Deadline
 from tcm_sync._endpoint import Endpoint
 from tcm_sync._handlers import Suppress, is_of_handler
 from tcm_sync._locks import RLock
-from tcm_sync._transport.addresses import LONGEST_WAIT, Addresses, connect, resolve
+from tcm_sync._transport.addresses import MAX_WAIT, Addresses, connect, resolve
 from tcm_sync._transport.nested_tls import TLS_SOCKETS, NestedTls
 from tcm_sync._transport.tcp_state import keep_alive
 from tcm_sync._transport.tls import failure_of_tls, name_to_verify
@@ -217,7 +217,7 @@ def wait_ready(sock: socket.socket, *, write: bool, timeout: float | None) -> No
     if hasattr(select, "poll"):
         poller = select.poll()
         poller.register(number, select.POLLOUT if write else select.POLLIN)
-        poller.poll(None if timeout is None else min(timeout, LONGEST_WAIT) * 1000)
+        poller.poll(None if timeout is None else min(timeout, MAX_WAIT) * 1000)
         return
     both = ([], [number], [number]) if write else ([number], [], [number])
     try:
@@ -275,4 +275,4 @@ def _positive(deadline: Deadline) -> float | None:
         return None
     if left <= 0.0:
         raise TimeoutError("timed out")
-    return min(left, LONGEST_WAIT)
+    return min(left, MAX_WAIT)

@@ -15,7 +15,7 @@ from tcm_sync._wire.quote import quote
 log = Log("tcm_sync.reader", queued=True)
 
 _ALERT_INTERVAL = 60.0  # seconds between two alerts of a kind in the log
-_MOST_KINDS = 64  # that are counted apart: the manager names them
+_MAX_KINDS = 64  # that are counted apart: the manager names them
 
 
 class UnsolicitedMessages:
@@ -34,7 +34,7 @@ class UnsolicitedMessages:
     def alert(self, connection: Connection, alert: Alert) -> None:
         """Log an alert, once a kind and a minute."""
         kind = quote(alert.error_type or "none")
-        if kind not in self._logged_at and len(self._logged_at) >= _MOST_KINDS:
+        if kind not in self._logged_at and len(self._logged_at) >= _MAX_KINDS:
             kind = "others"
         self._counts.alerts[kind] += 1
         now = monotonic()

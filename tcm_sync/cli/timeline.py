@@ -20,7 +20,7 @@ _SLOTS = 80  # of a run, at most: so many points a chart can show
 _WIDTHS = tuple(digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5))
 _DIGITS = 2  # significant digits of the latencies of a slot
 _SAMPLES = 240  # of the queue during a run, at most
-_SHORTEST_INTERVAL = 0.2  # seconds between two samples of the queue, at least
+_MIN_INTERVAL = 0.2  # seconds between two samples of the queue, at least
 _TIMEOUT = 2.0  # seconds for a sample
 
 
@@ -143,7 +143,7 @@ class QueueSampler:
         self.failed = 0
         self.reason: str | None = None
         self._client = client
-        self._interval = max(_SHORTEST_INTERVAL, duration / _SAMPLES)
+        self._interval = max(_MIN_INTERVAL, duration / _SAMPLES)
         self._stop = OnceEvent()
         self._thread = threading.Thread(target=self._run, name="tcm-sync-queue", daemon=True)
 

@@ -257,7 +257,7 @@ class TcmClient:
         call = kind((text,), Deadline(self._message_timeout), waits_for_manager=False)
         call.job_id = payload.get("job_id")
         try:
-            perform(self._client._core, call, None, once=True)  # noqa: SLF001
+            perform(self._client._core, call, None, at_most_once=True)  # noqa: SLF001
         except AuthenticationError as error:
             raise shortened(RuntimeError(f"Auth failed: {error}")) from error
         except TcmError as error:

@@ -23,7 +23,7 @@ from tcm_sync.events._records import Event, Listener
 
 log = Log("tcm_sync.events", queued=True)
 
-_MOST_WAITING = 10_000  # events; where listeners are slower than that, `_Delivery` drops further ones
+_MAX_WAITING = 10_000  # events; where listeners are slower than that, `_Delivery` drops further ones
 _SLOW = 1.0  # seconds for one event
 _IDLE = 1.0  # seconds after which the thread without work ends
 # Seconds in which the thread, when it has delivered all events, collects further ones. To wake it costs a
@@ -61,7 +61,7 @@ class Registration:
         if not self._was_slow and (took := monotonic() - began) > _SLOW:
             self._was_slow = True
             text = "the listener %r took %.3g s at %s: events wait meanwhile, and are dropped beyond %d"
-            log.warning(text, self._name, took, event.method, _MOST_WAITING)
+            log.warning(text, self._name, took, event.method, _MAX_WAITING)
 
     @property
     def _name(self) -> str:
@@ -127,11 +127,11 @@ class _Delivery:
             self._waiting.extend(map(pop, (argument,)))
 
     def _has_room(self) -> bool:
-        if len(self._waiting) < _MOST_WAITING and not self._held_back:
+        if len(self._waiting) < _MAX_WAITING and not self._held_back:
             return True
         if not self._has_dropped:
             self._has_dropped = True
-            log.warning("events are dropped: the listeners are too slow, %d events wait", _MOST_WAITING)
+            log.warning("events are dropped: the listeners are too slow, %d events wait", _MAX_WAITING)
         return False
 
     def _is_empty(self) -> bool:

@@ -45,7 +45,7 @@ __all__ = ["PrometheusListener"]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 _PHASES = Phases.__struct_fields__
-_MOST_SERIES = 1000  # combinations of labels whose metrics are kept after they were looked up
+_MAX_SERIES = 1000  # combinations of labels whose metrics are kept after they were looked up
 
 
 class _CallSeries(NamedTuple):
@@ -121,7 +121,7 @@ class PrometheusListener(Listener):
             registry=registry,
             buckets=_SAMPLES,
         )
-        self._series_of = lru_cache(_MOST_SERIES)(self._look_up_series)
+        self._series_of = lru_cache(_MAX_SERIES)(self._look_up_series)
 
     def _look_up_series(self, kind: str, model: str, outcome: str, transport: str) -> _CallSeries:
         return _CallSeries(
@@ -256,7 +256,7 @@ class _Gauge:
     """
 
     def __init__(self, gauge: Gauge) -> None:
-        self._series_of = lru_cache(_MOST_SERIES)(gauge.labels)
+        self._series_of = lru_cache(_MAX_SERIES)(gauge.labels)
         self._labels: dict[Hashable, tuple[str, ...]] = {}  # of each that is there
         self._counts: Counter[tuple[str, ...]] = Counter()
         self._pid = os.getpid()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: The tenant of clients that state none, which is every client in the open mode.
 UNKNOWN_TENANT = "unknown"
 _PERIOD = 60.0  # seconds within which failures count together
-_MOST_FAILED = 10_000  # uuids
+_MAX_FAILED = 10_000  # uuids
 
 
 class AuthRefused(Exception):
@@ -74,7 +74,7 @@ class Authenticator:
     def __init__(self, tokens: Tokens, failures_per_minute: int | None) -> None:
         self._tokens = tokens
         self._failures_per_minute = failures_per_minute
-        self._failures: TtlCache[str, SlidingWindow] = TtlCache(_PERIOD, _MOST_FAILED)
+        self._failures: TtlCache[str, SlidingWindow] = TtlCache(_PERIOD, _MAX_FAILED)
 
     def identify(self, uuid: str, payload: Mapping[str, Any]) -> Identity:
         """Return the identity of the client that sent the payload of an auth message.

@@ -17,7 +17,7 @@ from tcm_sync.local.cloud_objects import CloudJob, Container, RegisteredServer, 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MOST_JOBS = 10_000  # whose records are kept
+MAX_JOBS = 10_000  # whose records are kept
 
 
 class Cloud:
@@ -118,7 +118,7 @@ class Cloud:
             number = self._begun
             self._begun += 1
             self._jobs[number] = CloudJob(uuid, action)
-            self._jobs.pop(number - MOST_JOBS, None)
+            self._jobs.pop(number - MAX_JOBS, None)
             return number
 
     def end(self, number: int, state: str, data: object) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 #: For how long a draining manager still queues what is sent to it (docs/wire.rst, "Draining").
 SCHEDULER_DRAIN_SECONDS = 0.5
 _DRAIN_POLL = 0.005
-_MOST_TENANTS = 10_000
+_MAX_TENANTS = 10_000
 _IN_THREAD = 0.020  # seconds before a tick, in which a thread sleeps and not the loop
 
 DROPPED_BY_SHUTDOWN = ("SYSTEM_SHUTDOWN", "Request dropped: system is shutting down.")
@@ -144,7 +144,7 @@ class Core:
         self._loop = loop
         self._sessions: dict[str, Receiver] = {}  # by uuid, in the order in which they connected
         # a bucket that was not used for a second is full, as a new one is
-        self._tenants: TtlCache[str, TokenBucket] = TtlCache(1.0, _MOST_TENANTS)
+        self._tenants: TtlCache[str, TokenBucket] = TtlCache(1.0, _MAX_TENANTS)
         self._no_delays = threading.Event()  # set when delayed requests wait no longer
         self._work = asyncio.Event()  # set while a tick may have something to take
 

@@ -29,7 +29,7 @@ SHUTDOWN, TENANT_LIMIT_REACHED = "SYSTEM_SHUTDOWN", TENANT_LIMIT
 _CIRCUIT_OPEN = "TRITON_CIRCUIT_OPEN"
 _CIRCUIT_PAUSE = 5  # seconds, which the recorded manager asks for
 _REASON = "injected by fail_next"
-_LONGEST = 1e9  # seconds, which every kind of wait supports
+_MAX_SECONDS = 1e9  # seconds, which every kind of wait supports
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class FaultInjection:
             Wait for an inference of this model.
         """
         number = as_number(seconds)
-        if number is None or not 0 <= number <= _LONGEST:
+        if number is None or not 0 <= number <= _MAX_SECONDS:
             raise ConfigError(f"seconds must be a number of at least 0, at most 1e9, not {shown(seconds)}")
         self._plan(f"delay_next({number:g})", times, kind=kind, model_name=model_name, seconds=number)
 

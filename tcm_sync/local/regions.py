@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: The most unreachable regions whose keys stay taken. A real Triton keeps all of them, and grows.
-MOST_UNREACHABLE = 4096
+MAX_UNREACHABLE = 4096
 
 
 @dataclass(eq=False, slots=True)
@@ -120,7 +120,7 @@ class Regions:
         """
         region.memory = None
         self._unreachable.append(region)
-        if len(self._unreachable) > MOST_UNREACHABLE:
+        if len(self._unreachable) > MAX_UNREACHABLE:
             self.unregister(self._unreachable.popleft())
 
 

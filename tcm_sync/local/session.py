@@ -33,7 +33,7 @@ TYPES = ("auth", "inference", "info", "management")
 #: Seconds that a client may take to authenticate.
 AUTH_TIMEOUT = 30.0
 #: Bytes of messages that may wait behind the one that is being sent: a client that needs more does not read.
-MOST_UNREAD = 16 * 2**20
+MAX_UNREAD = 16 * 2**20
 _MESSAGE_BYTES = 100  # of memory, beside its text
 
 NORMAL, POLICY, TOO_BIG, RESTART = 1000, 1008, 1009, 1012
@@ -129,7 +129,7 @@ class Session:
         """Send messages that are written already, in one piece."""
         if self._closing:
             return
-        if self._unread > MOST_UNREAD:
+        if self._unread > MAX_UNREAD:
             logger.warning("%s does not read its messages: its connection is dropped", quote(self._uuid))
             self._closing = True
             self._connection.transport.abort()

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 Claims = Mapping[str, object]
 Tokens = Mapping[str, Collection[str] | Claims] | Collection[str] | Callable[[str], Claims] | None
 
-_MOST_THREADS = 10_000
-_LONGEST = 1e9  # seconds, which every kind of wait supports
+_MAX_THREADS = 10_000
+_MAX_SECONDS = 1e9  # seconds, which every kind of wait supports
 
 #: The least and the most of each whole number.
 _WHOLE: dict[str, tuple[int, int]] = {
     "port": (0, 65_535),
     "quantum": (1, sys.maxsize),
-    "workers": (1, _MOST_THREADS),
+    "workers": (1, _MAX_THREADS),
     "queue_size": (1, sys.maxsize),
     "executor_queue_size": (1, sys.maxsize),
-    "management_workers": (1, _MOST_THREADS),
+    "management_workers": (1, _MAX_THREADS),
     "management_queue_size": (1, sys.maxsize),
     "management_executor_queue_size": (1, sys.maxsize),
     "max_message_bytes": (1, sys.maxsize),
@@ -123,7 +123,7 @@ def _whole(name: str, value: object, least: int, most: int) -> int:
 
 def _seconds(name: str, value: object) -> float:
     number = as_number(value)
-    if number is None or not 0 <= number <= _LONGEST:
+    if number is None or not 0 <= number <= _MAX_SECONDS:
         raise ConfigError(f"{name} must be a number of at least 0 seconds, at most 1e9, not {shown(value)}")
     return number
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tcm_sync.local")
 
 #: The most registrations with one server; the least recently used are dropped.
-MOST_REGIONS = 256
+MAX_REGIONS = 256
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class SharedMemory:
                 logger.warning("%s cannot be registered: %s", key, error)
                 raise cannot_open(key) from None
             known[key] = own[key] = region
-            if len(known) > MOST_REGIONS:
+            if len(known) > MAX_REGIONS:
                 self._drop_least_used(known)
         elif status.st_ino == region.inode and status.st_size < byte_size:
             raise refused_arguments(region.name)  # the file was truncated: reading it would end this process

@@ -57,8 +57,8 @@ class LocalStats:
     lost_replies: int
 
 
-_MOST_UUIDS = 10_000
-_MOST_NACKS = 1000  # some messages repeat what the client sent, so that there is no end of them
+_MAX_UUIDS = 10_000
+_MAX_NACKS = 1000  # some messages repeat what the client sent, so that there is no end of them
 _OTHERS = "other messages"
 
 
@@ -70,7 +70,7 @@ class Counters:
         self._counts: Counter[str] = Counter()
         self._executions: Counter[str] = Counter()
         self._nacks: Counter[str] = Counter()
-        self._uuids: deque[str] = deque(maxlen=_MOST_UUIDS)
+        self._uuids: deque[str] = deque(maxlen=_MAX_UUIDS)
 
     def count(self, what: str) -> None:
         """Count one of ``connections``, ``messages``, ``lost_replies``."""
@@ -90,7 +90,7 @@ class Counters:
     def count_nack(self, name: str) -> None:
         """Count an error that was sent."""
         with self._lock:
-            known = name in self._nacks or len(self._nacks) < _MOST_NACKS
+            known = name in self._nacks or len(self._nacks) < _MAX_NACKS
             self._nacks[name if known else _OTHERS] += 1
 
     def snapshot(

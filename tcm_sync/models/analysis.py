@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 _OPSETS_SINCE = 3  # the IR version from which a model must name its operator sets
-MOST_VALUES = 10_000  # inputs, and outputs
+MAX_VALUES = 10_000  # inputs, and outputs
 _OVERRIDABLE_SINCE = 4  # before it, every initialiser had to be an input as well, and is a constant
 
 
@@ -264,8 +264,8 @@ def _specs(values: Iterable[Any], kind: str, unsupported: dict[str, str]) -> tup
     """Read inputs or outputs, and add those that no message can carry to `unsupported`."""
     specs: dict[str, TensorSpec] = {}
     for place, value in enumerate(values):
-        if place >= MOST_VALUES:
-            raise ModelFileError(f"it has more than {MOST_VALUES:,} {kind}s, which no model has")
+        if place >= MAX_VALUES:
+            raise ModelFileError(f"it has more than {MAX_VALUES:,} {kind}s, which no model has")
         name = text(value.name)
         if not name:
             raise ModelFileError(f"its {kind} {place} has no name")

@@ -25,7 +25,7 @@ _MADE_UP = re.compile(
 )
 
 
-_MOST_SHOWN = 10  # names in a reason
+_MAX_SHOWN = 10  # names in a reason
 
 
 class FirstAxis(Struct, frozen=True):
@@ -83,7 +83,7 @@ def guess_first_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
         )
     batch = [bool(name and _BATCH.fullmatch(name) and not is_made_up(name)) for name in names]
     if len(set(names)) > 1 and not all(batch):
-        shown = ", ".join(map(repr, list(dict.fromkeys(names))[:_MOST_SHOWN]))
+        shown = ", ".join(map(repr, list(dict.fromkeys(names))[:_MAX_SHOWN]))
         return FirstAxis(False, "unsure", f"the first dimensions of the inputs are called {shown}")
     if all(batch):
         after = [spec.dim_names[0] if spec.dim_names else None for spec in outputs]

@@ -31,8 +31,8 @@ BITS = {
 }
 _BITS_OF_OTHERS = 8  # INT8, UINT8, BOOL, and every kind of FLOAT8
 
-MOST_DIM_NAME = 1000  # characters; it is matched with patterns, in time that grows with the square
-MOST_DIMS = 64  # numpy's limit; no model has more
+MAX_DIM_NAME = 1000  # characters; it is matched with patterns, in time that grows with the square
+MAX_DIMS = 64  # numpy's limit; no model has more
 
 
 def element_name(number: int) -> str:
@@ -113,15 +113,15 @@ def _dims(name: str, tensor: Any) -> tuple[tuple[int, ...] | None, tuple[str | N
     if not tensor.HasField("shape"):
         return None, ()
     dims = tensor.shape.dim
-    if len(dims) > MOST_DIMS:
-        raise ModelFileError(f'"{name}" has {len(dims):,} dimensions, more than {MOST_DIMS}')
+    if len(dims) > MAX_DIMS:
+        raise ModelFileError(f'"{name}" has {len(dims):,} dimensions, more than {MAX_DIMS}')
     sizes = tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else -1 for dim in dims)
     names = tuple(text(dim.dim_param) or None for dim in dims)
     longest = max((len(each) for each in names if each is not None), default=0)
-    if longest > MOST_DIM_NAME:
+    if longest > MAX_DIM_NAME:
         raise ModelFileError(
             f'"{quote(name)}" has a dimension whose name has {longest:,} characters, '
-            f"more than {MOST_DIM_NAME:,}"
+            f"more than {MAX_DIM_NAME:,}"
         )
     return sizes, names if any(names) else ()
 

@@ -17,13 +17,13 @@ from tcm_sync.errors import ModelFileError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MOST_PARTS = 10_000_000  # fields that are read, in some 10 s
-MOST_KEPT = 1_000_000  # fields that are kept; parsed, each takes some hundred bytes
-MOST_BYTES = 16 * 1024 * 1024  # bytes that are kept: parsed, they may take a hundred times as much memory
-MOST_DEEP = 100  # levels of nested messages, which is protobuf's limit
+MAX_PARTS = 10_000_000  # fields that are read, in some 10 s
+MAX_KEPT = 1_000_000  # fields that are kept; parsed, each takes some hundred bytes
+MAX_BYTES = 16 * 1024 * 1024  # bytes that are kept: parsed, they may take a hundred times as much memory
+MAX_DEPTH = 100  # levels of nested messages, which is protobuf's limit
 
 _WINDOW = 16 * 1024  # bytes of a file that are read at a time
-_LONGEST_VARINT = 10  # bytes
+_MAX_VARINT_BYTES = 10  # bytes
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
@@ -153,8 +153,8 @@ class _WeightStripper:
 
     def message(self, start: int, end: int, fields: Mapping[int, Any], depth: int) -> bytes:
         """Return the kept parts of the message from start to end."""
-        if depth > MOST_DEEP:
-            raise ModelFileError(f"it is nested more than {MOST_DEEP} deep, which no model is")
+        if depth > MAX_DEPTH:
+            raise ModelFileError(f"it is nested more than {MAX_DEPTH} deep, which no model is")
         kept: list[bytes] = []
         while start < end:
             self._count()
@@ -175,16 +175,16 @@ class _WeightStripper:
 
     def _count(self) -> None:
         self._parts += 1
-        if self._parts > MOST_PARTS:
-            raise ModelFileError(f"it has more than {MOST_PARTS:,} parts, which no model has")
+        if self._parts > MAX_PARTS:
+            raise ModelFileError(f"it has more than {MAX_PARTS:,} parts, which no model has")
 
     def _keep(self, start: int, stop: int) -> bytes:
         self._kept += 1
         self._bytes += stop - start
-        if self._kept > MOST_KEPT:
-            raise ModelFileError(f"it has over {MOST_KEPT:,} tensors, names and sizes, which no model has")
-        if self._bytes > MOST_BYTES:
-            raise ModelFileError(f"it has over {MOST_BYTES:,} bytes beside its weights, which no model has")
+        if self._kept > MAX_KEPT:
+            raise ModelFileError(f"it has over {MAX_KEPT:,} tensors, names and sizes, which no model has")
+        if self._bytes > MAX_BYTES:
+            raise ModelFileError(f"it has over {MAX_BYTES:,} bytes beside its weights, which no model has")
         first = self._window_start
         if self._file is not None and not first <= start <= stop <= first + len(self._window):
             return self._file.read(start, stop - start)
@@ -216,11 +216,11 @@ class _WeightStripper:
 
     def _varint(self, place: int, end: int) -> tuple[int, int]:
         """Decode a number of variable length; return it and its end."""
-        if not self._window_start <= place <= self._window_start + len(self._window) - _LONGEST_VARINT:
+        if not self._window_start <= place <= self._window_start + len(self._window) - _MAX_VARINT_BYTES:
             self._move_window(place)
         window, before = self._window, self._window_start
         value = shift = 0
-        while place < end and shift < 7 * _LONGEST_VARINT:
+        while place < end and shift < 7 * _MAX_VARINT_BYTES:
             byte = window[place - before]
             place += 1
             value |= (byte & 0x7F) << shift

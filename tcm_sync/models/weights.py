@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from tcm_sync._handlers import is_of_handler
 from tcm_sync._wire.quote import quote
 from tcm_sync.errors import ModelFileError
-from tcm_sync.models.elements import MOST_DIMS, bits_of, element_name, text
+from tcm_sync.models.elements import MAX_DIMS, bits_of, element_name, text
 
-MOST_PATH = 4096  # characters of the name of an external file: Linux opens none that is longer
+MAX_PATH = 4096  # characters of the name of an external file: Linux opens none that is longer
 
 
 class Weights(NamedTuple):
@@ -88,8 +88,8 @@ def _tensors(model: Any) -> Iterator[Any]:
 
 
 def _elements(tensor: Any) -> int:
-    if len(tensor.dims) > MOST_DIMS:
-        raise ModelFileError(f"{_named(tensor)} has {len(tensor.dims):,} dimensions, more than {MOST_DIMS}")
+    if len(tensor.dims) > MAX_DIMS:
+        raise ModelFileError(f"{_named(tensor)} has {len(tensor.dims):,} dimensions, more than {MAX_DIMS}")
     if any(size < 0 for size in tensor.dims):
         raise ModelFileError(f"{_named(tensor)} has the shape {list(tensor.dims)}")
     return math.prod(tensor.dims)
@@ -97,9 +97,9 @@ def _elements(tensor: Any) -> int:
 
 def _external(tensor: Any, size: int) -> tuple[str, int]:
     """Return the external file of a tensor, and the least size that the file must have."""
-    if any(text(each.key) == "location" and len(each.value) > MOST_PATH for each in tensor.external_data):
+    if any(text(each.key) == "location" and len(each.value) > MAX_PATH for each in tensor.external_data):
         raise ModelFileError(
-            f"{_named(tensor)} is external, and names a file by over {MOST_PATH:,} characters"
+            f"{_named(tensor)} is external, and names a file by over {MAX_PATH:,} characters"
         )
     entries = {text(entry.key): text(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")

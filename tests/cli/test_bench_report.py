@@ -209,7 +209,7 @@ class Asked:
 
 
 def test_a_sample_that_fails_is_counted_and_the_next_is_taken(queue_stats, monkeypatch):
-    monkeypatch.setattr("tcm_sync.cli.timeline._SHORTEST_INTERVAL", 0.001)
+    monkeypatch.setattr("tcm_sync.cli.timeline._MIN_INTERVAL", 0.001)
     client = Asked([queue_stats(3), CallTimeoutError("too late"), queue_stats(5)])
     sampler = QueueSampler(client, 0.1)
     with sampler:

@@ -210,7 +210,7 @@ def test_who_is_alone_does_not_wait(client, recorder):
 
 
 def test_a_full_batch_leaves_at_once(client, recorder, monkeypatch):
-    monkeypatch.setattr(batching, "LONGEST", 2 * GUARD)  # its leader is woken, and does not look by itself
+    monkeypatch.setattr(batching, "MAX_STEP", 2 * GUARD)  # its leader is woken, and does not look by itself
     model = client.model("double", batch=PATIENT)
     threads, calls = busy(recorder, model)
     with threads, ThreadPoolExecutor(4) as others:

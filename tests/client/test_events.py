@@ -559,7 +559,7 @@ def test_a_listener_that_raises_is_logged_once_and_harms_nobody(manager, caplog,
 
 
 def test_no_call_waits_for_a_listener_and_what_is_too_much_is_dropped(manager, caplog, monkeypatch):
-    monkeypatch.setattr(listeners, "_MOST_WAITING", 5)
+    monkeypatch.setattr(listeners, "_MAX_WAITING", 5)
     monkeypatch.setattr(listeners, "_SLOW", 0.0)
     monkeypatch.setattr(listeners._delivery, "_has_dropped", False)  # another test may have had it logged
     go_on = threading.Event()
@@ -597,7 +597,7 @@ class Blocked(Recorder):
 
 
 def test_what_begins_and_ends_while_events_are_dropped_is_not_delivered_and_the_rest_whole(monkeypatch):
-    monkeypatch.setattr(listeners, "_MOST_WAITING", 3)
+    monkeypatch.setattr(listeners, "_MAX_WAITING", 3)
     blocked = Blocked()
     reporter = listeners.Listeners([blocked], "here:1")
     first, second, third, fourth = (Watch(reporter, "info") for _ in range(4))
@@ -642,7 +642,7 @@ def test_a_flush_that_fails_shortens_no_later_pause_and_keeps_nothing(monkeypatc
     delivery = listeners._delivery
     with monkeypatch.context() as patched:
         patched.setattr(delivery._threads, "submit", fails)
-        patched.setattr(listeners, "_MOST_WAITING", 0)
+        patched.setattr(listeners, "_MAX_WAITING", 0)
         if isinstance(error, RuntimeError):
             assert flush(GUARD)
         else:
@@ -660,7 +660,7 @@ def test_a_flush_that_fails_shortens_no_later_pause_and_keeps_nothing(monkeypatc
 
 
 def test_a_flush_that_is_not_waited_for_keeps_nothing(monkeypatch):
-    monkeypatch.setattr(listeners, "_MOST_WAITING", 3)
+    monkeypatch.setattr(listeners, "_MAX_WAITING", 3)
     blocked = Blocked()
     listeners.Listeners([blocked]).report(
         GateOpened(at=0.0, manager="m", gate="manager", gate_id=1, seconds=0.0)

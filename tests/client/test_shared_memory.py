@@ -366,7 +366,7 @@ def test_a_submitted_call_that_was_cancelled_before_its_turn_makes_no_segment(co
 
 def test_each_thread_gets_its_own_sums_under_reuse(connect, serve, ours, monkeypatch):
     """Sizes are few, so that segments go from hand to hand, and some calls fail or time out on the way."""
-    monkeypatch.setattr(arenas, "_MOST_IDLE", 3)
+    monkeypatch.setattr(arenas, "_MAX_IDLE", 3)
 
     def sometimes(arrays):
         found = weighted(arrays)

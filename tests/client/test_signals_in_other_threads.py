@@ -21,9 +21,9 @@ LONG = 100 * GUARD
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch):
     patched = [
-        monkeypatch.setattr(module, "LONGEST", 0.02)
+        monkeypatch.setattr(module, "MAX_STEP", 0.02)
         for name, module in list(sys.modules.items())
-        if name.startswith("tcm_sync.") and hasattr(module, "LONGEST")
+        if name.startswith("tcm_sync.") and hasattr(module, "MAX_STEP")
     ]
     assert len(patched) >= 6
 

@@ -258,7 +258,7 @@ class Model:
         patches = [
             *(patch.object(module, "monotonic", self.scheduler.monotonic) for module in _CLOCKED),
             # One step, so that a wait for ever is seen: steps are for signals, and there are none.
-            *(patch.object(module, "LONGEST", inf) for module in (_waiting, gate, pool)),
+            *(patch.object(module, "MAX_STEP", inf) for module in (_waiting, gate, pool)),
             *(patch.object(module, "threading", fake) for module in _LOCKING if hasattr(module, "threading")),
             *(patch.object(module, "RLock", fake.RLock) for module in _LOCKING if hasattr(module, "RLock")),
             *(patch.object(module, "log", SilentLog()) for module in (gate, opening, pool)),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Seconds that a wait lasts at least: one of less than the clock's rounding would be repeated for ever.
 LEAST = 1e-6
 #: Switches of an interleaving at most; the usual ones have a few hundred.
-MOST_SWITCHES = 20_000
+MAX_SWITCHES = 20_000
 
 
 class HangError(AssertionError):
@@ -131,7 +131,7 @@ class Scheduler:
             return
         task.ready, task.until = ready, until
         self.switches += 1
-        if self.switches > MOST_SWITCHES:
+        if self.switches > MAX_SWITCHES:
             self.fail(HangError("it does not end, though time goes by"))
         if self._pass_on(task):
             task.stop()

@@ -249,7 +249,7 @@ def gauges_of(registry):
 @pytest.mark.parametrize("most_waiting", [10_000, 0])
 def test_a_call_that_is_interrupted_at_any_moment_is_not_counted_for_ever(monkeypatch, most_waiting):
     """Beside one that goes on to wait. Each that was reported to begin is reported to end, once."""
-    monkeypatch.setattr(listeners, "_MOST_WAITING", most_waiting)
+    monkeypatch.setattr(listeners, "_MAX_WAITING", most_waiting)
     registry = CollectorRegistry()
     kept = Kept()
     blocked = Blocked()
@@ -383,7 +383,7 @@ def test_gauges_are_true_after_events_were_dropped(serve):
     gauges = (listener._in_progress, listener._waiting, listener._sockets, listener._shut)
     assert [gauge._labels for gauge in gauges] == [{}] * 4
     assert not listeners._delivery._held_back
-    assert listeners._MOST_WAITING <= waiting <= 2 * listeners._MOST_WAITING
+    assert listeners._MAX_WAITING <= waiting <= 2 * listeners._MAX_WAITING
 
 
 def scrape(port):

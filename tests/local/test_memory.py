@@ -14,7 +14,7 @@ from tcm_sync.local.stats import Counters
 
 
 def test_uuids_of_the_last_connections_are_kept(monkeypatch):
-    monkeypatch.setattr(stats, "_MOST_UUIDS", 3)
+    monkeypatch.setattr(stats, "_MAX_UUIDS", 3)
     counters = Counters()
     for number in range(5):
         counters.count_uuid(f"u{number}")
@@ -22,7 +22,7 @@ def test_uuids_of_the_last_connections_are_kept(monkeypatch):
 
 
 def test_errors_that_repeat_what_clients_send_are_counted_together_when_there_are_many(monkeypatch):
-    monkeypatch.setattr(stats, "_MOST_NACKS", 2)
+    monkeypatch.setattr(stats, "_MAX_NACKS", 2)
     counters = Counters()
     for name in ("a", "b", "c", "d", "b"):
         counters.count_nack(name)
@@ -30,7 +30,7 @@ def test_errors_that_repeat_what_clients_send_are_counted_together_when_there_ar
 
 
 def test_records_of_the_last_jobs_are_kept_also_of_those_that_end_later(monkeypatch):
-    monkeypatch.setattr(cloud, "MOST_JOBS", 2)
+    monkeypatch.setattr(cloud, "MAX_JOBS", 2)
     record = Cloud()
     numbers = [record.begin(f"u{number}", "creation") for number in range(3)]
     for number in numbers:

@@ -307,7 +307,7 @@ def test_a_connection_that_does_not_authenticate_is_closed(serve, dial, monkeypa
 
 
 def test_a_client_that_asks_and_never_reads_is_dropped_at_a_bound(serve, dial, monkeypatch):
-    monkeypatch.setattr(session, "MOST_UNREAD", 100_000)
+    monkeypatch.setattr(session, "MAX_UNREAD", 100_000)
     manager = serve(info={"much": lambda: "x" * 50_000})
     asking = dial(manager, "u")
 
@@ -323,7 +323,7 @@ def test_a_client_that_asks_and_never_reads_is_dropped_at_a_bound(serve, dial, m
 
 
 def test_a_reply_over_the_bound_is_sent_to_a_client_that_reads(serve, dial, monkeypatch):
-    monkeypatch.setattr(session, "MOST_UNREAD", 100_000)
+    monkeypatch.setattr(session, "MAX_UNREAD", 100_000)
     raw = dial(serve(info={"much": lambda: "x" * 200_000}), "u")
     for _ in range(20):
         raw.send({"uuid": "u", "type": "info", "payload": {"action": "much"}})

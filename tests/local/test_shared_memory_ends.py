@@ -50,7 +50,7 @@ def raw(manager, dial):
 def test_the_end_unlinks_all_that_was_ever_attached_and_nothing_else(
     raw, manager, segments, monkeypatch, how
 ):
-    monkeypatch.setattr(shared_memory, "MOST_REGIONS", 1)
+    monkeypatch.setattr(shared_memory, "MAX_REGIONS", 1)
     for label in ("pushed_out", "mapped", "short", "never"):
         segments.write(label, [1.0])
     use(raw, segments.reference("pushed_out", 1))

@@ -276,7 +276,7 @@ def test_a_registered_file_stays_mapped_when_it_is_unlinked_and_no_descriptor_st
 
 
 def test_the_least_recently_used_of_too_many_goes(raw, manager, segments, monkeypatch):
-    monkeypatch.setattr(shared_memory, "MOST_REGIONS", 3)
+    monkeypatch.setattr(shared_memory, "MAX_REGIONS", 3)
     for label in "abcad":
         segments.write(label, [1.0])
         assert use(raw, segments.reference(label, 1))["status"] == "COMPLETED"
@@ -289,7 +289,7 @@ def test_the_least_recently_used_of_too_many_goes(raw, manager, segments, monkey
 def test_a_transient_registration_stays_mapped_until_too_many_have_come_and_its_key_taken(
     raw, manager, segments, monkeypatch
 ):
-    monkeypatch.setattr(shared_memory, "MOST_REGIONS", 2)
+    monkeypatch.setattr(shared_memory, "MAX_REGIONS", 2)
     for label in "abc":
         segments.write(label, [1.0])
         assert use(raw, segments.reference(label, 1), manager=manager)["status"] == "COMPLETED"
@@ -300,8 +300,8 @@ def test_a_transient_registration_stays_mapped_until_too_many_have_come_and_its_
 
 
 def test_the_keys_that_stay_taken_are_not_without_number(raw, manager, segments, monkeypatch):
-    monkeypatch.setattr(regions, "MOST_UNREACHABLE", 2)
-    monkeypatch.setattr(shared_memory, "MOST_REGIONS", 1)
+    monkeypatch.setattr(regions, "MAX_UNREACHABLE", 2)
+    monkeypatch.setattr(shared_memory, "MAX_REGIONS", 1)
     for label in "abcd":
         segments.write(label, [1.0])
         assert use(raw, segments.reference(label, 1), manager=manager)["status"] == "COMPLETED"

@@ -143,12 +143,12 @@ def test_a_small_file_that_would_become_a_million_objects_does_not(tmp_path: Pat
 
 
 def test_more_parts_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strip_weights, "MOST_PARTS", 1000)
+    monkeypatch.setattr(strip_weights, "MAX_PARTS", 1000)
     refused(tmp_path, bytes([8, 10]) + field(7, b"\x0a\x00" * 1001), "more than 1,000 parts")
 
 
 def test_more_names_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strip_weights, "MOST_BYTES", 1000)
+    monkeypatch.setattr(strip_weights, "MAX_BYTES", 1000)
     inputs = [value(f"x{number}") for number in range(100)]
     refused(tmp_path, model(inputs).SerializeToString(), "over 1,000 bytes")
 
@@ -181,12 +181,12 @@ def test_an_interrupt_at_any_moment_leaves_no_descriptor(tmp_path: Path) -> None
 def test_more_small_tensors_than_any_model_has_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strip_weights, "MOST_KEPT", 1000)
+    monkeypatch.setattr(strip_weights, "MAX_KEPT", 1000)
     refused(tmp_path, bytes([8, 10]) + field(7, field(5, b"\x08\x01") * 600), "over 1,000 tensors")
 
 
 def test_more_inputs_than_any_model_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analysis, "MOST_VALUES", 50)
+    monkeypatch.setattr(analysis, "MAX_VALUES", 50)
     assert len(analyze(model([value(f"x{number}") for number in range(50)])).inputs) == 50
     inputs = [value(f"x{number}") for number in range(51)]
     refused(tmp_path, model(inputs).SerializeToString(), "more than 50 inputs")
@@ -224,7 +224,7 @@ def test_the_names_of_many_inputs_and_outputs_are_not_compared_one_by_one() -> N
 
 def test_a_list_of_numbers_in_a_node_is_not_walked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     forest = helper.make_node("TreeEnsembleRegressor", ["x"], ["y"], nodes_values=[0.5] * 100_000)
-    monkeypatch.setattr(strip_weights, "MOST_PARTS", 100)
+    monkeypatch.setattr(strip_weights, "MAX_PARTS", 100)
     assert analyze(model(nodes=[forest]).SerializeToString()).parameters == 0
 
 

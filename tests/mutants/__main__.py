@@ -1,7 +1,7 @@
 """Runs the tests against bugs made on purpose, each in a copy of the tree: `python -m tests.mutants --help`.
 
 The exit status is 1 if a planted bug survives or its patch does not apply, or if fewer of the drawn mutants
-are killed than `LEAST_KILLED`, those listed as equivalent not counted.
+are killed than `MIN_KILLED`, those listed as equivalent not counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Mutant = drawn.Drawn | planted.Planted
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST_KILLED = 0.85
+MIN_KILLED = 0.85
 #: Seconds for the test files of one mutant.
 ONE_MUTANT = 60.0
 
@@ -142,7 +142,7 @@ def _summary(outcomes: dict[Mutant, Outcome], at_random: bool) -> int:
     print(
         f"{counts[KILLED] / judged:.1%} of those that are not equivalent are killed" if judged else "none ran"
     )
-    return 1 if judged and counts[KILLED] < LEAST_KILLED * judged else 0
+    return 1 if judged and counts[KILLED] < MIN_KILLED * judged else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "_build", "build", "dist")
 #: KiB of address space: a changed loop may ask for memory without an end.
-MOST_MEMORY = 6_000_000
+MAX_MEMORY = 6_000_000
 #: Seconds for one test before pytest-timeout fails it: the longest takes a tenth of that.
 ONE_TEST = 20
 
@@ -109,7 +109,7 @@ class Copy:
     def _pytest(self, arguments: Sequence[str], seconds: float) -> tuple[int | None, str]:
         """Run pytest in the copy; its exit status, None if it took too long, and what it printed."""
         pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--timeout={ONE_TEST}"]
-        limited = ["sh", "-c", f'ulimit -v {MOST_MEMORY}; exec "$@"', "sh", *pytest, *arguments]
+        limited = ["sh", "-c", f'ulimit -v {MAX_MEMORY}; exec "$@"', "sh", *pytest, *arguments]
         with subprocess.Popen(
             limited,
             cwd=self.folder,

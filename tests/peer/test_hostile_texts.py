@@ -18,13 +18,13 @@ from ..helpers.scripted_peer import ScriptedPeer
 
 SHORT = "a\nWARNING forged\r\x1b[31m\x00\x85\u2028\u202e"
 HOSTILE = SHORT + "x" * 100_000
-LONGEST = 1_500  # characters of a line: several quotations and the text around them
+MAX_STEP = 1_500  # characters of a line: several quotations and the text around them
 
 
 def assert_fit(text):
     """Check that a text is one line of printable characters, and not longer than a screen shows."""
     assert text.isprintable(), ascii(text[:2_000])
-    assert len(text) <= LONGEST, text[:2_000]
+    assert len(text) <= MAX_STEP, text[:2_000]
 
 
 def instead_of_a_handshake(answer):

@@ -163,7 +163,7 @@ def test_a_new_epoch_unlinks_a_callers_too_if_a_server_registered_it(arena):
 
 
 def test_of_too_many_idle_ones_the_least_recently_used_are_unlinked(arena, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_IDLE", 3)
+    monkeypatch.setattr(module, "_MAX_IDLE", 3)
     first = used(arena, size=1)
     names = [used(arena, size=size) for size in (2, 3)]
     assert used(arena, size=1) == first
@@ -183,7 +183,7 @@ def test_of_too_many_idle_bytes_the_least_recently_used_are_unlinked(make):
 
 
 def test_what_is_acquired_is_not_among_the_idle(arena, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_IDLE", 1)
+    monkeypatch.setattr(module, "_MAX_IDLE", 1)
     lent = [arena.acquire(A, 100, 0) for _ in range(4)]
     assert ours() == {segment.name for segment in lent}
 
@@ -244,7 +244,7 @@ def test_threads_that_lend_at_once_do_not_pass_the_budget_together(make, monkeyp
 
 
 def test_a_server_keeps_so_many_and_forgets_the_least_recently_used(arena, monkeypatch):
-    monkeypatch.setattr(module, "_MOST_REGISTERED", 3)
+    monkeypatch.setattr(module, "_MAX_REGISTERED", 3)
     used(arena, size=1)
     used(arena, size=10)
     used(arena, size=1)
@@ -542,8 +542,8 @@ def test_a_forked_child_unlinks_nothing_whatever_it_does(arena):
 
 def test_each_has_its_own_under_reuse_and_everything_is_accounted_for(make, monkeypatch):
     """Segments are filled, given time to be spoilt by somebody else, and read again."""
-    monkeypatch.setattr(module, "_MOST_IDLE", 6)
-    monkeypatch.setattr(module, "_MOST_REGISTERED", 8)
+    monkeypatch.setattr(module, "_MAX_IDLE", 6)
+    monkeypatch.setattr(module, "_MAX_REGISTERED", 8)
     arena = make()
     rounds, before = 400, sys.getswitchinterval()
     sys.setswitchinterval(1e-5)

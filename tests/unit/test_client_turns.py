@@ -33,7 +33,7 @@ def test_each_tenant_has_turns_of_its_own(turns):
 
 
 def test_a_client_of_many_tenants_keeps_the_turns_of_the_last_ones(turns, monkeypatch):
-    monkeypatch.setattr(client_turns, "_MOST_TENANTS", 3)
+    monkeypatch.setattr(client_turns, "_MAX_TENANTS", 3)
     for tenant in "abcdef":
         turns.join(connection(tenant))
         assert len(turns.by_tenant) <= 3

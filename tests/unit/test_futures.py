@@ -96,7 +96,7 @@ def test_it_is_one_of_the_standard_library_s():
 
 @pytest.mark.parametrize("use", ["cancel", "set_result", "set_exception"])
 def test_another_thread_that_waits_learns_of_its_end_though_that_was_interrupted(use, monkeypatch):
-    monkeypatch.setattr(_futures, "LONGEST", 0.001)
+    monkeypatch.setattr(_futures, "MAX_STEP", 0.001)
     for moment in itertools.count(1):
         future, begun, interrupt = Future(), threading.Event(), InterruptAt(moment, FUTURES)
 

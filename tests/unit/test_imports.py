@@ -26,9 +26,9 @@ graph = _load()
 LAYERS = (
     {"_deadline", "_handlers", "_ttl_cache", "_waiting"},
     {"_locks", "_numbers"},
-    {"_futures", "_texts", "_secrets"},
+    {"_texts", "_secrets"},
     {"_tables", "_tracebacks"},
-    {"_base_error"},
+    {"_base_error", "_futures"},
     {"errors"},
     {"_process", "_reentry"},
     {"_threads"},

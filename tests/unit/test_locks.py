@@ -153,7 +153,7 @@ def test_an_event_can_be_set_and_waited_for_whenever_its_use_was_interrupted(use
 
 def test_an_event_wakes_those_that_still_wait_when_one_was_interrupted_in_between(monkeypatch):
     event = OnceEvent()
-    monkeypatch.setattr(_locks, "LONGEST", 0.01)
+    monkeypatch.setattr(_locks, "MAX_STEP", 0.01)
     event.set()
     assert event._wakes.acquire(blocking=False)  # by one that was interrupted before it could wake the next
     assert event.wait(GUARD)

@@ -104,7 +104,7 @@ def test_a_handler_that_raises_costs_nothing_but_its_line(attach, capsys, queued
 
 
 def test_a_handler_that_is_slow_delays_nobody_and_what_is_dropped_is_counted(attach, monkeypatch):
-    monkeypatch.setattr(_logs, "_MOST_WAITING", 3)
+    monkeypatch.setattr(_logs, "_MAX_WAITING", 3)
     let, blocked = threading.Event(), threading.Event()
 
     def block():

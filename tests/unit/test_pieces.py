@@ -161,7 +161,7 @@ def test_ragged_lists_are_found_early(rows: list[Any], monkeypatch: pytest.Monke
 @pytest.mark.parametrize("count", [7, 300, 70_000])
 @pytest.mark.parametrize("shape", [(3, 2, 2), (4, 40, 1), (300, 1, 1), (0,), (1, 0), (3, 0), (2, 3, 0)])
 def test_any_number_of_blanks_may_be_anywhere(count, shape, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_LONGEST", 5_000)
+    monkeypatch.setattr(pieces, "_MAX_UNIT_BYTES", 5_000)
     array = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
     tokens = re.findall(r"\d+|.", json.dumps(array.tolist(), separators=(",", ":")))
     last = len(tokens)
@@ -173,7 +173,7 @@ def test_any_number_of_blanks_may_be_anywhere(count, shape, monkeypatch: pytest.
 
 
 def test_a_number_without_an_end_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_LONGEST", 5_000)
+    monkeypatch.setattr(pieces, "_MAX_UNIT_BYTES", 5_000)
     counted = Counted(monkeypatch)
     for more in ("1" * 10_000, "1" * 5_000 + " " * 10_000 + "1" * 5_000):
         assert read(f"[{'1,' * 200}{more}]", 1, "i") is None

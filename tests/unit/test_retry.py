@@ -452,9 +452,9 @@ def test_each_failure_that_is_repeated_is_reported_and_the_last_one_is_not(clock
 def test_what_is_sent_once_is_repeated_only_if_it_did_not_run(clock):
     """An idempotent call may run twice; this one may not."""
     unsent = failure(ConnectionLostError)
-    assert Call(clock, unsent, once=True).run() == "result"
+    assert Call(clock, unsent, at_most_once=True).run() == "result"
     for ran in (lost(), failure(), failure(ShuttingDownError, outcome_unknown=True)):
-        assert Call(clock, ran, once=True).fails() is ran
+        assert Call(clock, ran, at_most_once=True).fails() is ran
 
 
 def test_a_call_inside_another_one_of_its_thread_is_refused_and_one_after_it_is_not():

@@ -162,7 +162,7 @@ def test_texts_that_are_all_different_are_not_remembered(monkeypatch):
     array = read([f"{number}" for number in range(100)] + ["0"] * 5_000, 1)
     assert array[0] == array[-1] == "0"
     assert array[-1] is not array[-1_000]
-    monkeypatch.setattr(text_pieces, "_MOST", 20)
+    monkeypatch.setattr(text_pieces, "_MAX_REMEMBERED", 20)
     array = read(["0"] * 5_000 + [f"{number}" for number in range(100)] + ["0"] * 5_000, 1)
     assert array[0] is array[4_000]
     assert array[-1] is not array[0]

@@ -27,8 +27,8 @@ from tcm_sync._pool import turn_file
 from tcm_sync._pool.turn_file import (
     FILE,
     MAGIC,
-    MOST_PROCESSES,
-    MOST_TURNS,
+    MAX_PROCESSES,
+    MAX_TURNS,
     SIZE,
     TableBusyError,
     TableDeletedError,
@@ -199,10 +199,10 @@ def test_who_is_further_back_asks_later(older, pause):
 
 def test_a_thousand_processes_fit_and_one_more_goes_without(folder, clock):
     table = Table(folder, clock)
-    for owner in range(1, MOST_PROCESSES + 1):
+    for owner in range(1, MAX_PROCESSES + 1):
         claim(table, owner, clock.now, turns=1)
     with pytest.raises(TableError, match="full"):
-        claim(table, MOST_PROCESSES + 1, clock.now, turns=1)
+        claim(table, MAX_PROCESSES + 1, clock.now, turns=1)
     clock.now += 20 * 10**9  # all of them are gone, and the next one reads no more than there is
     assert claim(table, 1, clock.now).others == 0
     read = os.pread(table._file._descriptor, 8, turn_file._USED_AT)
@@ -211,7 +211,7 @@ def test_a_thousand_processes_fit_and_one_more_goes_without(folder, clock):
 
 
 def test_more_turns_than_there_is_room_for(table, clock):
-    for number in range(MOST_TURNS):
+    for number in range(MAX_TURNS):
         assert claim(table, 1, clock.now, turns=10**6).slot == number
     with pytest.raises(TableError, match="full"):
         claim(table, 1, clock.now, turns=10**6)
@@ -246,7 +246,7 @@ def test_a_file_that_is_cut_short_is_an_error_and_is_made_again_when_opened_agai
     again.close()
 
 
-@pytest.mark.parametrize("used", [(MOST_PROCESSES + 1, 0), (0, MOST_TURNS + 1), (2**32 - 1, 2**32 - 1)])
+@pytest.mark.parametrize("used", [(MAX_PROCESSES + 1, 0), (0, MAX_TURNS + 1), (2**32 - 1, 2**32 - 1)])
 def test_counts_beyond_the_room_are_damage(table, folder, clock, used):
     mangle(folder, turn_file._USED_AT, struct.pack("<II", *used))
     with pytest.raises(TableError, match="damaged"):
