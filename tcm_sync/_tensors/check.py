@@ -231,7 +231,7 @@ def _shape_faults(
     if spec.dims is None:
         return []
     forms = possible_shapes(signature, spec, sample=sample)
-    if will_be_cut and rows_of_a_message(signature) is not None:
+    if will_be_cut and spec.dims and spec.dims[0] == rows_of_a_message(signature):
         forms = [(-1, *form[1:]) for form in forms]
     if not forms:
         return [f"samples are stacked, and dimension 0 can only be {(spec.dims or (1,))[0]}"]

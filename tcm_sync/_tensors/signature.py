@@ -259,14 +259,15 @@ def possible_shapes(
 
 
 def rows_of_a_message(signature: ModelSignature) -> int | None:
-    """Return how many rows a message must have, if the first dimension of the inputs says so.
+    """Return how many rows a message must have, if the first dimension of the required inputs says so.
 
     That is so for a model file that was exported with a fixed batch size, often 1.
     """
     if signature.batch_axis is not False:
         return None
-    sizes = {spec.dims[0] for spec in signature.inputs if spec.dims} - {-1}
-    return sizes.pop() if len(sizes) == 1 else None
+    sizes = {spec.dims[0] for spec in signature.inputs if spec.dims and not spec.optional} - {-1}
+    size = sizes.pop() if len(sizes) == 1 else 0
+    return size or None
 
 
 def _checked_dims(name: str, dims: Sequence[int]) -> tuple[int, ...]:

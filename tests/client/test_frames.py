@@ -521,6 +521,29 @@ def test_a_model_with_a_fixed_first_dimension_gets_messages_of_that_size(serve, 
     assert shapes == [(size, *dims[1:])] * (2 * 6 // size)
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [TensorSpec("a", "INT64", (0,))],
+        [TensorSpec("a", "INT64", ())],
+        [TensorSpec("a", "INT64", (2,)), TensorSpec("b", "INT64", (3,))],
+        [TensorSpec("a", "INT64", (2,)), TensorSpec("b", "INT64", (3,), optional=True)],
+    ],
+    ids=str,
+)
+def test_inputs_of_which_no_number_of_rows_fits_all_are_refused(client, inputs):
+    model = client.model("echo", signature=signature(*inputs, batch_axis=False))
+    with pytest.raises(InputError, match="do not fit the model's signature"):
+        model.infer_chunked({spec.name: np.arange(6) for spec in inputs})
+    assert client.stats().messages_sent == 0
+
+
+def test_an_optional_input_that_is_not_given_fixes_no_number_of_rows(client):
+    inputs = TensorSpec("a", "INT64", (2,)), TensorSpec("b", "INT64", (3,), optional=True)
+    model = client.model("echo", signature=signature(*inputs, batch_axis=False))
+    assert model.infer_chunked({"a": np.arange(6)})["a"].tolist() == list(range(6))
+
+
 def test_a_matrix_with_a_fixed_first_dimension_takes_all_columns_of_so_many_rows(client):
     model = client.model("linear", signature=signature(TensorSpec("x", "INT64", (1, 2)), batch_axis=False))
     made = model.infer_frame(pd.DataFrame({"a": [1, 2, 3], "b": [4, 5, 6]}, index=[7, 8, 9]))
