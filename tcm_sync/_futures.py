@@ -32,13 +32,14 @@ class Future(concurrent.futures.Future[Result]):
     def cancel(self) -> bool:
         """Cancel it, unless it runs or is done; return whether it is cancelled.
 
-        `concurrent.futures.wait` and `as_completed` have it at once: no thread will take it up and notify
-        them, as those of an executor do.
+        `concurrent.futures.wait` and `as_completed` are notified here, after its callbacks: no thread will
+        take it up and notify them, as those of an executor do.
         """
-        cancelled = super().cancel()
-        if cancelled:
-            self.set_running_or_notify_cancel()
-        return cancelled
+        try:
+            return super().cancel()
+        finally:
+            if self.cancelled():
+                self.set_running_or_notify_cancel()
 
     def set_running_or_notify_cancel(self) -> bool:
         """Begin it; return False if it was cancelled."""

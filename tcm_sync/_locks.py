@@ -56,7 +56,7 @@ class Condition(threading.Condition):
         self._entered = RLock()
         super().__init__(self._entered)
 
-    # Properties are looked up before the lock is taken, and again none of Python's functions is called.
+    # A property is looked up before the lock is taken. Leaving calls the lock's `__exit__`, which is in C.
     __enter__ = property(attrgetter("_entered.__enter__"))
     __exit__ = property(attrgetter("_entered.__exit__"))
 

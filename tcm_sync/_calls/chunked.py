@@ -115,7 +115,7 @@ def _tasks(core: Core, job: Job) -> Iterator[Callable[[], list[Part]] | TcmError
 
 def _send_rows(core: Core, job: Job, start: int, stop: int, prepared: Pieces | Shareable) -> list[Part]:
     """Have some rows inferred, in smaller messages if they are more than manager or model take."""
-    most = core.row_limits.rows(job.target, job.row_bytes)
+    most = None if job.is_fixed else core.row_limits.rows(job.target, job.row_bytes)
     if (most is None or stop - start <= most) and still_fits(core, job, prepared):
         job.running.append(start)
         try:
@@ -125,7 +125,10 @@ def _send_rows(core: Core, job: Job, start: int, stop: int, prepared: Pieces | S
         except TcmError as error:
             if not error.outcome_unknown:
                 job.running.pop()
-            most = core.row_limits.learn(job.target, error, stop - start, job.row_bytes, job.options.policy)
+            if not job.is_fixed:
+                most = core.row_limits.learn(
+                    job.target, error, stop - start, job.row_bytes, job.options.policy
+                )
             if most is None and not (stop - start > 1 and job.stops_sharing(prepared, error)):
                 name_rows(error, start, stop)
                 raise

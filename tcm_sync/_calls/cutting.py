@@ -45,7 +45,9 @@ class Job:
         self.options = options
         self.take = take  # the rows from one number up to another, from any thread
         self.length = length
-        self.rows = _rows_of_each(rows, signature, length)  # as the caller wants it, or the model
+        fixed = None if signature is None else rows_of_a_message(signature)
+        self.is_fixed = fixed is not None  # whether the model takes no other number of rows
+        self.rows = rows if fixed is None else _checked_fixed(fixed, rows, length)  # of each message, if set
         self.most = None if signature is None else signature.max_batch_size
         self.target = (options.route, options.model_name)
         self.row_bytes = max(1, row_bytes)
@@ -85,8 +87,7 @@ def cuts(core: Core, job: Job, start: int, stop: int, most: int | None) -> Itera
     """
     fitting: int | None = None  # how many rows fit a message as JSON, once that is known
     while start < stop:
-        bounds = (stop - start, most, job.rows, job.most, core.row_limits.rows(job.target, job.row_bytes))
-        end = start + min(bound for bound in bounds if bound is not None)
+        end = start + _most_rows(core, job, stop - start, most)
         shared = _shared_cut(core, job, start, end)
         if shared is not None:
             yield shared
@@ -98,6 +99,14 @@ def cuts(core: Core, job: Job, start: int, stop: int, most: int | None) -> Itera
         yield start, end, payload
         fitting = _likely_rows(core, end - start, payload)
         start = end
+
+
+def _most_rows(core: Core, job: Job, left: int, most: int | None) -> int:
+    """Return how many of the rows that are left the next message may have."""
+    if job.is_fixed and job.rows is not None:
+        return job.rows
+    bounds = (left, most, job.rows, job.most, core.row_limits.rows(job.target, job.row_bytes))
+    return min(bound for bound in bounds if bound is not None)
 
 
 def still_fits(core: Core, job: Job, prepared: Pieces | Shareable) -> bool:
@@ -112,11 +121,8 @@ def name_rows(error: TcmError, start: int, stop: int) -> None:
     error.args = (f"rows {start:,} to {stop - 1:,}: {error.message}",)
 
 
-def _rows_of_each(rows: int | None, signature: ModelSignature | None, length: int) -> int | None:
-    """Return how many rows each message must have, None if that is open, or raise an InputError."""
-    fixed = None if signature is None else rows_of_a_message(signature)
-    if fixed is None:
-        return rows
+def _checked_fixed(fixed: int, rows: int | None, length: int) -> int:
+    """Return how many rows the model takes in each message, or raise an InputError if that cannot be."""
     if rows not in (None, fixed):
         raise InputError(f"rows is {rows}, and the model takes exactly {fixed} at a time")
     if length % fixed:

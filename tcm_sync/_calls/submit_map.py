@@ -130,8 +130,8 @@ def outcomes_of(
                 del future
             if not waiting:
                 return
-            index = next(iter(waiting)) if ordered else _next_of(done)
-            yield index, _outcome(waiting.pop(index))
+            index = next(iter(waiting)) if ordered else _next_of(done, workers)
+            yield index, _outcome(waiting.pop(index), workers)
     finally:
         try:
             _stop(workers)
@@ -153,15 +153,17 @@ def _failed(error: TcmError) -> Future[Any]:
     return future
 
 
-def _next_of(done: SimpleQueue[int]) -> int:
+def _next_of(done: SimpleQueue[int], workers: Workers) -> int:
     while True:
         try:
             return done.get(timeout=MAX_STEP)
         except Empty:
-            continue
+            workers.check_process()  # a signal handler may have forked
 
 
-def _outcome(future: Future[Any]) -> Any:
+def _outcome(future: Future[Any], workers: Workers) -> Any:
+    while not future.wait(MAX_STEP):
+        workers.check_process()
     error = future.exception()  # not raised: its traceback would have this frame, and the future in it
     return error if isinstance(error, TcmError) else future.result()
 

@@ -81,7 +81,7 @@ class Workers:
     def close(self) -> None:
         """End all that waits with `ClientClosedError`, and the threads once what they do is done."""
         for future in cast("list[Future[Any]]", self._threads.stop()):
-            with suppress(InvalidStateError):  # it was cancelled, or another thread ends it
+            with suppress(InvalidStateError):  # cancelled, or ended by another `close`
                 future.set_exception(
                     ClientClosedError("the client was closed while the call waited its turn")
                 )

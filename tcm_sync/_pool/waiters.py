@@ -86,7 +86,7 @@ class WaitQueue(deque[Waiter]):
             self.pop().resolve(None, copy_for_call(cause))
 
     def fail_short_waits(self, cause: TcmError, seconds: float, *, fail_fast: bool = False) -> None:
-        """End the waiting of those who cannot wait so long, or are fail_fast; with `math.inf`, of all."""
+        """End the waiting of those who cannot wait so long, or asked not to wait; with `math.inf`, of all."""
         for waiter in list(self):
             left = waiter.deadline.remaining()
             waits_for_none = not waiter.waits_for_manager or (fail_fast and waiter.fail_fast)

@@ -267,7 +267,7 @@ def rows_of_a_message(signature: ModelSignature) -> int | None:
         return None
     sizes = {spec.dims[0] for spec in signature.inputs if spec.dims and not spec.optional} - {-1}
     size = sizes.pop() if len(sizes) == 1 else 0
-    return size or None
+    return size if size > 0 else None
 
 
 def _checked_dims(name: str, dims: Sequence[int]) -> tuple[int, ...]:

@@ -350,6 +350,37 @@ def test_a_map_that_was_begun_before_a_fork_continues_in_the_parent_alone(serve,
 
 
 @forks
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_map_that_waits_when_a_signal_handler_forks_ends_in_the_child(serve, client_of, gated, ordered):
+    results = client_of(serve()).map("gated", [{"x": [number]} for number in range(3)], ordered=ordered)
+    gated.open(0)
+    next(results)
+    pids, ended = [], []
+    before = signal.signal(signal.SIGALRM, lambda *_: pids.append(os.fork()))
+    opening = threading.Thread(target=lambda: (wait_until(lambda: pids, "a fork"), gated.open_all()))
+    opening.start()
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        rest = list(results)
+    except ConnectionLostError:
+        os._exit(7)
+    finally:
+        if pids == [0]:
+            os._exit(8)
+        signal.signal(signal.SIGALRM, before)
+        opening.join()
+    try:
+        wait_until(lambda: ended.append(os.waitpid(pids[0], os.WNOHANG)[1]) or ended[-1], "the child's end")
+    except BaseException:
+        os.kill(pids[0], signal.SIGKILL)
+        os.waitpid(pids[0], 0)
+        raise
+    assert len(rest) == 2
+    assert os.waitstatus_to_exitcode(ended[-1]) == 7
+
+
+@forks
 def test_a_socket_that_is_being_opened_stays_with_the_parent(client_of):
     forked = threading.Event()
 

@@ -14,7 +14,16 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from tcm_sync import InferenceError, InferResult, InputError, ModelSignature, Route, TcmClient, TensorSpec
+from tcm_sync import (
+    InferenceError,
+    InferResult,
+    InputError,
+    ModelSignature,
+    Route,
+    TcmClient,
+    TcmError,
+    TensorSpec,
+)
 from tcm_sync._calls import frames
 from tcm_sync.local import ModelFailure
 
@@ -525,6 +534,7 @@ def test_a_model_with_a_fixed_first_dimension_gets_messages_of_that_size(serve, 
     "inputs",
     [
         [TensorSpec("a", "INT64", (0,))],
+        [TensorSpec("a", "INT64", (-2,))],
         [TensorSpec("a", "INT64", ())],
         [TensorSpec("a", "INT64", (2,)), TensorSpec("b", "INT64", (3,))],
         [TensorSpec("a", "INT64", (2,)), TensorSpec("b", "INT64", (3,), optional=True)],
@@ -536,6 +546,22 @@ def test_inputs_of_which_no_number_of_rows_fits_all_are_refused(client, inputs):
     with pytest.raises(InputError, match="do not fit the model's signature"):
         model.infer_chunked({spec.name: np.arange(6) for spec in inputs})
     assert client.stats().messages_sent == 0
+
+
+def test_no_message_of_a_fixed_size_is_cut_smaller_whatever_is_refused(serve, client_of):
+    sizes = []
+
+    def strict(arrays):
+        sizes.append(len(arrays["a"]))
+        return {"y": np.zeros((len(arrays["a"]), 10_000))}
+
+    manager = serve({"strict": strict})
+    client = client_of(manager, max_reply_bytes=100_000)
+    fixed = signature(TensorSpec("a", "INT64", (8,)), batch_axis=False, max_batch_size=4)
+    for _ in range(2):
+        with pytest.raises(TcmError, match=r"rows 0 to 7: .*max_reply_bytes"):
+            client.model("strict", signature=fixed).infer_chunked({"a": np.arange(16)}, concurrency=1)
+    assert set(sizes) == {8}
 
 
 def test_an_optional_input_that_is_not_given_fixes_no_number_of_rows(client):

@@ -71,6 +71,17 @@ def test_another_thread_can_end_it_whenever_its_use_was_interrupted(use):
     assert moment > 2, "there was hardly anything to interrupt"
 
 
+def test_a_cancelled_one_is_reported_though_a_callback_was_interrupted():
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    future = Future()
+    future.add_done_callback(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        future.cancel()
+    assert concurrent.futures.wait([future], GUARD).done == {future}
+
+
 def test_it_is_waited_for_as_long_as_was_said():
     future = Future()
     assert not future.wait(0.0)
